@@ -1,0 +1,276 @@
+"""The configuration: frozen dataclasses with their checks, built by Python functions and overridden by typed flags.
+
+A recipe is a function without arguments in a file, named `file.py:function`, that returns a `Config`.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration: one line that says what was wrong, what was given and what to change."""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "synthetic"]
+OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
+LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
+PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
+Blend = Literal["paper", "unit_norm"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples, how many at once, and how they are augmented."""
+
+    name: DatasetName = "digits"
+    root: str = "data"
+    """Folder that holds one folder for each data set (`gnp-scale data download` fills it)."""
+    batch_size: int = 128
+    """Examples of a training step, over all devices."""
+    eval_batch_size: int = 512
+    crop_padding: int = 0
+    """Pixels of reflected border from which a random crop of the image's size is taken."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    mixup: float = 0.0
+    """Parameter of the Beta distribution of mixup's weight (arXiv 1710.09412); 0 is off."""
+    cutmix: float = 0.0
+    """Parameter of the Beta distribution of CutMix's area (arXiv 1905.04899); 0 is off."""
+    num_threads: int = 2
+    """Threads that read and decode on each process."""
+    prefetch_steps: int = 4
+    """Batches that are read ahead."""
+    synthetic_num_examples: int = 1024
+    synthetic_image_size: int = 32
+    synthetic_num_classes: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "num_threads", "prefetch_steps", "synthetic_num_examples"):
+            value = getattr(self, name)
+            check(value >= 1, f"data.{name} is {value}: it must be at least 1")
+        for name in ("crop_padding", "mixup", "cutmix"):
+            value = getattr(self, name)
+            check(value >= 0, f"data.{name} is {value}: it must not be negative")
+        check(not (self.mixup and self.cutmix), "data.mixup and data.cutmix are both on: set one of them to 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network, and how it computes."""
+
+    name: str = "vit_ti"
+    """A name of `gnp_scale.models.zoo`."""
+    patch_size: int = 16
+    pool: Literal["average", "token"] = "average"
+    """What a vision transformer classifies: the average over tokens or a class token."""
+    stem: Literal["cifar", "imagenet"] = "imagenet"
+    """How a ResNet begins: 3x3 convolution, or 7x7 with stride and max-pooling."""
+    depth: int | None = None
+    """Number of transformer blocks, where it is not the one of the name."""
+    width: int | None = None
+    """Channels of a transformer, where they are not those of the name."""
+    num_heads: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    """Probability that the last block is dropped; it rises linearly from 0 at the first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; the parameters are float32."""
+    remat: bool = False
+    """Compute activations of each transformer block again in the backward pass instead of keeping them."""
+    scan_layers: bool = False
+    """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
+    num_bn_groups: int = 1
+    """Groups of consecutive examples of the global batch, each with batch statistics of its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "num_bn_groups"):
+            value = getattr(self, name)
+            check(value >= 1, f"model.{name} is {value}: it must be at least 1")
+        for name in ("dropout", "drop_path"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"model.{name} is {value}: it must be in [0, 1)")
+        for name in ("depth", "width", "num_heads"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"model.{name} is {value}: it must be at least 1, or None")
+
+
+@dataclass(frozen=True)
+class GnpConfig:
+    """The penalty on the gradient norm (`docs/method.md`)."""
+
+    r: float = 0.05
+    """Radius of the perturbation."""
+    alpha: float | None = 0.8
+    """Weight of the perturbed gradient; 0 is plain training, 1 is SAM."""
+    lam: float | None = None
+    """Strength of the penalty, lambda = alpha * r; given instead of alpha."""
+    blend: Blend = "paper"
+    r_schedule: PenaltySchedule = "constant"
+    alpha_schedule: PenaltySchedule = "constant"
+    warmup_steps: int = 0
+    """Length of the linear warm-up of r or alpha."""
+
+    def __post_init__(self) -> None:
+        check(self.r >= 0, f"gnp.r is {self.r}: a radius must not be negative")
+        check(
+            (self.alpha is None) != (self.lam is None),
+            f"gnp.alpha is {self.alpha} and gnp.lam is {self.lam}: give one of them and set the other to None",
+        )
+        warms_up = "warmup" in (self.r_schedule, self.alpha_schedule)
+        check(
+            warms_up == (self.warmup_steps > 0),
+            f"gnp.warmup_steps is {self.warmup_steps} with schedules {self.r_schedule} of r and "
+            f"{self.alpha_schedule} of alpha: a warm-up needs both a schedule named warmup and a number of steps",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The base optimizer, which takes the penalised gradient."""
+
+    name: OptimizerName = "sgd"
+    learning_rate: float = 0.1
+    """The highest rate, reached at the end of the warm-up."""
+    schedule: LearningRateSchedule = "cosine"
+    warmup_steps: int = 0
+    end_learning_rate: float = 0.0
+    step_boundaries: tuple[float, ...] = (0.3, 0.6, 0.8)
+    """Fractions of the run at which the schedule `step` multiplies the rate by `step_factor`."""
+    step_factor: float = 0.2
+    momentum: float = 0.9
+    nesterov: bool = True
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled decay of the parameters, times the learning rate."""
+    l2_in_loss: float = 0.0
+    """Factor of half the squared norm of the decayed parameters, added to the loss (so it enters both gradients)."""
+    decay_norm_and_bias: bool = False
+    """Let decay act on scales and biases too."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient that the optimizer sees."""
+
+    def __post_init__(self) -> None:
+        check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}: it must be positive")
+        check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: it must not be negative")
+        for name in ("weight_decay", "l2_in_loss", "end_learning_rate"):
+            value = getattr(self, name)
+            check(value >= 0, f"optim.{name} is {value}: it must not be negative")
+        for name in ("momentum", "b1", "b2"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optim.{name} is {value}: it must be in [0, 1)")
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optim.clip_norm is {self.clip_norm}: it must be positive, or None",
+        )
+        increasing = all(a < b for a, b in zip((0.0, *self.step_boundaries), (*self.step_boundaries, 1.0), strict=True))
+        check(
+            increasing, f"optim.step_boundaries is {self.step_boundaries}: give increasing fractions between 0 and 1"
+        )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 stands for all devices that the other axes leave."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.replica, self.fsdp, self.tensor)
+        check(
+            all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
+            f"mesh is replica {self.replica}, fsdp {self.fsdp}, tensor {self.tensor}: "
+            "each must be at least 1, and at most one may be -1",
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, from which seed, and what is reported when."""
+
+    num_steps: int = 1000
+    seed: int = 0
+    label_smoothing: float = 0.0
+    """Probability mass spread evenly over the classes in the training loss; evaluation never smooths."""
+    ema_decay: float | None = None
+    """Decay per step of a moving average of the parameters, which is then what is evaluated."""
+    log_every_steps: int = 10
+    eval_every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "log_every_steps", "eval_every_steps"):
+            value = getattr(self, name)
+            check(value >= 1, f"train.{name} is {value}: it must be at least 1")
+        check(self.seed >= 0, f"train.seed is {self.seed}: it must not be negative")
+        check(
+            0 <= self.label_smoothing < 1,
+            f"train.label_smoothing is {self.label_smoothing}: it must be in [0, 1)",
+        )
+        check(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"train.ema_decay is {self.ema_decay}: it must be between 0 and 1, or None",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved, and which saved states are kept."""
+
+    every_steps: int | None = 1000
+    every_minutes: float | None = None
+    """Save as well when this long has passed since the last save."""
+    keep_last: int = 2
+    keep_every_steps: int | None = None
+    """Milestones: checkpoints of steps divisible by this are never deleted."""
+    keep_best: int = 1
+    """Checkpoints kept for their `best_metric`."""
+    best_metric: str = "eval/top1"
+    best_mode: Literal["max", "min"] = "max"
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_minutes", "keep_every_steps"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"checkpoint.{name} is {value}: it must be positive, or None")
+        check(self.keep_last >= 1, f"checkpoint.keep_last is {self.keep_last}: it must be at least 1")
+        check(self.keep_best >= 0, f"checkpoint.keep_best is {self.keep_best}: it must not be negative")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on, apart from the machine."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    gnp: GnpConfig = field(default_factory=GnpConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        longest = max(self.optim.warmup_steps, self.gnp.warmup_steps)
+        check(
+            longest <= self.train.num_steps,
+            f"a warm-up of {longest} steps does not fit train.num_steps {self.train.num_steps}: shorten it",
+        )
+        check(
+            self.data.batch_size % self.model.num_bn_groups == 0,
+            f"data.batch_size {self.data.batch_size} is not divisible by model.num_bn_groups "
+            f"{self.model.num_bn_groups}: change one of them",
+        )
