@@ -1,17 +1,11 @@
 """The configuration: frozen dataclasses with their checks, built by Python functions and overridden by typed flags.
 
-A recipe is a function without arguments in a file, named `file.py:function`, that returns a `Config`.
+A recipe is a function without arguments in a file, named `file.py:function`, that returns a `Config`; `recipe.py`
+loads it, applies the flags, and writes and reads configurations as JSON.
 """
 
-import dataclasses
-import difflib
-import importlib.util
-import json
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 
 class ConfigError(ValueError):
@@ -147,14 +141,20 @@ class OptimConfig:
     schedule: LearningRateSchedule = "cosine"
     warmup_steps: int = 0
     end_learning_rate: float = 0.0
+    """Where the schedules `cosine` and `linear` end."""
     step_boundaries: tuple[float, ...] = (0.3, 0.6, 0.8)
     """Fractions of the run at which the schedule `step` multiplies the rate by `step_factor`."""
     step_factor: float = 0.2
     momentum: float = 0.9
+    """Of sgd and lars."""
     nesterov: bool = True
+    """Of sgd."""
     b1: float = 0.9
+    """Decay of the first moment in adamw and lamb; weight of the moment in a step of lion."""
     b2: float = 0.999
+    """Decay of the second moment in adamw and lamb, and of the moment in lion (0.99 in its paper)."""
     eps: float = 1e-8
+    """Added to the root of the second moment in adamw and lamb."""
     weight_decay: float = 0.0
     """Decoupled decay of the parameters, times the learning rate."""
     l2_in_loss: float = 0.0
@@ -167,9 +167,20 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}: it must be positive")
         check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: it must not be negative")
-        for name in ("weight_decay", "l2_in_loss", "end_learning_rate"):
+        for name in ("weight_decay", "l2_in_loss"):
             value = getattr(self, name)
             check(value >= 0, f"optim.{name} is {value}: it must not be negative")
+        check(
+            0 <= self.end_learning_rate <= self.learning_rate,
+            f"optim.end_learning_rate is {self.end_learning_rate}: "
+            f"it must be between 0 and optim.learning_rate, {self.learning_rate}",
+        )
+        check(
+            self.end_learning_rate == 0 or self.schedule in ("cosine", "linear"),
+            f"optim.end_learning_rate is {self.end_learning_rate} with the schedule {self.schedule}, "
+            "which has no end of its own: set it to 0, or the schedule to cosine or linear",
+        )
+        check(0 <= self.step_factor <= 1, f"optim.step_factor is {self.step_factor}: it must be in [0, 1]")
         for name in ("momentum", "b1", "b2"):
             value = getattr(self, name)
             check(0 <= value < 1, f"optim.{name} is {value}: it must be in [0, 1)")
@@ -178,9 +189,7 @@ class OptimConfig:
             f"optim.clip_norm is {self.clip_norm}: it must be positive, or None",
         )
         increasing = all(a < b for a, b in zip((0.0, *self.step_boundaries), (*self.step_boundaries, 1.0), strict=True))
-        check(
-            increasing, f"optim.step_boundaries is {self.step_boundaries}: give increasing fractions between 0 and 1"
-        )
+        check(increasing, f"optim.step_boundaries is {self.step_boundaries}: give increasing fractions between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ class TrainConfig:
         for name in ("num_steps", "log_every_steps", "eval_every_steps"):
             value = getattr(self, name)
             check(value >= 1, f"train.{name} is {value}: it must be at least 1")
-        check(self.seed >= 0, f"train.seed is {self.seed}: it must not be negative")
+        check(0 <= self.seed < 2**32, f"train.seed is {self.seed}: it must be in [0, 2**32)")
         check(
             0 <= self.label_smoothing < 1,
             f"train.label_smoothing is {self.label_smoothing}: it must be in [0, 1)",
@@ -268,6 +277,11 @@ class Config:
         check(
             longest <= self.train.num_steps,
             f"a warm-up of {longest} steps does not fit train.num_steps {self.train.num_steps}: shorten it",
+        )
+        check(
+            not (self.model.scan_layers and self.optim.name in ("lamb", "lars")),
+            f"model.scan_layers stacks blocks into one array, which {self.optim.name} would give one trust ratio: "
+            "turn it off, or use another optim.name",
         )
         check(
             self.data.batch_size % self.model.num_bn_groups == 0,

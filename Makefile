@@ -1,0 +1,37 @@
+# Two commands do everything: `make train` runs the main job, `make test` passes the tests.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: setup train test check bench lock clean
+
+train: $(READY)  ## run the main job
+	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
+
+test: $(READY)  ## run all tests
+	$(VENV)/bin/python -m pytest
+
+check: $(READY)  ## lint, format and type checks
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check
+
+bench: $(READY)  ## time plain, penalised and optax's step side by side
+	$(VENV)/bin/python -m benchmarks.train_step
+
+setup: $(READY)  ## make the environment only
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12) and "gnp_scale needs Python 3.12 or newer, and this is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@# Every dependency stands in the file, so none needs to be resolved.
+	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/dev.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+lock:  ## resolve requirements/*.txt again (needs uv)
+	requirements/lock.sh
+
+clean:
+	rm -rf $(VENV)

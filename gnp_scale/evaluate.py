@@ -1,0 +1,61 @@
+"""Evaluation: every image of the test split counted exactly once, on any number of devices and processes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gnp_scale import losses
+from gnp_scale.data.augment import normalise
+from gnp_scale.data.pipeline import eval_batches
+from gnp_scale.state import TrainState
+from gnp_scale.task import Task
+
+type Totals = dict[str, jax.Array]
+
+METRICS = ("loss", "top1", "top5")
+
+
+def make_evaluate(task: Task) -> Callable[[TrainState], dict[str, float]]:
+    """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats and shares of the test images.
+
+    The host waits for the devices once, at the end.
+    """
+    eval_step = _make_eval_step(task)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        totals = _zero_totals()
+        for batch in eval_batches(task.dataset.test, task.config.data):
+            totals = eval_step(state.eval_params, state.batch_stats, batch, totals)
+        sums = jax.device_get(totals)
+        return {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
+
+    return evaluate
+
+
+def _make_eval_step(task: Task) -> Callable[..., Totals]:
+    """The sums of loss and correct answers, with those of a batch added; padding, told by its mask, adds nothing."""
+
+    @partial(jax.jit, donate_argnames="totals")
+    def eval_step(params: Any, batch_stats: Any, batch: dict[str, jax.Array], totals: Totals) -> Totals:
+        image = normalise(batch["image"], task.dataset)
+        logits_BxK, _ = task.model.apply(params, batch_stats, image, train=False)
+        target_BxK = jax.nn.one_hot(batch["label"], task.dataset.num_classes)
+        values = {
+            "loss": losses.softmax_cross_entropy(logits_BxK, target_BxK),
+            "top1": losses.top_k_correct(logits_BxK, batch["label"], k=1),
+            "top5": losses.top_k_correct(logits_BxK, batch["label"], k=5),
+            "count": jnp.ones_like(batch["mask"]),
+        }
+        # Padded images give numbers too: select, since 0 * NaN would not be 0.
+        is_real = batch["mask"] > 0
+        return {name: totals[name] + jnp.sum(jnp.where(is_real, value, 0.0)) for name, value in values.items()}
+
+    return eval_step
+
+
+@jax.jit
+def _zero_totals() -> Totals:
+    return {name: jnp.zeros(()) for name in (*METRICS, "count")}

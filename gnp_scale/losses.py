@@ -1,0 +1,63 @@
+"""Losses and correctness of a classifier, one number an example, in float32.
+
+B: examples, K: classes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def softmax_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Array:
+    """Cross-entropy -sum_k label_k * log softmax(logits)_k of each example, in nats.
+
+    Args:
+        logits_BxK: unnormalised log probabilities, finite, in any floating type; computed with in float32.
+        label_BxK: probabilities of the classes; each row sums to 1.
+
+    Returns:
+        loss_B, float32.
+    """
+    return optax.softmax_cross_entropy(logits_BxK.astype(jnp.float32), label_BxK)
+
+
+def smooth(label_BxK: jax.Array, smoothing: float) -> jax.Array:
+    """Labels with the share `smoothing` of their mass spread evenly over the classes (arXiv 1512.00567, section 7)."""
+    return optax.smooth_labels(label_BxK, smoothing)
+
+
+def top_k_correct(logits_BxK: jax.Array, label_B: jax.Array, k: int) -> jax.Array:
+    """1.0 where the label is among the `k` classes of largest logits, else 0.0.
+
+    Of equal logits the class of lower index comes first, as in `jax.lax.top_k`, so that a constant network is not
+    right about everything; NaN counts against the label. With `k >= K` every label is among them. Written with
+    comparisons only, so that nothing is sorted and examples and classes may be sharded.
+
+    Args:
+        logits_BxK: scores of the classes.
+        label_B: integers in [0, K).
+        k: how many guesses an example has.
+
+    Returns:
+        correct_B, float32.
+    """
+    num_classes = logits_BxK.shape[-1]
+    class_1xK, label_Bx1 = jnp.arange(num_classes)[None], label_B[:, None]
+    label_logit_Bx1 = jnp.sum(jnp.where(class_1xK == label_Bx1, logits_BxK, 0), axis=-1)[:, None]
+    is_tie_behind_BxK = (logits_BxK == label_logit_Bx1) & (class_1xK > label_Bx1)
+    num_behind_B = jnp.sum((logits_BxK < label_logit_Bx1) | is_tie_behind_BxK, axis=-1)
+    return (num_classes - 1 - num_behind_B < k).astype(jnp.float32)
+
+
+def l2(params: Any, factor: float, mask: Any) -> jax.Array:
+    """factor / 2 * sum of the squares of the parameters where `mask` is True, to be added to the loss.
+
+    Args:
+        params: pytree of float32 arrays.
+        factor: the coefficient; the gradient of the term is `factor * params`.
+        mask: pytree of bool of the same structure (`optim.decay_mask`).
+    """
+    decayed = [w for w, is_decayed in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if is_decayed]
+    return factor / 2 * optax.tree.norm(decayed, squared=True)

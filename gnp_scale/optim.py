@@ -1,0 +1,96 @@
+"""The base optimizer: one optax chain, its learning rate, and the mask of its weight decay."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gnp_scale.config import OptimConfig
+
+type Params = Any
+"""Nested dicts of float32 arrays, whose last key names the kind of parameter: kernel, bias, scale, ..."""
+
+LARS_TRUST_COEFFICIENT = 0.001  # arXiv 1708.03888, section 5
+
+
+def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, a number or an array of steps.
+
+    It rises linearly from 0 at step 0 to `config.learning_rate` at step `config.warmup_steps`. Then `config.schedule`
+
+    * `constant` keeps it;
+    * `cosine` (arXiv 1608.03983, equation 5) and `linear` bring it to `config.end_learning_rate` at step `num_steps`;
+    * `step` multiplies it by `config.step_factor` at each of `config.step_boundaries`, fractions of `num_steps`.
+    """
+    peak, end, num_warmup_steps = config.learning_rate, config.end_learning_rate, config.warmup_steps
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        warmup = jnp.minimum(step / num_warmup_steps, 1.0) if num_warmup_steps else 1.0
+        share = _share_of_peak(config, num_steps, jnp.asarray(step))
+        return warmup * (share * peak + (1.0 - share) * end)
+
+    return schedule
+
+
+def _share_of_peak(config: OptimConfig, num_steps: int, step: jax.Array) -> jax.Array:
+    # What remains, not what is done: n / n need not be 1 under XLA, but 0 / n is 0, so the end is met exactly.
+    remaining = jnp.clip((num_steps - step) / max(num_steps - config.warmup_steps, 1), 0.0, 1.0)
+    match config.schedule:
+        case "constant":
+            return jnp.ones_like(remaining)
+        case "cosine":
+            return 0.5 * (1.0 - jnp.cos(jnp.pi * remaining))
+        case "linear":
+            return remaining
+        case "step":
+            share = jnp.ones_like(remaining)
+            for fraction in config.step_boundaries:
+                share = jnp.where(step >= round(fraction * num_steps), config.step_factor * share, share)
+            return share
+
+
+def decay_mask(params: Params, config: OptimConfig) -> Any:
+    """Pytree of bool: which parameters weight decay and `l2_in_loss` act on.
+
+    Those are the leaves named `kernel`, and with `config.decay_norm_and_bias` all. Biases, scales of norm layers,
+    position embeddings and class tokens go by their names, not by their ranks: a stack of scanned blocks has biases
+    of rank 2.
+    """
+    return jax.tree.map(lambda is_kernel: is_kernel or config.decay_norm_and_bias, _is_kernel(params))
+
+
+def _is_kernel(params: Params) -> Any:
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer of `config`: clipping by the global norm, then one of
+
+    * `sgd`: m = momentum * m + g, and the step is m, or g + momentum * m with `nesterov` (the form of PyTorch);
+    * `adamw`: arXiv 1711.05101, algorithm 2;
+    * `lamb`: arXiv 1904.00962, algorithm 2, phi(x) = x;
+    * `lars`: arXiv 1708.03888, algorithm 1, with heavy-ball momentum after the learning rate. Its trust ratio divides
+      by ||g + decay * w||, as in optax, where the paper has the bound ||g|| + decay * ||w||;
+    * `lion`: arXiv 2302.06675, algorithm 2.
+
+    Weight decay is decoupled, times the learning rate (in `lars` it stands inside the trust ratio and the momentum),
+    and acts on `decay_mask`. Only kernels have a trust ratio, as is usual for both; for other parameters it is 1.
+
+    Moments are created with the shardings of the parameters, and the norms are over all shards.
+    """
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    decay = optax.add_decayed_weights(config.weight_decay, partial(decay_mask, config=config))
+    lamb_trust = optax.masked(optax.scale_by_trust_ratio(), _is_kernel)
+    lars_trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST_COEFFICIENT), _is_kernel)
+    rate = optax.scale_by_learning_rate(learning_rate(config, num_steps))
+    chains = {
+        "sgd": (optax.trace(config.momentum, config.nesterov), decay, rate),
+        "adamw": (adam, decay, rate),
+        "lamb": (adam, decay, lamb_trust, rate),
+        "lars": (decay, lars_trust, rate, optax.trace(config.momentum)),
+        "lion": (optax.scale_by_lion(config.b1, config.b2), decay, rate),
+    }
+    return optax.chain(clip, *chains[config.name])

@@ -1,0 +1,43 @@
+"""The folder of a run: its configuration, `metrics.jsonl`, TensorBoard events and checkpoints."""
+
+from pathlib import Path
+
+from gnp_scale import recipe
+from gnp_scale.config import Config, ConfigError
+from gnp_scale.runtime import is_main_process
+
+CONFIG_FILE = "config.json"
+
+_FREE_TO_CHANGE = ("mesh.", "checkpoint.", "data.root", "data.num_threads", "data.prefetch_steps")
+"""Keys, or sections, that decide where and how a run computes, but not what."""
+
+
+def claim(run_dir: Path, config: Config) -> None:
+    """Makes `run_dir` the folder of `config`, or confirms that it is.
+
+    Raises:
+        ConfigError: the folder holds a run with another configuration.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        old, new = recipe.flatten(stored_config(run_dir)), recipe.flatten(config)
+        changed = [key for key in new if new[key] != old[key] and not key.startswith(_FREE_TO_CHANGE)]
+        if changed:
+            changes = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in changed)
+            raise ConfigError(f"{run_dir} holds a run with another configuration ({changes}): choose another --run-dir")
+    if is_main_process():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        new_file = run_dir / f"{CONFIG_FILE}.new"
+        new_file.write_text(recipe.to_json(config))
+        new_file.replace(run_dir / CONFIG_FILE)
+
+
+def stored_config(run_dir: Path) -> Config:
+    """The configuration of the run in `run_dir`.
+
+    Raises:
+        ConfigError: it holds no run.
+    """
+    try:
+        return recipe.from_json((run_dir / CONFIG_FILE).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} holds no run (it has no {CONFIG_FILE}): give the folder of a run") from None

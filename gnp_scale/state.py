@@ -1,0 +1,41 @@
+"""The state of training: all that one step hands to the next, and all that a checkpoint holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gnp_scale.models.zoo import Model
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """A pytree; every leaf is sharded like the parameter it belongs to, or whole on every device."""
+
+    step: jax.Array
+    """Updates made so far; int32 scalar."""
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+    """Moving average of the parameters; None where there is none."""
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, with_ema: bool) -> TrainState:
+    """The state before the first update, born sharded on the current mesh: no device ever holds all of it."""
+
+    @jax.jit
+    def init() -> TrainState:
+        params, batch_stats = model.init(jax.random.key(seed))
+        ema = jax.tree.map(jnp.copy, params) if with_ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
+
+    return init()

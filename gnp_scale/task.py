@@ -1,0 +1,72 @@
+"""What a configuration stands for: data set, network and optimizer, on the current mesh."""
+
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gnp_scale import mesh, optim
+from gnp_scale.config import Config
+from gnp_scale.data import sources
+from gnp_scale.data.pipeline import check_divisible
+from gnp_scale.data.sources import Dataset
+from gnp_scale.flops import flops
+from gnp_scale.models import zoo
+from gnp_scale.models.zoo import Model
+from gnp_scale.state import TrainState, init_state
+
+
+class Task(NamedTuple):
+    """The parts that training and evaluation share."""
+
+    config: Config
+    dataset: Dataset
+    model: Model
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The task of `config`, checked against the current mesh.
+
+        Raises:
+            ConfigError: the data are missing, or the parts do not fit each other or the mesh.
+        """
+        check_divisible(config.data)
+        dataset = sources.load(config.data)
+        model = zoo.create(config.model, dataset.image_shape, dataset.num_classes)
+        return cls(config, dataset, model, optim.make_optimizer(config.optim, config.train.num_steps))
+
+    def init_state(self) -> TrainState:
+        """The state before the first update."""
+        train = self.config.train
+        return init_state(self.model, self.optimizer, train.seed, with_ema=train.ema_decay is not None)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state, without its arrays."""
+        shapes = jax.eval_shape(self.init_state)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(x.sharding.spec)), shapes
+        )
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and shardings of a training batch as it comes from the host."""
+        num_examples = self.config.data.batch_size
+        entries = {
+            "image": ((num_examples, *self.dataset.image_shape), jnp.uint8),
+            "label": ((num_examples,), jnp.int32),
+        }
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=mesh.sharding(mesh.batch_spec(len(shape))))
+            for name, (shape, dtype) in entries.items()
+        }
+
+    def flops_per_pass(self) -> int:
+        """FLOPs of one forward and backward pass over a batch, three times those of the forward pass."""
+
+        def forward(state: TrainState, image: jax.Array) -> jax.Array:
+            return self.model.apply(state.params, state.batch_stats, image, train=False)[0]
+
+        image = self.abstract_batch()["image"]
+        image = jax.ShapeDtypeStruct(image.shape, jnp.float32, sharding=image.sharding)
+        return 3 * flops(forward, self.abstract_state(), image)

@@ -1,0 +1,26 @@
+"""Every test runs on 8 forced CPU devices, strictly: rank promotion raises and warnings are errors."""
+
+import contextlib
+
+import jax
+import pytest
+
+from gnp_scale.config import MeshConfig
+from gnp_scale.mesh import make_mesh
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def set_mesh():
+    """Sets a mesh of the given axis sizes over the first devices, until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def enter(replica: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+            mesh = make_mesh(MeshConfig(replica, fsdp, tensor), jax.devices()[: replica * fsdp * tensor])
+            stack.enter_context(jax.set_mesh(mesh))
+            return mesh
+
+        yield enter

@@ -1,0 +1,239 @@
+"""Downloads against a server that misbehaves: each ends with the right bytes in place, or with one clear line."""
+
+import hashlib
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gnp_scale.data import download as module
+from gnp_scale.data.download import SOURCES, DownloadError, Source, download
+
+CONTENT = bytes(range(256)) * 4096
+QUIET = Console(file=io.StringIO())
+
+
+@dataclass
+class Server:
+    """What a local server does, and which requests (their `Range` headers) it saw."""
+
+    content: dict[str, bytes] = field(default_factory=lambda: {"file.bin": CONTENT})
+    num_cuts: int = 0
+    statuses: list[int] = field(default_factory=list)
+    honours_range: bool = True
+    ranges: list[str | None] = field(default_factory=list)
+    url: str = ""
+
+    def respond(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers.get("Range")
+        self.ranges.append(asked)
+        if self.statuses and (status := self.statuses.pop(0)) != 200:
+            return request.send_error(status)
+        body = self.content.get(request.path.strip("/"))
+        if body is None:
+            return request.send_error(404)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.honours_range else 0
+        if start >= len(body) and start:
+            return request.send_error(416)
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(body) - start))
+        request.end_headers()
+        end = len(body)
+        if self.num_cuts:
+            self.num_cuts -= 1
+            end = start + (len(body) - start) // 2
+        request.wfile.write(body[start:end])
+        return None
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    behaviour = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            behaviour.respond(self)
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        behaviour.url = f"http://127.0.0.1:{httpd.server_port}"
+        yield behaviour
+        httpd.shutdown()
+        thread.join()
+
+
+def sources_of(files: dict[str, bytes]) -> dict[str, Source]:
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return {"toy": Source("http://127.0.0.1:9/nowhere", digests)}
+
+
+def fetch(server: Server, root: Path, sources: dict[str, Source] | None = None) -> Path:
+    return download("toy", root, server.url, sources=sources or sources_of({"file.bin": CONTENT}), console=QUIET)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "num_requests"),
+    [
+        ({}, 1),
+        ({"num_cuts": 3}, 4),
+        ({"num_cuts": 1, "honours_range": False}, 2),
+        ({"statuses": [500, 503, 429]}, 4),
+    ],
+    ids=["well", "cuts connections", "cuts and ignores Range", "fails for a while"],
+)
+def test_the_file_arrives(server: Server, tmp_path: Path, behaviour: dict, num_requests: int):
+    vars(server).update(behaviour)
+    assert fetch(server, tmp_path) == tmp_path / "toy"
+    assert files_in(tmp_path / "toy") == {"file.bin": CONTENT}
+    assert len(server.ranges) == num_requests
+
+
+def test_an_interrupted_download_goes_on_where_it_was(server: Server, tmp_path: Path):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "file.bin.part").write_bytes(CONTENT[:1000])
+    fetch(server, tmp_path)
+    assert server.ranges == ["bytes=1000-"]
+    assert files_in(tmp_path / "toy") == {"file.bin": CONTENT}
+
+
+def test_a_whole_part_is_taken_without_its_bytes(server: Server, tmp_path: Path):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "file.bin.part").write_bytes(CONTENT)
+    fetch(server, tmp_path)
+    assert files_in(tmp_path / "toy") == {"file.bin": CONTENT}
+
+
+def test_a_file_that_is_there_is_kept(server: Server, tmp_path: Path):
+    fetch(server, tmp_path)
+    fetch(server, tmp_path)
+    assert len(server.ranges) == 1
+
+
+def test_wrong_bytes_are_discarded(server: Server, tmp_path: Path):
+    server.content["file.bin"] = CONTENT[::-1]
+    with pytest.raises(
+        DownloadError, match=r"^http://127.0.0.1:\d+/file.bin has SHA-256 [0-9a-f]{64}, not [0-9a-f]{64}"
+    ):
+        fetch(server, tmp_path)
+    assert files_in(tmp_path / "toy") == {}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected", "num_requests"),
+    [
+        ([404], "cannot be had: HTTP Error 404: Not Found; name another mirror with --url", 1),
+        ([403], "cannot be had: HTTP Error 403: Forbidden; name another mirror with --url", 1),
+        ([500] * 9, f"could not be fetched in {module.NUM_ATTEMPTS} attempts: HTTP Error 500", module.NUM_ATTEMPTS),
+    ],
+)
+def test_refusals_are_told_in_one_line(server: Server, tmp_path: Path, statuses, expected: str, num_requests: int):
+    server.statuses = statuses
+    with pytest.raises(DownloadError) as caught:
+        fetch(server, tmp_path)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(server.ranges) == num_requests
+
+
+def test_what_arrived_waits_for_the_next_run(server: Server, tmp_path: Path):
+    server.num_cuts = 99
+    with pytest.raises(DownloadError, match="the connection ended after"):
+        fetch(server, tmp_path)
+    (part,) = files_in(tmp_path / "toy").values()
+    assert CONTENT.startswith(part)
+    assert len(part) > len(CONTENT) // 2
+
+
+def test_no_server_is_told_in_one_line(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
+    with pytest.raises(DownloadError, match="could not be fetched in 5 attempts: .*refused"):
+        download("toy", tmp_path, sources=sources_of({"file.bin": CONTENT}), console=QUIET)
+
+
+@pytest.mark.parametrize("url", ["file:///etc", "ftp://127.0.0.1/", "mirror"])
+def test_only_web_addresses_are_mirrors(url: str, tmp_path: Path):
+    with pytest.raises(DownloadError, match="give an address that begins with https:// or http://"):
+        download("cifar10", tmp_path, url)
+
+
+def test_unknown_data_sets_are_told(tmp_path: Path):
+    with pytest.raises(
+        DownloadError, match="data set digits has no download: give one of cifar10, cifar100, fashion_mnist"
+    ):
+        download("digits", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_told(server: Server, tmp_path: Path):
+    (tmp_path / "toy").write_bytes(b"a file in the way")
+    with pytest.raises(DownloadError, match="^cannot write data set toy to "):
+        fetch(server, tmp_path)
+
+
+def archive_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for info, content in members:
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
+def test_an_archive_is_unpacked_and_a_damaged_folder_replaced(server: Server, tmp_path: Path):
+    server.content["toy.tar.gz"] = archive_of((tarfile.TarInfo("folder/train.bin"), b"records"))
+    sources = sources_of({"toy.tar.gz": server.content["toy.tar.gz"]})
+    folder = fetch(server, tmp_path, sources)
+    assert (folder / "folder" / "train.bin").read_bytes() == b"records"
+    (folder / "folder" / "train.bin").write_bytes(b"damaged")
+    fetch(server, tmp_path, sources)
+    assert (folder / "folder" / "train.bin").read_bytes() == b"records"
+    assert sorted(path.name for path in folder.iterdir()) == ["folder", "toy.tar.gz"]
+
+
+UNSAFE = {
+    "parent": [(tarfile.TarInfo("../outside"), b"x")],
+    "parent inside": [(tarfile.TarInfo("folder/../../../outside"), b"x")],
+    "link": [(link("folder/link", "../../../outside"), b"")],
+    "absolute link": [(link("folder/link", "/etc/passwd"), b"")],
+    "no archive": None,
+}
+
+
+@pytest.mark.parametrize("members", UNSAFE.values(), ids=UNSAFE)
+def test_unsafe_archives_leave_nothing_behind(server: Server, tmp_path: Path, members):
+    content = b"no archive" if members is None else archive_of((tarfile.TarInfo("folder/fine"), b"fine"), *members)
+    server.content["toy.tar.gz"] = content
+    with pytest.raises(DownloadError, match="toy.tar.gz was not unpacked: "):
+        fetch(server, tmp_path / "root", sources_of({"toy.tar.gz": content}))
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "root",
+        "root/toy",
+        "root/toy/toy.tar.gz",
+    ]
+
+
+def test_the_published_sources_are_complete():
+    assert set(SOURCES) == {"fashion_mnist", "cifar10", "cifar100"}
+    for source in SOURCES.values():
+        assert source.base_url.startswith("https://")
+        assert all(len(bytes.fromhex(digest)) == 32 for digest in source.digests.values())

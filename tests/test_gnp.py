@@ -1,0 +1,471 @@
+"""The penalised gradient against closed forms, float64 NumPy, optax and exact Hessian-vector products.
+
+B: examples, D: inputs, H: hidden channels, K: classes.
+"""
+
+import doctest
+import itertools
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import inner, mlp_batch, mlp_loss_and_grad, mlp_params, penalized
+
+from gnp_scale import gnp
+from gnp_scale.gnp import PLAIN, Gnp, dot, penalize, perturb, value_and_grad
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, fit, gather, sharding
+
+BLENDS = ["paper", "unit_norm"]
+SPECS = {
+    "hidden_kernel_DxH": P(FSDP, TENSOR),
+    "hidden_bias_H": P(TENSOR),
+    "head_kernel_HxK": P(TENSOR, FSDP),
+    "head_bias_K": P(FSDP),
+}
+PARAMS, BATCH_OF_16 = mlp_params(), mlp_batch()
+float64 = partial(jax.enable_x64, True)
+
+
+def mlp_loss(params, batch):
+    """The network of `oracles.mlp_loss_and_grad`, which runs on any mesh and without one."""
+    whole = jax.tree.map(gather, params)
+    hidden_BxH = jnp.tanh(batch["x_BxD"] @ whole["hidden_kernel_DxH"] + whole["hidden_bias_H"][None])
+    shape_BxK = batch["label_BxK"].shape
+    logits_BxK = jnp.matmul(hidden_BxH, whole["head_kernel_HxK"], out_sharding=fit(P(BATCH, None), shape_BxK))
+    log_probs_BxK = jax.nn.log_softmax(logits_BxK + whole["head_bias_K"][None])
+    return -jnp.mean(jnp.sum(batch["label_BxK"] * log_probs_BxK, axis=1))
+
+
+def on_device(leaves, dtype):
+    return {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items()}
+
+
+def ulps(actual, expected):
+    """The largest error of a leaf, in float32 units in the last place of the leaf's largest entry."""
+    return max(
+        np.abs(np.float64(actual[name]) - leaf).max() / np.spacing(np.float32(np.abs(leaf).max()))
+        for name, leaf in expected.items()
+    )
+
+
+def assert_trees_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_trees_close(actual, expected, rtol):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=rtol), actual, expected)
+
+
+# The method.
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize(("r", "alpha"), [(0.05, 0.8), (1.0, 0.3), (0.1, 1.0), (2.0, 1.5)])
+def test_quadratic_has_its_closed_form(r, alpha, blend):
+    """Each quantity of algorithm 1 stands at its place, with one norm over all leaves."""
+    rng = np.random.default_rng(0)
+    half_AxA = rng.normal(size=(5, 5))
+    a_AxA, b_A, w_A = half_AxA @ half_AxA.T, rng.normal(size=5), rng.normal(size=5)
+    g1_A = a_AxA @ w_A - b_A
+    eps_A = r * g1_A / np.linalg.norm(g1_A)
+    g2_A = g1_A + a_AxA @ eps_A
+    u_A = (1 - alpha) * (g1_A / np.linalg.norm(g1_A) if blend == "unit_norm" else g1_A) + alpha * g2_A
+
+    def loss_fn(params, batch):
+        w = jnp.concatenate([params["first"], params["second"]])
+        return w @ batch @ w / 2 - b_A @ w
+
+    with float64():
+        params = {"first": jnp.asarray(w_A[:2]), "second": jnp.asarray(w_A[2:])}
+        loss, g1 = value_and_grad(loss_fn, PLAIN)(params, a_AxA)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        eps = perturb(zero, g1, r, jnp.sqrt(dot(g1, g1)))
+        _, g2 = value_and_grad(loss_fn, Gnp(r=r, alpha=1.0, blend=blend))(params, a_AxA)
+        _, u = value_and_grad(loss_fn, Gnp(r=r, alpha=alpha, blend=blend))(params, a_AxA)
+    np.testing.assert_allclose(loss, w_A @ a_AxA @ w_A / 2 - b_A @ w_A, rtol=1e-12)
+    for actual, expected_A in ((g1, g1_A), (eps, eps_A), (g2, g2_A), (u, u_A)):
+        np.testing.assert_allclose(np.concatenate(jax.tree.leaves(actual)), expected_A, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("strength", [{"r": 0.05, "alpha": 0.8}, {"r": 0.5, "alpha": 1.0}, {"r": 0.1, "lam": 0.03}])
+@pytest.mark.parametrize(("dtype", "max_ulps"), [("float64", 1e-10 * 2**23), ("float32", 16)])
+def test_sgd_follows_numpy(dtype, max_ulps, strength, blend):
+    """u and the parameters stay on a hand-written float64 trajectory, on a network that is not quadratic."""
+    r, alpha = strength["r"], strength.get("alpha", strength.get("lam", 0) / strength["r"])
+    expected = PARAMS
+    with float64():
+        step = jax.jit(value_and_grad(mlp_loss, Gnp(**strength, blend=blend)))
+        params, batch = on_device(PARAMS, dtype), on_device(BATCH_OF_16, dtype)
+        for _ in range(4):
+            loss, u = step(params, batch)
+            oracle = penalized(lambda params: mlp_loss_and_grad(params, BATCH_OF_16), expected, r, alpha, blend)
+            assert ulps({"loss": loss}, {"loss": np.float64(oracle.loss)}) <= max_ulps
+            assert ulps(u, oracle.u) <= max_ulps
+            params = jax.tree.map(lambda w, u: w - 0.3 * u, params, u)
+            expected = {name: w - 0.3 * oracle.u[name] for name, w in expected.items()}
+    assert ulps(params, expected) <= max_ulps
+
+
+def direction_and_hessian_vector_product(params, batch):
+    """d = g / ||g|| and H d, exactly: forward over reverse."""
+    gradient = jax.grad(mlp_loss)
+    g = gradient(params, batch)
+    d = jax.tree.map(lambda g: g / optax.tree.norm(jax.grad(mlp_loss)(params, batch)), g)
+    return g, d, jax.jvp(lambda params: gradient(params, batch), (params,), (d,))[1]
+
+
+def slope(x, y):
+    return np.polyfit(np.log(x), np.log(y), 1)[0]
+
+
+def test_tends_to_the_exact_gradient_of_the_penalised_loss():
+    """As r -> 0 with lambda fixed, u is g + lambda H g / ||g|| up to O(r)."""
+    lam, radii, errors = 0.1, [1e-1, 1e-2, 1e-3, 1e-4], []
+    with float64():
+        params, batch = on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64")
+        g, _, h_d = direction_and_hessian_vector_product(params, batch)
+        exact = jax.tree.map(lambda g, h_d: g + lam * h_d, g, h_d)
+        for r in radii:
+            _, u = value_and_grad(mlp_loss, Gnp(r=r, lam=lam))(params, batch)
+            errors.append(float(optax.tree.norm(optax.tree.sub(u, exact))))
+    assert 0.9 < slope(radii, errors) < 1.1
+
+
+def test_alpha_of_one_is_sam_of_optax():
+    """The special case of arXiv 2010.01412 takes the steps of another implementation of it."""
+    r, base = 0.2, optax.sgd(0.3, momentum=0.9)
+    with float64():
+        batch = on_device(BATCH_OF_16, "float64")
+        gradient = jax.grad(mlp_loss)
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(r))
+        sam = optax.contrib.sam(base, ascent, sync_period=2, reset_state=True, opaque_mode=True)
+        params = sam_params = on_device(PARAMS, "float64")
+        state, sam_state = base.init(params), sam.init(params)
+        for _ in range(4):
+            _, u = value_and_grad(mlp_loss, Gnp(r=r, alpha=1.0))(params, batch)
+            update, state = base.update(u, state, params)
+            params = optax.apply_updates(params, update)
+            update, sam_state = sam.update(
+                gradient(sam_params, batch), sam_state, sam_params, grad_fn=lambda params, _: gradient(params, batch)
+            )
+            sam_params = optax.apply_updates(sam_params, update)
+    assert_trees_close(params, sam_params, rtol=1e-12)
+
+
+# Cost.
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("off", [{"alpha": 0.0}, {"r": 0, "alpha": 0.8}, {"lam": 0.0}, {"r": 0.0, "lam": 0.1}])
+def test_plain_training_is_one_pass_and_bit_identical(off, blend):
+    """Turning the penalty off costs nothing and changes no bit."""
+    plain = jax.jit(jax.value_and_grad(mlp_loss))
+    params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
+    for setting in (Gnp(**off, blend=blend), PLAIN):
+        fn = jax.jit(value_and_grad(mlp_loss, setting))
+        assert_trees_equal(fn(params, batch), plain(params, batch))
+        assert num_compiled_matmuls(fn, params, batch) == num_compiled_matmuls(plain, params, batch) > 0
+
+
+def num_compiled_matmuls(fn, *args):
+    return len(re.findall(r"\b(?:dot|convolution)\(", fn.lower(*args).compile().as_text()))
+
+
+def test_penalty_costs_two_passes():
+    """Both gradients are computed once and no more."""
+    params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
+    fns = jax.value_and_grad(mlp_loss), penalize(mlp_loss, Gnp(alpha=0.8)), value_and_grad(mlp_loss, Gnp(alpha=0.8))
+    plain, *twice = (str(jax.make_jaxpr(fn)(params, batch)).count("dot_general[") for fn in fns)
+    assert twice == [2 * plain, 2 * plain]
+    assert plain == 5
+
+
+# Numbers at the edge.
+
+
+def bowl(params, batch):
+    """Half the sum of squares, weighted by `batch`: its gradient is batch * params, leaf by leaf."""
+    return sum(jnp.sum(c * w**2) / 2 for c, w in zip(jax.tree.leaves(batch), jax.tree.leaves(params), strict=True))
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_zero_gradient_gives_a_zero_step(blend):
+    """A minimum is left alone: no division by a zero norm."""
+    zero = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    result = penalize(bowl, Gnp(alpha=0.8, blend=blend))(zero, jax.tree.map(jnp.ones_like, zero))
+    assert_trees_equal(result.grad, zero)
+    assert all(np.isfinite(value) for value in result.telemetry.values())
+
+
+@pytest.mark.parametrize("exponent", [-40, -3, 20])
+def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent):
+    """eps has length r whatever the loss is multiplied by, so u scales with the loss: bit by bit for powers of two."""
+    params, batch, scale = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32"), 2.0**exponent
+    zero = jax.tree.map(jnp.zeros_like, params)
+
+    @partial(jax.jit, static_argnums=0)
+    def eps_and_u(scale):
+        def loss_fn(params, batch):
+            return scale * mlp_loss(params, batch)
+
+        g1 = jax.grad(loss_fn)(params, batch)
+        eps = perturb(zero, g1, 0.1, jnp.sqrt(dot(g1, g1)))
+        return eps, jax.tree.map(lambda u: u / scale, value_and_grad(loss_fn, Gnp(r=0.1, alpha=0.8))(params, batch)[1])
+
+    assert_trees_equal(eps_and_u(scale), eps_and_u(1.0))
+
+
+@given(seed=st.integers(0, 10**6), r=st.floats(2**-10, 2.0, width=32))
+@settings(max_examples=30, deadline=None)
+def test_alpha_of_one_is_the_perturbed_gradient(seed, r):
+    """With any parameters and radius, u at alpha = 1 is SAM's gradient."""
+    params = mlp_params(seed=seed)
+    _, u = sam_with_radius(on_device(params, "float32"), on_device(BATCH_OF_16, "float32"), step=r)
+    assert ulps(u, penalized(lambda params: mlp_loss_and_grad(params, BATCH_OF_16), params, r, 1.0).g2) <= 64
+
+
+sam_with_radius = jax.jit(value_and_grad(mlp_loss, Gnp(r=lambda step: step, alpha=1.0)))
+"""The radius is passed as the step, so that one compilation serves all radii."""
+
+
+@given(
+    place=st.integers(0, 6),
+    wrong=st.sampled_from([np.nan, np.inf, -np.inf]),
+    alpha=st.sampled_from([0.5, 1.0]),
+    loss_fn=st.sampled_from(["bowl", "relu"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_wrong_gradient_is_never_hidden(place, wrong, alpha, loss_fn):
+    """One NaN or infinity in the clean gradient makes every entry of u NaN, even where the loss hides NaNs."""
+    factors = np.ones(7, np.float32)
+    factors[place] = wrong
+    params = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
+    batch = {"a": jnp.asarray(factors[:3]), "b": jnp.asarray(factors[3:].reshape(2, 2))}
+    _, u = value_and_grad({"bowl": bowl, "relu": rectified}[loss_fn], Gnp(alpha=alpha))(params, batch)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(u))
+
+
+def rectified(params, batch):
+    """Its gradient at NaN is 0: it hides a perturbation that went wrong."""
+    return sum(jnp.sum(c * jax.nn.relu(params[name])) for name, c in batch.items())
+
+
+@pytest.mark.parametrize("loss_fn", [bowl, rectified])
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_overflow_of_the_norm_is_seen(alpha, blend, loss_fn):
+    """Finite gradients whose norm overflows give NaN, not a finite step with eps = 0."""
+    params = {"a": jnp.ones(3), "b": jnp.ones((2, 2))}
+    batch = jax.tree.map(lambda w: 1e25 * w, params)
+    result = penalize(loss_fn, Gnp(alpha=alpha, blend=blend))(params, batch)
+    assert np.isinf(result.telemetry["grad_norm"])
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(result.grad))
+
+
+# The interface of jax.value_and_grad.
+
+TREES = {
+    "array": 1.0,
+    "dict": {"b": 1.0, "a": 2.0},
+    "nested": {"layers": [(1.0, 2.0), {"w": 3.0}], "none": None, "empty": ()},
+}
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda fn: fn], ids=["jit", "eager"])
+@pytest.mark.parametrize("has_aux", [False, True])
+@pytest.mark.parametrize("tree", TREES)
+def test_returns_what_jax_value_and_grad_returns(tree, has_aux, jit):
+    """A drop-in: same structure and types, and the loss and aux of the clean pass, to the bit."""
+    params = jax.tree.map(lambda value: jnp.full((2, 3), value), TREES[tree])
+    batch, offset = jax.tree.map(lambda w: w + 1, params), jnp.ones((2, 3))
+
+    def loss_fn(params, batch, offset, factor):
+        shifted = jax.tree.map(lambda w: w + offset, params)
+        return (factor * bowl(shifted, batch), {"seen": shifted}) if has_aux else factor * bowl(shifted, batch)
+
+    value, u = jit(value_and_grad(loss_fn, Gnp(r=0.5, alpha=0.8), has_aux=has_aux))(params, batch, offset, 3.0)
+    expected_value, g1 = jit(jax.value_and_grad(loss_fn, has_aux=has_aux))(params, batch, offset, 3.0)
+    assert_trees_equal(value, expected_value)
+    assert jax.tree.structure((value, u)) == jax.tree.structure((expected_value, g1))
+    assert jax.tree.map(jax.typeof, u) == jax.tree.map(jax.typeof, params)
+    assert not np.array_equal(jax.tree.leaves(u)[0], jax.tree.leaves(g1)[0])
+
+
+def test_bfloat16_gradients_are_blended_in_float32():
+    """u is rounded to bfloat16 once, at the end; telemetry keeps float32."""
+    params, batch = on_device(PARAMS, "bfloat16"), on_device(BATCH_OF_16, "bfloat16")
+    r, alpha = 2.0, 0.7
+    _, g1 = value_and_grad(mlp_loss, PLAIN)(params, batch)
+    wide = {name: np.float64(g) for name, g in g1.items()}
+    scale = r / np.sqrt(inner(wide, wide))
+    perturbed = {name: jnp.asarray(np.float64(w) + scale * wide[name], "bfloat16") for name, w in params.items()}
+    g2 = jax.grad(mlp_loss)(perturbed, batch)
+    result = penalize(mlp_loss, Gnp(r=r, alpha=alpha))(params, batch)
+    expected = {name: jnp.asarray((1 - alpha) * g + alpha * np.float64(g2[name]), "bfloat16") for name, g in wide.items()}
+    assert_trees_equal(result.grad, expected)
+    assert {value.dtype for value in result.telemetry.values()} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("shape", [(1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)])
+def test_does_not_depend_on_the_mesh(shape, blend, set_mesh):
+    """u has the types and shardings of the parameters on any mesh, and the values of one device."""
+    setting = Gnp(r=0.5, alpha=0.8, blend=blend)
+    expected = penalize(mlp_loss, setting)(on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32"))
+    set_mesh(*shape)
+    params = {name: place(w, SPECS[name]) for name, w in PARAMS.items()}
+    batch = {name: place(leaf, P(BATCH, None)) for name, leaf in BATCH_OF_16.items()}
+    kernel = params["hidden_kernel_DxH"]
+    assert kernel.addressable_data(0).size * shape[1] * shape[2] == kernel.size
+
+    result = jax.jit(penalize(mlp_loss, setting))(params, batch)
+    assert jax.tree.map(jax.typeof, result.grad) == jax.tree.map(jax.typeof, params)
+    assert ulps(result.grad, {name: np.float64(u) for name, u in expected.grad.items()}) <= 8
+    assert result.telemetry.keys() == expected.telemetry.keys()
+    assert all(value.sharding.is_fully_replicated for value in result.telemetry.values())
+    for name, value in expected.telemetry.items():
+        np.testing.assert_allclose(result.telemetry[name], value, rtol=1e-5, err_msg=name)
+
+
+def place(leaf, spec):
+    return jax.device_put(np.float32(leaf), sharding(fit(spec, leaf.shape)))
+
+
+# Settings.
+
+RISE = optax.linear_schedule(0.0, 0.4, 4)
+FALL = optax.cosine_decay_schedule(0.8, 10)
+SCHEDULED = [{"r": RISE, "alpha": 0.8}, {"r": 0.1, "alpha": FALL}, {"r": 0.1, "lam": RISE}, {"r": RISE, "lam": 0.02}]
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("scheduled", SCHEDULED)
+def test_schedule_is_a_number_at_each_step(scheduled, blend):
+    """A traced step gives what numbers give, and the plain gradient to the bit where the schedule is 0."""
+    params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
+    fn = jax.jit(value_and_grad(mlp_loss, Gnp(**scheduled, blend=blend)))
+    for step in (0, 1, 3, 10):
+        numbers = {name: float(value(step)) if callable(value) else value for name, value in scheduled.items()}
+        _, expected = jax.jit(value_and_grad(mlp_loss, Gnp(**numbers, blend=blend)))(params, batch)
+        _, u = fn(params, batch, step=jnp.asarray(step))
+        assert ulps(u, {name: np.float64(leaf) for name, leaf in expected.items()}) <= (0 if 0 in numbers.values() else 4)
+    assert fn._cache_size() == 1
+
+
+@pytest.mark.parametrize("scheduled", SCHEDULED)
+def test_schedule_without_a_step_is_an_error(scheduled):
+    """Forgetting the step is named, rather than training with step 0 for ever."""
+    fn = value_and_grad(bowl, Gnp(**scheduled))
+    with pytest.raises(ValueError, match=r"no step was given\. Call the function with step="):
+        fn(jnp.ones(2), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (Gnp(alpha=0.8), [True] * 6),
+        (PLAIN, [False] * 6),
+        (Gnp(r=RISE, alpha=0.0), [False] * 6),
+        (Gnp(r=0.0, lam=RISE), [False] * 6),
+        (Gnp(alpha=optax.constant_schedule(0.8)), [True] * 6),
+        (Gnp(alpha=lambda step: step >= 3), [False] * 3 + [True] * 3),
+        (Gnp(r=lambda step: 0.1 * np.asarray(step), lam=0.1), [False] + [True] * 5),
+        (Gnp(r=0.1, alpha=optax.linear_schedule(0.4, 0.0, 4)), [True] * 4 + [False] * 2),
+        *((Gnp(**scheduled), [RISE not in scheduled.values()] + [True] * 5) for scheduled in SCHEDULED),
+    ],
+)
+def test_is_on_names_the_steps_with_a_second_pass(setting, expected):
+    """The host chooses the one-pass step from this: a wrong entry trains on the wrong loss."""
+    steps = np.arange(6)
+    np.testing.assert_array_equal(setting.is_on(steps), expected)
+    np.testing.assert_array_equal(setting.is_on(steps.reshape(2, 3)), np.reshape(expected, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "step", "expected"),
+    [
+        (Gnp(alpha=0.8), None, (0.05, 0.8)),
+        (Gnp(r=0.1, lam=0.05), None, (0.1, 0.5)),
+        (Gnp(r=0.0, lam=0.05), None, (0.0, 0.0)),
+        (Gnp(r=RISE, alpha=0.8), 2, (0.2, 0.8)),
+        (Gnp(r=RISE, lam=0.1), 0, (0.0, 0.0)),
+        (Gnp(r=RISE, lam=0.1), 2, (0.2, 0.5)),
+        (Gnp(r=0.1, lam=RISE), 1, (0.1, 1.0)),
+        (Gnp(r=RISE, lam=RISE), 3, (0.3, 1.0)),
+    ],
+)
+def test_values_of_r_and_alpha(setting, step, expected):
+    """lambda = alpha * r, whichever of the two is given."""
+    np.testing.assert_allclose(setting.values(step), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Give exactly one of them"),
+        ({"alpha": 0.8, "lam": 0.04}, "Got alpha=0.8 and lam=0.04"),
+        ({"r": -0.1, "alpha": 0.8}, "Gnp.r must be finite and not negative. Got -0.1"),
+        ({"alpha": -1}, "Gnp.alpha must be finite and not negative. Got -1"),
+        ({"lam": float("nan")}, "Gnp.lam must be finite and not negative. Got nan"),
+        ({"r": float("inf"), "alpha": 1}, "Gnp.r must be finite and not negative. Got inf"),
+        ({"alpha": 0.8, "blend": "unitnorm"}, "Gnp.blend must be one of ('paper', 'unit_norm'). Got 'unitnorm'"),
+    ],
+)
+def test_wrong_settings_are_errors(arguments, message):
+    """Each error says what was given and what holds."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Gnp(**arguments)
+
+
+# Telemetry.
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize(("r", "alpha"), [(0.05, 0.8), (0.5, 1.0)])
+def test_telemetry_is_what_it_says(r, alpha, blend):
+    """Each entry equals its definition, computed from the vectors themselves."""
+    oracle = penalized(lambda params: mlp_loss_and_grad(params, BATCH_OF_16), PARAMS, r, alpha, blend)
+    norm1, norm2 = np.sqrt(inner(oracle.g1, oracle.g1)), np.sqrt(inner(oracle.g2, oracle.g2))
+    plain = {"grad_norm": norm1, "update_grad_norm": norm1, "r": 0, "alpha": 0, "lambda": 0, "on": 0}
+    expected = {
+        **{"grad_norm": norm1, "update_grad_norm": np.sqrt(inner(oracle.u, oracle.u))},
+        **{"r": r, "alpha": alpha, "lambda": r * alpha, "on": 1},
+        **{"loss_perturbed": oracle.loss_perturbed, "grad_norm_perturbed": norm2},
+        "cosine": inner(oracle.g1, oracle.g2) / (norm1 * norm2),
+        "curvature": (inner(oracle.g1, oracle.g2) / norm1 - norm1) / r,
+    }
+    with float64():
+        for setting, entries in ((PLAIN, plain), (Gnp(r=r, alpha=alpha, blend=blend), expected)):
+            result = penalize(mlp_loss, setting)(on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64"))
+            assert result.telemetry.keys() == entries.keys()
+            for name, value in entries.items():
+                rtol = 1e-7 if name in ("r", "alpha", "lambda") else 1e-10
+                np.testing.assert_allclose(result.telemetry[name], value, rtol=rtol, err_msg=name)
+
+
+def test_curvature_tends_to_that_of_the_loss():
+    """It is d^T H d up to O(r), with d the direction of the gradient."""
+    radii, errors = [1e-1, 1e-2, 1e-3, 1e-4], []
+    with float64():
+        params, batch = on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64")
+        _, d, h_d = direction_and_hessian_vector_product(params, batch)
+        exact = optax.tree.vdot(d, h_d)
+        for r in radii:
+            curvature = penalize(mlp_loss, Gnp(r=r, alpha=0.8))(params, batch).telemetry["curvature"]
+            errors.append(abs(float(curvature - exact)))
+    assert 0.9 < slope(radii, errors) < 1.1
+    assert errors[-1] < 1e-3 * abs(exact)
+
+
+def test_example_of_the_documentation_runs():
+    """The docstring's example prints what it shows."""
+    failed, attempted = doctest.testmod(gnp)
+    assert (failed, attempted > 0) == (0, True)

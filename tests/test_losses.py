@@ -1,0 +1,134 @@
+"""Losses and correctness against float64 NumPy, at extremes, and on sharded examples and classes.
+
+B: examples, K: classes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp_scale.losses import l2, smooth, softmax_cross_entropy, top_k_correct
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, sharding
+
+RNG = np.random.default_rng(0)
+LABEL_BxK = np.eye(5, dtype=np.float32)[[0, 3, 4, 1]]
+LOGITS_BxK = {
+    "ordinary": RNG.normal(size=(4, 5)).astype(np.float32),
+    "equal": np.zeros((4, 5), np.float32),
+    "extreme": (1e4 * RNG.choice([-1, 1], size=(4, 5))).astype(np.float32),
+    "shifted": (1e4 + RNG.normal(size=(4, 5))).astype(np.float32),
+}
+
+
+def cross_entropy_float64(logits_BxK: np.ndarray, label_BxK: np.ndarray) -> np.ndarray:
+    shifted_BxK = np.float64(logits_BxK) - np.float64(logits_BxK).max(axis=1, keepdims=True)
+    log_probs_BxK = shifted_BxK - np.log(np.exp(shifted_BxK).sum(axis=1, keepdims=True))
+    return -(label_BxK * log_probs_BxK).sum(axis=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("case", LOGITS_BxK)
+def test_cross_entropy_of_smoothed_labels_matches_float64(case, smoothing):
+    label_BxK = smooth(jnp.asarray(LABEL_BxK), smoothing)
+    expected_label_BxK = (1 - smoothing) * LABEL_BxK.astype(np.float64) + smoothing / 5
+    np.testing.assert_allclose(label_BxK, expected_label_BxK, rtol=1e-6)
+    loss_B = softmax_cross_entropy(jnp.asarray(LOGITS_BxK[case]), label_BxK)
+    assert loss_B.dtype == jnp.float32
+    np.testing.assert_allclose(loss_B, cross_entropy_float64(LOGITS_BxK[case], expected_label_BxK), rtol=2e-6)
+
+
+def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32():
+    logits_BxK = jnp.asarray(LOGITS_BxK["ordinary"], jnp.bfloat16)
+    loss_B = softmax_cross_entropy(logits_BxK, jnp.asarray(LABEL_BxK))
+    expected_B = cross_entropy_float64(np.asarray(logits_BxK.astype(jnp.float32)), LABEL_BxK)
+    np.testing.assert_allclose(loss_B, expected_B, rtol=2e-6)
+
+
+def test_gradient_of_cross_entropy_is_softmax_minus_label_at_extreme_logits():
+    def total(logits_BxK):
+        return softmax_cross_entropy(logits_BxK, jnp.asarray(LABEL_BxK)).sum()
+
+    logits_BxK = LOGITS_BxK["extreme"]
+    gradient_BxK = jax.grad(total)(jnp.asarray(logits_BxK))
+    is_largest_BxK = logits_BxK == logits_BxK.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(gradient_BxK, is_largest_BxK / is_largest_BxK.sum(1, keepdims=True) - LABEL_BxK, 1e-6)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("logits_K", "label", "k", "correct"),
+    [
+        ([0, 3, 1, 2], 1, 1, 1),
+        ([0, 3, 1, 2], 3, 1, 0),
+        ([0, 3, 1, 2], 3, 2, 1),
+        ([0, 3, 1, 2], 0, 3, 0),
+        ([0, 3, 1, 2], 0, 4, 1),
+        ([0, 3, 1, 2], 0, 9, 1),
+        ([7, 7, 7, 7], 0, 1, 1),
+        ([7, 7, 7, 7], 1, 1, 0),
+        ([7, 7, 7, 7], 1, 2, 1),
+        ([NAN, NAN, NAN, NAN], 0, 1, 0),
+        ([0, NAN, 0, 0], 1, 3, 0),
+        ([3, NAN, 1, 0], 0, 1, 0),
+        ([-np.inf, np.inf, 0, 0], 1, 1, 1),
+        ([-np.inf, np.inf, 0, 0], 0, 3, 0),
+    ],
+)
+def test_top_k_counts_guesses_with_ties_and_nan_against_the_label(logits_K, label, k, correct):
+    correct_B = top_k_correct(jnp.asarray([logits_K], jnp.float32), jnp.asarray([label]), k)
+    assert correct_B.dtype == jnp.float32
+    assert correct_B.tolist() == [correct]
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_top_k_agrees_with_sorting_where_many_logits_are_equal(k):
+    logits_BxK = jnp.asarray(RNG.integers(0, 4, size=(200, 7)), jnp.float32)
+    label_B = jnp.asarray(RNG.integers(0, 7, size=200))
+    guesses_Bxk = jax.lax.top_k(logits_BxK, k)[1]
+    expected_B = (guesses_Bxk == label_B[:, None]).any(axis=1)
+    np.testing.assert_array_equal(top_k_correct(logits_BxK, label_B, k), expected_B)
+
+
+def test_l2_is_half_the_factor_times_the_squares_of_the_masked_leaves():
+    params = {"layer": {"kernel": jnp.asarray(RNG.normal(size=(6, 4)), jnp.float32), "bias": jnp.full(4, 1e3)}}
+    mask = {"layer": {"kernel": True, "bias": False}}
+    expected = 0.01 / 2 * np.square(np.float64(params["layer"]["kernel"])).sum()
+    np.testing.assert_allclose(l2(params, 0.01, mask), expected, rtol=1e-6)
+    gradient = jax.grad(l2)(params, 0.01, mask)
+    np.testing.assert_allclose(gradient["layer"]["kernel"], 0.01 * params["layer"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(gradient["layer"]["bias"], np.zeros(4))
+    assert l2(params, 0.01, jax.tree.map(lambda _: False, mask)) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("classes", [None, TENSOR], ids=["whole classes", "sharded classes"])
+def test_sharded_examples_and_classes_give_the_values_of_one_device(set_mesh, shape, classes):
+    logits_BxK = RNG.integers(0, 4, size=(16, 6)).astype(np.float32)
+    label_B = RNG.integers(0, 6, size=16)
+    label_BxK = np.eye(6, dtype=np.float32)[label_B]
+
+    @jax.jit
+    def per_example(logits_BxK, label_BxK, label_B):
+        return softmax_cross_entropy(logits_BxK, smooth(label_BxK, 0.1)), top_k_correct(logits_BxK, label_B, 2)
+
+    expected = per_example(jnp.asarray(logits_BxK), jnp.asarray(label_BxK), jnp.asarray(label_B))
+    set_mesh(*shape)
+    on_BxK, on_B = sharding(P(BATCH, classes)), sharding(P(BATCH))
+    sharded = per_example(
+        jax.device_put(logits_BxK, on_BxK), jax.device_put(label_BxK, on_BxK), jax.device_put(label_B, on_B)
+    )
+    for values_B, expected_B in zip(sharded, expected, strict=True):
+        assert jax.typeof(values_B).sharding.spec == P(BATCH)
+        np.testing.assert_allclose(values_B, expected_B, rtol=1e-6)
+
+
+def test_l2_of_sharded_parameters_has_gradients_sharded_like_them(set_mesh):
+    set_mesh(1, 4, 2)
+    w = jnp.asarray(RNG.normal(size=(8, 6)), jnp.float32)
+    params = {"kernel": jax.device_put(w, sharding(P(FSDP, TENSOR)))}
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: l2(p, 0.1, {"kernel": True})))(params)
+    np.testing.assert_allclose(value, 0.05 * np.square(np.float64(w)).sum(), rtol=1e-6)
+    assert jax.typeof(gradient["kernel"]) == jax.typeof(params["kernel"])

@@ -1,0 +1,56 @@
+"""The mesh, and what a spec becomes on it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gnp_scale.config import ConfigError, MeshConfig
+from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, fit, gather, mesh_shape
+
+SHAPES = {
+    "all to fsdp": (MeshConfig(), 8, (1, 8, 1)),
+    "rest to fsdp": (MeshConfig(replica=2, tensor=2), 8, (2, 2, 2)),
+    "all named": (MeshConfig(1, 4, 2), 8, (1, 4, 2)),
+    "one device": (MeshConfig(), 1, (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize(("config", "num_devices", "shape"), SHAPES.values(), ids=SHAPES.keys())
+def test_one_axis_takes_what_the_others_leave(config, num_devices, shape):
+    assert mesh_shape(config, num_devices) == shape
+
+
+@pytest.mark.parametrize("config", [MeshConfig(1, 4, 2), MeshConfig(tensor=2), MeshConfig(1, 8, 1)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused_with_both_numbers(config):
+    with pytest.raises(ConfigError, match=r"tensor \d does not fit 7 devices.*change --mesh"):
+        mesh_shape(config, 7)
+
+
+def test_two_axes_cannot_both_take_the_rest():
+    with pytest.raises(ConfigError, match="at most one"):
+        MeshConfig(replica=-1, fsdp=-1)
+
+
+def test_an_axis_that_does_not_divide_a_dimension_is_left_out(set_mesh):
+    set_mesh(fsdp=4, tensor=2)
+    assert fit(P(FSDP, TENSOR), (8, 6)) == P(FSDP, TENSOR)
+    assert fit(P(FSDP, TENSOR), (6, 8)) == P(None, TENSOR)
+    assert fit(P((FSDP, TENSOR)), (4,)) == P(None)
+
+
+def test_without_a_mesh_nothing_is_sharded():
+    assert fit(P(FSDP), (8,)) is None
+    assert gather(jnp.ones(4)).shape == (4,)
+
+
+def test_a_gathered_parameter_is_whole_over_fsdp_and_its_gradient_is_sharded_again(set_mesh):
+    set_mesh(fsdp=4, tensor=2)
+    w = jax.device_put(jnp.ones((8, 8)), P(FSDP, TENSOR))
+    x = jax.device_put(jnp.ones((8, 8)), batch_spec(2))
+
+    def loss(w):
+        gathered = gather(w)
+        assert jax.typeof(gathered).sharding.spec == P(None, TENSOR)
+        return jnp.sum(x @ gathered)
+
+    assert jax.typeof(jax.jit(jax.grad(loss))(w)) == jax.typeof(w)

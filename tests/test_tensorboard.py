@@ -1,0 +1,187 @@
+"""What a person sees in TensorBoard: the real server is started on loopback and asked over HTTP."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gnp_scale.config import Config
+from gnp_scale.metrics import MetricWriter, read_metrics
+from gnp_scale.tensorboard import CHARTS, visible
+
+NAMES = {
+    "train": ("loss", "loss_perturbed", "accuracy"),
+    "gnp": (
+        "grad_norm",
+        "grad_norm_perturbed",
+        "update_grad_norm",
+        "cosine",
+        "curvature",
+        "r",
+        "alpha",
+        "lambda",
+        "on",
+    ),
+    "optim": ("learning_rate", "update_norm", "param_norm"),
+    "perf": ("images_per_s", "step_ms", "data_wait_ms", "mfu", "gnp_tax", "goodput"),
+    "eval": ("loss", "top1", "top5"),
+}
+TAGS = [f"{group}/{name}" for group, names in NAMES.items() for name in names]
+DEADLINE_S = 90
+
+
+class Server:
+    """A TensorBoard server on a free port of loopback."""
+
+    def __init__(self, logdir, log_path, loader):
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--load_fast", loader]
+        command += ["--host", "127.0.0.1", "--port", "0", "--reload_interval", "1"]
+        with log_path.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log)
+        self.log_path = log_path
+        self.url = ""
+
+    def start(self):
+        pattern = r"http://127\.0\.0\.1:\d+"
+        self.url = self.until(lambda: re.search(pattern, self.log_path.read_text()), "the address")[0]
+
+    def until(self, condition, what):
+        deadline = time.monotonic() + DEADLINE_S
+        while not (result := condition()):
+            assert self.process.poll() is None, self.log_path.read_text()
+            assert time.monotonic() < deadline, f"waited {DEADLINE_S} s in vain for {what}"
+            time.sleep(0.2)
+        return result
+
+    def get(self, path, body=None, **query):
+        data = None if body is None else json.dumps(body).encode()
+        url = f"{self.url}/data/plugin/{path}?{urllib.parse.urlencode(query)}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.read()
+
+    def json(self, path, body=None, **query):
+        return json.loads(self.get(path, body, **query))
+
+    def points(self, tag):
+        return [(step, value) for _, step, value in self.json("scalars/scalars", run=".", tag=tag)]
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(timeout=30)
+
+
+def log_steps(writer, steps, offset):
+    for step in steps:
+        writer.write(step, {tag: offset + step + i / 8 for i, tag in enumerate(TAGS)})
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run that logged 5 steps, was killed, and went on from step 2 to 6 with other numbers."""
+    run_dir = tmp_path_factory.mktemp("run")
+    with MetricWriter(run_dir, is_writer=True, start_step=0) as writer:
+        log_steps(writer, range(1, 6), offset=100)
+    with MetricWriter(run_dir, is_writer=True, start_step=2) as writer:
+        assert writer.board is not None
+        writer.board.config(Config())
+        writer.board.images(2, "train/images", np.zeros((3, 8, 8, 1), np.float32), [0.5], [0.25])
+        log_steps(writer, range(3, 7), offset=0)
+    return run_dir
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["fast loader", "plain loader"])
+def server(request, run_dir, tmp_path_factory):
+    """TensorBoard reads event files in two ways, which treat a restart differently."""
+    server = Server(run_dir, tmp_path_factory.mktemp("server") / "log", request.param)
+    try:
+        server.start()
+        server.until(lambda: TAGS[-1] in server.json("scalars/tags").get(".", ()), TAGS[-1])
+        server.until(lambda: server.points(TAGS[-1])[-1][0] == 6, "the last point")
+        yield server
+    finally:
+        server.close()
+
+
+def test_scalars_have_the_names_and_numbers_of_the_jsonl(server, run_dir):
+    rows = read_metrics(run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert set(server.json("scalars/tags")["."]) == set(TAGS)
+    for tag in TAGS:
+        assert server.points(tag) == [(row["step"], row[tag]) for row in rows], tag
+
+
+def test_nothing_but_the_run_itself_is_listed(server):
+    """An hparams run in a folder of its own would stand beside it."""
+    assert list(server.json("scalars/tags")) == ["."]
+
+
+def test_charts_of_the_penalty_find_their_metrics(server):
+    layout = server.json("custom_scalars/layout")
+    (category,) = layout["category"]
+    found = {}
+    for chart in category["chart"]:
+        series = [
+            server.json("custom_scalars/scalars", run=".", tag=pattern)["tag_to_events"]
+            for pattern in chart["multiline"]["tag"]
+        ]
+        found[chart["title"]] = tuple(tag for tags in series for tag in tags)
+    assert found == CHARTS
+
+
+def test_configuration_is_shown_as_a_block_of_json(server):
+    assert server.json("text/tags")["."] == ["config/text_summary"]
+    (text,) = server.json("text/text", run=".", tag="config/text_summary")
+    assert "<code" in text["text"]
+    assert "learning_rate" in text["text"]
+
+
+def test_hparams_show_the_configuration_beside_the_accuracy(server, run_dir):
+    experiment = server.json("hparams/experiment", {"experimentName": ""})
+    assert [metric["name"]["tag"] for metric in experiment["metricInfos"]] == ["eval/top1"]
+    (group,) = server.json(
+        "hparams/session_groups",
+        {
+            "experimentName": "",
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+            "colParams": [{"metric": {"tag": "eval/top1"}}, {"hparam": "gnp.alpha"}, {"hparam": "model.name"}],
+            "startIndex": 0,
+            "sliceSize": 10,
+        },
+    )["sessionGroups"]
+    assert group["hparams"]["gnp.alpha"] == 0.8
+    assert group["hparams"]["model.name"] == Config().model.name
+    (metric,) = group["metricValues"]
+    assert (metric["trainingStep"], metric["value"]) == (6, read_metrics(run_dir)[-1]["eval/top1"])
+
+
+def test_images_arrive_enlarged_and_unnormalised(server):
+    assert list(server.json("images/tags")["."]) == ["train/images"]
+    (shown,) = server.json("images/images", run=".", tag="train/images", sample=0)
+    png = server.get("images/individualImage", **dict(urllib.parse.parse_qsl(shown["query"])))
+    image = np.asarray(Image.open(io.BytesIO(png)))
+    assert image.shape == (128, 3 * 128, 3)
+    assert (image == 128).all(), "a normalised 0 with mean 0.5 is middle grey"
+
+
+@pytest.mark.parametrize(
+    ("side", "expected_side"), [(8, 128), (28, 140), (32, 128), (128, 128), (224, 224)], ids=lambda side: str(side)
+)
+def test_only_small_images_are_enlarged(side, expected_side):
+    assert visible(np.zeros((2, side, side, 3)), [0, 0, 0], [1, 1, 1]).shape == (2, expected_side, expected_side, 3)
+
+
+def test_visible_undoes_the_normalisation_and_clips():
+    mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
+    pixel_BxHxWxC = np.random.default_rng(0).integers(0, 256, (2, 130, 130, 3), np.uint8)
+    normalised_BxHxWxC = (pixel_BxHxWxC / 255 - mean[None, None, None]) / std[None, None, None]
+    np.testing.assert_array_equal(visible(normalised_BxHxWxC, list(mean), list(std)), pixel_BxHxWxC)
+    assert (visible(np.full((1, 1, 1, 3), 99.0), list(mean), list(std)) == 255).all()
