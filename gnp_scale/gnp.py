@@ -69,7 +69,7 @@ class Gnp:
         lam = _at(self.lam, step)
         if isinstance(r, int | float):
             return r, lam / r if r else 0.0
-        return r, jnp.where(r > 0, lam / r, 0.0)
+        return r, _ratio(lam, r)
 
     @property
     def is_plain(self) -> bool:
@@ -91,9 +91,9 @@ PLAIN = Gnp(r=0.0, alpha=0.0)
 class Penalized(NamedTuple):
     """What the passes of one step give: the clean loss, its auxiliary output, u, and scalars to watch.
 
-    `telemetry` holds float32 scalars: `grad_norm` ||g1||, `update_grad_norm` ||u||, `r`, `alpha`, `lambda`, `on`; and,
-    where there was a second pass, `loss_perturbed` L(w + eps), `grad_norm_perturbed` ||g2||, `cosine` of g1 and g2,
-    and `curvature` (<g1, g2> / ||g1|| - ||g1||) / r, which tends to d^T H d along the direction d of g1.
+    `telemetry` holds scalars of float32 at least: `grad_norm` ||g1||, `update_grad_norm` ||u||, `r`, `alpha`, `lambda`,
+    `on`; and, where there was a second pass, `loss_perturbed` L(w + eps), `grad_norm_perturbed` ||g2||, `cosine` of g1
+    and g2, and `curvature` (<g1, g2> / ||g1|| - ||g1||) / r, which tends to d^T H d along the direction d of g1.
     """
 
     loss: jax.Array
@@ -147,9 +147,9 @@ def penalize(loss_fn: Callable[..., Any], gnp: Gnp, has_aux: bool = False) -> Ca
         r, alpha = gnp.values(step)
         g1_g1 = dot(g1, g1)
         value, g2 = gradient(perturb(params, g1, r, jnp.sqrt(g1_g1)), batch, *rest)
-        loss_perturbed = value[0] if has_aux else value
+        loss_perturbed = _wide(value[0] if has_aux else value)
         dots = Dots(g1_g1, dot(g1, g2), dot(g2, g2))
-        c1, c2 = blend_weights(gnp.blend, alpha, dots)
+        c1, c2 = blend_weights(gnp.blend, r, alpha, dots)
         telemetry = {"loss_perturbed": loss_perturbed, **_telemetry(dots, r, c1, c2), **_settings(r, alpha)}
         return Penalized(loss, aux, _weighted_sum(c1, g1, c2, g2), telemetry)
 
@@ -171,19 +171,21 @@ def dot(a: Tree, b: Tree) -> jax.Array:
 
 
 def perturb(params: Tree, direction: Tree, r: Scalar, norm: jax.Array) -> Tree:
-    """w + r * direction / norm, added in float32 at least and then cast to the type of w.
-
-    A zero norm gives w itself. A norm that is not finite makes everything NaN, so that no wrong step stays unseen.
-    """
-    scale = jnp.where(jnp.isfinite(norm), _ratio(r, norm), jnp.nan)
+    """w + r * direction / norm, added in float32 at least and then cast to the type of w; w itself where norm is 0."""
+    scale = _ratio(r, norm)
     return jax.tree.map(lambda w, d: (_wide(w) + scale * _wide(d)).astype(w.dtype), params, direction)
 
 
-def blend_weights(blend: BlendName, alpha: Scalar, dots: Dots) -> tuple[Any, Any]:
-    """The scalars (c1, c2) with which u = c1 g1 + c2 g2."""
-    if blend == "paper":
-        return 1 - alpha, alpha
-    return _ratio(1 - alpha, jnp.sqrt(dots.g1_g1)), alpha
+def blend_weights(blend: BlendName, r: Scalar, alpha: Scalar, dots: Dots) -> tuple[jax.Array, jax.Array]:
+    """The scalars (c1, c2) with which u = c1 g1 + c2 g2; (1, 0) on steps where a schedule turns the penalty off.
+
+    A norm of g1 that is not finite makes u NaN, so that no wrong step stays unseen.
+    """
+    norm = jnp.sqrt(dots.g1_g1)
+    c1 = 1 - alpha if blend == "paper" else _ratio(1 - alpha, norm)
+    c2 = jnp.where(jnp.isfinite(norm), alpha, jnp.nan)
+    is_on = (r > 0) & (alpha > 0)
+    return jnp.where(is_on, c1, 1.0), jnp.where(is_on, c2, 0.0)
 
 
 def _weighted_sum(c1: Scalar, g1: Tree, c2: Scalar, g2: Tree) -> Tree:

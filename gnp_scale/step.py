@@ -1,5 +1,6 @@
-"""The two compiled functions of a run: one update, and the evaluation of one batch."""
+"""One update: the loss, the penalised gradient, the optimizer, and the metrics of all three."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,26 +26,17 @@ def make_train_step(task: Task) -> Any:
 
     The given state is donated. With `penalised` False the step is plain training, in one pass.
     """
-    config, dataset, model, optimizer = task
-    gnp = make_gnp(config)
+    config = task.config
+    loss_fn, gnp = make_loss(task), make_gnp(config)
     rate = optim.learning_rate(config.optim, config.train.num_steps)
-
-    def loss_fn(params: Any, batch: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
-        logits_BxK, batch_stats = model.apply(params, batch_stats, batch["image"], train=True, key_B=batch["key"])
-        target_BxK = losses.smooth(batch["target"], config.train.label_smoothing)
-        loss = jnp.mean(losses.softmax_cross_entropy(logits_BxK, target_BxK))
-        if config.optim.l2_in_loss:
-            loss += losses.l2(params, config.optim.l2_in_loss, optim.decay_mask(params, config.optim))
-        accuracy = jnp.mean(losses.top_k_correct(logits_BxK, batch["label"], k=1))
-        return loss, (batch_stats, accuracy)
 
     @partial(jax.jit, donate_argnames="state", static_argnames="penalised")
     def train_step(state: TrainState, batch: Batch, *, penalised: bool) -> tuple[TrainState, Metrics]:
-        batch = augment(batch | {"key": example_keys(config, state.step)}, config.data, dataset)
+        examples = make_examples(task, batch, state.step)
         penalized_fn = penalize(loss_fn, gnp if penalised else PLAIN, has_aux=True)
-        result = penalized_fn(state.params, batch, state.batch_stats, step=state.step)
+        result = penalized_fn(state.params, examples, state.batch_stats, step=state.step)
         batch_stats, accuracy = result.aux
-        update, opt_state = optimizer.update(result.grad, state.opt_state, state.params)
+        update, opt_state = task.optimizer.update(result.grad, state.opt_state, state.params)
         params = optax.apply_updates(state.params, update)
         ema = None
         if config.train.ema_decay is not None:
@@ -59,15 +51,39 @@ def make_train_step(task: Task) -> Any:
     return train_step
 
 
+def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
+    """`loss_fn(params, examples, batch_stats)`: the mean loss, and (new batch statistics, accuracy) beside it."""
+    config = task.config
+
+    def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
+        logits_BxK, batch_stats = task.model.apply(
+            params, batch_stats, examples["image"], train=True, key_B=examples["key"]
+        )
+        target_BxK = losses.smooth(examples["target"], config.train.label_smoothing)
+        loss = jnp.mean(losses.softmax_cross_entropy(logits_BxK, target_BxK))
+        if config.optim.l2_in_loss:
+            loss += losses.l2(params, config.optim.l2_in_loss, optim.decay_mask(params, config.optim))
+        accuracy = jnp.mean(losses.top_k_correct(logits_BxK, examples["label"], k=1))
+        return loss, (batch_stats, accuracy)
+
+    return loss_fn
+
+
+def make_examples(task: Task, batch: Batch, step: jax.Array) -> Batch:
+    """What both passes of `step` see: augmented images, targets, and a key for each example.
+
+    A key follows from the seed, the step and the place in the global batch alone.
+    """
+    key = jax.random.fold_in(jax.random.key(task.config.train.seed), step)
+    place_B = jax.sharding.reshard(jnp.arange(task.config.data.batch_size), P(BATCH))
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, place_B)
+    return augment(batch | {"key": key_B}, task.config.data, task.dataset)
+
+
 def augmented_images(task: Task, batch: Batch) -> np.ndarray:
     """The images of `batch` as the first update sees them; of a process's many devices, those of the first."""
-
-    @jax.jit
-    def images(batch: Batch) -> jax.Array:
-        keys = {"key": example_keys(task.config, jnp.zeros((), jnp.int32))}
-        return augment(batch | keys, task.config.data, task.dataset)["image"]
-
-    return np.asarray(images(batch).addressable_data(0))
+    examples = jax.jit(partial(make_examples, task))(batch, jnp.zeros((), jnp.int32))
+    return np.asarray(examples["image"].addressable_data(0))
 
 
 def make_gnp(config: Config) -> Gnp:
@@ -94,13 +110,6 @@ def make_gnp(config: Config) -> Gnp:
         lam=None if gnp.lam is None else scheduled(gnp.lam, gnp.alpha_schedule),
         blend=gnp.blend,
     )
-
-
-def example_keys(config: Config, step: jax.Array) -> jax.Array:
-    """A key for each example of the batch of `step`, which follows from the seed, the step and its place alone."""
-    key = jax.random.fold_in(jax.random.key(config.train.seed), step)
-    place_B = jax.sharding.reshard(jnp.arange(config.data.batch_size), P(BATCH))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, place_B)
 
 
 def _metrics(loss: jax.Array, accuracy: jax.Array, telemetry: Metrics) -> Metrics:

@@ -44,10 +44,13 @@ class Task(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without its arrays."""
-        shapes = jax.eval_shape(self.init_state)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(x.sharding.spec)), shapes
-        )
+
+        def on_mesh(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            # What JAX leaves without a sharding is whole on every device.
+            spec = mesh.REPLICATED if x.sharding is None else x.sharding.spec
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(spec))
+
+        return jax.tree.map(on_mesh, jax.eval_shape(self.init_state))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a training batch as it comes from the host."""

@@ -57,10 +57,10 @@ def server(monkeypatch) -> Iterator[Server]:
     behaviour = Server()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             behaviour.respond(self)
 
-        def log_message(self, *args):
+        def log_message(self, format, *args):  # noqa: A002
             pass
 
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
@@ -161,7 +161,7 @@ def test_what_arrived_waits_for_the_next_run(server: Server, tmp_path: Path):
 
 def test_no_server_is_told_in_one_line(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
-    with pytest.raises(DownloadError, match="could not be fetched in 5 attempts: .*refused"):
+    with pytest.raises(DownloadError, match=r"could not be fetched in 5 attempts: .*refused"):
         download("toy", tmp_path, sources=sources_of({"file.bin": CONTENT}), console=QUIET)
 
 
@@ -180,7 +180,7 @@ def test_unknown_data_sets_are_told(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written_is_told(server: Server, tmp_path: Path):
     (tmp_path / "toy").write_bytes(b"a file in the way")
-    with pytest.raises(DownloadError, match="^cannot write data set toy to "):
+    with pytest.raises(DownloadError, match=r"^cannot write data set toy to "):
         fetch(server, tmp_path)
 
 
@@ -223,7 +223,7 @@ UNSAFE = {
 def test_unsafe_archives_leave_nothing_behind(server: Server, tmp_path: Path, members):
     content = b"no archive" if members is None else archive_of((tarfile.TarInfo("folder/fine"), b"fine"), *members)
     server.content["toy.tar.gz"] = content
-    with pytest.raises(DownloadError, match="toy.tar.gz was not unpacked: "):
+    with pytest.raises(DownloadError, match=r"toy\.tar\.gz was not unpacked: "):
         fetch(server, tmp_path / "root", sources_of({"toy.tar.gz": content}))
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
         "root",

@@ -4,7 +4,6 @@ B: examples, D: inputs, H: hidden channels, K: classes.
 """
 
 import doctest
-import itertools
 import re
 from functools import partial
 
@@ -114,29 +113,24 @@ def test_sgd_follows_numpy(dtype, max_ulps, strength, blend):
     assert ulps(params, expected) <= max_ulps
 
 
-def direction_and_hessian_vector_product(params, batch):
-    """d = g / ||g|| and H d, exactly: forward over reverse."""
-    gradient = jax.grad(mlp_loss)
-    g = gradient(params, batch)
-    d = jax.tree.map(lambda g: g / optax.tree.norm(jax.grad(mlp_loss)(params, batch)), g)
-    return g, d, jax.jvp(lambda params: gradient(params, batch), (params,), (d,))[1]
-
-
-def slope(x, y):
-    return np.polyfit(np.log(x), np.log(y), 1)[0]
-
-
 def test_tends_to_the_exact_gradient_of_the_penalised_loss():
-    """As r -> 0 with lambda fixed, u is g + lambda H g / ||g|| up to O(r)."""
+    """As r -> 0 with lambda fixed, u is g + lambda H d and the curvature d^T H d, for d = g / ||g||, up to O(r)."""
     lam, radii, errors = 0.1, [1e-1, 1e-2, 1e-3, 1e-4], []
     with float64():
         params, batch = on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64")
-        g, _, h_d = direction_and_hessian_vector_product(params, batch)
+        gradient = partial(jax.grad(mlp_loss), batch=batch)
+        g = gradient(params)
+        norm = optax.tree.norm(g)
+        d = jax.tree.map(lambda g: g / norm, g)
+        _, h_d = jax.jvp(gradient, (params,), (d,))
         exact = jax.tree.map(lambda g, h_d: g + lam * h_d, g, h_d)
         for r in radii:
-            _, u = value_and_grad(mlp_loss, Gnp(r=r, lam=lam))(params, batch)
-            errors.append(float(optax.tree.norm(optax.tree.sub(u, exact))))
-    assert 0.9 < slope(radii, errors) < 1.1
+            result = penalize(mlp_loss, Gnp(r=r, lam=lam))(params, batch)
+            error = optax.tree.norm(optax.tree.sub(result.grad, exact))
+            errors.append((error, abs(result.telemetry["curvature"] - optax.tree.vdot(d, h_d))))
+    slopes = np.polyfit(np.log(radii), np.log(errors), 1)[0]
+    assert np.all((slopes > 0.9) & (slopes < 1.1)), slopes
+    assert np.max(errors[-1]) < 1e-4
 
 
 def test_alpha_of_one_is_sam_of_optax():
@@ -284,7 +278,7 @@ TREES = {
 @pytest.mark.parametrize("tree", TREES)
 def test_returns_what_jax_value_and_grad_returns(tree, has_aux, jit):
     """A drop-in: same structure and types, and the loss and aux of the clean pass, to the bit."""
-    params = jax.tree.map(lambda value: jnp.full((2, 3), value), TREES[tree])
+    params = jax.tree.map(lambda value: jnp.full((2, 3), value, jnp.float32), TREES[tree])
     batch, offset = jax.tree.map(lambda w: w + 1, params), jnp.ones((2, 3))
 
     def loss_fn(params, batch, offset, factor):
@@ -304,12 +298,14 @@ def test_bfloat16_gradients_are_blended_in_float32():
     params, batch = on_device(PARAMS, "bfloat16"), on_device(BATCH_OF_16, "bfloat16")
     r, alpha = 2.0, 0.7
     _, g1 = value_and_grad(mlp_loss, PLAIN)(params, batch)
-    wide = {name: np.float64(g) for name, g in g1.items()}
+    wide = {name: np.asarray(g, np.float64) for name, g in g1.items()}
     scale = r / np.sqrt(inner(wide, wide))
     perturbed = {name: jnp.asarray(np.float64(w) + scale * wide[name], "bfloat16") for name, w in params.items()}
     g2 = jax.grad(mlp_loss)(perturbed, batch)
     result = penalize(mlp_loss, Gnp(r=r, alpha=alpha))(params, batch)
-    expected = {name: jnp.asarray((1 - alpha) * g + alpha * np.float64(g2[name]), "bfloat16") for name, g in wide.items()}
+    expected = {
+        name: jnp.asarray((1 - alpha) * g + alpha * np.float64(g2[name]), "bfloat16") for name, g in wide.items()
+    }
     assert_trees_equal(result.grad, expected)
     assert {value.dtype for value in result.telemetry.values()} == {jnp.dtype("float32")}
 
@@ -336,10 +332,10 @@ def test_does_not_depend_on_the_mesh(shape, blend, set_mesh):
 
 
 def place(leaf, spec):
-    return jax.device_put(np.float32(leaf), sharding(fit(spec, leaf.shape)))
+    return jax.device_put(np.float32(leaf), sharding(fit(spec, leaf.shape) or P()))
 
 
-# Settings.
+# Schedules.
 
 RISE = optax.linear_schedule(0.0, 0.4, 4)
 FALL = optax.cosine_decay_schedule(0.8, 10)
@@ -356,73 +352,9 @@ def test_schedule_is_a_number_at_each_step(scheduled, blend):
         numbers = {name: float(value(step)) if callable(value) else value for name, value in scheduled.items()}
         _, expected = jax.jit(value_and_grad(mlp_loss, Gnp(**numbers, blend=blend)))(params, batch)
         _, u = fn(params, batch, step=jnp.asarray(step))
-        assert ulps(u, {name: np.float64(leaf) for name, leaf in expected.items()}) <= (0 if 0 in numbers.values() else 4)
-    assert fn._cache_size() == 1
-
-
-@pytest.mark.parametrize("scheduled", SCHEDULED)
-def test_schedule_without_a_step_is_an_error(scheduled):
-    """Forgetting the step is named, rather than training with step 0 for ever."""
-    fn = value_and_grad(bowl, Gnp(**scheduled))
-    with pytest.raises(ValueError, match=r"no step was given\. Call the function with step="):
-        fn(jnp.ones(2), jnp.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        (Gnp(alpha=0.8), [True] * 6),
-        (PLAIN, [False] * 6),
-        (Gnp(r=RISE, alpha=0.0), [False] * 6),
-        (Gnp(r=0.0, lam=RISE), [False] * 6),
-        (Gnp(alpha=optax.constant_schedule(0.8)), [True] * 6),
-        (Gnp(alpha=lambda step: step >= 3), [False] * 3 + [True] * 3),
-        (Gnp(r=lambda step: 0.1 * np.asarray(step), lam=0.1), [False] + [True] * 5),
-        (Gnp(r=0.1, alpha=optax.linear_schedule(0.4, 0.0, 4)), [True] * 4 + [False] * 2),
-        *((Gnp(**scheduled), [RISE not in scheduled.values()] + [True] * 5) for scheduled in SCHEDULED),
-    ],
-)
-def test_is_on_names_the_steps_with_a_second_pass(setting, expected):
-    """The host chooses the one-pass step from this: a wrong entry trains on the wrong loss."""
-    steps = np.arange(6)
-    np.testing.assert_array_equal(setting.is_on(steps), expected)
-    np.testing.assert_array_equal(setting.is_on(steps.reshape(2, 3)), np.reshape(expected, (2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("setting", "step", "expected"),
-    [
-        (Gnp(alpha=0.8), None, (0.05, 0.8)),
-        (Gnp(r=0.1, lam=0.05), None, (0.1, 0.5)),
-        (Gnp(r=0.0, lam=0.05), None, (0.0, 0.0)),
-        (Gnp(r=RISE, alpha=0.8), 2, (0.2, 0.8)),
-        (Gnp(r=RISE, lam=0.1), 0, (0.0, 0.0)),
-        (Gnp(r=RISE, lam=0.1), 2, (0.2, 0.5)),
-        (Gnp(r=0.1, lam=RISE), 1, (0.1, 1.0)),
-        (Gnp(r=RISE, lam=RISE), 3, (0.3, 1.0)),
-    ],
-)
-def test_values_of_r_and_alpha(setting, step, expected):
-    """lambda = alpha * r, whichever of the two is given."""
-    np.testing.assert_allclose(setting.values(step), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "Give exactly one of them"),
-        ({"alpha": 0.8, "lam": 0.04}, "Got alpha=0.8 and lam=0.04"),
-        ({"r": -0.1, "alpha": 0.8}, "Gnp.r must be finite and not negative. Got -0.1"),
-        ({"alpha": -1}, "Gnp.alpha must be finite and not negative. Got -1"),
-        ({"lam": float("nan")}, "Gnp.lam must be finite and not negative. Got nan"),
-        ({"r": float("inf"), "alpha": 1}, "Gnp.r must be finite and not negative. Got inf"),
-        ({"alpha": 0.8, "blend": "unitnorm"}, "Gnp.blend must be one of ('paper', 'unit_norm'). Got 'unitnorm'"),
-    ],
-)
-def test_wrong_settings_are_errors(arguments, message):
-    """Each error says what was given and what holds."""
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Gnp(**arguments)
+        assert ulps(u, {name: np.float64(leaf) for name, leaf in expected.items()}) <= (
+            0 if 0 in numbers.values() else 4
+        )
 
 
 # Telemetry.
@@ -435,13 +367,20 @@ def test_telemetry_is_what_it_says(r, alpha, blend):
     oracle = penalized(lambda params: mlp_loss_and_grad(params, BATCH_OF_16), PARAMS, r, alpha, blend)
     norm1, norm2 = np.sqrt(inner(oracle.g1, oracle.g1)), np.sqrt(inner(oracle.g2, oracle.g2))
     plain = {"grad_norm": norm1, "update_grad_norm": norm1, "r": 0, "alpha": 0, "lambda": 0, "on": 0}
-    expected = {
-        **{"grad_norm": norm1, "update_grad_norm": np.sqrt(inner(oracle.u, oracle.u))},
-        **{"r": r, "alpha": alpha, "lambda": r * alpha, "on": 1},
-        **{"loss_perturbed": oracle.loss_perturbed, "grad_norm_perturbed": norm2},
-        "cosine": inner(oracle.g1, oracle.g2) / (norm1 * norm2),
-        "curvature": (inner(oracle.g1, oracle.g2) / norm1 - norm1) / r,
-    }
+    expected = dict(
+        plain,
+        **{
+            "update_grad_norm": np.sqrt(inner(oracle.u, oracle.u)),
+            "r": r,
+            "alpha": alpha,
+            "lambda": r * alpha,
+            "on": 1,
+        },
+        loss_perturbed=oracle.loss_perturbed,
+        grad_norm_perturbed=norm2,
+        cosine=inner(oracle.g1, oracle.g2) / (norm1 * norm2),
+        curvature=(inner(oracle.g1, oracle.g2) / norm1 - norm1) / r,
+    )
     with float64():
         for setting, entries in ((PLAIN, plain), (Gnp(r=r, alpha=alpha, blend=blend), expected)):
             result = penalize(mlp_loss, setting)(on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64"))
@@ -449,20 +388,6 @@ def test_telemetry_is_what_it_says(r, alpha, blend):
             for name, value in entries.items():
                 rtol = 1e-7 if name in ("r", "alpha", "lambda") else 1e-10
                 np.testing.assert_allclose(result.telemetry[name], value, rtol=rtol, err_msg=name)
-
-
-def test_curvature_tends_to_that_of_the_loss():
-    """It is d^T H d up to O(r), with d the direction of the gradient."""
-    radii, errors = [1e-1, 1e-2, 1e-3, 1e-4], []
-    with float64():
-        params, batch = on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64")
-        _, d, h_d = direction_and_hessian_vector_product(params, batch)
-        exact = optax.tree.vdot(d, h_d)
-        for r in radii:
-            curvature = penalize(mlp_loss, Gnp(r=r, alpha=0.8))(params, batch).telemetry["curvature"]
-            errors.append(abs(float(curvature - exact)))
-    assert 0.9 < slope(radii, errors) < 1.1
-    assert errors[-1] < 1e-3 * abs(exact)
 
 
 def test_example_of_the_documentation_runs():

@@ -1,0 +1,103 @@
+"""Plain step : penalised step : the same with `optax.contrib.sam`, side by side in one process.
+
+Command: python -m benchmarks.train_step [--rounds N]
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import normalize, sam
+
+from benchmarks.timing import interleave, ratio, write_report
+from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.data.pipeline import train_batches
+from gnp_scale.mesh import make_mesh
+from gnp_scale.step import make_examples, make_loss, make_train_step
+from gnp_scale.task import Task
+
+R = 0.05
+MODELS = {
+    "ViT-Ti, patch 4": ModelConfig(name="vit_ti", patch_size=4, depth=6),
+    "ResNet-18, CIFAR stem": ModelConfig(name="resnet18", stem="cifar"),
+}
+
+
+def main() -> None:
+    """Times the steps of each model and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    num_rounds = parser.parse_args().rounds
+    lines = [
+        f"Medians over {num_rounds} rounds of the ratios within a round, with quartiles. 32 x 32 images, batch 32,",
+        "SGD with momentum, float32, one device. `optax` is `optax.contrib.sam` in opaque mode with a normalised step,",
+        "which is the penalised step at alpha = 1; it returns no batch statistics and no telemetry.",
+        "",
+        "| model | penalised / plain | optax / plain | penalised / optax |",
+        "|---|---|---|---|",
+    ]
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        for name, model in MODELS.items():
+            seconds = interleave(steps_of(model), num_rounds)
+            pairs = (("penalised", "plain"), ("optax", "plain"), ("penalised", "optax"))
+            lines.append(f"| {name} | " + " | ".join(ratio(seconds, a, b) for a, b in pairs) + " |")
+    write_report("train-step", "Cost of a penalised step", lines)
+
+
+def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
+    """The three steps, each a function that makes one update of a state of its own."""
+    config = Config(
+        data=DataConfig(name="synthetic", batch_size=32, crop_padding=4, flip=True),
+        model=model,
+        gnp=GnpConfig(r=R, alpha=0.8),
+        optim=OptimConfig(name="sgd"),
+        train=TrainConfig(num_steps=1000),
+    )
+    task = Task.of(config)
+    batch = next(train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=1))
+    train_step = make_train_step(task)
+
+    def repeat(penalised: bool) -> Callable[[], Any]:
+        state = task.init_state()
+
+        def update() -> Any:
+            nonlocal state
+            state, metrics = train_step(state, batch, penalised=penalised)
+            return state, metrics
+
+        return update
+
+    return {"plain": repeat(False), "penalised": repeat(True), "optax": optax_step(task, batch)}
+
+
+def optax_step(task: Task, batch: dict[str, jax.Array]) -> Callable[[], Any]:
+    """One update with `optax.contrib.sam` in opaque mode."""
+    adversary = optax.chain(normalize(), optax.sgd(R))
+    optimizer = sam(task.optimizer, adversary, sync_period=2, opaque_mode=True)
+    loss_fn = make_loss(task)
+
+    @jax.jit
+    def train_step(state: Any, params: Any, opt_state: Any, batch: Any) -> Any:
+        examples = make_examples(task, batch, state.step)
+
+        def grad_fn(params: Any, _: int) -> Any:
+            return jax.grad(loss_fn, has_aux=True)(params, examples, state.batch_stats)[0]
+
+        update, opt_state = optimizer.update(grad_fn(params, 0), opt_state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, update), opt_state
+
+    state = task.init_state()
+    current = state.params, optimizer.init(state.params)
+
+    def update() -> Any:
+        nonlocal current
+        current = train_step(state, *current, batch)
+        return current
+
+    return update
+
+
+if __name__ == "__main__":
+    main()

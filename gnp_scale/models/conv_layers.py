@@ -1,0 +1,159 @@
+"""The layers of convolutional networks, which have no channels in shards: `tensor` is one more axis of examples here.
+
+Kernels are stored sharded over both `fsdp` and `tensor`.
+
+Shapes: B examples, H height, W width, C channels, K classes, G groups of examples.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, normal, ones, variance_scaling, zeros
+from jax.sharding import PartitionSpec as P
+
+from gnp_scale import mesh
+from gnp_scale.config import check
+from gnp_scale.mesh import ALL, BATCH
+from gnp_scale.models.layers import SHARDS, Dense, apply_gathered, on_mesh, param
+
+
+class Conv(nnx.Module):
+    """A convolution with a square kernel, padded by `size // 2` on every side, without bias.
+
+    Normal weights of variance 2 / fan_out (arXiv 1502.01852, equation 14), as in the published ResNets and
+    WideResNets.
+    """
+
+    def __init__(self, key: jax.Array, size: int, num_in: int, num_out: int, stride: int = 1) -> None:
+        self.stride, self.padding = stride, size // 2
+        init = variance_scaling(2.0, "fan_out", "normal")
+        self.kernel = param(key, init, (size, size, num_in, num_out), P(None, None, None, SHARDS))
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        convolve = partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(self.stride, self.stride),
+            padding=((self.padding, self.padding),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return apply_gathered(convolve, x_BxHxWxC, self.kernel[...], SHARDS)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation with the statistics of `num_groups` groups of consecutive examples of the global batch.
+
+    In training each group is normalised by its own mean and variance, and the running statistics move by a tenth
+    towards the averages over the groups. The groups are cut by the example's place in the batch, never by device.
+    Examples are sharded over all axes of the mesh; scale, bias and statistics are whole on every device.
+    """
+
+    eps = 1e-5
+    momentum = 0.9
+
+    def __init__(self, key: jax.Array, num_channels: int, num_groups: int, scale_init: Initializer = ones) -> None:
+        shape, spec = (num_channels,), P(None)
+        self.num_groups = num_groups
+        self.scale = param(key, scale_init, shape, spec)
+        self.bias = param(key, zeros, shape, spec)
+        self.mean = nnx.BatchStat(zeros(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
+        self.variance = nnx.BatchStat(ones(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
+
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
+        x = x_BxHxWxC.astype(jnp.float32)
+        if train:
+            mean_GxC = self._group_means(x)
+            x -= self._of_group(mean_GxC, len(x))
+            variance_GxC = self._group_means(jnp.square(x))
+            variance = self._of_group(variance_GxC, len(x))
+            self._move(self.mean, mean_GxC)
+            self._move(self.variance, variance_GxC)
+        else:
+            x -= _over_examples(self.mean[...])
+            variance = _over_examples(self.variance[...])
+        y = x * jax.lax.rsqrt(variance + self.eps) * _over_examples(self.scale[...]) + _over_examples(self.bias[...])
+        return y.astype(x_BxHxWxC.dtype)
+
+    def _group_means(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        mean_BxC = jnp.mean(x_BxHxWxC, axis=(1, 2))
+        member_BxG = self._membership(len(mean_BxC))
+        sum_GxC = _exact_einsum("bg,bc->gc", member_BxG, mean_BxC, on_mesh(P(None, None)))
+        return sum_GxC * (self.num_groups / len(mean_BxC))
+
+    def _of_group(self, value_GxC: jax.Array, num_examples: int) -> jax.Array:
+        member_BxG = self._membership(num_examples)
+        value_BxC = _exact_einsum("bg,gc->bc", member_BxG, value_GxC, on_mesh(P(ALL, None)))
+        return value_BxC[:, None, None, :]
+
+    def _membership(self, num_examples: int) -> jax.Array:
+        check(
+            num_examples % self.num_groups == 0,
+            f"model.num_bn_groups is {self.num_groups}, which does not divide {num_examples} examples: "
+            "change it or data.batch_size",
+        )
+        group_B = jnp.arange(num_examples) // (num_examples // self.num_groups)
+        member_BxG = jax.nn.one_hot(group_B, self.num_groups)
+        return spread(member_BxG, ALL)
+
+    def _move(self, running: nnx.BatchStat, value_GxC: jax.Array) -> None:
+        value_C = jnp.mean(value_GxC, axis=0)
+        running[...] = self.momentum * running[...] + (1 - self.momentum) * value_C
+
+
+def _exact_einsum(formula: str, member_BxG: jax.Array, x: jax.Array, out_sharding: P | None) -> jax.Array:
+    # HIGHEST, as the default would round x to bfloat16 on TPU.
+    return jnp.einsum(formula, member_BxG, x, precision=jax.lax.Precision.HIGHEST, out_sharding=out_sharding)
+
+
+def _over_examples(value_C: jax.Array) -> jax.Array:
+    return value_C[None, None, None, :]
+
+
+class Head(nnx.Module):
+    """Average over the image and a dense layer, in float32.
+
+    Normal weights of standard deviation 0.01 (arXiv 1706.02677, section 5.1).
+    """
+
+    def __init__(self, key: jax.Array, num_channels: int, num_classes: int) -> None:
+        self.dense = Dense(
+            key,
+            "bc,ck->bk",
+            (num_channels, num_classes),
+            init=normal(0.01),
+            spec=P(SHARDS, None),
+            out_spec=P(ALL, None),
+            gathered=SHARDS,
+        )
+
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        x_BxC = jnp.mean(x_BxHxWxC.astype(jnp.float32), axis=(1, 2))
+        return spread(self.dense(x_BxC), BATCH)
+
+
+def max_pool(x_BxHxWxC: jax.Array) -> jax.Array:
+    """Maximum over windows of 3x3, at stride 2."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x_BxHxWxC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def spread(x_Bx: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """`x_Bx` with its examples over `axes` of the mesh; as it is without one."""
+    spec = on_mesh(mesh.batch_spec(x_Bx.ndim, axes))
+    return x_Bx if spec is None else jax.sharding.reshard(x_Bx, spec)
+
+
+def spread_over_all_devices(x_Bx: jax.Array) -> jax.Array:
+    """`x_Bx` with its examples over all axes, for networks that do not compute in shards of their channels.
+
+    Raises:
+        ConfigError: there are not equally many examples for each device.
+    """
+    num_devices = mesh.current_axis_size(ALL)
+    check(
+        len(x_Bx) % num_devices == 0,
+        f"a batch of {len(x_Bx)} examples does not divide over {num_devices} devices, as a convolutional network "
+        "needs: change data.batch_size or data.eval_batch_size",
+    )
+    return spread(x_Bx, ALL)

@@ -1,0 +1,146 @@
+"""The layers that all networks are made of.
+
+A parameter is float32 and born sharded. A kernel is stored sharded over `fsdp`, and over `tensor`, and fetched when it
+is used; vectors (biases, scales) are small and stay whole, but for those that lie along a dimension which the layer
+computes in shards.
+
+Shapes: B examples; `x_Bx` has any dimensions after the examples.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, ones, zeros
+from jax.sharding import PartitionSpec as P
+
+from gnp_scale import mesh
+from gnp_scale.mesh import FSDP, TENSOR
+
+SHARDS = (FSDP, TENSOR)
+"""Axes that store the parameters of a layer which does not compute in shards of its channels."""
+
+
+def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) -> nnx.Param:
+    """A float32 parameter drawn by `init`, every shard of it by the device that keeps it."""
+    return nnx.Param(init(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
+
+
+def on_mesh(spec: P) -> P | None:
+    """`spec` as an `out_sharding`; None without a mesh."""
+    return None if jax.sharding.get_abstract_mesh().empty else spec
+
+
+def apply_gathered(
+    fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array, axes: tuple[str, ...]
+) -> jax.Array:
+    """`fn(x, kernel)` with the kernel cast to the type of `x` and then gathered over `axes`.
+
+    The backward pass gathers again: whole kernels kept from the forward pass would undo the sharding of the parameters.
+    """
+
+    @jax.checkpoint
+    def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return fn(x, mesh.gather(kernel.astype(x.dtype), axes))
+
+    return run(x, kernel)
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x + bias` along the last dimensions of `x`."""
+    return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - bias.ndim))
+
+
+class Dense(nnx.Module):
+    """The linear map `einsum(formula, x, kernel) + bias`; the last letters of its output are those of the kernel.
+
+    Args:
+        key: Draws the kernel.
+        formula: Such as `"bnd,df->bnf"`.
+        shape: Of the kernel.
+        init: Of the kernel; the bias starts at 0.
+        spec: How the kernel is stored.
+        out_spec: How the output is sharded. A contraction over shards ends in an all-reduce.
+        gathered: Axes over which the kernel is gathered to be used.
+        use_bias: Whether there is a bias.
+    """
+
+    def __init__(
+        self,
+        key: jax.Array,
+        formula: str,
+        shape: tuple[int, ...],
+        *,
+        init: Initializer,
+        spec: P,
+        out_spec: P,
+        gathered: tuple[str, ...] = (FSDP,),
+        use_bias: bool = True,
+    ) -> None:
+        kernel_letters, out_letters = formula.split(",")[1].split("->")
+        bias_shape = tuple(size for letter, size in zip(kernel_letters, shape, strict=True) if letter in out_letters)
+        self.formula, self.out_spec, self.gathered = formula, out_spec, gathered
+        self.kernel = param(key, init, shape, spec)
+        self.bias = param(key, zeros, bias_shape, P(*out_spec[-len(bias_shape) :])) if use_bias else None
+
+    def __call__(self, x_Bx: jax.Array) -> jax.Array:
+        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
+        y_Bx = apply_gathered(contract, x_Bx, self.kernel[...], self.gathered)
+        return y_Bx if self.bias is None else add_bias(y_Bx, self.bias[...])
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) over the last dimension, then scale and bias; computed in float32."""
+
+    eps = 1e-6
+
+    def __init__(self, key: jax.Array, width: int) -> None:
+        self.scale = param(key, ones, (width,), P(None))
+        self.bias = param(key, zeros, (width,), P(None))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        centred = x.astype(jnp.float32)
+        centred -= jnp.mean(centred, axis=-1, keepdims=True)
+        return add_bias(_scale_to_unit(centred, self.scale[...], self.eps), self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean square + eps) over the last dimension, then a scale; computed in float32 (arXiv 1910.07467)."""
+
+    eps = 1e-6
+
+    def __init__(self, key: jax.Array, width: int) -> None:
+        self.scale = param(key, ones, (width,), P(None))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _scale_to_unit(x.astype(jnp.float32), self.scale[...], self.eps).astype(x.dtype)
+
+
+def _scale_to_unit(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean_square + eps) * jnp.expand_dims(scale, range(x.ndim - 1))
+
+
+def fold(key_B: jax.Array | None, number: jax.typing.ArrayLike) -> jax.Array | None:
+    """Keys of the examples for the layer of this number; None stays None."""
+    return None if key_B is None else jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
+
+
+def dropout(x_Bx: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
+    """Sets each entry to 0 with probability `rate` and divides the others by `1 - rate`; the identity without keys."""
+    if key_B is None or rate == 0:
+        return x_Bx
+    spec = on_mesh(P(*jax.typeof(x_Bx).sharding.spec[1:]))
+    draw = partial(jax.random.bernoulli, p=1 - rate, shape=x_Bx.shape[1:], out_sharding=spec)
+    return jnp.where(jax.vmap(draw)(key_B), x_Bx / (1 - rate), 0)
+
+
+def drop_path(x_Bx: jax.Array, rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:
+    """Sets a whole example to 0 with probability `rate`, else divides it by `1 - rate` (arXiv 1603.09382)."""
+    if key_B is None or rate is None:
+        return x_Bx
+    keep_B = jax.vmap(partial(jax.random.bernoulli, p=1 - rate))(key_B)
+    factor_B = (keep_B / (1 - rate)).astype(x_Bx.dtype)
+    return x_Bx * jnp.expand_dims(factor_B, range(1, x_Bx.ndim))

@@ -1,0 +1,140 @@
+"""The blocks of vision transformers.
+
+Shapes: B examples, N tokens, D width, F hidden channels of the MLP, H heads, K channels of a head, 3 for query, key and
+value. Heads and hidden channels are computed in shards over `tensor`; tokens are whole.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import xavier_uniform
+from jax.sharding import PartitionSpec as P
+
+from gnp_scale import mesh
+from gnp_scale.config import check
+from gnp_scale.mesh import BATCH, FSDP, TENSOR
+from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, drop_path, dropout, fold
+
+TOKENS = P(BATCH, None, None)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a vision transformer."""
+
+    width: int
+    depth: int
+    mlp: int
+    num_heads: int
+    parallel: bool = False
+    """Blocks of ViT-22B: attention beside MLP, normalised queries and keys, norms without mean and bias."""
+
+
+class Block(nnx.Module):
+    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
+
+    def __init__(self, key: jax.Array, size: Size, dropout_rate: float) -> None:
+        attention_key, mlp_key = jax.random.split(key)
+        self.dropout_rate = dropout_rate
+        self.norm_attention = LayerNorm(key, size.width)
+        self.attention = Attention(attention_key, size)
+        self.norm_mlp = LayerNorm(key, size.width)
+        self.mlp = Mlp(mlp_key, size, dropout_rate)
+
+    def __call__(self, x_BxNxD: jax.Array, drop_rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:
+        y_BxNxD = dropout(self.attention(self.norm_attention(x_BxNxD)), self.dropout_rate, fold(key_B, 0))
+        x_BxNxD += drop_path(y_BxNxD, drop_rate, fold(key_B, 1))
+        y_BxNxD = dropout(self.mlp(self.norm_mlp(x_BxNxD), fold(key_B, 2)), self.dropout_rate, fold(key_B, 3))
+        return x_BxNxD + drop_path(y_BxNxD, drop_rate, fold(key_B, 4))
+
+
+class ParallelBlock(nnx.Module):
+    """x + Attention(y) + MLP(y) with y = RMSNorm(x) (arXiv 2302.05442, section 2).
+
+    Attention has no bias of its own: that of its output and that of the MLP's would only ever appear as their sum.
+    """
+
+    def __init__(self, key: jax.Array, size: Size, dropout_rate: float) -> None:
+        attention_key, mlp_key = jax.random.split(key)
+        self.dropout_rate = dropout_rate
+        self.norm = RMSNorm(key, size.width)
+        self.attention = Attention(attention_key, size)
+        self.mlp = Mlp(mlp_key, size, dropout_rate)
+
+    def __call__(self, x_BxNxD: jax.Array, drop_rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:
+        y_BxNxD = self.norm(x_BxNxD)
+        y_BxNxD = self.attention(y_BxNxD) + self.mlp(y_BxNxD, fold(key_B, 0))
+        y_BxNxD = dropout(y_BxNxD, self.dropout_rate, fold(key_B, 1))
+        return x_BxNxD + drop_path(y_BxNxD, drop_rate, fold(key_B, 2))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; in a parallel block without biases and with normalised queries and keys."""
+
+    def __init__(self, key: jax.Array, size: Size) -> None:
+        check_heads(size.num_heads)
+        width, num_heads = size.width, size.num_heads
+        in_key, out_key = jax.random.split(key)
+        self.in_proj = Dense(
+            in_key,
+            "bnd,dthk->bnthk",
+            (width, 3, num_heads, width // num_heads),
+            init=xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1),
+            spec=P(FSDP, None, TENSOR, None),
+            out_spec=P(BATCH, None, None, TENSOR, None),
+            use_bias=not size.parallel,
+        )
+        self.norm_query = RMSNorm(key, width // num_heads) if size.parallel else None
+        self.norm_key = RMSNorm(key, width // num_heads) if size.parallel else None
+        self.out_proj = Dense(
+            out_key,
+            "bnhk,hkd->bnd",
+            (num_heads, width // num_heads, width),
+            init=xavier_uniform(in_axis=(0, 1), out_axis=2),
+            spec=P(TENSOR, None, FSDP),
+            out_spec=TOKENS,
+            use_bias=not size.parallel,
+        )
+
+    def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
+        x_BxNx3xHxK = self.in_proj(x_BxNxD)
+        check_heads(x_BxNx3xHxK.shape[3])
+        query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = jnp.unstack(x_BxNx3xHxK, axis=2)
+        if self.norm_query is not None and self.norm_key is not None:
+            query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
+        return self.out_proj(jax.nn.dot_product_attention(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+
+
+class Mlp(nnx.Module):
+    """Two dense layers with a GELU (its tanh approximation, as in big_vision) between them."""
+
+    def __init__(self, key: jax.Array, size: Size, dropout_rate: float) -> None:
+        in_key, out_key = jax.random.split(key)
+        self.dropout_rate = dropout_rate
+        self.in_proj = Dense(
+            in_key,
+            "bnd,df->bnf",
+            (size.width, size.mlp),
+            init=xavier_uniform(),
+            spec=P(FSDP, TENSOR),
+            out_spec=P(BATCH, None, TENSOR),
+        )
+        self.out_proj = Dense(
+            out_key, "bnf,fd->bnd", (size.mlp, size.width), init=xavier_uniform(), spec=P(TENSOR, FSDP), out_spec=TOKENS
+        )
+
+    def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
+        x_BxNxF = dropout(jax.nn.gelu(self.in_proj(x_BxNxD)), self.dropout_rate, key_B)
+        return self.out_proj(x_BxNxF)
+
+
+def check_heads(num_heads: int) -> None:
+    """Raises ConfigError unless every shard of the current mesh's tensor axis has equally many heads."""
+    num_shards = mesh.current_axis_size(TENSOR)
+    check(
+        num_heads % num_shards == 0,
+        f"{num_heads} attention heads do not divide over the tensor axis of {num_shards}: "
+        "change model.num_heads or mesh.tensor",
+    )

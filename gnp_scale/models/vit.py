@@ -1,0 +1,145 @@
+"""Vision transformers (arXiv 2010.11929), and ViT-22B (arXiv 2302.05442) with its parallel blocks.
+
+Shapes: B examples, H height, W width and C channels of an image, N tokens, D width, K classes.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import lecun_normal, normal, zeros
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from gnp_scale import mesh
+from gnp_scale.config import ModelConfig, check
+from gnp_scale.mesh import BATCH
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, dropout, fold, on_mesh, param
+from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, Size
+
+SIZES = {
+    "vit_mu": Size(32, 1, 128, 2),  # For tests, as in big_vision.
+    # Table 2 of arXiv 2106.04560, with M as in big_vision and H of table 1 of arXiv 2010.11929.
+    "vit_ti": Size(192, 12, 768, 3),
+    "vit_s": Size(384, 12, 1536, 6),
+    "vit_m": Size(512, 12, 2048, 8),
+    "vit_b": Size(768, 12, 3072, 12),
+    "vit_l": Size(1024, 24, 4096, 16),
+    "vit_h": Size(1280, 32, 5120, 16),
+    "vit_g": Size(1408, 40, 6144, 16),  # ViT-g, of 1.0 billion parameters.
+    "vit_gg": Size(1664, 48, 8192, 16),  # ViT-G, of 1.8 billion.
+    # Table 1 of arXiv 2302.05442.
+    "vit_22b": Size(6144, 48, 24576, 48, parallel=True),
+}
+
+
+def size_of(config: ModelConfig) -> Size:
+    """The size that `config` names, with its overrides; another width has an MLP four times as wide."""
+    size = SIZES[config.name]
+    if config.width is not None:
+        size = replace(size, width=config.width, mlp=4 * config.width)
+    return replace(size, depth=config.depth or size.depth, num_heads=config.num_heads or size.num_heads)
+
+
+def check_shapes(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
+    """Raises ConfigError unless patches divide the image and heads the width."""
+    height, width, _ = image_shape
+    size, patch = size_of(config), config.patch_size
+    check(
+        height % patch == 0 and width % patch == 0,
+        f"model.patch_size is {patch}, which does not divide images of {height}x{width}: change it",
+    )
+    check(
+        size.width % size.num_heads == 0,
+        f"{size.num_heads} attention heads do not divide a width of {size.width}: "
+        "change model.num_heads or model.width",
+    )
+
+
+class VisionTransformer(nnx.Module):
+    """Pre-norm transformer over image patches with learned positions.
+
+    Kernels are initialised as in big_vision: Xavier-uniform, the embedding LeCun-normal, positions normal with standard
+    deviation 1 / sqrt(D), class token and head zero. The class token has a position of its own, as in equation 1 of
+    arXiv 2010.11929.
+    """
+
+    def __init__(
+        self, key: jax.Array, config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int
+    ) -> None:
+        size = size_of(config)
+        patch, width = config.patch_size, size.width
+        embed_key, position_key, blocks_key = jax.random.split(key, 3)
+        num_tokens = (image_shape[0] // patch) * (image_shape[1] // patch) + (config.pool == "token")
+        self.config, self.size = config, size
+        self.embed = Dense(
+            embed_key,
+            "bhpwqc,pqcd->bhwd",
+            (patch, patch, image_shape[2], width),
+            init=lecun_normal(in_axis=(0, 1, 2), out_axis=3),
+            spec=P(None, None, None, SHARDS),
+            out_spec=P(BATCH, None, None, None),
+            gathered=SHARDS,
+        )
+        if config.pool == "token":
+            self.token = param(key, zeros, (1, width), P(None, SHARDS))
+        self.position = param(position_key, normal(width**-0.5), (num_tokens, width), P(None, SHARDS))
+        self.blocks = self._make_blocks(jax.random.split(blocks_key, size.depth))
+        self.norm = RMSNorm(key, width) if size.parallel else LayerNorm(key, width)
+        self.head = Dense(
+            key,
+            "bd,dc->bc",
+            (width, num_classes),
+            init=zeros,
+            spec=P(SHARDS, None),
+            out_spec=P(BATCH, None),
+            gathered=SHARDS,
+        )
+
+    def _make_blocks(self, keys: jax.Array) -> Any:
+        def make(key: jax.Array) -> Block | ParallelBlock:
+            block = ParallelBlock if self.size.parallel else Block
+            return block(key, self.size, self.config.dropout)
+
+        if self.config.scan_layers:
+            return jax.vmap(make)(keys)
+        return nnx.Dict({f"{number:02d}": make(key) for number, key in enumerate(keys)})
+
+    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None) -> jax.Array:
+        key_B = key_B if train else None
+        x_BxNxD = self._embed_patches(image_BxHxWxC.astype(self.config.dtype))
+        x_BxNxD = dropout(x_BxNxD, self.config.dropout, fold(key_B, self.size.depth))
+        x_BxNxD = self.norm(self._run_blocks(x_BxNxD, key_B)).astype(jnp.float32)
+        x_BxD = x_BxNxD[:, 0] if self.config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
+        return self.head(x_BxD)
+
+    def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
+        num_examples, height, width, channels = image_BxHxWxC.shape
+        patch = self.config.patch_size
+        shape = (num_examples, height // patch, patch, width // patch, patch, channels)
+        patches = jnp.reshape(image_BxHxWxC, shape, out_sharding=on_mesh(mesh.batch_spec(len(shape))))
+        x_BxNxD = self.embed(patches).reshape(num_examples, -1, self.size.width)
+        if self.config.pool == "token":
+            token_1xD = mesh.gather(self.token[...], SHARDS).astype(x_BxNxD.dtype)
+            shape = (num_examples, 1, self.size.width)
+            token_Bx1xD = jnp.broadcast_to(token_1xD[None], shape, out_sharding=on_mesh(TOKENS))
+            x_BxNxD = jnp.concatenate([token_Bx1xD, x_BxNxD], axis=1)
+        position_NxD = mesh.gather(self.position[...], SHARDS).astype(x_BxNxD.dtype)
+        return x_BxNxD + position_NxD[None]
+
+    def _run_blocks(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
+        def run(x_BxNxD: jax.Array, layer: tuple[Any, ArrayLike, jax.Array | None]) -> tuple[jax.Array, None]:
+            block, number, drop_rate = layer
+            return block(x_BxNxD, drop_rate, fold(key_B, number)), None
+
+        config, depth = self.config, self.size.depth
+        if config.remat:
+            run = jax.checkpoint(run, prevent_cse=not config.scan_layers)
+        drop_rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else None
+        if config.scan_layers:
+            return jax.lax.scan(run, x_BxNxD, (self.blocks, jnp.arange(depth), drop_rates))[0]
+        for number, block in enumerate(self.blocks.values()):
+            x_BxNxD, _ = run(x_BxNxD, (block, number, None if drop_rates is None else drop_rates[number]))
+        return x_BxNxD

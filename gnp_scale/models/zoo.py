@@ -1,0 +1,98 @@
+"""The networks by name, each as a pair of pure functions over nested dicts of arrays."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gnp_scale.config import ConfigError, ModelConfig, check
+from gnp_scale.models import resnet, vit, wide_resnet
+
+type Params = dict[str, Any]
+"""Nested dicts of float32 arrays."""
+type BatchStats = dict[str, Any]
+"""Nested dicts of float32 arrays; empty for networks without batch normalisation."""
+
+# What a family makes no use of must be left at its default, so that nobody believes in an effect.
+_ONLY_TRANSFORMERS = ("patch_size", "pool", "depth", "width", "num_heads", "drop_path", "remat", "scan_layers")
+_FAMILIES = {
+    **dict.fromkeys(vit.SIZES, (vit.VisionTransformer, ("stem", "num_bn_groups"))),
+    **dict.fromkeys(resnet.LAYOUTS, (resnet.ResNet, (*_ONLY_TRANSFORMERS, "dropout"))),
+    **dict.fromkeys(wide_resnet.LAYOUTS, (wide_resnet.WideResNet, (*_ONLY_TRANSFORMERS, "stem"))),
+}
+
+NAMES = tuple(_FAMILIES)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network; call its functions under `jax.jit`, with the mesh set."""
+
+    build: Callable[[jax.Array], Any]
+    """The network with parameters drawn from a key."""
+
+    def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
+        """Parameters and batch statistics before training, every leaf born sharded on the current mesh."""
+        network = self.build(key)
+        return _values(network, nnx.Param), _values(network, nnx.BatchStat)
+
+    def apply(
+        self,
+        params: Params,
+        batch_stats: BatchStats,
+        image_BxHxWxC: jax.Array,
+        *,
+        train: bool,
+        key_B: jax.Array | None = None,
+    ) -> tuple[jax.Array, BatchStats]:
+        """Logits of normalised images, float32 of shape (B, classes), and the batch statistics after them.
+
+        Args:
+            params: As `init` returns them.
+            batch_stats: As `init` or `apply` return them. Only training changes them.
+            image_BxHxWxC: Floats, the examples sharded over `mesh.BATCH`, and the logits likewise.
+            train: Normalise with statistics of the batch; drop what the configuration drops, where keys are given.
+            key_B: A key for each example.
+        """
+        network = nnx.merge(self._graph, params, batch_stats)
+        logits_BxK = network(image_BxHxWxC, train=train, key_B=key_B)
+        return logits_BxK, _values(network, nnx.BatchStat)
+
+    @cached_property
+    def _graph(self) -> Any:
+        return nnx.graphdef(jax.eval_shape(self.build, jax.random.key(0)))
+
+
+def _values(network: Any, kind: type[nnx.Variable]) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(network, kind))
+
+
+def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
+    """The network of `config` for images of `image_shape` (height, width, channels).
+
+    Raises:
+        ConfigError: no network has this name; it makes no use of an option that is set; or a transformer's patches,
+            heads, or the current mesh's tensor axis do not divide what they must.
+    """
+    if config.name not in _FAMILIES:
+        raise ConfigError(_unknown_name(config.name))
+    network, unused = _FAMILIES[config.name]
+    for option in unused:
+        value, default = getattr(config, option), getattr(ModelConfig, option)
+        check(
+            value == default,
+            f"model.{option} is {value}, of which {config.name} makes no use: leave it at {default}",
+        )
+    if config.name in vit.SIZES:
+        vit.check_shapes(config, image_shape)
+    return Model(partial(network, config=config, image_shape=image_shape, num_classes=num_classes))
+
+
+def _unknown_name(name: str) -> str:
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"model.name is {name}, which is not in the zoo: {hint}choose one of {', '.join(NAMES)}"

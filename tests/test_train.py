@@ -1,0 +1,125 @@
+"""Whole runs: they learn, they stop and go on bitwise, they leave what they promise, and mistakes are one line."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gnp_scale import loop
+from gnp_scale.checkpoint import fingerprint
+from gnp_scale.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    GnpConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gnp_scale.loop import evaluate_run, train
+from gnp_scale.metrics import read_metrics
+from gnp_scale.runtime import Exit
+
+VIT = ModelConfig(name="vit_mu", patch_size=2, dropout=0.1, drop_path=0.1)
+# 1,437 training images: an epoch ends in the middle of the batch of step 23, so that stops fall into an epoch.
+BASE = Config(
+    data=DataConfig(batch_size=64, eval_batch_size=120, crop_padding=1, mixup=0.2),
+    model=VIT,
+    optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=5, clip_norm=5.0),
+    mesh=MeshConfig(fsdp=4, tensor=2),
+    train=TrainConfig(num_steps=30, log_every_steps=3, eval_every_steps=10, ema_decay=0.9),
+    checkpoint=CheckpointConfig(every_steps=10),
+)
+RESNET = dataclasses.replace(
+    BASE,
+    model=ModelConfig(name="resnet18", stem="cifar", num_bn_groups=2),
+    optim=OptimConfig(name="sgd", learning_rate=0.05, l2_in_loss=1e-3),
+    mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
+    train=TrainConfig(num_steps=6, log_every_steps=2, eval_every_steps=4),
+)
+WARMUP = dataclasses.replace(BASE, gnp=GnpConfig(alpha_schedule="warmup", warmup_steps=12))
+
+
+def stop_after(monkeypatch, step):
+    """Has the next run stop after `step`, as a signal would."""
+    monkeypatch.setattr(loop.StopRequest, "reached", lambda self, reached: reached == step)
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "stop"),
+    [(BASE, 7), (BASE, 20), (WARMUP, 1), (RESNET, 3)],
+    ids=["mid-epoch", "at-save", "off-step", "resnet"],
+)
+def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(config, whole) == Exit.FINISHED
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        assert train(config, stopped) == Exit.PREEMPTED
+    assert fingerprint(stopped)[0] == stop
+    assert train(config, stopped) == Exit.FINISHED
+    assert fingerprint(stopped) == fingerprint(whole)
+    assert without_times(read_metrics(stopped)) == without_times(read_metrics(whole))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished")
+    assert train(BASE, run_dir) == Exit.FINISHED
+    return run_dir
+
+
+def test_metrics_have_the_documented_names_at_every_logged_step(finished):
+    rows = {row["step"]: row for row in read_metrics(finished)}
+    assert sorted(rows) == sorted({*range(3, 31, 3), 10, 20, 30})
+    assert set(rows[30]) == {
+        "step",
+        *(f"train/{name}" for name in ("loss", "loss_perturbed", "accuracy")),
+        *(f"gnp/{name}" for name in ("grad_norm", "grad_norm_perturbed", "update_grad_norm", "cosine", "curvature")),
+        *(f"gnp/{name}" for name in ("r", "alpha", "lambda", "on")),
+        *(f"optim/{name}" for name in ("learning_rate", "update_norm", "param_norm")),
+        *(f"perf/{name}" for name in ("images_per_s", "step_ms", "data_wait_ms", "goodput")),
+        *(f"eval/{name}" for name in ("loss", "top1", "top5")),
+    }
+    assert all(np.isfinite(value) for row in rows.values() for value in row.values())
+
+
+def test_a_finished_run_is_evaluated_as_it_was_and_not_trained_again(finished):
+    before = fingerprint(finished)
+    assert train(BASE, finished) == Exit.FINISHED
+    assert fingerprint(finished) == before
+    step, scores = evaluate_run(BASE, finished)
+    assert step == 30
+    assert scores == {name: value for name, value in read_metrics(finished)[-1].items() if name.startswith("eval/")}
+
+
+def test_another_mesh_goes_on_with_the_same_examples(finished):
+    elsewhere = dataclasses.replace(BASE, mesh=MeshConfig(replica=2, fsdp=2, tensor=1))
+    with pytest.raises(ValueError, match="does not fit 8 devices"):
+        evaluate_run(elsewhere, finished)
+    _, here = evaluate_run(BASE, finished)
+    _, there = evaluate_run(dataclasses.replace(BASE, mesh=MeshConfig(replica=2, fsdp=4)), finished)
+    assert there["eval/top1"] == here["eval/top1"]
+    np.testing.assert_allclose(there["eval/loss"], here["eval/loss"], rtol=1e-5)
+
+
+def test_the_resolved_configuration_is_in_the_folder_and_in_each_checkpoint(finished):
+    stored = json.loads((finished / "config.json").read_text())
+    assert stored["train"]["num_steps"] == 30
+    for checkpoint in (finished / "checkpoints").iterdir():
+        metadata = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+        assert metadata["custom_metadata"]["config"] == stored
+
+
+@pytest.mark.slow
+def test_the_loop_moves_nothing_between_host_and_devices_unasked(tmp_path):
+    with jax.transfer_guard("disallow"):
+        assert train(dataclasses.replace(BASE, train=TrainConfig(num_steps=12, eval_every_steps=5)), tmp_path) == 0
