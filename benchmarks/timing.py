@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleave(functions: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, until its arrays are computed; each round calls every function once, after one to warm up."""
+    """Seconds of each call, until its arrays are computed; a first round is not measured."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(num_rounds + 1):
         for name, function in functions.items():

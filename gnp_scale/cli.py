@@ -64,12 +64,10 @@ def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
         raise ConfigError("train needs a recipe: gnp-scale train configs/digits.py:quickstart, for example")
     runtime.start()
     from gnp_scale.loop import train
-    from gnp_scale.progress import announce
 
     config = recipe.override(recipe.load(options.recipe), flags, _TRAIN_USAGE)
     path, _, function = options.recipe.partition(":")
     run_dir = options.run_dir or Path("runs") / f"{Path(path).stem}-{function}"
-    announce(f"{options.recipe} in {run_dir}\n{recipe.to_json(config)}")
     return train(config, run_dir)
 
 

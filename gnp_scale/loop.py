@@ -3,17 +3,19 @@
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from gnp_scale import recipe
 from gnp_scale.checkpoint import Checkpoints
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.evaluate import make_evaluate
-from gnp_scale.mesh import make_mesh
+from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
 from gnp_scale.preemption import StopRequest
 from gnp_scale.progress import ProgressBar, announce, print_summary
@@ -32,9 +34,11 @@ def train(config: Config, run_dir: Path) -> Exit:
     Raises:
         ConfigError: the configuration is wrong for the data or the machine, or the folder holds a different run.
     """
+    config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
     with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
         claim(run_dir, config)
+        announce(f"run folder {run_dir}\n{recipe.summary(config)}")
         with StopRequest() as stop, Checkpoints(run_dir, config) as checkpoints:
             start = checkpoints.latest_step or 0
             if start:

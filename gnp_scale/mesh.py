@@ -31,8 +31,8 @@ def batch_spec(ndim: int = 1, axes: tuple[str, ...] = BATCH) -> P:
     return P(axes, *(None,) * (ndim - 1))
 
 
-def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
-    """Sizes of the axes (replica, fsdp, tensor) on `num_devices` devices; an axis of -1 takes what the others leave.
+def resolve(config: MeshConfig, num_devices: int) -> MeshConfig:
+    """`config` on `num_devices` devices: an axis of -1 takes what the others leave.
 
     Raises:
         ConfigError: the axes do not multiply to the number of devices.
@@ -48,14 +48,14 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
             "change --mesh.replica, --mesh.fsdp or --mesh.tensor so that they multiply to the number of devices, "
             "with -1 for at most one that takes the rest"
         )
-    replica, fsdp, tensor = sizes
-    return replica, fsdp, tensor
+    return MeshConfig(*sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config` over `devices` (all devices of all processes when None), every axis explicit."""
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(config, len(devices))
+    config = resolve(config, len(devices))
+    shape = (config.replica, config.fsdp, config.tensor)
     return jax.make_mesh(shape, AXES, (AxisType.Explicit,) * len(AXES), devices=devices)
 
 

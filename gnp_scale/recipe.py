@@ -101,6 +101,12 @@ def flatten(config: Config) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
+def summary(config: Config) -> str:
+    """The configuration for a person: a line for each section."""
+    sections = dataclasses.asdict(config).items()
+    return "\n".join(f"  {name}: {', '.join(f'{k} {v}' for k, v in values.items())}" for name, values in sections)
+
+
 def to_json(config: Config) -> str:
     """The configuration as JSON, one object a section."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"

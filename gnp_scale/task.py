@@ -35,7 +35,11 @@ class Task(NamedTuple):
         check_divisible(config.data)
         dataset = sources.load(config.data)
         model = zoo.create(config.model, dataset.image_shape, dataset.num_classes)
-        return cls(config, dataset, model, optim.make_optimizer(config.optim, config.train.num_steps))
+        task = cls(config, dataset, model, optim.make_optimizer(config.optim, config.train.num_steps))
+        # Tracing shows what does not fit before anything is written or takes long.
+        for num_examples in (config.data.batch_size, config.data.eval_batch_size):
+            jax.eval_shape(task._forward, *task._forward_arguments(num_examples))
+        return task
 
     def init_state(self) -> TrainState:
         """The state before the first update."""
@@ -66,10 +70,12 @@ class Task(NamedTuple):
 
     def flops_per_pass(self) -> int:
         """FLOPs of one forward and backward pass over a batch, three times those of the forward pass."""
+        return 3 * flops(self._forward, *self._forward_arguments(self.config.data.batch_size))
 
-        def forward(state: TrainState, image: jax.Array) -> jax.Array:
-            return self.model.apply(state.params, state.batch_stats, image, train=False)[0]
+    def _forward(self, state: TrainState, image: jax.Array) -> jax.Array:
+        return self.model.apply(state.params, state.batch_stats, image, train=False)[0]
 
-        image = self.abstract_batch()["image"]
-        image = jax.ShapeDtypeStruct(image.shape, jnp.float32, sharding=image.sharding)
-        return 3 * flops(forward, self.abstract_state(), image)
+    def _forward_arguments(self, num_examples: int) -> tuple[TrainState, jax.ShapeDtypeStruct]:
+        shape = (num_examples, *self.dataset.image_shape)
+        sharding = mesh.sharding(mesh.batch_spec(len(shape)))
+        return self.abstract_state(), jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)

@@ -32,7 +32,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self, after: Any) -> Iterator[None]:
-        """Time inside belongs to no step; it begins once the device has computed `after`, the arrays of the last one."""
+        """Time inside belongs to no step; it begins when `after`, the arrays of the last one, are computed."""
         jax.block_until_ready(after)
         start_s = time.perf_counter()
         yield

@@ -95,7 +95,7 @@ def test_quadratic_has_its_closed_form(r, alpha, blend):
 
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("strength", [{"r": 0.05, "alpha": 0.8}, {"r": 0.5, "alpha": 1.0}, {"r": 0.1, "lam": 0.03}])
-@pytest.mark.parametrize(("dtype", "max_ulps"), [("float64", 1e-10 * 2**23), ("float32", 16)])
+@pytest.mark.parametrize(("dtype", "max_ulps"), [("float64", 1e-10 * 2**23), ("float32", 8)])
 def test_sgd_follows_numpy(dtype, max_ulps, strength, blend):
     """u and the parameters stay on a hand-written float64 trajectory, on a network that is not quadratic."""
     r, alpha = strength["r"], strength.get("alpha", strength.get("lam", 0) / strength["r"])
@@ -223,7 +223,7 @@ def test_alpha_of_one_is_the_perturbed_gradient(seed, r):
     """With any parameters and radius, u at alpha = 1 is SAM's gradient."""
     params = mlp_params(seed=seed)
     _, u = sam_with_radius(on_device(params, "float32"), on_device(BATCH_OF_16, "float32"), step=r)
-    assert ulps(u, penalized(lambda params: mlp_loss_and_grad(params, BATCH_OF_16), params, r, 1.0).g2) <= 64
+    assert ulps(u, penalized(lambda params: mlp_loss_and_grad(params, BATCH_OF_16), params, r, 1.0).g2) <= 16
 
 
 sam_with_radius = jax.jit(value_and_grad(mlp_loss, Gnp(r=lambda step: step, alpha=1.0)))
@@ -348,7 +348,7 @@ def test_schedule_is_a_number_at_each_step(scheduled, blend):
     """A traced step gives what numbers give, and the plain gradient to the bit where the schedule is 0."""
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
     fn = jax.jit(value_and_grad(mlp_loss, Gnp(**scheduled, blend=blend)))
-    for step in (0, 1, 3, 10):
+    for step in (0, 3, 10):
         numbers = {name: float(value(step)) if callable(value) else value for name, value in scheduled.items()}
         _, expected = jax.jit(value_and_grad(mlp_loss, Gnp(**numbers, blend=blend)))(params, batch)
         _, u = fn(params, batch, step=jnp.asarray(step))

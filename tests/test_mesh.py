@@ -5,25 +5,25 @@ import jax.numpy as jnp
 import pytest
 
 from gnp_scale.config import ConfigError, MeshConfig
-from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, fit, gather, mesh_shape
+from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, fit, gather, resolve
 
 SHAPES = {
-    "all to fsdp": (MeshConfig(), 8, (1, 8, 1)),
-    "rest to fsdp": (MeshConfig(replica=2, tensor=2), 8, (2, 2, 2)),
-    "all named": (MeshConfig(1, 4, 2), 8, (1, 4, 2)),
-    "one device": (MeshConfig(), 1, (1, 1, 1)),
+    "all to fsdp": (MeshConfig(), 8, MeshConfig(1, 8, 1)),
+    "rest to fsdp": (MeshConfig(replica=2, tensor=2), 8, MeshConfig(2, 2, 2)),
+    "all named": (MeshConfig(1, 4, 2), 8, MeshConfig(1, 4, 2)),
+    "one device": (MeshConfig(), 1, MeshConfig(1, 1, 1)),
 }
 
 
-@pytest.mark.parametrize(("config", "num_devices", "shape"), SHAPES.values(), ids=SHAPES.keys())
-def test_one_axis_takes_what_the_others_leave(config, num_devices, shape):
-    assert mesh_shape(config, num_devices) == shape
+@pytest.mark.parametrize(("config", "num_devices", "resolved"), SHAPES.values(), ids=SHAPES.keys())
+def test_one_axis_takes_what_the_others_leave(config, num_devices, resolved):
+    assert resolve(config, num_devices) == resolved
 
 
 @pytest.mark.parametrize("config", [MeshConfig(1, 4, 2), MeshConfig(tensor=2), MeshConfig(1, 8, 1)])
 def test_a_mesh_that_does_not_fit_the_devices_is_refused_with_both_numbers(config):
     with pytest.raises(ConfigError, match=r"tensor \d does not fit 7 devices.*change --mesh"):
-        mesh_shape(config, 7)
+        resolve(config, 7)
 
 
 def test_two_axes_cannot_both_take_the_rest():

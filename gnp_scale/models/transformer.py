@@ -76,6 +76,7 @@ class Attention(nnx.Module):
     def __init__(self, key: jax.Array, size: Size) -> None:
         check_heads(size.num_heads)
         width, num_heads = size.width, size.num_heads
+        self.num_heads = num_heads
         in_key, out_key = jax.random.split(key)
         self.in_proj = Dense(
             in_key,
@@ -99,8 +100,8 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
+        check_heads(self.num_heads)  # Again, as the mesh need not be the one of the initialisation.
         x_BxNx3xHxK = self.in_proj(x_BxNxD)
-        check_heads(x_BxNx3xHxK.shape[3])
         query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = jnp.unstack(x_BxNx3xHxK, axis=2)
         if self.norm_query is not None and self.norm_key is not None:
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)

@@ -1,0 +1,107 @@
+"""The command line as a user meets it: real processes, real signals, exit codes, and one line for a mistake."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from launcher import Job, run
+
+from gnp_scale.checkpoint import fingerprint
+from gnp_scale.metrics import read_metrics
+
+RECIPE = "configs/digits.py:quickstart"
+SHORT = (
+    "train",
+    RECIPE,
+    *("--data.batch-size", "64"),
+    *("--train.num-steps", "40", "--optim.warmup-steps", "10"),
+    *("--train.log-every-steps", "1", "--train.eval-every-steps", "20"),
+)
+
+MISTAKES = {
+    "misspelt key": (("--gnp.alpa", "1"), "did you mean --gnp.alpha?"),
+    "missing data set": (("--data.name", "cifar10"), "gnp-scale data download cifar10"),
+    "batch not divisible": (("--data.batch-size", "30"), "divisible by the 4 devices"),
+    "impossible mesh": (("--mesh.fsdp", "4", "--mesh.tensor", "2"), "does not fit 7 devices"),
+    "unknown network": (("--model.name", "resnet19"), "did you mean resnet18?"),
+    "heads over tensor": (("--mesh.fsdp", "1", "--mesh.tensor", "8"), "attention heads"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "part"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_and_exit_code_2(flags, part, tmp_path):
+    num_devices = 7 if "7 devices" in part else 8
+    job = Job(tmp_path, ["train", RECIPE, "--run-dir", str(tmp_path / "run"), *flags], num_devices=num_devices)
+    assert job.exit_codes() == [2]
+    (line,) = job.output().splitlines()
+    assert line.startswith("gnp-scale: ")
+    assert part in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_help_lists_every_section_and_is_readable(tmp_path):
+    text = run(tmp_path, "train", "--help")
+    assert "gnp-scale train FILE:FUNCTION [--run-dir RUN]" in text
+    for flag in ("--data.batch-size", "--gnp.alpha", "--mesh.fsdp", "--train.num-steps", "--checkpoint.every-steps"):
+        assert flag in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "num_processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+)
+def test_a_signal_saves_exits_75_and_the_run_goes_on_bitwise(number, num_processes, tmp_path, whole_run):
+    run_dir = tmp_path / "run"
+    command = [*SHORT, "--run-dir", str(run_dir)]
+    job = Job(tmp_path / "first", command, num_processes=num_processes)
+    job.wait_for("step 5/40")
+    job.processes[-1].send_signal(number)
+    assert job.exit_codes() == [75] * num_processes, job.output()
+    stopped_at, _ = fingerprint(run_dir)
+    assert 5 <= stopped_at < 40
+    output = run(tmp_path / "second", *command, num_processes=num_processes)
+    assert f"going on after step {stopped_at}, on the same mesh" in output
+    assert fingerprint(run_dir) == fingerprint(whole_run(num_processes))
+    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, 41))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The folder of the run that was not stopped, on so many processes."""
+    folders = {}
+
+    def get(num_processes):
+        if num_processes not in folders:
+            run_dir = tmp_path_factory.mktemp("whole") / "run"
+            run(run_dir.parent / "logs", *SHORT, "--run-dir", str(run_dir), num_processes=num_processes)
+            folders[num_processes] = run_dir
+        return folders[num_processes]
+
+    return get
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_are_one_of_eight(whole_run):
+    """The same examples and, but for the order of sums between processes, the same numbers.
+
+    Losses over 40 steps: an ulp of float32 is 6e-8 of a value, and Adam's division by small second moments lets a
+    difference of a few ulps in a gradient grow by about a factor of ten in ten steps.
+    """
+    one, two = (read_metrics(whole_run(num_processes)) for num_processes in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for early in (0, 1):
+        np.testing.assert_allclose(one[early]["train/loss"], two[early]["train/loss"], rtol=1e-6)
+    losses = np.array([[row["train/loss"] for row in rows] for rows in (one, two)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_eval_and_fingerprint_speak_of_the_newest_checkpoint(tmp_path, whole_run):
+    run_dir = whole_run(1)
+    scores = json.loads(run(tmp_path / "eval", "eval", str(run_dir)).splitlines()[-1])
+    assert scores == {"step": 40} | {k: v for k, v in read_metrics(run_dir)[-1].items() if k.startswith("eval/")}
+    printed = run(tmp_path / "fingerprint", "fingerprint", str(run_dir), "--step", "40", num_devices=1)
+    assert printed.split() == [fingerprint(run_dir)[1], "step", "40"]

@@ -1,0 +1,125 @@
+"""Every network of the zoo: its published size, how its parameters are stored, and what configurations it refuses."""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gnp_scale.config import ConfigError, ModelConfig
+from gnp_scale.models import zoo
+
+IMAGENET = ((224, 224, 3), 1000)
+CIFAR10 = ((32, 32, 3), 10)
+TIMM = "pytorch-image-models, the model's number of parameters"
+TORCHVISION = "torchvision, the model's number of parameters"
+
+
+def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> list[jax.ShapeDtypeStruct]:
+    model = zoo.create(config, image_shape, num_classes)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.leaves(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "task", "published", "unit", "source"),
+    [
+        ("vit_ti", 16, IMAGENET, 5_717_416, 1, TIMM),
+        ("vit_s", 16, IMAGENET, 22_050_664, 1, TIMM),
+        ("vit_b", 16, IMAGENET, 86_567_656, 1, TIMM),
+        ("vit_l", 16, IMAGENET, 304_326_632, 1, TIMM),
+        ("vit_h", 14, IMAGENET, 632_045_800, 1, TIMM),
+        ("vit_g", 14, IMAGENET, 1.01e9, 1e7, "arXiv 2106.04560, table 2"),
+        ("vit_gg", 14, IMAGENET, 1.84e9, 1e7, "arXiv 2106.04560, table 2"),
+        ("vit_22b", 14, IMAGENET, 22e9, 1e9, "arXiv 2302.05442, abstract"),
+        ("resnet18", None, IMAGENET, 11_689_512, 1, TORCHVISION),
+        ("resnet34", None, IMAGENET, 21_797_672, 1, TORCHVISION),
+        ("resnet50", None, IMAGENET, 25_557_032, 1, TORCHVISION),
+        ("resnet101", None, IMAGENET, 44_549_160, 1, TORCHVISION),
+        ("resnet152", None, IMAGENET, 60_192_808, 1, TORCHVISION),
+        ("resnet200", None, IMAGENET, 64_673_832, 1, TIMM),
+        ("wrn_16_4", None, CIFAR10, 2.75e6, 1e4, "as quoted in later papers"),
+        ("wrn_28_10", None, CIFAR10, 36.5e6, 1e5, "arXiv 1605.07146, table 4"),
+        ("wrn_40_10", None, CIFAR10, 55.8e6, 1e5, "as quoted in later papers"),
+    ],
+)
+def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):
+    config = ModelConfig(name)
+    if patch_size is not None:
+        config = replace(config, patch_size=patch_size, pool="token")
+    num_params = sum(math.prod(leaf.shape) for leaf in leaves_of(config, *task))
+    assert round(num_params / unit) == round(published / unit), source
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_mesh):
+    set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # Its 3 heads do not divide over 2 devices.
+    whole = [
+        leaf.shape
+        for leaf in leaves_of(ModelConfig(name), *IMAGENET)
+        if math.prod(leaf.shape) >= 2**16 and not any(leaf.sharding.spec)
+    ]
+    assert not whole
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves_of(ModelConfig(name, dtype="bfloat16"), *IMAGENET))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig("vit_bb"), "did you mean vit_b? choose one of vit_mu, vit_ti"),
+        (ModelConfig("alexnet"), "model.name is alexnet, which is not in the zoo: choose one of"),
+        (ModelConfig("vit_mu", patch_size=5), "model.patch_size is 5, which does not divide images of 224x224"),
+        (ModelConfig("vit_mu", num_heads=5), "5 attention heads do not divide a width of 32"),
+        (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, of which vit_mu makes no use"),
+        (ModelConfig("resnet50", remat=True), "model.remat is True, of which resnet50 makes no use"),
+        (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, of which resnet50 makes no use"),
+        (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, of which wrn_16_4 makes no use"),
+    ],
+)
+def test_create_refuses_in_one_line(config, message):
+    with pytest.raises(ConfigError) as error:
+        zoo.create(config, *IMAGENET)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_heads_must_divide_over_the_tensor_axis(set_mesh):
+    model = zoo.create(ModelConfig("vit_ti"), *IMAGENET)
+    image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+
+    def forward(params, batch_stats, image):
+        return model.apply(params, batch_stats, image, train=False)
+
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    jax.eval_shape(forward, *state, image)  # Without a mesh it runs; what it keeps must not hide the error below.
+    set_mesh(tensor=2)
+    with pytest.raises(ConfigError, match="3 attention heads do not divide over the tensor axis of 2"):
+        jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(ConfigError, match="3 attention heads do not divide over the tensor axis of 2"):
+        jax.eval_shape(forward, *state, image)
+
+
+@pytest.mark.parametrize(
+    ("num_bn_groups", "num_examples", "message"),
+    [
+        (1, 12, "a batch of 12 examples does not divide over 8 devices"),
+        (3, 16, "model.num_bn_groups is 3, which does not divide 16 examples"),
+    ],
+)
+def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples, message, set_mesh):
+    set_mesh(fsdp=4, tensor=2)
+    model = zoo.create(ModelConfig("resnet18", num_bn_groups=num_bn_groups), *CIFAR10)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((num_examples, 32, 32, 3), jnp.float32)
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(lambda *args: model.apply(*args, train=True), *state, image)
+
+
+def test_overriding_the_width_makes_the_mlp_four_times_as_wide():
+    config = ModelConfig("vit_mu", width=48, depth=3, num_heads=4)
+    model = zoo.create(config, *CIFAR10)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    assert list(params["blocks"]) == ["00", "01", "02"]
+    assert params["blocks"]["02"]["mlp"]["in_proj"]["kernel"].shape == (48, 192)
+    assert params["blocks"]["02"]["attention"]["in_proj"]["kernel"].shape == (48, 3, 4, 12)

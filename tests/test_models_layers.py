@@ -1,0 +1,175 @@
+"""The layers against independent oracles: attention and MLP, batch statistics of groups, and what is dropped."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gnp_scale.config import ModelConfig
+from gnp_scale.flops import flops
+from gnp_scale.mesh import BATCH, TENSOR, P
+from gnp_scale.models import transformer, vit, zoo
+from gnp_scale.models.conv_layers import BatchNorm
+from gnp_scale.models.layers import Dense, drop_path, dropout, fold
+from gnp_scale.models.transformer import Block, ParallelBlock, Size
+
+
+def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def randomised(module: nnx.Module) -> tuple[nnx.Module, dict]:
+    """`module` with every parameter moved off its initial value, and its parameters in float64."""
+    graph, params = nnx.split(module)
+    params = jax.tree.map(lambda w: w + 0.3 * normal(w.shape, w.size), nnx.to_pure_dict(params))
+    return nnx.merge(graph, params), jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def layer_norm(w: dict, x: np.ndarray) -> np.ndarray:
+    return unit(x - x.mean(-1, keepdims=True)) * w["scale"] + w["bias"]
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def attention(w: dict, x: np.ndarray) -> np.ndarray:
+    """One example, head after head."""
+    out = np.zeros_like(x)
+    for head in range(w["out_proj"]["kernel"].shape[0]):
+        query, key, value = (
+            x @ w["in_proj"]["kernel"][:, i, head] + w["in_proj"].get("bias", np.zeros((3, head + 1, 1)))[i, head]
+            for i in range(3)
+        )
+        if "norm_query" in w:
+            query, key = unit(query) * w["norm_query"]["scale"], unit(key) * w["norm_key"]["scale"]
+        weight = np.exp(query @ key.T / np.sqrt(query.shape[-1]))
+        out += weight / weight.sum(-1, keepdims=True) @ value @ w["out_proj"]["kernel"][head]
+    return out + w["out_proj"].get("bias", 0)
+
+
+def mlp(w: dict, x: np.ndarray) -> np.ndarray:
+    hidden = gelu(x @ w["in_proj"]["kernel"] + w["in_proj"]["bias"])
+    return hidden @ w["out_proj"]["kernel"] + w["out_proj"]["bias"]
+
+
+def block(w: dict, x: np.ndarray) -> np.ndarray:
+    x = x + attention(w["attention"], layer_norm(w["norm_attention"], x))
+    return x + mlp(w["mlp"], layer_norm(w["norm_mlp"], x))
+
+
+def parallel_block(w: dict, x: np.ndarray) -> np.ndarray:
+    y = unit(x) * w["norm"]["scale"]
+    return x + attention(w["attention"], y) + mlp(w["mlp"], y)
+
+
+@pytest.mark.parametrize(
+    ("layer", "oracle", "parallel"), [(Block, block, False), (ParallelBlock, parallel_block, True)]
+)
+def test_transformer_block_is_the_published_one(layer, oracle, parallel):
+    module, w = randomised(layer(jax.random.key(0), Size(32, 1, 64, 4, parallel), 0.0))
+    x_BxNxD = normal((2, 7, 32))
+    expected = np.stack([oracle(w, x.astype(np.float64)) for x in x_BxNxD])
+    got = module(jnp.asarray(x_BxNxD), None, None)
+    # Sums of up to 64 float32 products, in three layers after one another.
+    np.testing.assert_allclose(got, expected, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 16])
+def test_batch_norm_has_statistics_of_groups_of_consecutive_examples(num_groups, set_mesh):
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    module, w = randomised(BatchNorm(jax.random.key(0), 3, num_groups))
+    # A mean far from 0, which a variance computed in one pass would not survive.
+    x_BxHxWxC = normal((16, 4, 4, 3)) + 100 * np.arange(1, 17, dtype=np.float32)[:, None, None, None]
+    groups = x_BxHxWxC.astype(np.float64).reshape(num_groups, -1, 3)
+    mean, variance = groups.mean(1, keepdims=True), groups.var(1, keepdims=True)
+    expected = (groups - mean) / np.sqrt(variance + 1e-5) * w["scale"] + w["bias"]
+
+    before = np.asarray(module.mean[...]), np.asarray(module.variance[...])
+    got = module(jnp.asarray(x_BxHxWxC), train=True)
+    # A float32 mean near 1600 is exact to 1e-4.
+    np.testing.assert_allclose(got, expected.reshape(x_BxHxWxC.shape), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(module.mean[...], 0.9 * before[0] + 0.1 * mean.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(module.variance[...], 0.9 * before[1] + 0.1 * variance.mean((0, 1)), rtol=1e-5)
+
+
+def test_batch_norm_evaluates_with_the_running_statistics_and_leaves_them():
+    module, w = randomised(BatchNorm(jax.random.key(0), 3, 1))
+    module.variance[...] = jnp.asarray([0.5, 1.0, 2.0])
+    before = np.asarray(module.mean[...]), np.asarray(module.variance[...])
+    x_BxHxWxC = normal((5, 4, 4, 3))
+    expected = (x_BxHxWxC - before[0]) / np.sqrt(before[1] + 1e-5) * w["scale"] + w["bias"]
+    np.testing.assert_allclose(module(jnp.asarray(x_BxHxWxC), train=False), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(module.mean[...], before[0])
+    np.testing.assert_array_equal(module.variance[...], before[1])
+
+
+def test_dropout_keeps_the_mean_and_differs_between_examples():
+    key_B = jax.random.split(jax.random.key(0), 4)
+    x_BxN = jnp.ones((4, 10_000))
+    y_BxN = np.asarray(dropout(x_BxN, 0.2, key_B))
+    np.testing.assert_array_equal(np.unique(y_BxN), np.float32([0, 1 / 0.8]))
+    assert np.mean(y_BxN) == pytest.approx(1, abs=0.02)  # Eight standard deviations.
+    assert len(np.unique(y_BxN, axis=0)) == 4
+    assert dropout(x_BxN, 0.2, None) is x_BxN
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    key_B = jax.random.split(jax.random.key(0), 10_000)
+    y_BxN = np.asarray(drop_path(jnp.ones((10_000, 3)), jnp.float32(0.25), key_B))
+    assert set(map(tuple, np.unique(y_BxN, axis=0).round(6))) == {(0, 0, 0), tuple(np.float32([4 / 3] * 3).round(6))}
+    assert np.mean(y_BxN) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["vit_mu", "vit_22b"])
+def test_every_draw_of_a_layer_and_an_example_has_a_key_of_its_own(name, monkeypatch):
+    seen = []
+
+    def recorded(drop, x, rate, key_B):
+        seen.extend(map(tuple, jax.random.key_data(key_B).tolist()))
+        return drop(x, rate, key_B)
+
+    for module, drop in [(vit, dropout), (transformer, dropout), (transformer, drop_path)]:
+        monkeypatch.setattr(module, drop.__name__, partial(recorded, drop))
+    config = ModelConfig(name, patch_size=4, depth=3, width=16, num_heads=2, dropout=0.1, drop_path=0.1)
+    model = zoo.create(config, (8, 8, 3), 10)
+    key_B = jax.random.split(jax.random.key(0), 5)
+    model.apply(*model.init(jax.random.key(0)), jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
+    draws_per_block = 5 if name == "vit_mu" else 3
+    assert len(set(seen)) == len(seen) == 5 * (1 + 3 * draws_per_block)
+
+
+def test_dropout_masks_do_not_depend_on_the_mesh(set_mesh):
+    key_B = jax.random.split(jax.random.key(0), 8)
+    x_BxNxF = jnp.ones((8, 3, 8))
+    expected = np.asarray(dropout(x_BxNxF, 0.5, fold(key_B, 3)))
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    x_BxNxF = jax.sharding.reshard(x_BxNxF, P(BATCH, None, TENSOR))
+    key_B = jax.sharding.reshard(key_B, P(BATCH))
+    got = dropout(x_BxNxF, 0.5, fold(key_B, 3))
+    assert jax.typeof(got).sharding == jax.typeof(x_BxNxF).sharding
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_gathering_kernels_again_does_not_multiply_again():
+    layer = Dense(
+        jax.random.key(0),
+        "bd,df->bf",
+        (8, 16),
+        init=jax.nn.initializers.ones,
+        spec=P(None, None),
+        out_spec=P(None, None),
+    )
+    x_BxD = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+
+    def gradients(layer: Dense, x_BxD: jax.Array):
+        return jax.grad(lambda layer, x_BxD: jnp.sum(jnp.sin(layer(x_BxD))), argnums=(0, 1))(layer, x_BxD)
+
+    assert flops(gradients, layer, x_BxD) == 3 * flops(lambda layer, x_BxD: layer(x_BxD), layer, x_BxD)

@@ -1,0 +1,195 @@
+"""The same numbers on every mesh, parameters and gradients where they belong, and options that change no number."""
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp_scale.config import MeshConfig, ModelConfig
+from gnp_scale.mesh import batch_spec, make_mesh, sharding
+from gnp_scale.models import resnet, wide_resnet, zoo
+
+EPS = np.finfo(np.float32).eps
+IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
+
+TRANSFORMER = ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_path=0.1)
+PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
+RESNET = ModelConfig("resnet18", num_bn_groups=2)
+WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
+MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
+
+
+@pytest.fixture(autouse=True)
+def small_layouts(monkeypatch):
+    """Few and narrow blocks: a program for 8 devices is slow to compile."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+    monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
+
+
+def place(x):
+    """`x` over the examples of the current mesh."""
+    return x if jax.sharding.get_mesh().empty else jax.device_put(x, sharding(batch_spec(x.ndim)))
+
+
+def init(config: ModelConfig):
+    """Model, parameters off their initial values (a head of zeros has no gradients behind it), and batch statistics."""
+    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES)
+    params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+
+    def move(w: jax.Array) -> jax.Array:
+        noise = np.random.default_rng(w.size).normal(size=w.shape, scale=0.05).astype(np.float32)
+        return jax.device_put(np.asarray(w) + noise, w.sharding)
+
+    return model, jax.tree.map(move, params), batch_stats
+
+
+def loss_fn(model: zoo.Model, batch_stats):
+    """A loss of the parameters, with logits and new batch statistics beside it."""
+    rng = np.random.default_rng(0)
+    image = place(rng.normal(size=(NUM_EXAMPLES, *IMAGE_SHAPE)).astype(np.float32))
+    weight = place(rng.normal(size=(NUM_EXAMPLES, NUM_CLASSES)).astype(np.float32))
+    key_B = place(jax.random.split(jax.random.key(1), NUM_EXAMPLES))
+
+    def loss(params):
+        logits, stats = model.apply(params, batch_stats, image, train=True, key_B=key_B)
+        return jnp.mean(jnp.square(logits - weight)), (logits, stats)
+
+    return loss
+
+
+def run(config: ModelConfig):
+    """Logits, gradients and batch statistics of one training pass, as NumPy arrays."""
+    model, params, batch_stats = init(config)
+    grads, (logits, stats) = jax.jit(jax.grad(loss_fn(model, batch_stats), has_aux=True))(params)
+    assert jax.tree.map(jax.typeof, grads) == jax.tree.map(jax.typeof, params)
+    assert jax.tree.map(jax.typeof, stats) == jax.tree.map(jax.typeof, batch_stats)
+    return jax.tree.map(np.asarray, {"logits": logits, "grads": grads, "stats": stats})
+
+
+def assert_close(got, expected, num_ulps: int) -> None:
+    """Every entry within `num_ulps` units in the last place of the largest entry of its leaf."""
+
+    def compare(path, a, b):
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=num_ulps * EPS * np.abs(b).max(), err_msg=jax.tree_util.keystr(path)
+        )
+
+    jax.tree.map_with_path(compare, got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TRANSFORMER, PARALLEL, RESNET, WIDE], ids=lambda config: config.name)
+def test_numbers_do_not_depend_on_the_mesh(config):
+    expected = run(config)
+    for shape in MESHES:
+        with jax.set_mesh(make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])):
+            # A mesh changes the order of sums alone. A sum of n float32 terms moves by some sqrt(n) ulps when it is
+            # ordered anew, and a bias of a convolutional network sums n = 16 * 8 * 8; layers add up a few of those.
+            assert_close(run(config), expected, num_ulps=64)
+
+
+@pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
+def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
+    set_mesh(replica=1, fsdp=4, tensor=2)
+    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES)
+    params, _ = jax.jit(model.init)(jax.random.key(0))
+    large = [leaf for leaf in jax.tree.leaves(params) if leaf.size >= 2**11]
+    assert large
+    for leaf in large:
+        assert all(shard.data.nbytes == leaf.nbytes // 8 for shard in leaf.addressable_shards)
+
+
+@pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
+def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
+    set_mesh(fsdp=8)
+    model, params, batch_stats = init(config)
+    kernels = {
+        leaf.shape: leaf.sharding.spec for path, leaf in jax.tree.leaves_with_path(params) if "kernel" in str(path)
+    }
+    kept = [leaf for leaf in residuals_of(loss_fn(model, batch_stats), params) if leaf.shape in kernels]
+    assert len(kept) >= len(kernels)
+    assert all(leaf.sharding.spec == kernels[leaf.shape] for leaf in kept)
+
+
+def residuals_of(loss, params) -> list[jax.ShapeDtypeStruct]:
+    return jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_remat_keeps_no_activation_inside_a_block_and_changes_no_number(scan_layers):
+    config = replace(TRANSFORMER, scan_layers=scan_layers)
+    kept = {}
+    for remat in (False, True):
+        model, params, batch_stats = init(replace(config, remat=remat))
+        residuals = residuals_of(loss_fn(model, batch_stats), params)
+        hidden = (NUM_EXAMPLES, 16, 128)
+        kept[remat] = sum(residual.shape[-3:] == hidden for residual in residuals)
+    assert kept[False] > 0
+    assert kept[True] == 0
+    # The same sums, but XLA may fuse and order them otherwise.
+    assert_close(run(replace(config, remat=True)), run(config), num_ulps=16)
+
+
+@pytest.mark.slow
+def test_scanned_blocks_are_the_same_blocks_stacked():
+    def stacked(tree):
+        blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *tree["blocks"].values())
+        return {**tree, "blocks": blocks}
+
+    scanned = replace(TRANSFORMER, scan_layers=True)
+    (model, params, _), (scanned_model, scanned_params, _) = (
+        (model, *jax.jit(model.init)(jax.random.key(0)))
+        for model in (zoo.create(config, IMAGE_SHAPE, NUM_CLASSES) for config in (TRANSFORMER, scanned))
+    )
+    jax.tree.map(np.testing.assert_array_equal, scanned_params, stacked(params))
+
+    # Gradients of the same parameters; those of `init` differ, as its noise follows the size of a leaf.
+    _, params, _ = init(TRANSFORMER)
+    grads, (logits, _) = jax.jit(jax.grad(loss_fn(model, {}), has_aux=True))(params)
+    scanned_params = jax.tree.map(jnp.asarray, stacked(params))
+    scanned_grads, (scanned_logits, _) = jax.jit(jax.grad(loss_fn(scanned_model, {}), has_aux=True))(scanned_params)
+    assert_close((scanned_logits, scanned_grads), (logits, stacked(grads)), num_ulps=16)
+
+
+def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
+    set_mesh(fsdp=4, tensor=2)
+    _, params, _ = init(TRANSFORMER)
+    scanned_model, scanned_params, _ = init(replace(TRANSFORMER, scan_layers=True))
+
+    def check(scanned, single):
+        assert tuple(scanned.sharding.spec) == (None, *single.sharding.spec)
+
+    jax.tree.map(check, scanned_params["blocks"], params["blocks"]["00"])
+    grads, _ = jax.eval_shape(jax.grad(loss_fn(scanned_model, {}), has_aux=True), scanned_params)
+    jax.tree.map(lambda g, w: np.testing.assert_equal(g.sharding.spec, w.sharding.spec), grads, scanned_params)
+
+
+# bfloat16 has 8 bits: an entry is off by 2^-9 of its size, and a few layers add up. With ReLUs gradients are off by more:
+# inputs within 2^-9 of 0, one in 2^8, may change sign and with it all of their gradient, an error of sqrt(2^-8) a layer.
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "grad_error"), [(TRANSFORMER, 2**-5), (RESNET, 2**-3)])
+def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(config, grad_error):
+    exact = run(config)
+    rounded = run(replace(config, dtype="bfloat16"))
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(rounded))
+    for part, error in [("logits", 2**-5), ("grads", grad_error)]:
+        a, b = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree[part])]) for tree in (exact, rounded))
+        assert 0 < np.linalg.norm(a - b) < error * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("config", [TRANSFORMER, WIDE], ids=lambda config: config.name)
+def test_evaluation_drops_nothing_and_leaves_the_batch_statistics(config):
+    model, params, batch_stats = init(config)
+    image = jnp.ones((2, *IMAGE_SHAPE))
+
+    @jax.jit
+    def evaluate(key_B):
+        return model.apply(params, batch_stats, image, train=False, key_B=key_B)
+
+    with_keys, stats = evaluate(jax.random.split(jax.random.key(0)))
+    np.testing.assert_array_equal(with_keys, evaluate(None)[0])
+    jax.tree.map(np.testing.assert_array_equal, stats, batch_stats)
