@@ -10,7 +10,7 @@ train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
 test: $(READY)  ## run all tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 check: $(READY)  ## lint, format and type checks
 	$(VENV)/bin/ruff check .

@@ -5,9 +5,11 @@ Command: python -m benchmarks.train_step [--rounds N]
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import normalize, sam
 
@@ -33,7 +35,8 @@ def main() -> None:
     lines = [
         f"Medians over {num_rounds} rounds of the ratios within a round, with quartiles. 32 x 32 images, batch 32,",
         "SGD with momentum, float32, one device. `optax` is `optax.contrib.sam` in opaque mode with a normalised step,",
-        "which is the penalised step at alpha = 1; it returns no batch statistics and no telemetry.",
+        "which is the penalised step at alpha = 1, with loss, accuracy, batch statistics and the three norms that the",
+        "plain step reports too, but without the telemetry of the second pass.",
         "",
         "| model | penalised / plain | optax / plain | penalised / optax |",
         "|---|---|---|---|",
@@ -78,23 +81,27 @@ def optax_step(task: Task, batch: dict[str, jax.Array]) -> Callable[[], Any]:
     optimizer = sam(task.optimizer, adversary, sync_period=2, opaque_mode=True)
     loss_fn = make_loss(task)
 
-    @jax.jit
+    @partial(jax.jit, donate_argnames=("params", "opt_state"))
     def train_step(state: Any, params: Any, opt_state: Any, batch: Any) -> Any:
         examples = make_examples(task, batch, state.step)
 
         def grad_fn(params: Any, _: int) -> Any:
             return jax.grad(loss_fn, has_aux=True)(params, examples, state.batch_stats)[0]
 
-        update, opt_state = optimizer.update(grad_fn(params, 0), opt_state, params, grad_fn=grad_fn)
-        return optax.apply_updates(params, update), opt_state
+        (loss, aux), grad = jax.value_and_grad(loss_fn, has_aux=True)(params, examples, state.batch_stats)
+        update, opt_state = optimizer.update(grad, opt_state, params, grad_fn=grad_fn)
+        params = optax.apply_updates(params, update)
+        norms = [optax.tree.norm(tree) for tree in (grad, update, params)]
+        return (params, opt_state), (loss, aux, norms)
 
     state = task.init_state()
-    current = state.params, optimizer.init(state.params)
+    # The state keeps its own parameters: those given to the step are donated.
+    current = jax.tree.map(jnp.copy, state.params), optimizer.init(state.params)
 
     def update() -> Any:
         nonlocal current
-        current = train_step(state, *current, batch)
-        return current
+        current, metrics = train_step(state, *current, batch)
+        return current, metrics
 
     return update
 

@@ -41,7 +41,7 @@ def train(config: Config, run_dir: Path) -> Exit:
         announce(f"run folder {run_dir}\n{recipe.summary(config)}")
         with StopRequest() as stop, Checkpoints(run_dir, config) as checkpoints:
             start = checkpoints.latest_step or 0
-            if start:
+            if 0 < start < config.train.num_steps:
                 announce(f"going on after step {start}, {checkpoints.exactness()}")
             state = checkpoints.restore(task.abstract_state()) if start else task.init_state()
             last = _train_from(start, state, task, run_dir, checkpoints, stop)

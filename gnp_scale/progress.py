@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar with rate and ETA, or lines where there is no terminal; the summary."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ _SHOWN = {"train/loss": "loss", "eval/top1": "test accuracy", "perf/images_per_s
 def announce(message: str) -> None:
     """Says something once, from the main process."""
     if is_main_process():
-        console.print(message, highlight=False)
+        console.print(message, highlight=False, soft_wrap=True)
 
 
 class ProgressBar:
@@ -53,11 +54,14 @@ class ProgressBar:
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
         """Shows the newest of the metrics that people watch."""
-        self._latest |= {name: value for name, value in scalars.items() if name in _SHOWN}
-        values = "  ".join(f"{_SHOWN[name]} {value:.4g}" for name, value in self._latest.items())
-        self._bar.update(self._task, values=values)
+        self._latest |= scalars
+        self._bar.update(self._task, values=_words(self._latest))
         if self._prints_lines:
-            console.print(f"step {step}/{self._num_steps}  {values}", highlight=False)
+            console.print(f"step {step}/{self._num_steps}  {_words(scalars)}", highlight=False)
+
+
+def _words(scalars: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {scalars[name]:.4g}" for name, label in _SHOWN.items() if name in scalars)
 
 
 def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], seconds: float) -> None:
@@ -69,5 +73,10 @@ def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], second
     table.add_row("test loss", f"{scalars['eval/loss']:.4f}")
     table.add_row("time since start", f"{seconds:.0f} s")
     table.add_row("run folder", str(run_dir))
-    table.add_row("watch it", f"tensorboard --logdir {run_dir}")
     console.print(table)
+    tensorboard = Path(sys.executable).with_name("tensorboard")
+    console.print(f"watch it: {_short(tensorboard)} --logdir {_short(run_dir)}", highlight=False, soft_wrap=True)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -2,6 +2,7 @@
 
 import os
 from enum import IntEnum
+from pathlib import Path
 
 import jax
 
@@ -23,13 +24,17 @@ class Exit(IntEnum):
 
 
 def start() -> None:
-    """Readies JAX: the CPU devices where there is no accelerator, and the other processes where there are several.
+    """Readies JAX: the compilation cache, CPU devices where there is no accelerator, and the other processes.
 
-    Call it once, before anything asks JAX for its devices.
+    Call it once, before anything asks JAX for its devices. Compiled steps are kept in `JAX_COMPILATION_CACHE_DIR`, or
+    in the user's cache folder, so that a run that starts again does not compile again.
 
     Raises:
         ConfigError: the environment names some, but not all, of coordinator, number of processes and rank.
     """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gnp_scale" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
     if "JAX_COORDINATOR_ADDRESS" in os.environ:

@@ -63,13 +63,15 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
         loss = jnp.mean(losses.softmax_cross_entropy(logits_BxK, target_BxK))
         if config.optim.l2_in_loss:
             loss += losses.l2(params, config.optim.l2_in_loss, optim.decay_mask(params, config.optim))
-        accuracy = jnp.mean(losses.top_k_correct(logits_BxK, examples["label"], k=1))
+        # Of a mixed example, the class that it has most of.
+        label_B = jnp.argmax(examples["target"], axis=-1)
+        accuracy = jnp.mean(losses.top_k_correct(logits_BxK, label_B, k=1))
         return loss, (batch_stats, accuracy)
 
     return loss_fn
 
 
-def make_examples(task: Task, batch: Batch, step: jax.Array) -> Batch:
+def make_examples(task: Task, batch: Batch, step: jax.typing.ArrayLike) -> Batch:
     """What both passes of `step` see: augmented images, targets, and a key for each example.
 
     A key follows from the seed, the step and the place in the global batch alone.
@@ -82,7 +84,7 @@ def make_examples(task: Task, batch: Batch, step: jax.Array) -> Batch:
 
 def augmented_images(task: Task, batch: Batch) -> np.ndarray:
     """The images of `batch` as the first update sees them; of a process's many devices, those of the first."""
-    examples = jax.jit(partial(make_examples, task))(batch, jnp.zeros((), jnp.int32))
+    examples = jax.jit(partial(make_examples, task, step=0))(batch)
     return np.asarray(examples["image"].addressable_data(0))
 
 

@@ -15,7 +15,8 @@ from gnp_scale.config import Config
 CHARTS = {
     "loss: clean and perturbed": ("train/loss", "train/loss_perturbed"),
     "gradient norms": ("gnp/grad_norm", "gnp/grad_norm_perturbed", "gnp/update_grad_norm"),
-    "cosine and curvature": ("gnp/cosine", "gnp/curvature"),
+    "cosine of the two gradients": ("gnp/cosine",),
+    "curvature along the gradient": ("gnp/curvature",),
     "r, alpha, lambda": ("gnp/r", "gnp/alpha", "gnp/lambda"),
 }
 _SMALLEST_SIDE = 128  # pixels at which a single image can be recognised on a screen

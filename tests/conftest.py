@@ -1,6 +1,11 @@
 """Every test runs on 8 forced CPU devices, strictly: rank promotion raises and warnings are errors."""
 
 import contextlib
+import os
+from pathlib import Path
+
+# The same steps are compiled by many tests, and by the processes that they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 
 import jax
 import pytest

@@ -168,8 +168,8 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
     jax.tree.map(lambda g, w: np.testing.assert_equal(g.sharding.spec, w.sharding.spec), grads, scanned_params)
 
 
-# bfloat16 has 8 bits: an entry is off by 2^-9 of its size, and a few layers add up. With ReLUs gradients are off by more:
-# inputs within 2^-9 of 0, one in 2^8, may change sign and with it all of their gradient, an error of sqrt(2^-8) a layer.
+# bfloat16 has 8 bits: an entry is off by 2^-9 of its size, and a few layers add up. Behind ReLUs gradients are off by
+# more: inputs within 2^-9 of 0, one in 2^8, may change sign, and with it all of their gradient: sqrt(2^-8) a layer.
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "grad_error"), [(TRANSFORMER, 2**-5), (RESNET, 2**-3)])
 def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(config, grad_error):

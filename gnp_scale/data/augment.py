@@ -1,0 +1,143 @@
+"""Augmentation inside the compiled step: each example by draws from its own key, on the device that holds it.
+
+That is cheaper than on the host (`benchmarks/augmentation.py`).
+
+B examples (of this device, inside `_augment_rows`), H rows, W columns, C channels, K classes, Q quantiles.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from gnp_scale.config import DataConfig
+from gnp_scale.data.sources import Dataset
+from gnp_scale.mesh import BATCH, batch_spec, current_axis_size
+
+AUGMENTATION = 2**31 - 1
+"""Folded into an example's key for the draws made here: layers fold in their numbers, which stay far below."""
+NUM_QUANTILES = 4096
+"""Different weights of mixup and areas of CutMix."""
+
+type Batch = dict[str, jax.Array]
+type Shares = tuple[jax.Array, jax.Array]
+
+
+def augment(batch: Batch, config: DataConfig, dataset: Dataset) -> Batch:
+    """`batch` with its images augmented and normalised, and with `target`: its labels one-hot (B x K), or mixed.
+
+    `batch` holds `image` (uint8 B x H x W x C), `label` (int32 B) and `key` (typed keys, B). The order is crop, flip,
+    mixup or CutMix with the next example of the global batch, normalisation. The result does not depend on the mesh.
+    """
+    augment_rows = partial(_augment_rows, config=config, dataset=dataset)
+    image_BxHxWxC, target_BxK = _where_the_rows_lie(augment_rows)(batch["image"], batch["label"], batch["key"])
+    return batch | {"image": image_BxHxWxC, "target": target_BxK}
+
+
+def normalise(image_BxHxWxC: jax.Array, dataset: Dataset) -> jax.Array:
+    """Pixels in float32, less the mean and over the standard deviation of the channel."""
+    mean_C, std_C = (jnp.array(statistic, jnp.float32) for statistic in (dataset.mean, dataset.std))
+    return (image_BxHxWxC.astype(jnp.float32) / 255 - mean_C[None, None, None]) / std_C[None, None, None]
+
+
+def crop(image_BxHxWxC: jax.Array, offset_Bx2: jax.Array, padding: int) -> jax.Array:
+    """The window of the images' own size that begins at `offset` of the images with `padding` reflected pixels."""
+    padded = jnp.pad(image_BxHxWxC, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
+
+    def window(image: jax.Array, offset_2: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (offset_2[0], offset_2[1], 0), image_BxHxWxC.shape[1:])
+
+    return jax.vmap(window)(padded, offset_Bx2)
+
+
+def flip(image_BxHxWxC: jax.Array, flipped_B: jax.Array) -> jax.Array:
+    """The images, mirrored left to right where `flipped`."""
+    return jnp.where(flipped_B[:, None, None, None], image_BxHxWxC[:, :, ::-1], image_BxHxWxC)
+
+
+def mixup_shares(key: jax.Array, shape: tuple[int, int], concentration: float) -> Shares:
+    """Share of an example in each pixel (H x W) and in its target: one draw of Beta(c, c) (arXiv 1710.09412)."""
+    share = jnp.array(beta_quantiles(concentration))[jax.random.randint(key, (), 0, NUM_QUANTILES)]
+    return jnp.full(shape, share), share
+
+
+def cutmix_shares(key: jax.Array, shape: tuple[int, int], concentration: float) -> Shares:
+    """Share of an example in each pixel (H x W), 0 in a random box, and in its target, the area outside the box.
+
+    The box has 1 - Beta(c, c) of the area before it is clipped to the image (arXiv 1905.04899, section 3.1).
+    """
+    area_key, *centre_keys = jax.random.split(key, 3)
+    side_Q = np.sqrt(1 - beta_quantiles(concentration))
+    quantile = jax.random.randint(area_key, (), 0, NUM_QUANTILES)
+
+    def inside(centre_key: jax.Array, size: int) -> jax.Array:
+        half = jnp.array((side_Q * size).astype(np.int32) // 2)[quantile]
+        centre = jax.random.randint(centre_key, (), 0, size)
+        place = jnp.arange(size)
+        return (place >= centre - half) & (place < centre + half)
+
+    inside_H, inside_W = (inside(centre_key, size) for centre_key, size in zip(centre_keys, shape, strict=True))
+    share_HxW = 1.0 - (inside_H[:, None] & inside_W[None, :])
+    return share_HxW, jnp.mean(share_HxW)
+
+
+def beta_quantiles(concentration: float) -> np.ndarray:
+    """Equally likely values of Beta(c, c), in float32.
+
+    One of them is drawn by an integer, and each is a multiple of 1 / NUM_QUANTILES, so that its products with pixels
+    are exact in float32: how a compiler orders and fuses the arithmetic on some mesh cannot change a bit of the result.
+    """
+    probability_Q = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+    quantile_Q = scipy.special.betaincinv(concentration, concentration, probability_Q)
+    return (np.round(quantile_Q * NUM_QUANTILES) / NUM_QUANTILES).astype(np.float32)
+
+
+def _augment_rows(
+    image_BxHxWxC: jax.Array, label_B: jax.Array, key_B: jax.Array, config: DataConfig, dataset: Dataset
+) -> tuple[jax.Array, jax.Array]:
+    key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, AUGMENTATION)
+    crop_key_B, flip_key_B, mix_key_B = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(key_B)
+    image = image_BxHxWxC
+    if config.crop_padding:
+        highest = 2 * config.crop_padding + 1
+        image = crop(
+            image, jax.vmap(lambda key: jax.random.randint(key, (2,), 0, highest))(crop_key_B), config.crop_padding
+        )
+    if config.flip:
+        image = flip(image, jax.vmap(jax.random.bernoulli)(flip_key_B))
+    target_BxK = jax.nn.one_hot(label_B, dataset.num_classes)
+    if config.mixup:
+        image, target_BxK = _mix(image, target_BxK, mix_key_B, partial(mixup_shares, concentration=config.mixup))
+    if config.cutmix:
+        image, target_BxK = _mix(image, target_BxK, mix_key_B, partial(cutmix_shares, concentration=config.cutmix))
+    return normalise(image, dataset), target_BxK
+
+
+def _mix(
+    image_BxHxWxC: jax.Array, target_BxK: jax.Array, key_B: jax.Array, draw: Callable[..., Shares]
+) -> tuple[jax.Array, jax.Array]:
+    share_BxHxW, share_B = jax.vmap(partial(draw, shape=image_BxHxWxC.shape[1:3]))(key_B)
+
+    def mix(x: jax.Array, share: jax.Array) -> jax.Array:
+        return share * x.astype(jnp.float32) + (1 - share) * _next_example(x).astype(jnp.float32)
+
+    return mix(image_BxHxWxC, share_BxHxW[..., None]), mix(target_BxK, share_B[:, None])
+
+
+def _next_example(x_Bx: jax.Array) -> jax.Array:
+    """The rows of the global batch moved up by one, the first to the end: one row passes between neighbours."""
+    num_shards = current_axis_size(BATCH)
+    first_1x = x_Bx[:1]
+    if num_shards > 1:
+        to_the_one_before = [(shard, (shard - 1) % num_shards) for shard in range(num_shards)]
+        first_1x = jax.lax.ppermute(first_1x, BATCH, to_the_one_before)
+    return jnp.concatenate([x_Bx[1:], first_1x])
+
+
+def _where_the_rows_lie(function: Callable) -> Callable:
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=batch_spec(), out_specs=batch_spec())

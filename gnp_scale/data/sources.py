@@ -1,0 +1,181 @@
+"""The data sets, each as two splits of uint8 images and int32 labels in memory.
+
+N examples, H rows, W columns, C channels, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.data.formats import DamagedFileError, checked_labels, read_cifar, read_idx
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package `dataset-fashion-mnist` puts the files."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples: uint8 images (N x H x W x C) and int32 labels (N)."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, with the mean and standard deviation of each channel of its training images, scaled to [0, 1]."""
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        height, width, channels = self.train.image.shape[1:]
+        return height, width, channels
+
+
+@dataclass(frozen=True)
+class CifarLayout:
+    """The files of one of the CIFAR data sets, and the statistics of its training images."""
+
+    folder: str
+    train_files: tuple[str, ...]
+    test_files: tuple[str, ...]
+    num_label_bytes: int
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int = 50_000
+    num_test: int = 10_000
+
+
+# Means and standard deviations over all pixels of the training images, as published in most recipes.
+CIFAR_LAYOUTS = {
+    "cifar10": CifarLayout(
+        folder="cifar-10-batches-bin",
+        train_files=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test_files=("test_batch.bin",),
+        num_label_bytes=1,
+        num_classes=10,
+        mean=(0.49139968, 0.48215841, 0.44653091),
+        std=(0.24703223, 0.24348513, 0.26158784),
+    ),
+    "cifar100": CifarLayout(
+        folder="cifar-100-binary",
+        train_files=("train.bin",),
+        test_files=("test.bin",),
+        num_label_bytes=2,
+        num_classes=100,
+        mean=(0.50707516, 0.48654887, 0.44091784),
+        std=(0.26733429, 0.25643846, 0.27615047),
+    ),
+}
+FASHION_MNIST_MEAN, FASHION_MNIST_STD = (0.28604060,), (0.35302424,)
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set that `config` names.
+
+    Raises:
+        ConfigError: its files are missing or damaged; the line says how to get them.
+    """
+    readers: dict[str, Callable[[], Dataset]] = {
+        "digits": _digits,
+        "fashion_mnist": lambda: _fashion_mnist(Path(config.root) / "fashion_mnist"),
+        "cifar10": lambda: _cifar("cifar10", Path(config.root) / "cifar10"),
+        "cifar100": lambda: _cifar("cifar100", Path(config.root) / "cifar100"),
+        "synthetic": lambda: _synthetic(config),
+    }
+    command = f"run `gnp-scale data download {config.name} --root {config.root}`"
+    try:
+        return readers[config.name]()
+    except FileNotFoundError as error:
+        folder = Path(config.root) / config.name
+        raise ConfigError(
+            f"data set {config.name} is not in {folder}: {command} ({error.filename} is missing)"
+        ) from error
+    except DamagedFileError as error:
+        raise ConfigError(f"data set {config.name} is damaged: {error}; {command}") from error
+
+
+def _digits() -> Dataset:
+    """Scikit-learn's 1,797 digits, 8 x 8; of the examples sorted by class, every fifth is a test example (360)."""
+    # Importing scikit-learn takes a second, which only this data set needs.
+    from sklearn.datasets import load_digits
+
+    level_Nx64, label_N = (np.asarray(array) for array in load_digits(return_X_y=True))
+    # The 17 grey levels 0..16 become 0..255.
+    image_NxHxWxC = (level_Nx64 * 255 // 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    label_N = label_N.astype(np.int32)
+    by_class_N = np.argsort(label_N, kind="stable")
+    is_test_N = np.zeros(len(label_N), bool)
+    is_test_N[by_class_N[::5]] = True
+    train = Split(image_NxHxWxC[~is_test_N], label_N[~is_test_N])
+    test = Split(image_NxHxWxC[is_test_N], label_N[is_test_N])
+    return Dataset("digits", train, test, 10, *channel_statistics(train.image))
+
+
+def _fashion_mnist(folder: Path) -> Dataset:
+    """Fashion-MNIST (arXiv 1708.07747) from `folder`, or from Debian's package when there is no such folder."""
+    if not folder.exists() and DEBIAN_FASHION_MNIST.exists():
+        folder = DEBIAN_FASHION_MNIST
+
+    def read_split(prefix: str) -> Split:
+        image_NxHxW = read_idx(_plain_or_gzipped(folder / f"{prefix}-images-idx3-ubyte"), ndim=3)
+        label_N = read_idx(_plain_or_gzipped(folder / f"{prefix}-labels-idx1-ubyte"), ndim=1)
+        return Split(image_NxHxW[..., None], checked_labels(label_N, 10, len(image_NxHxW), folder))
+
+    train, test = read_split("train"), read_split("t10k")
+    return Dataset("fashion_mnist", train, test, 10, FASHION_MNIST_MEAN, FASHION_MNIST_STD)
+
+
+def _plain_or_gzipped(path: Path) -> Path:
+    return path if path.exists() else path.with_name(f"{path.name}.gz")
+
+
+def _cifar(name: str, root: Path) -> Dataset:
+    layout = CIFAR_LAYOUTS[name]
+    folder = root / layout.folder
+
+    def read_split(files: tuple[str, ...], num_examples: int) -> Split:
+        image, label = read_cifar([folder / file for file in files], layout.num_label_bytes, num_examples)
+        return Split(image, checked_labels(label, layout.num_classes, num_examples, folder))
+
+    train = read_split(layout.train_files, layout.num_train)
+    test = read_split(layout.test_files, layout.num_test)
+    return Dataset(name, train, test, layout.num_classes, layout.mean, layout.std)
+
+
+def _synthetic(config: DataConfig) -> Dataset:
+    """Noise over one pattern of 4 x 4 coloured blocks for each class; a quarter as many test examples."""
+    num_classes, size = config.synthetic_num_classes, config.synthetic_image_size
+    block_Kx4x4xC = np.random.default_rng(0).integers(32, 224, (num_classes, 4, 4, 3), dtype=np.int16)
+    block_of_pixel = np.arange(size) * 4 // size
+    pattern_KxHxWxC = block_Kx4x4xC[:, block_of_pixel][:, :, block_of_pixel]
+
+    def draw_split(seed: int, num_examples: int) -> Split:
+        label_N = np.arange(num_examples, dtype=np.int32) % num_classes
+        noise = np.random.default_rng(seed).integers(-32, 32, (num_examples, size, size, 3), dtype=np.int16)
+        return Split((pattern_KxHxWxC[label_N] + noise).astype(np.uint8, order="C"), label_N)
+
+    train = draw_split(1, config.synthetic_num_examples)
+    test = draw_split(2, max(1, config.synthetic_num_examples // 4))
+    return Dataset("synthetic", train, test, num_classes, *channel_statistics(train.image))
+
+
+def channel_statistics(image_NxHxWxC: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, scaled to [0, 1]."""
+    mean_C = image_NxHxWxC.mean(axis=(0, 1, 2), dtype=np.float64) / 255
+    std_C = image_NxHxWxC.std(axis=(0, 1, 2), dtype=np.float64) / 255
+    return tuple(mean_C.tolist()), tuple(std_C.tolist())
