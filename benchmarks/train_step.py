@@ -16,6 +16,7 @@ from optax.contrib import normalize, sam
 from benchmarks.timing import interleave, ratio, write_report
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
+from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh
 from gnp_scale.step import make_examples, make_loss, make_train_step
 from gnp_scale.task import Task
@@ -62,17 +63,17 @@ def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
     batch = next(train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=1))
     train_step = make_train_step(task)
 
-    def repeat(penalised: bool) -> Callable[[], Any]:
+    def repeat(phase: Phase) -> Callable[[], Any]:
         state = task.init_state()
 
         def update() -> Any:
             nonlocal state
-            state, metrics = train_step(state, batch, penalised=penalised)
+            state, metrics = train_step(state, batch, phase=phase)
             return state, metrics
 
         return update
 
-    return {"plain": repeat(False), "penalised": repeat(True), "optax": optax_step(task, batch)}
+    return {"plain": repeat(Phase.PLAIN), "penalised": repeat(Phase.FULL), "optax": optax_step(task, batch)}
 
 
 def optax_step(task: Task, batch: dict[str, jax.Array]) -> Callable[[], Any]:

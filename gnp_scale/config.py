@@ -22,7 +22,11 @@ DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "synthet
 OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
-Blend = Literal["paper", "unit_norm"]
+Blend = Literal["paper", "unit_norm", "gsam", "decoupled"]
+Direction = Literal["gradient", "momentum", "reused"]
+Metric = Literal["euclidean", "adaptive"]
+PerturbedParameters = Literal["all", "norm", "kernels"]
+GateName = Literal["always", "every", "window", "bernoulli"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,22 @@ class GnpConfig:
     lam: float | None = None
     """Strength of the penalty, lambda = alpha * r; given instead of alpha."""
     blend: Blend = "paper"
+    direction: Direction = "gradient"
+    reuse_every: int = 5
+    """Steps for which the direction "reused" keeps what it found."""
+    metric: Metric = "euclidean"
+    perturbed: PerturbedParameters = "all"
+    """Parameters that are perturbed: all, scales and biases of norm layers (SAM-ON), or all kernels."""
+    perturb_groups: int = 1
+    """Groups of consecutive examples of the global batch, each with a perturbation of its own."""
+    ascent_fraction: float = 1.0
+    """First part of each group from which the perturbation is computed."""
+    gate: GateName = "always"
+    gate_every: int = 10
+    gate_start: int = 0
+    gate_stop: int | None = None
+    """End of the gate's window; None stands for the end of the run."""
+    gate_probability: float = 0.5
     r_schedule: PenaltySchedule = "constant"
     alpha_schedule: PenaltySchedule = "constant"
     warmup_steps: int = 0
@@ -217,13 +237,15 @@ class TrainConfig:
     seed: int = 0
     label_smoothing: float = 0.0
     """Probability mass spread evenly over the classes in the training loss; evaluation never smooths."""
+    accumulate_steps: int = 1
+    """Equal parts of a batch that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
     """Decay per step of a moving average of the parameters, which is then what is evaluated."""
     log_every_steps: int = 10
     eval_every_steps: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "log_every_steps", "eval_every_steps"):
+        for name in ("num_steps", "log_every_steps", "eval_every_steps", "accumulate_steps"):
             value = getattr(self, name)
             check(value >= 1, f"train.{name} is {value}: it must be at least 1")
         check(0 <= self.seed < 2**32, f"train.seed is {self.seed}: it must be in [0, 2**32)")
@@ -283,8 +305,17 @@ class Config:
             f"model.scan_layers stacks blocks into one array, which {self.optim.name} would give one trust ratio: "
             "turn it off, or use another optim.name",
         )
+        for name, value in {
+            "model.num_bn_groups": self.model.num_bn_groups,
+            "gnp.perturb_groups": self.gnp.perturb_groups,
+            "train.accumulate_steps": self.train.accumulate_steps,
+        }.items():
+            check(
+                self.data.batch_size % value == 0,
+                f"data.batch_size {self.data.batch_size} is not divisible by {name} {value}: change one of them",
+            )
+        parts, groups = self.train.accumulate_steps, self.gnp.perturb_groups
         check(
-            self.data.batch_size % self.model.num_bn_groups == 0,
-            f"data.batch_size {self.data.batch_size} is not divisible by model.num_bn_groups "
-            f"{self.model.num_bn_groups}: change one of them",
+            parts % groups == 0 or groups % parts == 0,
+            f"train.accumulate_steps {parts} and gnp.perturb_groups {groups}: one must divide the other",
         )

@@ -15,6 +15,7 @@ from gnp_scale.checkpoint import Checkpoints
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.evaluate import make_evaluate
+from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
 from gnp_scale.preemption import StopRequest
@@ -23,7 +24,7 @@ from gnp_scale.report import Reporter
 from gnp_scale.rundir import claim
 from gnp_scale.runtime import Exit, is_main_process
 from gnp_scale.state import TrainState
-from gnp_scale.step import Batch, augmented_images, make_gnp, make_train_step
+from gnp_scale.step import Batch, augmented_images, make_train_step
 from gnp_scale.task import Task
 from gnp_scale.throughput import PROCESS_START_S, Throughput
 
@@ -75,15 +76,16 @@ def _train_from(
     """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the one it stopped after."""
     config, num_steps = task.config, task.config.train.num_steps
     stream = train_batches(task.dataset, config.data, config.train.seed, start, num_steps - start)
-    penalised = make_gnp(config).is_on(np.arange(num_steps))
+    phases = task.gnp.phases(np.arange(num_steps))
+    num_passes = np.mean([task.gnp.num_passes(Phase(phase)) for phase in phases])
     with (
         MetricWriter(run_dir, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, is_main_process()) as bar,
         contextlib.closing(stream) as batches,
     ):
-        compiled = _compile(task, state, penalised[start:])
+        compiled = _compile(task, state, phases[start:])
         evaluate = make_evaluate(task)
-        throughput = Throughput(start, config.data.batch_size, int(task.flops_per_pass() * (1 + penalised.mean())))
+        throughput = Throughput(start, config.data.batch_size, int(task.flops_per_pass() * num_passes))
         reporter = Reporter(writer, bar, throughput)
 
         for step in range(start + 1, num_steps + 1):
@@ -91,7 +93,7 @@ def _train_from(
                 batch = next(batches)
             if step == 1:
                 _show_inputs(writer, task, batch)
-            state, metrics = compiled[penalised[step - 1]](state, batch)
+            state, metrics = compiled[phases[step - 1]](state, batch)
             reporter.release()
             bar.advance(step)
             if step % config.train.log_every_steps == 0:
@@ -115,11 +117,11 @@ def _train_from(
     return num_steps
 
 
-def _compile(task: Task, state: TrainState, penalised: np.ndarray) -> dict[bool, Callable[..., Any]]:
-    """The penalised step, the plain step, or both, as the rest of the run needs them."""
+def _compile(task: Task, state: TrainState, phases: np.ndarray) -> dict[int, Callable[..., Any]]:
+    """A step for each phase that the rest of the run has."""
     train_step = make_train_step(task)
     batch = task.abstract_batch()
-    return {on: train_step.lower(state, batch, penalised=on).compile() for on in set(penalised.tolist())}
+    return {phase: train_step.lower(state, batch, phase=Phase(phase)).compile() for phase in set(phases.tolist())}
 
 
 def _show_inputs(writer: MetricWriter, task: Task, batch: Batch) -> None:

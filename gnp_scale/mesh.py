@@ -10,7 +10,7 @@ Examples are spread over `replica` and `fsdp`. All axes are explicit: a sharding
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -60,11 +60,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def current_axis_size(axes: str | tuple[str, ...] | None) -> int:
-    """Number of shards that `axes` stand for on the current mesh; 1 without a mesh."""
+    """Number of shards that `axes` stand for on the current mesh, outside of any `shard_map`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    if axes is None or mesh.empty:
+    if mesh.empty:
         return 1
-    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(mesh.shape[axis] for axis in _names(axes) if axis not in mesh.manual_axes)
+
+
+def on_mesh(spec: P) -> P | None:
+    """`spec` as an `out_sharding` on the current mesh; None without one.
+
+    Axes that an enclosing `shard_map` took over are left out: each of their shards has a program of its own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else _without(spec, mesh.manual_axes)
 
 
 def fit(spec: P, shape: tuple[int, ...]) -> P | None:
@@ -75,7 +84,7 @@ def fit(spec: P, shape: tuple[int, ...]) -> P | None:
     if jax.sharding.get_abstract_mesh().empty:
         return None
     fitted = (axes if dim % current_axis_size(axes) == 0 else None for axes, dim in zip(spec, shape, strict=True))
-    return P(*fitted)
+    return on_mesh(P(*fitted))
 
 
 def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,)) -> jax.Array:
@@ -86,11 +95,16 @@ def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,)) -> jax.Array:
     spec = jax.typeof(x).sharding.spec
     if not any(spec):
         return x
-    kept = (
-        tuple(name for name in ((entry,) if isinstance(entry, str) else entry or ()) if name not in axes)
-        for entry in spec
-    )
-    return jax.sharding.reshard(x, P(*(names[0] if len(names) == 1 else names or None for names in kept)))
+    return jax.sharding.reshard(x, _without(spec, axes))
+
+
+def _without(spec: P, axes: Collection[str]) -> P:
+    kept = (tuple(name for name in _names(entry) if name not in axes) for entry in spec)
+    return P(*(names[0] if len(names) == 1 else names or None for names in kept))
+
+
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def sharding(spec: P) -> NamedSharding:

@@ -22,6 +22,8 @@ class TrainState:
     opt_state: Any
     ema: Any
     """Moving average of the parameters; None where there is none."""
+    kept: Any
+    """Direction that the method keeps between steps; None where it keeps none."""
 
     @property
     def eval_params(self) -> Any:
@@ -29,13 +31,16 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, seed: int, with_ema: bool) -> TrainState:
+def init_state(
+    model: Model, optimizer: optax.GradientTransformation, seed: int, *, with_ema: bool, with_kept: bool
+) -> TrainState:
     """The state before the first update, born sharded on the current mesh: no device ever holds all of it."""
 
     @jax.jit
     def init() -> TrainState:
         params, batch_stats = model.init(jax.random.key(seed))
         ema = jax.tree.map(jnp.copy, params) if with_ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema)
+        kept = jax.tree.map(jnp.zeros_like, params) if with_kept else None
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept)
 
     return init()

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from gnp_scale import losses, optim
-from gnp_scale.config import Config, PenaltySchedule
 from gnp_scale.data.augment import augment
-from gnp_scale.gnp import PLAIN, Gnp, Schedule, penalize
-from gnp_scale.mesh import BATCH, P
+from gnp_scale.gnp import Penalized, Phase, penalize
+from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
+from gnp_scale.penalty import MOMENTUM
 from gnp_scale.state import TrainState
 from gnp_scale.task import Task
 
@@ -22,31 +22,42 @@ type Metrics = dict[str, Any]
 
 
 def make_train_step(task: Task) -> Any:
-    """`train_step(state, batch, penalised=...)`: the state after one update, and its metrics as device scalars.
+    """`train_step(state, batch, phase=...)`: the state after one update, and its metrics as device scalars.
 
-    The given state is donated. With `penalised` False the step is plain training, in one pass.
+    The given state is donated. `phase` is static: each phase of the penalty is a program of its own.
     """
-    config = task.config
-    loss_fn, gnp = make_loss(task), make_gnp(config)
+    config, gnp = task.config, task.gnp
+    groups_are_replicas = gnp.perturb_groups == current_axis_size(REPLICA) > 1
+    penalized_fn = penalize(
+        make_loss(task),
+        gnp,
+        has_aux=True,
+        num_accumulated=config.train.accumulate_steps,
+        group_axis=REPLICA if groups_are_replicas else None,
+    )
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
-    @partial(jax.jit, donate_argnames="state", static_argnames="penalised")
-    def train_step(state: TrainState, batch: Batch, *, penalised: bool) -> tuple[TrainState, Metrics]:
+    @partial(jax.jit, donate_argnames="state", static_argnames="phase")
+    def train_step(state: TrainState, batch: Batch, *, phase: Phase) -> tuple[TrainState, Metrics]:
         examples = make_examples(task, batch, state.step)
-        penalized_fn = penalize(loss_fn, gnp if penalised else PLAIN, has_aux=True)
-        result = penalized_fn(state.params, examples, state.batch_stats, step=state.step)
+        momentum = optax.tree.get(state.opt_state, MOMENTUM[config.optim.name]) if gnp.direction == "momentum" else None
+        result = penalized_fn(
+            state.params, examples, state.batch_stats, step=state.step, phase=phase, state=state.kept, momentum=momentum
+        )
         batch_stats, accuracy = result.aux
         update, opt_state = task.optimizer.update(result.grad, state.opt_state, state.params)
+        if result.displacement is not None:
+            update = jax.tree.map(lambda u, d: u - rate(state.step) * d, update, result.displacement)
         params = optax.apply_updates(state.params, update)
         ema = None
         if config.train.ema_decay is not None:
             ema = optax.incremental_update(params, state.ema, 1 - config.train.ema_decay)
-        metrics = _metrics(result.loss, accuracy, result.telemetry) | {
+        metrics = _metrics(result, accuracy) | {
             "optim/learning_rate": rate(state.step),
             "optim/update_norm": optax.tree.norm(update),
             "optim/param_norm": optax.tree.norm(params),
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, result.state), metrics
 
     return train_step
 
@@ -88,34 +99,12 @@ def augmented_images(task: Task, batch: Batch) -> np.ndarray:
     return np.asarray(examples["image"].addressable_data(0))
 
 
-def make_gnp(config: Config) -> Gnp:
-    """The penalty of `config`, with its schedules as functions of the step."""
-    gnp, peak_rate = config.gnp, config.optim.learning_rate
-    rate = optim.learning_rate(config.optim, config.train.num_steps)
-
-    def scheduled(value: float, schedule: PenaltySchedule) -> float | Schedule:
-        if not value:
-            return value
-        match schedule:
-            case "constant":
-                return value
-            case "warmup":
-                return optax.linear_schedule(0.0, value, gnp.warmup_steps)
-            case "cosine":
-                return optax.cosine_decay_schedule(value, config.train.num_steps)
-            case "learning_rate":
-                return lambda step: value * rate(step) / peak_rate
-
-    return Gnp(
-        r=scheduled(gnp.r, gnp.r_schedule),
-        alpha=None if gnp.alpha is None else scheduled(gnp.alpha, gnp.alpha_schedule),
-        lam=None if gnp.lam is None else scheduled(gnp.lam, gnp.alpha_schedule),
-        blend=gnp.blend,
-    )
-
-
-def _metrics(loss: jax.Array, accuracy: jax.Array, telemetry: Metrics) -> Metrics:
-    metrics = {"train/loss": loss, "train/accuracy": accuracy}
-    if "loss_perturbed" in telemetry:
-        metrics["train/loss_perturbed"] = telemetry.pop("loss_perturbed")
-    return metrics | {f"gnp/{name}": value for name, value in telemetry.items()}
+def _metrics(result: Penalized, accuracy: jax.Array) -> Metrics:
+    losses = {"train/loss": result.loss}
+    if "loss_perturbed" in result.telemetry:
+        losses["train/loss_perturbed"] = result.telemetry["loss_perturbed"]
+    if "grad_norm" not in result.telemetry:
+        # The only pass was the perturbed one.
+        del losses["train/loss"]
+    watched = {f"gnp/{name}": value for name, value in result.telemetry.items() if name != "loss_perturbed"}
+    return losses | {"train/accuracy": accuracy} | watched

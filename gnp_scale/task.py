@@ -1,4 +1,4 @@
-"""What a configuration stands for: data set, network and optimizer, on the current mesh."""
+"""What a configuration stands for: data set, network, optimizer and penalty, on the current mesh."""
 
 from typing import NamedTuple, Self
 
@@ -12,18 +12,21 @@ from gnp_scale.data import sources
 from gnp_scale.data.pipeline import check_divisible
 from gnp_scale.data.sources import Dataset
 from gnp_scale.flops import flops
+from gnp_scale.gnp import Gnp
 from gnp_scale.models import zoo
 from gnp_scale.models.zoo import Model
+from gnp_scale.penalty import make_gnp
 from gnp_scale.state import TrainState, init_state
 
 
 class Task(NamedTuple):
-    """The parts that training and evaluation share."""
+    """The parts that training and evaluation are made of."""
 
     config: Config
     dataset: Dataset
     model: Model
     optimizer: optax.GradientTransformation
+    gnp: Gnp
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -34,8 +37,9 @@ class Task(NamedTuple):
         """
         check_divisible(config.data)
         dataset = sources.load(config.data)
-        model = zoo.create(config.model, dataset.image_shape, dataset.num_classes)
-        task = cls(config, dataset, model, optim.make_optimizer(config.optim, config.train.num_steps))
+        model = zoo.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
+        optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
+        task = cls(config, dataset, model, optimizer, make_gnp(config))
         # Tracing shows what does not fit before anything is written or takes long.
         for num_examples in (config.data.batch_size, config.data.eval_batch_size):
             jax.eval_shape(task._forward, *task._forward_arguments(num_examples))
@@ -43,8 +47,13 @@ class Task(NamedTuple):
 
     def init_state(self) -> TrainState:
         """The state before the first update."""
-        train = self.config.train
-        return init_state(self.model, self.optimizer, train.seed, with_ema=train.ema_decay is not None)
+        return init_state(
+            self.model,
+            self.optimizer,
+            self.config.train.seed,
+            with_ema=self.config.train.ema_decay is not None,
+            with_kept=self.config.gnp.direction == "reused",
+        )
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without its arrays."""

@@ -13,7 +13,7 @@ LAYERS = (
     {"config"},
     {"recipe", "mesh", "runtime", "flops", "gnp", "losses"},
     {"data", "models", "optim", "rundir", "throughput", "tensorboard", "preemption", "progress"},
-    {"state", "metrics"},
+    {"state", "metrics", "penalty"},
     {"task", "report"},
     {"step", "checkpoint", "evaluate"},
     {"loop"},

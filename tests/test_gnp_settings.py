@@ -7,7 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.gnp import PLAIN, Gnp, value_and_grad
+from gnp_scale.gnp import Gnp, value_and_grad
+
+PLAIN = Gnp(r=0.0, alpha=0.0)
 
 RISE = optax.linear_schedule(0.0, 0.4, 4)
 
@@ -70,7 +72,10 @@ def test_values_of_r_and_alpha(setting, step, expected):
         ({"alpha": -1}, "Gnp.alpha must be finite and not negative. Got -1"),
         ({"lam": float("nan")}, "Gnp.lam must be finite and not negative. Got nan"),
         ({"r": float("inf"), "alpha": 1}, "Gnp.r must be finite and not negative. Got inf"),
-        ({"alpha": 0.8, "blend": "unitnorm"}, "Gnp.blend must be one of ('paper', 'unit_norm'). Got 'unitnorm'"),
+        (
+            {"alpha": 0.8, "blend": "unitnorm"},
+            "Gnp.blend must be one of ('paper', 'unit_norm', 'gsam', 'decoupled'). Got 'unitnorm'",
+        ),
     ],
 )
 def test_wrong_settings_are_errors(arguments, message):

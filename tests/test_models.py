@@ -17,7 +17,7 @@ TORCHVISION = "torchvision, the model's number of parameters"
 
 
 def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> list[jax.ShapeDtypeStruct]:
-    model = zoo.create(config, image_shape, num_classes)
+    model = zoo.create(config, image_shape, num_classes, 16)
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.leaves(params)
 
@@ -79,13 +79,13 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
 )
 def test_create_refuses_in_one_line(config, message):
     with pytest.raises(ConfigError) as error:
-        zoo.create(config, *IMAGENET)
+        zoo.create(config, *IMAGENET, 16)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_heads_must_divide_over_the_tensor_axis(set_mesh):
-    model = zoo.create(ModelConfig("vit_ti"), *IMAGENET)
+    model = zoo.create(ModelConfig("vit_ti"), *IMAGENET, 16)
     image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 
     def forward(params, batch_stats, image):
@@ -104,12 +104,12 @@ def test_heads_must_divide_over_the_tensor_axis(set_mesh):
     ("num_bn_groups", "num_examples", "message"),
     [
         (1, 12, "a batch of 12 examples does not divide over 8 devices"),
-        (3, 16, "model.num_bn_groups is 3, which does not divide 16 examples"),
+        (2, 8, "8 examples that are computed at once are not whole groups of 6"),
     ],
 )
 def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples, message, set_mesh):
     set_mesh(fsdp=4, tensor=2)
-    model = zoo.create(ModelConfig("resnet18", num_bn_groups=num_bn_groups), *CIFAR10)
+    model = zoo.create(ModelConfig("resnet18", num_bn_groups=num_bn_groups), *CIFAR10, 12)
     state = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((num_examples, 32, 32, 3), jnp.float32)
     with pytest.raises(ConfigError, match=message):
@@ -118,7 +118,7 @@ def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples
 
 def test_overriding_the_width_makes_the_mlp_four_times_as_wide():
     config = ModelConfig("vit_mu", width=48, depth=3, num_heads=4)
-    model = zoo.create(config, *CIFAR10)
+    model = zoo.create(config, *CIFAR10, 16)
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     assert list(params["blocks"]) == ["00", "01", "02"]
     assert params["blocks"]["02"]["mlp"]["in_proj"]["kernel"].shape == (48, 192)

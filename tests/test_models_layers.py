@@ -86,7 +86,7 @@ def test_transformer_block_is_the_published_one(layer, oracle, parallel):
 @pytest.mark.parametrize("num_groups", [1, 2, 16])
 def test_batch_norm_has_statistics_of_groups_of_consecutive_examples(num_groups, set_mesh):
     set_mesh(replica=2, fsdp=2, tensor=2)
-    module, w = randomised(BatchNorm(jax.random.key(0), 3, num_groups))
+    module, w = randomised(BatchNorm(jax.random.key(0), 3, 16 // num_groups))
     # A mean far from 0, which a variance computed in one pass would not survive.
     x_BxHxWxC = normal((16, 4, 4, 3)) + 100 * np.arange(1, 17, dtype=np.float32)[:, None, None, None]
     groups = x_BxHxWxC.astype(np.float64).reshape(num_groups, -1, 3)
@@ -140,7 +140,7 @@ def test_every_draw_of_a_layer_and_an_example_has_a_key_of_its_own(name, monkeyp
     for module, drop in [(vit, dropout), (transformer, dropout), (transformer, drop_path)]:
         monkeypatch.setattr(module, drop.__name__, partial(recorded, drop))
     config = ModelConfig(name, patch_size=4, depth=3, width=16, num_heads=2, dropout=0.1, drop_path=0.1)
-    model = zoo.create(config, (8, 8, 3), 10)
+    model = zoo.create(config, (8, 8, 3), 10, 16)
     key_B = jax.random.split(jax.random.key(0), 5)
     model.apply(*model.init(jax.random.key(0)), jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
     draws_per_block = 5 if name == "vit_mu" else 3

@@ -36,7 +36,7 @@ def place(x):
 
 def init(config: ModelConfig):
     """Model, parameters off their initial values (a head of zeros has no gradients behind it), and batch statistics."""
-    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES)
+    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
 
     def move(w: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 @pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
 def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
     set_mesh(replica=1, fsdp=4, tensor=2)
-    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES)
+    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
     params, _ = jax.jit(model.init)(jax.random.key(0))
     large = [leaf for leaf in jax.tree.leaves(params) if leaf.size >= 2**11]
     assert large
@@ -143,7 +143,7 @@ def test_scanned_blocks_are_the_same_blocks_stacked():
     scanned = replace(TRANSFORMER, scan_layers=True)
     (model, params, _), (scanned_model, scanned_params, _) = (
         (model, *jax.jit(model.init)(jax.random.key(0)))
-        for model in (zoo.create(config, IMAGE_SHAPE, NUM_CLASSES) for config in (TRANSFORMER, scanned))
+        for model in (zoo.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES) for config in (TRANSFORMER, scanned))
     )
     jax.tree.map(np.testing.assert_array_equal, scanned_params, stacked(params))
 

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
 from gnp_scale.config import check
-from gnp_scale.mesh import ALL, BATCH
-from gnp_scale.models.layers import SHARDS, Dense, apply_gathered, on_mesh, param
+from gnp_scale.mesh import ALL, BATCH, on_mesh
+from gnp_scale.models.layers import SHARDS, Dense, apply_gathered, param
 
 
 class Conv(nnx.Module):
@@ -42,7 +42,7 @@ class Conv(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with the statistics of `num_groups` groups of consecutive examples of the global batch.
+    """Batch normalisation with the statistics of groups of `group_size` consecutive examples of the global batch.
 
     In training each group is normalised by its own mean and variance, and the running statistics move by a tenth
     towards the averages over the groups. The groups are cut by the example's place in the batch, never by device.
@@ -52,9 +52,9 @@ class BatchNorm(nnx.Module):
     eps = 1e-5
     momentum = 0.9
 
-    def __init__(self, key: jax.Array, num_channels: int, num_groups: int, scale_init: Initializer = ones) -> None:
+    def __init__(self, key: jax.Array, num_channels: int, group_size: int, scale_init: Initializer = ones) -> None:
         shape, spec = (num_channels,), P(None)
-        self.num_groups = num_groups
+        self.group_size = group_size
         self.scale = param(key, scale_init, shape, spec)
         self.bias = param(key, zeros, shape, spec)
         self.mean = nnx.BatchStat(zeros(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
@@ -79,7 +79,7 @@ class BatchNorm(nnx.Module):
         mean_BxC = jnp.mean(x_BxHxWxC, axis=(1, 2))
         member_BxG = self._membership(len(mean_BxC))
         sum_GxC = _exact_einsum("bg,bc->gc", member_BxG, mean_BxC, on_mesh(P(None, None)))
-        return sum_GxC * (self.num_groups / len(mean_BxC))
+        return sum_GxC / self.group_size
 
     def _of_group(self, value_GxC: jax.Array, num_examples: int) -> jax.Array:
         member_BxG = self._membership(num_examples)
@@ -88,12 +88,13 @@ class BatchNorm(nnx.Module):
 
     def _membership(self, num_examples: int) -> jax.Array:
         check(
-            num_examples % self.num_groups == 0,
-            f"model.num_bn_groups is {self.num_groups}, which does not divide {num_examples} examples: "
-            "change it or data.batch_size",
+            num_examples % self.group_size == 0,
+            f"{num_examples} examples that are computed at once are not whole groups of {self.group_size} with batch "
+            "statistics of their own: make model.num_bn_groups a multiple of train.accumulate_steps, of "
+            "gnp.perturb_groups and of 1 / gnp.ascent_fraction together",
         )
-        group_B = jnp.arange(num_examples) // (num_examples // self.num_groups)
-        member_BxG = jax.nn.one_hot(group_B, self.num_groups)
+        group_B = jnp.arange(num_examples) // self.group_size
+        member_BxG = jax.nn.one_hot(group_B, num_examples // self.group_size)
         return spread(member_BxG, ALL)
 
     def _move(self, running: nnx.BatchStat, value_GxC: jax.Array) -> None:

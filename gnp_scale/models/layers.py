@@ -17,7 +17,7 @@ from jax.nn.initializers import Initializer, ones, zeros
 from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
-from gnp_scale.mesh import FSDP, TENSOR
+from gnp_scale.mesh import FSDP, TENSOR, on_mesh
 
 SHARDS = (FSDP, TENSOR)
 """Axes that store the parameters of a layer which does not compute in shards of its channels."""
@@ -26,11 +26,6 @@ SHARDS = (FSDP, TENSOR)
 def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) -> nnx.Param:
     """A float32 parameter drawn by `init`, every shard of it by the device that keeps it."""
     return nnx.Param(init(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
-
-
-def on_mesh(spec: P) -> P | None:
-    """`spec` as an `out_sharding`; None without a mesh."""
-    return None if jax.sharding.get_abstract_mesh().empty else spec
 
 
 def apply_gathered(

@@ -14,11 +14,11 @@ from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, spread
 class Shortcut(nnx.Module):
     """The input of a block in the shape of its output, by a 1x1 convolution where that differs."""
 
-    def __init__(self, key: jax.Array, num_in: int, num_out: int, stride: int, num_bn_groups: int) -> None:
+    def __init__(self, key: jax.Array, num_in: int, num_out: int, stride: int, bn_group_size: int) -> None:
         self.is_identity = stride == 1 and num_in == num_out
         if not self.is_identity:
             self.conv = Conv(key, 1, num_in, num_out, stride)
-            self.norm = BatchNorm(key, num_out, num_bn_groups)
+            self.norm = BatchNorm(key, num_out, bn_group_size)
 
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         return x_BxHxWxC if self.is_identity else self.norm(self.conv(x_BxHxWxC), train)
@@ -29,13 +29,13 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, key: jax.Array, num_in: int, width: int, stride: int, num_bn_groups: int) -> None:
+    def __init__(self, key: jax.Array, num_in: int, width: int, stride: int, bn_group_size: int) -> None:
         key_1, key_2, shortcut_key = jax.random.split(key, 3)
         self.conv_1 = Conv(key_1, 3, num_in, width, stride)
-        self.norm_1 = BatchNorm(key, width, num_bn_groups)
+        self.norm_1 = BatchNorm(key, width, bn_group_size)
         self.conv_2 = Conv(key_2, 3, width, width)
-        self.norm_2 = BatchNorm(key, width, num_bn_groups, scale_init=zeros)
-        self.shortcut = Shortcut(shortcut_key, num_in, width, stride, num_bn_groups)
+        self.norm_2 = BatchNorm(key, width, bn_group_size, scale_init=zeros)
+        self.shortcut = Shortcut(shortcut_key, num_in, width, stride, bn_group_size)
 
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         y = jax.nn.relu(self.norm_1(self.conv_1(x_BxHxWxC), train))
@@ -48,16 +48,16 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, key: jax.Array, num_in: int, width: int, stride: int, num_bn_groups: int) -> None:
+    def __init__(self, key: jax.Array, num_in: int, width: int, stride: int, bn_group_size: int) -> None:
         key_1, key_2, key_3, shortcut_key = jax.random.split(key, 4)
         num_out = self.expansion * width
         self.conv_1 = Conv(key_1, 1, num_in, width)
-        self.norm_1 = BatchNorm(key, width, num_bn_groups)
+        self.norm_1 = BatchNorm(key, width, bn_group_size)
         self.conv_2 = Conv(key_2, 3, width, width, stride)
-        self.norm_2 = BatchNorm(key, width, num_bn_groups)
+        self.norm_2 = BatchNorm(key, width, bn_group_size)
         self.conv_3 = Conv(key_3, 1, width, num_out)
-        self.norm_3 = BatchNorm(key, num_out, num_bn_groups, scale_init=zeros)
-        self.shortcut = Shortcut(shortcut_key, num_in, num_out, stride, num_bn_groups)
+        self.norm_3 = BatchNorm(key, num_out, bn_group_size, scale_init=zeros)
+        self.shortcut = Shortcut(shortcut_key, num_in, num_out, stride, bn_group_size)
 
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         y = jax.nn.relu(self.norm_1(self.conv_1(x_BxHxWxC), train))
@@ -81,20 +81,25 @@ class ResNet(nnx.Module):
     """A stem, four stages of blocks of which all but the first halve the image, and the head."""
 
     def __init__(
-        self, key: jax.Array, config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int
+        self,
+        key: jax.Array,
+        config: ModelConfig,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        bn_group_size: int,
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         block, num_blocks = LAYOUTS[config.name]
         self.dtype, self.stem = config.dtype, config.stem
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
         self.conv = Conv(stem_key, size, image_shape[-1], 64, stride)
-        self.norm = BatchNorm(key, 64, config.num_bn_groups)
+        self.norm = BatchNorm(key, 64, bn_group_size)
         num_out, blocks = 64, {}
         for stage, stage_key in enumerate(jax.random.split(blocks_key, len(num_blocks))):
             for number, block_key in enumerate(jax.random.split(stage_key, num_blocks[stage])):
                 stride = 2 if stage > 0 and number == 0 else 1
                 width = 64 * 2**stage
-                blocks[f"{stage}_{number:02d}"] = block(block_key, num_out, width, stride, config.num_bn_groups)
+                blocks[f"{stage}_{number:02d}"] = block(block_key, num_out, width, stride, bn_group_size)
                 num_out = block.expansion * width
         self.blocks = nnx.Dict(blocks)
         self.head = Head(head_key, num_out, num_classes)

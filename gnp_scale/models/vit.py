@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
-from gnp_scale.mesh import BATCH
-from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, dropout, fold, on_mesh, param
+from gnp_scale.mesh import BATCH, on_mesh
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, dropout, fold, param
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, Size
 
 SIZES = {

@@ -18,12 +18,14 @@ LAYOUTS = {"wrn_16_4": (16, 4), "wrn_28_10": (28, 10), "wrn_40_10": (40, 10)}
 class WideBlock(nnx.Module):
     """shortcut(x) + conv(dropout(relu(norm(conv(relu(norm(x))))))); a 1x1 shortcut also starts from relu(norm(x))."""
 
-    def __init__(self, key: jax.Array, num_in: int, num_out: int, stride: int, config: ModelConfig) -> None:
+    def __init__(
+        self, key: jax.Array, num_in: int, num_out: int, stride: int, dropout_rate: float, bn_group_size: int
+    ) -> None:
         key_1, key_2, shortcut_key = jax.random.split(key, 3)
-        self.dropout_rate = config.dropout
-        self.norm_1 = BatchNorm(key, num_in, config.num_bn_groups)
+        self.dropout_rate = dropout_rate
+        self.norm_1 = BatchNorm(key, num_in, bn_group_size)
         self.conv_1 = Conv(key_1, 3, num_in, num_out, stride)
-        self.norm_2 = BatchNorm(key, num_out, config.num_bn_groups)
+        self.norm_2 = BatchNorm(key, num_out, bn_group_size)
         self.conv_2 = Conv(key_2, 3, num_out, num_out)
         self.shortcut = None if num_in == num_out else Conv(shortcut_key, 1, num_in, num_out, stride)
 
@@ -38,7 +40,12 @@ class WideResNet(nnx.Module):
     """A 3x3 convolution, three groups of blocks of which the last two halve the image, and the head."""
 
     def __init__(
-        self, key: jax.Array, config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int
+        self,
+        key: jax.Array,
+        config: ModelConfig,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        bn_group_size: int,
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         depth, factor = LAYOUTS[config.name]
@@ -49,9 +56,11 @@ class WideResNet(nnx.Module):
             for number, block_key in enumerate(jax.random.split(group_key, (depth - 4) // 6)):
                 num_in, num_out = num_out, 16 * factor * 2**group
                 stride = 2 if group > 0 and number == 0 else 1
-                blocks[f"{group}_{number:02d}"] = WideBlock(block_key, num_in, num_out, stride, config)
+                blocks[f"{group}_{number:02d}"] = WideBlock(
+                    block_key, num_in, num_out, stride, config.dropout, bn_group_size
+                )
         self.blocks = nnx.Dict(blocks)
-        self.norm = BatchNorm(key, num_out, config.num_bn_groups)
+        self.norm = BatchNorm(key, num_out, bn_group_size)
         self.head = Head(head_key, num_out, num_classes)
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None) -> jax.Array:

@@ -71,8 +71,8 @@ def _values(network: Any, kind: type[nnx.Variable]) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(network, kind))
 
 
-def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> Model:
-    """The network of `config` for images of `image_shape` (height, width, channels).
+def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int, batch_size: int) -> Model:
+    """The network of `config` for images of `image_shape` (height, width, channels), trained in such batches.
 
     Raises:
         ConfigError: no network has this name; it makes no use of an option that is set; or a transformer's patches,
@@ -87,9 +87,11 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
             value == default,
             f"model.{option} is {value}, of which {config.name} makes no use: leave it at {default}",
         )
+    build = partial(network, config=config, image_shape=image_shape, num_classes=num_classes)
     if config.name in vit.SIZES:
         vit.check_shapes(config, image_shape)
-    return Model(partial(network, config=config, image_shape=image_shape, num_classes=num_classes))
+        return Model(build)
+    return Model(partial(build, bn_group_size=batch_size // config.num_bn_groups))
 
 
 def _unknown_name(name: str) -> str:

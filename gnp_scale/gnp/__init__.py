@@ -1,0 +1,31 @@
+"""Penalizing the gradient norm: the gradient of L(w) + lambda * ||grad L(w)||, with two passes.
+
+The method of Zhao, Zhang and Hu (ICML 2022, arXiv 2202.03599), as a drop-in for `jax.value_and_grad`:
+
+    g1  = grad L(w)
+    eps = r * g1 / ||g1||                   one norm over all parameters
+    g2  = grad L(w + eps)
+    u   = (1 - alpha) * g1 + alpha * g2     alpha = lambda / r
+
+which is g1 + lambda * H g1 / ||g1|| + O(r), with the Hessian-vector product taken as a finite difference of radius r.
+alpha = 1 is SAM (arXiv 2010.01412); alpha = 0 or r = 0 is plain training, in one pass. The relatives of the method are
+other values of `Gnp`. Norms, eps and u are computed in float32 at least. Nothing here knows of the trainer.
+"""
+
+from gnp_scale.gnp.gates import bernoulli, every, window
+from gnp_scale.gnp.passes import Penalized, penalize, value_and_grad
+from gnp_scale.gnp.settings import Gnp, Phase, Schedule
+from gnp_scale.gnp.transform import penalize_updates
+
+__all__ = [
+    "Gnp",
+    "Penalized",
+    "Phase",
+    "Schedule",
+    "bernoulli",
+    "every",
+    "penalize",
+    "penalize_updates",
+    "value_and_grad",
+    "window",
+]

@@ -1,0 +1,170 @@
+"""`Gnp`: the method and its relatives as values."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from gnp_scale.gnp.algebra import ratio
+from gnp_scale.gnp.gates import Gate
+
+type Schedule = Callable[[Any], Any]
+"""A function of the step (a scalar, or an array of steps elementwise), as the schedules of optax are."""
+type Mask = Callable[[str], bool]
+"""Of the path of a parameter, such as "blocks/00/mlp/in_proj/kernel"."""
+
+Blend = Literal["paper", "unit_norm", "gsam", "decoupled"]
+Direction = Literal["gradient", "momentum", "reused"]
+Metric = Literal["euclidean", "adaptive"]
+
+
+class Phase(IntEnum):
+    """What a step computes; chosen on the host, so that each phase is compiled by itself."""
+
+    PLAIN = 0
+    """One pass: the penalty is off."""
+    FULL = 1
+    REUSE = 2
+    """One pass, with what the last full step of the direction "reused" kept."""
+
+
+@dataclass(frozen=True)
+class Gnp:
+    """What to train on: where to perturb to, and how the two gradients are blended.
+
+    Args:
+        r: radius of the perturbation, in the Euclidean norm over all parameters; a number or a schedule of the step.
+        alpha: weight of the perturbed gradient; a number or a schedule of the step. SAM is 1.
+        lam: strength of the penalty, alpha * r; given instead of alpha.
+        blend: how u comes from g1 and g2:
+            `"paper"`: (1 - alpha) g1 + alpha g2;
+            `"unit_norm"`: (1 - alpha) g1 / ||g1|| + alpha g2, what the authors' released code does by default;
+            `"gsam"`: g2 - alpha * (part of g1 orthogonal to g2), arXiv 2203.08065, equation 8;
+            `"decoupled"`: the base optimizer sees g1, and the parameters move by -(learning rate) * alpha * (g2 - g1)
+            besides (arXiv 2305.15817); alpha may exceed 1.
+        direction: what the perturbation goes along:
+            `"gradient"`: g1;
+            `"momentum"`: minus the momentum of the optimizer, so that no pass is needed for it (arXiv 2401.12033);
+            `"reused"`: g1 every `reuse_every` steps; the part of g2 orthogonal to g1 is kept, and added to g1 at the
+            steps between, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714).
+        reuse_every: number of steps for which "reused" keeps a direction.
+        metric: `"euclidean"`, or `"adaptive"`: eps = r T^2 g / ||T g|| with T = |w| (ASAM, arXiv 2102.11600).
+        mask: which parameters are perturbed, by path; all when None. SAM-ON (arXiv 2306.04226) perturbs norm layers.
+        perturb_groups: the batch is cut into this many equal groups of consecutive examples, each with an eps of its
+            own; u is the mean over groups (m-sharpness). It does not depend on the devices.
+        ascent_fraction: g1 is taken from this first part of each group, in (0, 1].
+        gate: on which steps the penalty is on; always when None.
+
+    Raises:
+        ValueError: a value is out of range, or two do not go together.
+    """
+
+    r: float | Schedule = 0.05
+    alpha: float | Schedule | None = None
+    lam: float | Schedule | None = None
+    blend: Blend = "paper"
+    direction: Direction = "gradient"
+    reuse_every: int = 5
+    metric: Metric = "euclidean"
+    mask: Mask | None = None
+    perturb_groups: int = 1
+    ascent_fraction: float = 1.0
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        if (self.alpha is None) == (self.lam is None):
+            raise ValueError(
+                "The strength of the penalty is given either as alpha or as lam = alpha * r. "
+                f"Got alpha={self.alpha} and lam={self.lam}. Give exactly one of them."
+            )
+        for name in ("r", "alpha", "lam"):
+            value = getattr(self, name)
+            if is_number(value) and not 0 <= value < float("inf"):
+                raise ValueError(f"Gnp.{name} must be finite and not negative. Got {value}. Give a number >= 0.")
+        for name, choices in (("blend", Blend), ("direction", Direction), ("metric", Metric)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"Gnp.{name} must be one of {get_args(choices)}. Got {getattr(self, name)!r}. Choose one of them."
+                )
+        for name in ("reuse_every", "perturb_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Gnp.{name} must be at least 1. Got {getattr(self, name)}. Give a whole number >= 1.")
+        if not 0 < self.ascent_fraction <= 1:
+            raise ValueError(f"Gnp.ascent_fraction must be in (0, 1]. Got {self.ascent_fraction}. Give such a part.")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Raises ValueError for settings that exclude each other."""
+        needs = {
+            "blend": self.blend == "paper",
+            "perturb_groups": self.perturb_groups == 1,
+            "ascent_fraction": self.ascent_fraction == 1,
+        }
+        if self.direction != "gradient" and not all(needs.values()):
+            wrong = next(name for name, is_met in needs.items() if not is_met)
+            raise ValueError(
+                f'The direction "{self.direction}" needs blend="paper", perturb_groups=1 and ascent_fraction=1. '
+                f"Got {wrong}={getattr(self, wrong)!r}. Change it, or the direction."
+            )
+        if self.direction == "momentum" and self.alpha != 1:
+            raise ValueError(
+                'The direction "momentum" has no g1 to blend with. '
+                f"Got alpha={self.alpha}, lam={self.lam}. Give alpha=1."
+            )
+        if self.blend != "decoupled" and is_number(self.alpha) and cast(float, self.alpha) > 1:
+            raise ValueError(
+                f'alpha may exceed 1 with blend="decoupled" only. Got {self.alpha} with {self.blend!r}. '
+                "Give alpha in [0, 1], or that blend."
+            )
+
+    def values(self, step: Any = None) -> tuple[Any, Any]:
+        """(r, alpha) at `step`; numbers where they do not depend on the step."""
+        r = _at(self.r, step)
+        if self.lam is None:
+            return r, _at(self.alpha, step)
+        lam = _at(self.lam, step)
+        if is_number(r):
+            return r, lam / r if r else 0.0
+        return r, ratio(lam, r)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is plain training at every step: r or alpha is the number 0 (with "gsam" alpha = 0 is SAM)."""
+        strengths = (self.r,) if self.blend == "gsam" else (self.r, self.alpha, self.lam)
+        return any(is_number(value) and value == 0 for value in strengths)
+
+    def is_on(self, step: Any) -> Any:
+        """Whether the penalty is on at `step`: r and alpha are positive, and the gate is open."""
+        if self.is_plain:
+            return np.zeros(np.shape(step), bool)
+        r, alpha = self.values(step)
+        on = (r > 0) & ((alpha > 0) | (self.blend == "gsam"))
+        return on if self.gate is None else on & self.gate(step)
+
+    def phases(self, steps: np.ndarray) -> np.ndarray:
+        """The `Phase` of each of `steps`; to be asked on the host, once, for all steps of a run."""
+        on = np.broadcast_to(np.asarray(self.is_on(steps)), steps.shape)
+        reuses = (self.direction == "reused") & (steps % self.reuse_every != 0)
+        return np.where(on, np.where(reuses, Phase.REUSE, Phase.FULL), Phase.PLAIN)
+
+    def num_passes(self, phase: Phase) -> float:
+        """Forward and backward passes over the batch that a step of this phase costs."""
+        return 1 + self.ascent_fraction if phase == Phase.FULL and self.direction != "momentum" else 1
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number, known before anything is traced."""
+    return isinstance(value, int | float)
+
+
+def _at(value: float | Schedule | None, step: Any) -> Any:
+    if not callable(value):
+        return cast(float, value)
+    if step is None:
+        raise ValueError(
+            "A schedule is a function of the step. Gnp has a schedule, but no step was given. "
+            "Call the function with step=..., the number of updates made so far."
+        )
+    return value(step)

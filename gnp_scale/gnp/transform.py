@@ -1,0 +1,69 @@
+"""The method in the shape of an optax transformation, for loops that are built around those."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gnp_scale.gnp.algebra import Dots, Tree, blend_weights, dot, perturb, weighted_sum
+from gnp_scale.gnp.settings import Gnp
+
+
+class PenalizeState(NamedTuple):
+    """Updates made so far, for schedules and gates; int32 scalar."""
+
+    count: jax.Array
+
+
+def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
+    """Turns a gradient g1 into u; put it first in an `optax.chain`, before clipping and the optimizer.
+
+    `update(g1, state, params, grad_fn=...)`, where `grad_fn(params)` is the gradient on the same examples, with the
+    same masks; it is called once, at w + eps, and only on steps where the penalty is on.
+
+    Args:
+        gnp: the penalty, with the direction "gradient", a blend other than "decoupled", and one group.
+
+    Raises:
+        ValueError: a setting needs `gnp_scale.gnp.penalize`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> optimizer = optax.chain(penalize_updates(Gnp(r=0.05, alpha=0.8)), optax.sgd(0.1))
+        >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
+        >>> w = jnp.ones(2)
+        >>> updates, _ = optimizer.update(grad_fn(w), optimizer.init(w), w, grad_fn=grad_fn)
+        >>> print(updates)
+        [-0.10282844 -0.10282844]
+    """
+    if (gnp.direction, gnp.perturb_groups, gnp.ascent_fraction) != ("gradient", 1, 1) or gnp.blend == "decoupled":
+        raise ValueError(
+            "An optax transformation sees one gradient and returns one. "
+            f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, perturb_groups={gnp.perturb_groups}, "
+            f"ascent_fraction={gnp.ascent_fraction}, which need more. Call gnp_scale.gnp.penalize instead."
+        )
+
+    def init(params: Tree) -> PenalizeState:
+        return PenalizeState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> tuple[Tree, PenalizeState]:
+        grad_fn: Callable[[Tree], Tree] = extra["grad_fn"]
+
+        def penalised(g1: Tree) -> Tree:
+            r, alpha = gnp.values(state.count)
+            g2 = grad_fn(perturb(params, g1, r, adaptive=gnp.metric == "adaptive", mask=gnp.mask))
+            weights = blend_weights(gnp.blend, alpha, Dots(dot(g1, g1), dot(g1, g2), dot(g2, g2)))
+            return weighted_sum(weights[0], g1, weights[1], g2)
+
+        is_always_on = gnp.gate is None and not any(callable(value) for value in (gnp.r, gnp.alpha, gnp.lam))
+        if gnp.is_plain:
+            u = updates
+        elif is_always_on:
+            u = penalised(updates)
+        else:
+            u = jax.lax.cond(gnp.is_on(state.count), penalised, lambda g1: g1, updates)
+        return u, PenalizeState(state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
