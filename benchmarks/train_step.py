@@ -13,19 +13,15 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import normalize, sam
 
+from benchmarks.tasks import MODELS, SETTING, compile_steps, make_batch, make_task, updates
 from benchmarks.timing import interleave, ratio, write_report
-from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.data.pipeline import train_batches
+from gnp_scale.config import GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh
-from gnp_scale.step import make_examples, make_loss, make_train_step
+from gnp_scale.step import make_examples, make_loss
 from gnp_scale.task import Task
 
 R = 0.05
-MODELS = {
-    "ViT-Ti, patch 4": ModelConfig(name="vit_ti", patch_size=4, depth=6),
-    "ResNet-18, CIFAR stem": ModelConfig(name="resnet18", stem="cifar"),
-}
 
 
 def main() -> None:
@@ -34,8 +30,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     num_rounds = parser.parse_args().rounds
     lines = [
-        f"Medians over {num_rounds} rounds of the ratios within a round, with quartiles. 32 x 32 images, batch 32,",
-        "SGD with momentum, float32, one device. `optax` is `optax.contrib.sam` in opaque mode with a normalised step,",
+        f"Medians over {num_rounds} rounds of the ratios within a round, with quartiles.",
+        f"{SETTING} `optax` is `optax.contrib.sam` in opaque mode with a normalised step,",
         "which is the penalised step at alpha = 1, with loss, accuracy, batch statistics and the three norms that the",
         "plain step reports too, but without the telemetry of the second pass.",
         "",
@@ -52,28 +48,13 @@ def main() -> None:
 
 def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
     """The three steps, each a function that makes one update of a state of its own."""
-    config = Config(
-        data=DataConfig(name="synthetic", batch_size=32, crop_padding=4, flip=True),
-        model=model,
-        gnp=GnpConfig(r=R, alpha=0.8),
-        optim=OptimConfig(name="sgd"),
-        train=TrainConfig(num_steps=1000),
-    )
-    task = Task.of(config)
-    batch = next(train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=1))
-    train_step = make_train_step(task)
-
-    def repeat(phase: Phase) -> Callable[[], Any]:
-        state = task.init_state()
-
-        def update() -> Any:
-            nonlocal state
-            state, metrics = train_step(state, batch, phase=phase)
-            return state, metrics
-
-        return update
-
-    return {"plain": repeat(Phase.PLAIN), "penalised": repeat(Phase.FULL), "optax": optax_step(task, batch)}
+    task = make_task(model, GnpConfig(r=R, alpha=0.8))
+    compiled = compile_steps(task, (Phase.PLAIN, Phase.FULL))
+    return {
+        "plain": updates(task, compiled, [Phase.PLAIN]),
+        "penalised": updates(task, compiled, [Phase.FULL]),
+        "optax": optax_step(task, make_batch(task)),
+    }
 
 
 def optax_step(task: Task, batch: dict[str, jax.Array]) -> Callable[[], Any]:

@@ -13,10 +13,11 @@ import math
 from collections.abc import Collection, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gnp_scale.config import ConfigError, MeshConfig
+from gnp_scale.config import ConfigError, MeshConfig, check
 
 REPLICA, FSDP, TENSOR = "replica", "fsdp", "tensor"
 AXES = (REPLICA, FSDP, TENSOR)
@@ -52,11 +53,30 @@ def resolve(config: MeshConfig, num_devices: int) -> MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config` over `devices` (all devices of all processes when None), every axis explicit."""
+    """The mesh of `config` over `devices` (all devices of all processes when None), every axis explicit.
+
+    Where the devices are several slices, joined by a slow network, `replica` lies across them, and `fsdp` where the
+    replicas are fewer.
+
+    Raises:
+        ConfigError: the axes do not fit the devices, or their slices.
+    """
     devices = jax.devices() if devices is None else devices
     config = resolve(config, len(devices))
-    shape = (config.replica, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, AXES, (AxisType.Explicit,) * len(AXES), devices=devices)
+    axis_types = (AxisType.Explicit,) * len(AXES)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        shape = (config.replica, config.fsdp, config.tensor)
+        return jax.make_mesh(shape, AXES, axis_types, devices=devices)
+    across = (math.gcd(config.replica, num_slices), num_slices // math.gcd(config.replica, num_slices), 1)
+    check(
+        config.fsdp % across[1] == 0,
+        f"{num_slices} slices do not share out a mesh of replica {config.replica} and fsdp {config.fsdp}: "
+        "make --mesh.replica a multiple of the number of slices",
+    )
+    within = (config.replica // across[0], config.fsdp // across[1], config.tensor)
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types)
 
 
 def current_axis_size(axes: str | tuple[str, ...] | None) -> int:

@@ -3,7 +3,7 @@
 B: examples, D: inputs, H: hidden channels, K: classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,3 +76,164 @@ def penalized(
 def inner(a: Leaves, b: Leaves) -> float:
     """<a, b> over all leaves."""
     return float(sum((a[name] * b[name]).sum() for name in a))
+
+
+# The relatives of the method, each from its paper, over steps of SGD with momentum.
+
+
+class Update(NamedTuple):
+    """What one step of a method hands on."""
+
+    u: Leaves
+    """For the base optimizer."""
+    displacement: Leaves | None = None
+    """The parameters move by -(learning rate) times it besides."""
+    kept: Leaves | None = None
+    """For the next step."""
+
+
+type Rule = Callable[[int, Leaves, Leaves, Leaves | None], Update]
+"""Of the step, the parameters, the momentum, and what the last step kept."""
+type Setting = float | Callable[[int], float]
+
+
+def follow(rule: Rule, params: Leaves, num_steps: int, rate: float, decay: float) -> list[tuple[Leaves, Leaves]]:
+    """(u, new parameters) of each step of SGD with heavy-ball momentum."""
+    momentum, kept, path = combine((0.0, params)), None, []
+    for step in range(num_steps):
+        update = rule(step, params, momentum, kept)
+        momentum, kept = combine((decay, momentum), (1.0, update.u)), update.kept
+        params = combine((1.0, params), (-rate, momentum), (-rate, update.displacement or combine((0.0, params))))
+        path.append((update.u, params))
+    return path
+
+
+def combine(*terms: tuple[float, Leaves]) -> Leaves:
+    """The sum of factor times leaves."""
+    return {name: sum(factor * leaves[name] for factor, leaves in terms) for name in terms[0][1]}
+
+
+def norm(a: Leaves) -> float:
+    """||a|| over all leaves."""
+    return float(np.sqrt(inner(a, a)))
+
+
+def euclidean(_: Leaves, g: Leaves, r: float) -> Leaves:
+    """Equation 2 of arXiv 2010.01412."""
+    return combine((r / norm(g), g))
+
+
+def asam(w: Leaves, g: Leaves, r: float) -> Leaves:
+    """Equation 6 of arXiv 2102.11600, with T_w = diag(|w|) as for its element-wise operator."""
+    length = norm({name: np.abs(w[name]) * g[name] for name in g})
+    return {name: r * w[name] ** 2 * g[name] / length for name in g}
+
+
+def only(part: str, ascent: Callable[[Leaves, Leaves, float], Leaves]) -> Callable[[Leaves, Leaves, float], Leaves]:
+    """`ascent` as if the leaves with `part` in their name were all parameters (arXiv 2306.04226, section 3)."""
+
+    def eps(w: Leaves, g: Leaves, r: float) -> Leaves:
+        chosen = {name: leaf for name, leaf in g.items() if part in name}
+        return combine((0.0, w)) | ascent({name: w[name] for name in chosen}, chosen, r)
+
+    return eps
+
+
+def paper(g1: Leaves, g2: Leaves, alpha: float) -> Update:
+    """Equation 6 of arXiv 2202.03599."""
+    return Update(combine((1 - alpha, g1), (alpha, g2)))
+
+
+def unit_norm(g1: Leaves, g2: Leaves, alpha: float) -> Update:
+    """What the code released with arXiv 2202.03599 does."""
+    return Update(combine(((1 - alpha) / norm(g1), g1), (alpha, g2)))
+
+
+def gsam(g1: Leaves, g2: Leaves, alpha: float) -> Update:
+    """Algorithm 1 of arXiv 2203.08065: against the part of g1 that is orthogonal to g2."""
+    unit2 = combine((1 / norm(g2), g2))
+    orthogonal = combine((1.0, g1), (-inner(g1, unit2), unit2))
+    return Update(combine((1.0, g2), (-alpha, orthogonal)))
+
+
+def wsam(g1: Leaves, g2: Leaves, alpha: float) -> Update:
+    """Algorithm 1 of arXiv 2305.15817, where alpha is gamma / (1 - gamma)."""
+    return Update(g1, displacement=combine((alpha, g2), (-alpha, g1)))
+
+
+def two_passes(
+    batch: Leaves,
+    r: Setting,
+    alpha: Setting,
+    blend: Callable[[Leaves, Leaves, float], Update] = paper,
+    *,
+    ascent: Callable[[Leaves, Leaves, float], Leaves] = euclidean,
+    num_groups: int = 1,
+    fraction: float = 1.0,
+    on_steps: Collection[int] | None = None,
+) -> Rule:
+    """Any blend of the gradients of two passes; the plain gradient on steps outside of `on_steps` and where r is 0."""
+    group_size = len(batch["x_BxD"]) // num_groups
+    groups = [_examples(batch, i * group_size, group_size) for i in range(num_groups)]
+
+    def rule(step: int, params: Leaves, _: Leaves, __: Leaves | None) -> Update:
+        if (on_steps is not None and step not in on_steps) or _at(r, step) == 0:
+            return Update(mlp_loss_and_grad(params, batch)[1])
+        updates = [of_group(group, step, params) for group in groups]
+        u, displacement, _ = zip(*updates, strict=True)
+        return Update(_mean(u), None if displacement[0] is None else _mean(displacement))
+
+    def of_group(group: Leaves, step: int, params: Leaves) -> Update:
+        _, g1 = mlp_loss_and_grad(params, _examples(group, 0, round(fraction * group_size)))
+        eps = ascent(params, g1, _at(r, step))
+        _, g2 = mlp_loss_and_grad(combine((1.0, params), (1.0, eps)), group)
+        return blend(g1, g2, _at(alpha, step))
+
+    return rule
+
+
+def looksam(
+    batch: Leaves,
+    r: float,
+    alpha: float,
+    k: int,
+    ascent: Callable[[Leaves, Leaves, float], Leaves] = euclidean,
+    on_steps: Collection[int] | None = None,
+) -> Rule:
+    """Algorithm 1 of arXiv 2203.02714, whose full steps blend with alpha as its steps between do."""
+
+    def rule(step: int, params: Leaves, _: Leaves, kept: Leaves | None) -> Update:
+        _, g1 = mlp_loss_and_grad(params, batch)
+        if on_steps is not None and step not in on_steps:
+            return Update(g1, kept=kept)
+        if step % k:
+            u = g1 if kept is None else combine((1.0, g1), (alpha * norm(g1) / norm(kept), kept))
+            return Update(u, kept=kept)
+        _, g2 = mlp_loss_and_grad(combine((1.0, params), (1.0, ascent(params, g1, r))), batch)
+        cosine = inner(g1, g2) / (norm(g1) * norm(g2))
+        vertical = combine((1.0, g2), (-norm(g2) * cosine / norm(g1), g1))
+        return paper(g1, g2, alpha)._replace(kept=vertical)
+
+    return rule
+
+
+def msam(batch: Leaves, r: float, ascent: Callable[[Leaves, Leaves, float], Leaves] = euclidean) -> Rule:
+    """Algorithm 1 of arXiv 2401.12033: the only gradient is taken at w - r v / ||v||, with v = 0 at first."""
+
+    def rule(_: int, params: Leaves, momentum: Leaves, __: Leaves | None) -> Update:
+        moved = params if norm(momentum) == 0 else combine((1.0, params), (-1.0, ascent(params, momentum, r)))
+        return Update(mlp_loss_and_grad(moved, batch)[1])
+
+    return rule
+
+
+def _examples(batch: Leaves, start: int, number: int) -> Leaves:
+    return {name: leaf[start : start + number] for name, leaf in batch.items()}
+
+
+def _mean(trees: Sequence[Leaves]) -> Leaves:
+    return combine(*((1 / len(trees), tree) for tree in trees))
+
+
+def _at(setting: Setting, step: int) -> float:
+    return setting(step) if callable(setting) else setting

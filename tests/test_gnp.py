@@ -15,11 +15,12 @@ import optax.contrib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import inner, mlp_batch, mlp_loss_and_grad, mlp_params, penalized
+from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_device, ulps
+from oracles import inner, mlp_loss_and_grad, mlp_params, penalized
 
 from gnp_scale.gnp import Gnp, passes, penalize, transform, value_and_grad
 from gnp_scale.gnp.algebra import perturb
-from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, fit, gather, sharding
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, fit, sharding
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
 
@@ -30,34 +31,6 @@ SPECS = {
     "head_kernel_HxK": P(TENSOR, FSDP),
     "head_bias_K": P(FSDP),
 }
-PARAMS, BATCH_OF_16 = mlp_params(), mlp_batch()
-float64 = partial(jax.enable_x64, True)
-
-
-def mlp_loss(params, batch):
-    """The network of `oracles.mlp_loss_and_grad`, which runs on any mesh and without one."""
-    whole = jax.tree.map(gather, params)
-    hidden_BxH = jnp.tanh(batch["x_BxD"] @ whole["hidden_kernel_DxH"] + whole["hidden_bias_H"][None])
-    shape_BxK = batch["label_BxK"].shape
-    logits_BxK = jnp.matmul(hidden_BxH, whole["head_kernel_HxK"], out_sharding=fit(P(BATCH, None), shape_BxK))
-    log_probs_BxK = jax.nn.log_softmax(logits_BxK + whole["head_bias_K"][None])
-    return -jnp.mean(jnp.sum(batch["label_BxK"] * log_probs_BxK, axis=1))
-
-
-def on_device(leaves, dtype):
-    return {name: jnp.asarray(leaf, dtype) for name, leaf in leaves.items()}
-
-
-def ulps(actual, expected):
-    """The largest error of a leaf, in float32 units in the last place of the leaf's largest entry."""
-    return max(
-        np.abs(np.float64(actual[name]) - leaf).max() / np.spacing(np.float32(np.abs(leaf).max()))
-        for name, leaf in expected.items()
-    )
-
-
-def assert_trees_equal(actual, expected):
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def assert_trees_close(actual, expected, rtol):
@@ -83,7 +56,7 @@ def test_quadratic_has_its_closed_form(r, alpha, blend):
         w = jnp.concatenate([params["first"], params["second"]])
         return w @ batch @ w / 2 - b_A @ w
 
-    with float64():
+    with float64(True):
         params = {"first": jnp.asarray(w_A[:2]), "second": jnp.asarray(w_A[2:])}
         loss, g1 = value_and_grad(loss_fn, PLAIN)(params, a_AxA)
         zero = jax.tree.map(jnp.zeros_like, params)
@@ -102,7 +75,7 @@ def test_sgd_follows_numpy(dtype, max_ulps, strength, blend):
     """u and the parameters stay on a hand-written float64 trajectory, on a network that is not quadratic."""
     r, alpha = strength["r"], strength.get("alpha", strength.get("lam", 0) / strength["r"])
     expected = PARAMS
-    with float64():
+    with float64(True):
         step = jax.jit(value_and_grad(mlp_loss, Gnp(**strength, blend=blend)))
         params, batch = on_device(PARAMS, dtype), on_device(BATCH_OF_16, dtype)
         for _ in range(4):
@@ -118,7 +91,7 @@ def test_sgd_follows_numpy(dtype, max_ulps, strength, blend):
 def test_tends_to_the_exact_gradient_of_the_penalised_loss():
     """As r -> 0 with lambda fixed, u is g + lambda H d and the curvature d^T H d, for d = g / ||g||, up to O(r)."""
     lam, radii, errors = 0.1, [1e-1, 1e-2, 1e-3, 1e-4], []
-    with float64():
+    with float64(True):
         params, batch = on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64")
         gradient = partial(jax.grad(mlp_loss), batch=batch)
         g = gradient(params)
@@ -138,7 +111,7 @@ def test_tends_to_the_exact_gradient_of_the_penalised_loss():
 def test_alpha_of_one_is_sam_of_optax():
     """The special case of arXiv 2010.01412 takes the steps of another implementation of it."""
     r, base = 0.2, optax.sgd(0.3, momentum=0.9)
-    with float64():
+    with float64(True):
         batch = on_device(BATCH_OF_16, "float64")
         gradient = jax.grad(mlp_loss)
         ascent = optax.chain(optax.contrib.normalize(), optax.sgd(r))
@@ -383,7 +356,7 @@ def test_telemetry_is_what_it_says(r, alpha, blend):
         cosine=inner(oracle.g1, oracle.g2) / (norm1 * norm2),
         curvature=(inner(oracle.g1, oracle.g2) / norm1 - norm1) / r,
     )
-    with float64():
+    with float64(True):
         for setting, entries in ((PLAIN, plain), (Gnp(r=r, alpha=alpha, blend=blend), expected)):
             result = penalize(mlp_loss, setting)(on_device(PARAMS, "float64"), on_device(BATCH_OF_16, "float64"))
             assert result.telemetry.keys() == entries.keys()

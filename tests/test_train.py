@@ -42,6 +42,14 @@ RESNET = dataclasses.replace(
 )
 WARMUP = dataclasses.replace(BASE, gnp=GnpConfig(alpha_schedule="warmup", warmup_steps=12))
 
+REUSED = dataclasses.replace(BASE, gnp=GnpConfig(direction="reused", reuse_every=4, alpha=0.7))
+GROUPED = dataclasses.replace(
+    BASE,
+    gnp=GnpConfig(perturb_groups=2, blend="decoupled", alpha=1.2, gate="bernoulli"),
+    mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
+    train=TrainConfig(num_steps=12, log_every_steps=2, eval_every_steps=6, accumulate_steps=2),
+)
+
 
 def stop_after(monkeypatch, step):
     """Has the next run stop after `step`, as a signal would."""
@@ -55,8 +63,8 @@ def without_times(rows):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "stop"),
-    [(BASE, 7), (BASE, 20), (WARMUP, 1), (RESNET, 3)],
-    ids=["mid-epoch", "at-save", "off-step", "resnet"],
+    [(BASE, 7), (BASE, 20), (WARMUP, 1), (RESNET, 3), (REUSED, 6), (GROUPED, 5)],
+    ids=["mid-epoch", "at-save", "off-step", "resnet", "kept direction", "groups"],
 )
 def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -35,8 +35,17 @@ def perturb(
     """w + r * d / ||d||, added in float32 at least and then cast to the type of w; w itself where d is 0.
 
     With `adaptive`, w + r * w^2 d / ||w d||. Parameters that `mask` leaves out stay, and do not count in the norm.
+    A norm that is not finite makes the perturbed ones NaN.
+
+    Raises:
+        ValueError: `mask` chooses no parameter.
     """
     chosen = jax.tree.map_with_path(lambda path, _: mask is None or mask(path_name(path)), params)
+    if mask is not None and not any(jax.tree.leaves(chosen)):
+        raise ValueError(
+            "The mask of a penalty chooses at least one parameter. "
+            f"Got one that is False for all of {_names(params)}. Give another mask, or none."
+        )
 
     def ascent(w: jax.Array, d: jax.Array, is_chosen: bool) -> jax.Array | None:
         if not is_chosen:
@@ -44,7 +53,8 @@ def perturb(
         return wide(d) * jnp.abs(wide(w)) if adaptive else wide(d)
 
     steps = jax.tree.map(ascent, params, direction, chosen)
-    scale = ratio(r, norm(steps))
+    length = norm(steps)
+    scale = jnp.where(jnp.isfinite(length), ratio(r, length), jnp.nan)
 
     def moved(w: jax.Array, step: jax.Array | None) -> jax.Array:
         if step is None:
@@ -93,3 +103,7 @@ def wide(x: jax.Array) -> jax.Array:
 def path_name(path: tuple[Any, ...]) -> str:
     """The path of a leaf as text, its keys separated by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _names(tree: Tree) -> str:
+    return ", ".join(path_name(path) for path, _ in jax.tree.leaves_with_path(tree))

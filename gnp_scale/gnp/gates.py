@@ -31,12 +31,16 @@ def window(start: int, stop: int) -> Gate:
 
 
 def bernoulli(p: float, seed: int) -> Gate:
-    """On with probability p at each step, by a draw that follows from the seed and the step alone."""
+    """On with probability p at each step, by a draw that follows from the seed and the step alone.
+
+    Not from JAX's settings: the random bits of some generators differ between one step and an array of them.
+    """
     if not 0 <= p <= 1:
         raise ValueError(f"A probability is in [0, 1]. Got p={p}. Give a share of the steps.")
 
     @partial(jnp.vectorize, signature="()->()")
     def draw(step: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(jax.random.key(seed), step), p)
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+        return jax.random.bernoulli(key, jnp.float32(p))
 
     return lambda step: draw(jnp.asarray(step))

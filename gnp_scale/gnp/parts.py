@@ -61,7 +61,7 @@ def _cut(x: jax.Array, num_parts: int) -> jax.Array:
         )
     spec = _spec(x)
     out_sharding = None if spec is None else P(None, *spec)
-    return x.reshape((num_parts, len(x) // num_parts, *x.shape[1:]), out_sharding=out_sharding)
+    return jnp.reshape(x, (num_parts, len(x) // num_parts, *x.shape[1:]), out_sharding=out_sharding)
 
 
 def _spec(x: jax.Array) -> P | None:
@@ -73,4 +73,6 @@ def _spec(x: jax.Array) -> P | None:
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
     spec = None if x.sharding is None else x.sharding.spec
     zeros = jnp.zeros(x.shape, x.dtype, out_sharding=spec if spec and any(spec) else None)
-    return jax.lax.pcast(zeros, tuple(x.vma), to="varying") if getattr(x, "vma", None) else zeros
+    # A scan keeps the type of what it carries, the axes of an enclosing shard_map included.
+    varying = () if x.manual_axis_type is None else tuple(x.manual_axis_type.varying)
+    return jax.lax.pcast(zeros, varying, to="varying") if varying else zeros

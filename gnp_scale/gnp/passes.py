@@ -1,6 +1,7 @@
 """One step of the method, and its drop-in form: every published relative is (direction, blend, gate) over it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,6 +112,7 @@ def penalize(
     ) -> Penalized:
         if phase == Phase.PLAIN or gnp.is_plain:
             return passes.plain(params, batch, rest, state)
+        _check_memory(gnp, phase, state, momentum)
         r, alpha = gnp.values(step)
         if gnp.direction == "momentum":
             result = passes.along_momentum(params, batch, rest, r, momentum)
@@ -118,10 +120,20 @@ def penalize(
             result = passes.reusing(params, batch, rest, alpha, state)
         else:
             result = passes.both(params, batch, rest, r, alpha)
-        is_on = (r > 0) & (alpha > 0)
+        is_on = (r > 0) & ((alpha > 0) | (gnp.blend == "gsam"))
         return result._replace(telemetry=result.telemetry | _settings(r, alpha, is_on))
 
     return fn
+
+
+def _check_memory(gnp: Gnp, phase: Phase, state: Tree, momentum: Tree) -> None:
+    missing = "momentum" if gnp.direction == "momentum" and momentum is None else None
+    missing = "state" if phase == Phase.REUSE and state is None else missing
+    if missing:
+        raise ValueError(
+            f'The direction "{gnp.direction}" goes along what an earlier step left. Got no {missing}. '
+            f"Call the function with {missing}=..., a tree like the parameters."
+        )
 
 
 class _Passes(NamedTuple):
@@ -193,14 +205,14 @@ def _blend(
     dots = Dots(dot(g1, g1), dot(g1, g2), dot(g2, g2))
     is_on = (r > 0) & ((alpha > 0) | (gnp.blend == "gsam"))
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
-    # Where a schedule is at 0, u is the plain gradient to the bit.
-    c1, c2 = jnp.where(is_on, c1, 1.0), jnp.where(is_on, c2, 0.0)
-    u = weighted_sum(c1, g1, c2, g2)
+    # Where a schedule is at 0, u is the plain gradient to the bit, whatever g2 is.
+    where_on = partial(jnp.where, is_on)
+    u = jax.tree.map(where_on, weighted_sum(c1, g1, c2, g2), g1)
+    c1, c2 = where_on(c1, 1.0), where_on(c2, 0.0)
     kept = weighted_sum(1.0, g2, -ratio(dots.g1_g2, dots.g1_g1), g1) if gnp.direction == "reused" else None
     displacement = None
     if gnp.blend == "decoupled":
-        weight = jnp.where(is_on, alpha, 0.0)
-        displacement = weighted_sum(weight, g2, -weight, g1)
+        displacement = jax.tree.map(where_on, weighted_sum(alpha, g2, -alpha, g1), jax.tree.map(jnp.zeros_like, g1))
     telemetry = {"loss_perturbed": wide(loss_perturbed), **_geometry(gnp, dots, r, c1, c2)}
     return Penalized(loss, aux, u, telemetry, kept, displacement)
 

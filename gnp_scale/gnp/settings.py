@@ -54,7 +54,7 @@ class Gnp:
         mask: which parameters are perturbed, by path; all when None. SAM-ON (arXiv 2306.04226) perturbs norm layers.
         perturb_groups: the batch is cut into this many equal groups of consecutive examples, each with an eps of its
             own; u is the mean over groups (m-sharpness). It does not depend on the devices.
-        ascent_fraction: g1 is taken from this first part of each group, in (0, 1].
+        ascent_fraction: g1 is taken from this first part of each group, in [0.001, 1].
         gate: on which steps the penalty is on; always when None.
 
     Raises:
@@ -91,8 +91,8 @@ class Gnp:
         for name in ("reuse_every", "perturb_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Gnp.{name} must be at least 1. Got {getattr(self, name)}. Give a whole number >= 1.")
-        if not 0 < self.ascent_fraction <= 1:
-            raise ValueError(f"Gnp.ascent_fraction must be in (0, 1]. Got {self.ascent_fraction}. Give such a part.")
+        if not 0.001 <= self.ascent_fraction <= 1:
+            raise ValueError(f"Gnp.ascent_fraction must be in [0.001, 1]. Got {self.ascent_fraction}. Change it.")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -141,7 +141,7 @@ class Gnp:
             return np.zeros(np.shape(step), bool)
         r, alpha = self.values(step)
         on = (r > 0) & ((alpha > 0) | (self.blend == "gsam"))
-        return on if self.gate is None else on & self.gate(step)
+        return on if self.gate is None else on & _at(self.gate, step)
 
     def phases(self, steps: np.ndarray) -> np.ndarray:
         """The `Phase` of each of `steps`; to be asked on the host, once, for all steps of a run."""
@@ -159,12 +159,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _at(value: float | Schedule | None, step: Any) -> Any:
+def _at(value: float | Schedule | Gate | None, step: Any) -> Any:
     if not callable(value):
         return cast(float, value)
     if step is None:
         raise ValueError(
-            "A schedule is a function of the step. Gnp has a schedule, but no step was given. "
+            "Schedules and gates are functions of the step. Gnp has one, but no step was given. "
             "Call the function with step=..., the number of updates made so far."
         )
     return value(step)

@@ -27,7 +27,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
         gnp: the penalty, with the direction "gradient", a blend other than "decoupled", and one group.
 
     Raises:
-        ValueError: a setting needs `gnp_scale.gnp.penalize`.
+        ValueError: a setting needs `gnp_scale.gnp.penalize`; or `update` was called without `params` or `grad_fn`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -49,7 +49,12 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
         return PenalizeState(jnp.zeros((), jnp.int32))
 
     def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> tuple[Tree, PenalizeState]:
-        grad_fn: Callable[[Tree], Tree] = extra["grad_fn"]
+        grad_fn: Callable[[Tree], Tree] | None = extra.get("grad_fn")
+        if params is None or grad_fn is None:
+            raise ValueError(
+                "The update of penalize_updates takes a second gradient, at perturbed parameters. "
+                f"Got no {'params' if params is None else 'grad_fn'}. Call update(g1, state, params, grad_fn=...)."
+            )
 
         def penalised(g1: Tree) -> Tree:
             r, alpha = gnp.values(state.count)

@@ -1,0 +1,98 @@
+"""Compiled training steps, and the collectives that their text speaks of."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig
+from gnp_scale.gnp import Phase
+from gnp_scale.step import make_train_step
+from gnp_scale.task import Task
+
+MESH = MeshConfig(replica=2, fsdp=4)
+# Wide, so that kernels outweigh the vectors that FSDP leaves whole: nothing is run, and width costs no compile time.
+VIT = ModelConfig("vit_mu", patch_size=2, depth=1, width=1024, num_heads=4, dropout=0.1)
+
+_NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(
+    r" = (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
+    r"collective-broadcast)(?P<start>-start)?\(.*?, (?P<groups>(?:replica_groups|source_target_pairs)=.*)"
+)
+_SEND = re.compile(r" = \((?P<array>[^(){]*).* send\(.*_xla_host_transfer_handler_name=\"xla_megascale_runtime\"")
+
+
+class Collective(NamedTuple):
+    """One instruction, as each device runs it."""
+
+    kind: str
+    num_bytes: int
+    """Of its result on one device."""
+    num_scalars: int
+    """Entries of its result that have no dimensions."""
+    groups: tuple[tuple[int, ...], ...]
+    """The devices that it joins, by their place in the mesh."""
+
+
+def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, phase: Phase = Phase.FULL) -> str:
+    """HLO of the training step of a small vision transformer, compiled for the devices of `mesh`."""
+    config = Config(
+        data=DataConfig(batch_size=64, eval_batch_size=64, crop_padding=1, mixup=0.2),
+        model=VIT,
+        gnp=gnp,
+        optim=OptimConfig(clip_norm=5.0),
+        mesh=MESH,
+    )
+    with jax.set_mesh(mesh):
+        task = Task.of(config)
+        traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=phase)
+        return traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)).compile().as_text()
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives of a program, in its order."""
+    return list(_collectives(text))
+
+
+def _collectives(text: str) -> Iterator[Collective]:
+    for match in filter(None, map(_COLLECTIVE.search, text.splitlines())):
+        # The result of an asynchronous start holds its operands as well.
+        assert not match["start"], match[0]
+        arrays = _ARRAY.findall(match["result"])
+        num_scalars = sum(shape == "" for _, shape in arrays)
+        yield Collective(match["kind"], _num_bytes(match["result"]), num_scalars, parse_groups(match["groups"]))
+
+
+def sends_between_slices(text: str) -> list[int]:
+    """Bytes that a device sends to other TPU slices, for each of its messages."""
+    return [_num_bytes(match["array"]) for match in map(_SEND.search, text.splitlines()) if match]
+
+
+def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """The groups of devices that stand at the start of `text`, in any of the forms that XLA prints."""
+    if match := re.match(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
+        groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
+    elif match := re.match(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, reshaped, order = ([int(n) for n in (part or "").split(",") if n] for part in match.groups())
+        places = np.arange(math.prod(reshaped)).reshape(reshaped)
+        groups = places.transpose(order or None).reshape(shape)
+    elif match := re.match(r"replica_groups=mesh\[(['\w=,]+)\] \{(['\w,]+)\}(?:,|$)", text):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        names = re.findall(r"'(\w+)'", match[2])
+        places = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        last = np.moveaxis(places, [list(sizes).index(name) for name in names], range(-len(names), 0))
+        groups = last.reshape(-1, math.prod(sizes[name] for name in names))
+    else:
+        raise ValueError(f"groups of devices in a form that is not known: {text[:100]}")
+    return tuple(tuple(int(place) for place in group) for group in groups)
+
+
+def _num_bytes(result: str) -> int:
+    return sum(
+        _NUM_BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size)
+        for dtype, shape in _ARRAY.findall(result)
+    )

@@ -1,0 +1,116 @@
+"""Which steps are saved, which are kept, and what a failed write does."""
+
+import dataclasses
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp_scale.checkpoint import Checkpoints, fingerprint
+from gnp_scale.config import CheckpointConfig, Config, ConfigError, TrainConfig
+from gnp_scale.mesh import FSDP, TENSOR, P
+from gnp_scale.state import TrainState
+
+
+@pytest.fixture
+def state(set_mesh):
+    set_mesh(fsdp=4, tensor=2)
+    w = jax.device_put(jnp.arange(64.0).reshape(8, 8), P(FSDP, TENSOR))
+    return TrainState(jnp.int32(0), {"w": w}, {}, (), None, None)
+
+
+def config(**values):
+    return Config(checkpoint=CheckpointConfig(**values), train=TrainConfig(log_every_steps=5))
+
+
+def run(run_dir, settings, state, num_steps, scores=None):
+    """Saves what is due over `num_steps` steps; returns the steps that are left at the end."""
+    scores = scores or {}
+    with Checkpoints(run_dir, settings) as checkpoints:
+        for step in range(1, num_steps + 1):
+            metrics = {"eval/top1": scores[step]} if step in scores else None
+            if checkpoints.is_due(step, metrics):
+                checkpoints.save(step, state, metrics)
+    return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir())
+
+
+KEPT = {
+    "newest": (config(every_steps=2, keep_last=2), {}, [8, 10]),
+    "milestones": (config(every_steps=2, keep_last=1, keep_every_steps=4), {}, [4, 8, 10]),
+    "best": (config(every_steps=5, keep_last=1), {3: 0.5, 4: 0.9, 6: 0.7}, [4, 10]),
+    "best is lowest": (config(every_steps=5, keep_last=1, best_mode="min"), {3: 0.5, 4: 0.9, 6: 0.2}, [6, 10]),
+    "no best": (config(every_steps=5, keep_last=1, keep_best=0), {3: 0.5}, [10]),
+    "by time only": (config(every_steps=None, every_minutes=1e-9, keep_last=9), {}, [5, 10]),
+}
+
+
+@pytest.mark.parametrize(("settings", "scores", "kept"), KEPT.values(), ids=KEPT.keys())
+def test_what_is_kept(settings, scores, kept, state, tmp_path):
+    assert run(tmp_path, settings, state, 10, scores) == kept
+
+
+def test_the_time_cadence_waits_its_time(state, tmp_path):
+    with Checkpoints(tmp_path, config(every_steps=None, every_minutes=0.002)) as checkpoints:
+        assert not checkpoints.is_due(5, None)
+        time.sleep(0.13)
+        assert not checkpoints.is_due(6, None)
+        assert checkpoints.is_due(10, None)
+
+
+def test_the_best_of_an_earlier_start_still_counts(state, tmp_path):
+    run(tmp_path, config(every_steps=5), state, 5, {4: 0.9})
+    with Checkpoints(tmp_path, config(every_steps=100)) as checkpoints:
+        assert not checkpoints.is_due(6, {"eval/top1": 0.8})
+        assert checkpoints.is_due(7, {"eval/top1": 0.95})
+
+
+def test_values_types_and_shardings_come_back(state, tmp_path):
+    run(tmp_path, config(every_steps=1), state, 1)
+    with Checkpoints(tmp_path, config()) as checkpoints:
+        restored = checkpoints.restore(state)
+    assert jax.tree.map(jax.typeof, restored) == jax.tree.map(jax.typeof, state)
+    np.testing.assert_array_equal(restored.params["w"], state.params["w"])
+
+
+def test_a_write_that_fails_is_an_error(state, tmp_path):
+    """A file in place of the folder stands for a store that broke: root may write into read-only folders."""
+
+    def save_onto_a_file():
+        with Checkpoints(tmp_path, config(every_steps=1)) as checkpoints:
+            shutil.rmtree(tmp_path / "checkpoints")
+            (tmp_path / "checkpoints").write_text("in the way")
+            checkpoints.save(1, state, None)
+
+    with pytest.raises((OSError, ValueError), match="checkpoints"):
+        save_onto_a_file()
+
+
+def test_a_fingerprint_tells_one_bit_and_one_type(state, tmp_path):
+    w_8x8 = np.array(state.params["w"])
+    w_8x8[3, 3] = np.nextafter(w_8x8[3, 3], np.float32(0))
+    changed = dataclasses.replace(state, params={"w": jax.device_put(w_8x8, state.params["w"].sharding)})
+    wider = dataclasses.replace(state, step=jnp.uint32(0))
+    hashes = set()
+    for name, value in {"a": state, "same": state, "changed": changed, "wider": wider}.items():
+        run(tmp_path / name, config(every_steps=1), value, 1)
+        hashes.add(fingerprint(tmp_path / name)[1])
+    assert len(hashes) == 3
+
+
+def test_a_fingerprint_does_not_depend_on_the_mesh(set_mesh, tmp_path):
+    hashes = set()
+    for shape in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
+        set_mesh(*shape)
+        w = jax.device_put(jnp.arange(64.0).reshape(8, 8), P(FSDP, TENSOR))
+        run_dir = tmp_path / "x".join(map(str, shape))
+        run(run_dir, config(every_steps=1), TrainState(jnp.int32(0), {"w": w}, {}, (), None, None), 1)
+        hashes.add(fingerprint(run_dir))
+    assert len(hashes) == 1
+
+
+def test_no_checkpoint_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="holds no checkpoints"):
+        fingerprint(tmp_path)

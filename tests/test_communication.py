@@ -1,0 +1,117 @@
+"""What crosses the slow network between replicas, read from compiled programs: with a group to each replica, no more
+than in plain training; with one group twice that."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compiled import MESH, Collective, collectives, parse_groups, sends_between_slices, step_text
+
+from gnp_scale.config import GnpConfig
+from gnp_scale.gnp import Phase
+from gnp_scale.mesh import make_mesh
+
+PLAIN, ONE_GROUP, TWO_GROUPS = GnpConfig(alpha=0.0), GnpConfig(), GnpConfig(perturb_groups=2)
+# The means over groups reduce each vector that FSDP leaves whole once for every shard: 0.3 % at this width.
+EQUAL = 0.004
+
+GROUPS = {
+    "explicit": ("replica_groups={{0,1},{2,3}}, dimensions={0}", ((0, 1), (2, 3))),
+    "pairs": ("source_target_pairs={{0,1},{1,0}}, channel_id=1", ((0, 1), (1, 0))),
+    "iota": ("replica_groups=[2,4]<=[8], use_global_device_ids=true", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    "transposed iota": ("replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    "mesh": ("replica_groups=mesh['replica'=2,'fsdp'=2] {'replica'}, to_apply=%add", ((0, 2), (1, 3))),
+    "mesh axes": ("replica_groups=mesh['replica'=2,'fsdp'=2] {'replica','fsdp'}, to_apply=%add", ((0, 1, 2, 3),)),
+}
+
+
+@pytest.mark.parametrize(("text", "groups"), GROUPS.values(), ids=GROUPS.keys())
+def test_every_form_of_device_groups_is_read(text, groups):
+    assert parse_groups(text) == groups
+
+
+def test_other_forms_of_device_groups_are_refused():
+    with pytest.raises(ValueError, match="not known"):
+        parse_groups("replica_groups=@mesh {'replica':(1)2}")
+
+
+@pytest.fixture(scope="module")
+def crossing():
+    """The collectives of a step on 2 x 4 CPU devices that join devices of both replicas."""
+    mesh, found = make_mesh(MESH), {}
+
+    def joins_replicas(group):
+        return {place // MESH.fsdp for place in group} == {0, 1}
+
+    def get(gnp) -> list[Collective]:
+        if gnp not in found:
+            every = collectives(step_text(gnp, mesh))
+            found[gnp] = [one for one in every if any(map(joins_replicas, one.groups))]
+            # The parameters of a layer are fetched from inside the replica.
+            assert len(found[gnp]) < len(every)
+        return found[gnp]
+
+    return get
+
+
+def num_bytes(crossing: list[Collective]) -> int:
+    """Bytes that each replica has to tell the other: those of a reduced array once for each group that reduces it."""
+    return sum(one.num_bytes * len(one.groups) for one in crossing)
+
+
+@pytest.mark.slow
+def test_a_group_for_each_replica_costs_no_more_communication_between_them_than_plain_training(crossing):
+    """Every collective of the ascent stays inside its replica: the one that leaves it is the mean of u at the end."""
+    (only,) = crossing(TWO_GROUPS)
+    assert only.kind == "all-reduce"
+    assert num_bytes([only]) == pytest.approx(num_bytes(crossing(PLAIN)), rel=EQUAL)
+
+
+@pytest.mark.slow
+def test_one_group_costs_both_gradients_and_one_scalar_more(crossing):
+    """The scalar is the perturbed loss. Norms are sums over the shards of a replica."""
+    plain, penalised = crossing(PLAIN), crossing(ONE_GROUP)
+    assert len(penalised) <= 2 * len(plain)
+    num_scalars = [sum(one.num_scalars for one in each) for each in (plain, penalised)]
+    assert num_scalars[1] - num_scalars[0] <= 1
+    num_gradient_bytes = [num_bytes(each) - 4 * n for each, n in zip((plain, penalised), num_scalars, strict=True)]
+    assert num_gradient_bytes[1] == 2 * num_gradient_bytes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gated", [GnpConfig(gate="every"), GnpConfig(gate="window", gate_start=9, perturb_groups=2)])
+def test_steps_at_which_the_penalty_is_off_are_plain_steps(gated):
+    mesh = make_mesh(MESH)
+    assert step_text(gated, mesh, Phase.PLAIN) == step_text(PLAIN, mesh, Phase.PLAIN)
+
+
+@pytest.fixture(scope="module")
+def sends(tmp_path_factory):
+    """Bytes of each message to the other of two TPU slices, by step."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/compile.txt")
+    folder = tmp_path_factory.mktemp("tpu")
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    script = Path(__file__).with_name("compile_for_tpu.py")
+    command = [sys.executable, str(script), str(folder)]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {file.name: sends_between_slices(file.read_text()) for file in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_one_group_twice_that(sends):
+    plain, grouped, one = sends["plain"], sends["two groups"], sends["one group"]
+    assert sum(grouped) == pytest.approx(sum(plain), rel=EQUAL)
+    assert len(grouped) <= len(plain)
+    assert sum(one) == pytest.approx(2 * sum(plain), rel=EQUAL)
+    assert len(one) <= 2 * len(plain) + 1

@@ -1,0 +1,187 @@
+"""Every relative of the method against an oracle written from its paper: a new variant adds a row."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+from mlp import BATCH_OF_16, PARAMS, float64, mlp_loss, on_device, ulps
+from oracles import asam, euclidean, only, wsam
+
+from gnp_scale.gnp import Gnp, bernoulli, every, penalize, window
+
+NUM_STEPS, RATE, DECAY = 5, 0.3, 0.9
+two_passes, looksam, msam = (partial(rule, BATCH_OF_16) for rule in (oracles.two_passes, oracles.looksam, oracles.msam))
+
+
+class Row(NamedTuple):
+    gnp: Gnp
+    oracle: oracles.Rule
+    num_accumulated: int = 1
+
+
+def is_bias(path: str) -> bool:
+    return "bias" in path
+
+
+def is_kernel(path: str) -> bool:
+    return "kernel" in path
+
+
+RISE = optax.linear_schedule(0.0, 0.4, 4)
+FALL = optax.cosine_decay_schedule(0.4, NUM_STEPS)
+
+
+def rise(step: int) -> float:
+    return 0.4 * min(step / 4, 1)
+
+
+def fall(step: int) -> float:
+    return 0.2 * (1 + np.cos(np.pi * step / NUM_STEPS))
+
+
+BLENDS = {
+    "paper": Row(Gnp(r=0.2, alpha=0.8), two_passes(0.2, 0.8)),
+    "paper, lam": Row(Gnp(r=0.2, lam=0.1), two_passes(0.2, 0.5)),
+    "sam": Row(Gnp(r=0.2, alpha=1), two_passes(0.2, 1.0)),
+    "unit_norm": Row(Gnp(r=0.2, alpha=0.8, blend="unit_norm"), two_passes(0.2, 0.8, oracles.unit_norm)),
+    "gsam": Row(Gnp(r=0.2, alpha=0.4, blend="gsam"), two_passes(0.2, 0.4, oracles.gsam)),
+    "gsam, alpha 0": Row(Gnp(r=0.2, alpha=0.0, blend="gsam"), two_passes(0.2, 0.0, oracles.gsam)),
+    "decoupled": Row(Gnp(r=0.2, alpha=0.8, blend="decoupled"), two_passes(0.2, 0.8, wsam)),
+    "decoupled, alpha 2": Row(Gnp(r=0.2, alpha=2.0, blend="decoupled"), two_passes(0.2, 2.0, wsam)),
+}
+DIRECTIONS = {
+    "momentum": Row(Gnp(r=0.2, alpha=1.0, direction="momentum"), msam(0.2)),
+    "reused": Row(Gnp(r=0.2, alpha=0.8, direction="reused", reuse_every=3), looksam(0.2, 0.8, 3)),
+}
+METRICS_AND_MASKS = {
+    "adaptive": Row(Gnp(r=0.2, alpha=0.8, metric="adaptive"), two_passes(0.2, 0.8, ascent=asam)),
+    "biases": Row(Gnp(r=0.2, alpha=0.8, mask=is_bias), two_passes(0.2, 0.8, ascent=only("bias", euclidean))),
+    "kernels": Row(Gnp(r=0.2, alpha=0.8, mask=is_kernel), two_passes(0.2, 0.8, ascent=only("kernel", euclidean))),
+    "adaptive kernels": Row(
+        Gnp(r=0.2, alpha=0.8, mask=is_kernel, metric="adaptive"), two_passes(0.2, 0.8, ascent=only("kernel", asam))
+    ),
+}
+PARTS = {
+    "groups 2": Row(Gnp(r=0.2, alpha=0.8, perturb_groups=2), two_passes(0.2, 0.8, num_groups=2)),
+    "groups 4": Row(Gnp(r=0.2, alpha=0.8, perturb_groups=4), two_passes(0.2, 0.8, num_groups=4)),
+    "ascent 1/4": Row(Gnp(r=0.2, alpha=0.8, ascent_fraction=0.25), two_passes(0.2, 0.8, fraction=0.25)),
+    "ascent 1/2": Row(Gnp(r=0.2, alpha=0.8, ascent_fraction=0.5), two_passes(0.2, 0.8, fraction=0.5)),
+    "groups 2, ascent 1/4": Row(
+        Gnp(r=0.2, alpha=0.8, perturb_groups=2, ascent_fraction=0.25),
+        two_passes(0.2, 0.8, num_groups=2, fraction=0.25),
+    ),
+    "groups 4, ascent 1/2": Row(
+        Gnp(r=0.2, alpha=0.8, perturb_groups=4, ascent_fraction=0.5),
+        two_passes(0.2, 0.8, num_groups=4, fraction=0.5),
+    ),
+    "accumulated": Row(Gnp(r=0.2, alpha=0.8), two_passes(0.2, 0.8), num_accumulated=4),
+    "groups 2, accumulated": Row(
+        Gnp(r=0.2, alpha=0.8, perturb_groups=2), two_passes(0.2, 0.8, num_groups=2), num_accumulated=4
+    ),
+    "groups 8, accumulated": Row(
+        Gnp(r=0.2, alpha=0.8, perturb_groups=8), two_passes(0.2, 0.8, num_groups=8), num_accumulated=4
+    ),
+    "ascent 1/2, accumulated": Row(
+        Gnp(r=0.2, alpha=0.8, ascent_fraction=0.5), two_passes(0.2, 0.8, fraction=0.5), num_accumulated=4
+    ),
+}
+# The steps of `bernoulli` are a golden draw: with another, a resumed run would no longer be the one that was cut.
+GATES = {
+    "every": Row(Gnp(r=0.2, alpha=0.8, gate=every(3)), two_passes(0.2, 0.8, on_steps=(0, 3))),
+    "window": Row(Gnp(r=0.2, alpha=0.8, gate=window(1, 3)), two_passes(0.2, 0.8, on_steps=(1, 2))),
+    "bernoulli": Row(Gnp(r=0.2, alpha=0.8, gate=bernoulli(0.5, seed=3)), two_passes(0.2, 0.8, on_steps=(0, 1, 2, 3))),
+}
+SCHEDULES = {
+    "warm-up of r": Row(Gnp(r=RISE, alpha=0.8), two_passes(rise, 0.8)),
+    "warm-up of alpha": Row(Gnp(r=0.2, alpha=RISE), two_passes(0.2, rise)),
+    "warm-up of lam": Row(Gnp(r=0.5, lam=RISE), two_passes(0.5, lambda step: rise(step) / 0.5)),
+    "warm-up of r, lam fixed": Row(Gnp(r=RISE, lam=0.1), two_passes(rise, lambda step: 0.1 / rise(step))),
+    "proportional to the learning rate": Row(Gnp(r=FALL, alpha=0.8), two_passes(fall, 0.8)),
+    "gsam, r proportional to the learning rate": Row(
+        Gnp(r=FALL, alpha=0.4, blend="gsam"), two_passes(fall, 0.4, oracles.gsam)
+    ),
+}
+COMBINATIONS = {
+    "gsam, adaptive, groups 2, ascent 1/2, accumulated": Row(
+        Gnp(r=0.2, alpha=0.4, blend="gsam", metric="adaptive", perturb_groups=2, ascent_fraction=0.5),
+        two_passes(0.2, 0.4, oracles.gsam, ascent=asam, num_groups=2, fraction=0.5),
+        num_accumulated=4,
+    ),
+    "unit_norm, biases, groups 2, warm-up of alpha": Row(
+        Gnp(r=0.2, alpha=RISE, blend="unit_norm", mask=is_bias, perturb_groups=2),
+        two_passes(
+            0.2, rise, oracles.unit_norm, ascent=only("bias", euclidean), num_groups=2, on_steps=range(1, NUM_STEPS)
+        ),
+    ),
+    "decoupled, groups 2, ascent 1/2, every": Row(
+        Gnp(r=0.2, alpha=1.5, blend="decoupled", perturb_groups=2, ascent_fraction=0.5, gate=every(2)),
+        two_passes(0.2, 1.5, wsam, num_groups=2, fraction=0.5, on_steps=(0, 2, 4)),
+    ),
+    "momentum, adaptive, kernels, accumulated": Row(
+        Gnp(r=0.2, alpha=1.0, direction="momentum", metric="adaptive", mask=is_kernel),
+        msam(0.2, ascent=only("kernel", asam)),
+        num_accumulated=2,
+    ),
+    "reused, adaptive, window, accumulated": Row(
+        Gnp(r=0.2, alpha=0.8, direction="reused", reuse_every=2, metric="adaptive", gate=window(1, 4)),
+        looksam(0.2, 0.8, 2, ascent=asam, on_steps=(1, 2, 3)),
+        num_accumulated=2,
+    ),
+}
+ROWS = BLENDS | DIRECTIONS | METRICS_AND_MASKS | PARTS | GATES | SCHEDULES | COMBINATIONS
+
+
+# In float32 units in the last place of a leaf's largest entry: 1e-10 in float64. In float32 each of the five steps adds
+# the rounding of two passes, 10 units at most as measured. "reused" lengthens g2 - (its part along g1), the difference
+# of vectors that are nearly parallel, to ||g1||, and the rounding with it: 70 as measured.
+MAX_ULPS = {
+    ("float64", "gradient"): 1e-10 * 2**23,
+    ("float64", "momentum"): 1e-10 * 2**23,
+    ("float64", "reused"): 1e-10 * 2**23,
+    ("float32", "gradient"): 16,
+    ("float32", "momentum"): 16,
+    ("float32", "reused"): 128,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ROWS)
+def test_follows_the_oracle_of_its_paper(name, dtype):
+    """u of each step, and where the steps lead, are those of float64 NumPy."""
+    row = ROWS[name]
+    with float64(dtype == "float64"):
+        path = list(follow(row, dtype))
+    errors = [
+        ulps(actual, expected)
+        for pair in zip(path, oracles.follow(row.oracle, PARAMS, NUM_STEPS, RATE, DECAY), strict=True)
+        for actual, expected in zip(*pair, strict=True)
+    ]
+    assert max(errors) <= MAX_ULPS[dtype, row.gnp.direction]
+
+
+def follow(row, dtype):
+    """(u, new parameters) of each step, as a training loop makes them."""
+    optimizer = optax.sgd(RATE, momentum=DECAY)
+    batch = on_device(BATCH_OF_16, dtype)
+    penalized_fn = penalize(mlp_loss, row.gnp, num_accumulated=row.num_accumulated)
+
+    @partial(jax.jit, static_argnames="phase")
+    def train_step(params, opt_state, kept, step, phase):
+        momentum = optax.tree.get(opt_state, "trace")
+        result = penalized_fn(params, batch, step=step, phase=phase, state=kept, momentum=momentum)
+        update, opt_state = optimizer.update(result.grad, opt_state, params)
+        if result.displacement is not None:
+            update = jax.tree.map(lambda u, d: u - RATE * d, update, result.displacement)
+        return result.grad, optax.apply_updates(params, update), opt_state, result.state
+
+    params = on_device(PARAMS, dtype)
+    opt_state = optimizer.init(params)
+    kept = jax.tree.map(jnp.zeros_like, params) if row.gnp.direction == "reused" else None
+    for step, phase in enumerate(row.gnp.phases(np.arange(NUM_STEPS))):
+        u, params, opt_state, kept = train_step(params, opt_state, kept, step, phase=int(phase))
+        yield u, params

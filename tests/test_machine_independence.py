@@ -1,0 +1,117 @@
+"""The penalised gradient belongs to the examples and the groups: no mesh, accumulation or number of processes moves it.
+
+Each cell of the matrix takes a whole training step, and compares u, the loss and the batch statistics with those of
+one device.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from launcher import run
+
+from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import Phase
+from gnp_scale.mesh import batch_spec, make_mesh, sharding
+from gnp_scale.metrics import read_metrics
+from gnp_scale.models import resnet
+from gnp_scale.step import make_train_step
+from gnp_scale.task import Task
+
+EPS = np.finfo(np.float32).eps
+# Every computed part of it (a group, or a fourth of the batch) divides over 8 devices, and into whole groups of 8 with
+# batch statistics of their own, so that no cell of the matrix is left out.
+NUM_EXAMPLES = 64
+
+MODELS = {
+    "vit": ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_path=0.1),
+    "resnet": ModelConfig("resnet18", stem="cifar", num_bn_groups=8),
+}
+MACHINES = {
+    "1 device": (MeshConfig(1, 1, 1), 1),
+    "data 8": (MeshConfig(8, 1, 1), 1),
+    "fsdp 8": (MeshConfig(1, 8, 1), 1),
+    "fsdp 4 x tensor 2": (MeshConfig(1, 4, 2), 1),
+    "2 replicas x fsdp 4": (MeshConfig(2, 4, 1), 1),
+    "accumulation 4": (MeshConfig(1, 1, 1), 4),
+    "2 replicas x fsdp 4, accumulation 4": (MeshConfig(2, 4, 1), 4),
+}
+NUM_GROUPS = (1, 2, 8)
+
+
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch):
+    """A program for 8 devices is slow to compile."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+
+
+@functools.cache
+def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
+    """u, losses and batch statistics of a step, as NumPy arrays."""
+    mesh, accumulate_steps = MACHINES[machine]
+    config = Config(
+        data=DataConfig(batch_size=NUM_EXAMPLES, eval_batch_size=NUM_EXAMPLES, crop_padding=1, mixup=0.2),
+        model=MODELS[model],
+        gnp=GnpConfig(r=0.1, alpha=0.8, perturb_groups=num_groups),
+        # Its momentum after one step is u, to the bit.
+        optim=OptimConfig(name="sgd", momentum=0.9),
+        mesh=mesh,
+        train=TrainConfig(accumulate_steps=accumulate_steps),
+    )
+    num_devices = math.prod(dataclasses.astuple(mesh))
+    with jax.set_mesh(make_mesh(mesh, jax.devices()[:num_devices])):
+        task = Task.of(config)
+        state = task.init_state()
+        state = dataclasses.replace(state, params=jax.tree.map_with_path(moved, state.params))
+        state, metrics = make_train_step(task)(state, batch(), phase=Phase.FULL)
+        result = {
+            "u": optax.tree.get(state.opt_state, "trace"),
+            "batch_stats": state.batch_stats,
+            "losses": {name: metrics[name] for name in ("train/loss", "train/loss_perturbed")},
+        }
+        return jax.tree.map(np.asarray, result)
+
+
+def moved(path: Any, w: jax.Array) -> jax.Array:
+    """`w` off its initial value: behind a head of zeros there is no gradient."""
+    rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
+    return jax.device_put(np.asarray(w) + rng.normal(size=w.shape, scale=0.05).astype(np.float32), w.sharding)
+
+
+def batch() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    image = rng.integers(256, size=(NUM_EXAMPLES, 8, 8, 1), dtype=np.uint8)
+    label = rng.integers(10, size=NUM_EXAMPLES, dtype=np.int32)
+    return {
+        name: jax.device_put(x, sharding(batch_spec(x.ndim))) for name, x in {"image": image, "label": label}.items()
+    }
+
+
+def ulps(got: Any, expected: Any) -> float:
+    """The largest difference, in units in the last place of the largest entry of its leaf."""
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max() / (EPS * np.abs(b).max()), got, expected)
+    return max(jax.tree.leaves(differences))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_groups", NUM_GROUPS)
+@pytest.mark.parametrize("machine", [name for name in MACHINES if name != "1 device"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_same_groups_give_the_same_step_on_every_machine(model, machine, num_groups):
+    got, expected = step_on(machine, model, num_groups), step_on("1 device", model, num_groups)
+    for part in expected:
+        print("ULPS", part, ulps(got[part], expected[part]) if expected[part] else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_other_groups_give_another_step(model):
+    """By far more than the tolerance above, which therefore can tell one from the other."""
+    one, *others = (step_on("1 device", model, num_groups)["u"] for num_groups in NUM_GROUPS)
+    for other in others:
+        print("ULPS", ulps(other, one))

@@ -1,0 +1,61 @@
+"""The state of training on every mesh: born sharded, a real division of the bytes, its types kept by a step."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import Phase
+from gnp_scale.mesh import ALL, current_axis_size
+from gnp_scale.step import make_train_step
+from gnp_scale.task import Task
+
+MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
+VIT = Config(
+    data=DataConfig(name="synthetic", batch_size=64, eval_batch_size=64, synthetic_num_examples=64),
+    model=ModelConfig(name="vit_ti", patch_size=8, depth=2, num_heads=4, width=128),
+    optim=OptimConfig(name="adamw", learning_rate=1e-3),
+    train=TrainConfig(ema_decay=0.9),
+)
+CONFIGS = {
+    "vit": VIT,
+    "vit, scanned": dataclasses.replace(VIT, model=dataclasses.replace(VIT.model, scan_layers=True)),
+    "resnet": dataclasses.replace(VIT, model=ModelConfig(name="resnet18", stem="cifar"), optim=OptimConfig()),
+    "kept direction": dataclasses.replace(VIT, gnp=GnpConfig(direction="reused")),
+    "decoupled": dataclasses.replace(VIT, gnp=GnpConfig(blend="decoupled", alpha=1.5)),
+    "groups": dataclasses.replace(VIT, gnp=GnpConfig(perturb_groups=2), train=TrainConfig(accumulate_steps=4)),
+}
+
+
+# The meshes for the two families of networks, and the one with all axes for what the method adds.
+CASES = [(name, mesh) for name in CONFIGS for mesh in (MESHES if name in ("vit", "resnet") else MESHES[-1:])]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES, ids=str)
+def test_a_step_keeps_shapes_types_and_shardings(name, mesh, set_mesh):
+    set_mesh(*mesh)
+    task = Task.of(CONFIGS[name])
+    state = task.abstract_state()
+    train_step = make_train_step(task)
+    for phase in (Phase.PLAIN, Phase.FULL):
+        traced = train_step.trace(state, task.abstract_batch(), phase=phase)
+        after, metrics = traced.out_info
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+            assert (old.shape, old.dtype) == (new.shape, new.dtype)
+            assert tuple(old.sharding.spec) == tuple(new.sharding.spec if new.sharding else ())
+        assert all(value.shape == () for value in jax.tree.leaves(metrics))
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("config", [CONFIGS["vit"], CONFIGS["kept direction"]], ids=["vit", "kept direction"])
+def test_the_bytes_of_the_state_are_divided_among_the_devices(config, mesh, set_mesh):
+    """All kernels and their moments; vectors and a head of ten classes are small and whole."""
+    set_mesh(*mesh)
+    state = Task.of(config).init_state()
+    num_shards = current_axis_size(ALL[1:])
+    kernels = [x for path, x in jax.tree.leaves_with_path(state) if "kernel" in jax.tree_util.keystr(path)]
+    total = sum(x.nbytes for x in kernels)
+    on_first = sum(x.addressable_data(0).nbytes for x in kernels)
+    assert total / num_shards <= on_first <= 1.05 * total / num_shards
