@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: setup train test check bench lock clean
+.PHONY: setup train test check bench tpu-compiler lock clean
 
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
@@ -29,6 +29,9 @@ $(READY): requirements/dev.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/dev.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
+
+tpu-compiler: $(READY)  ## the TPU compiler, for tests that compile for TPUs without one
+	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/tpu-compiler.txt
 
 lock:  ## resolve requirements/*.txt again (needs uv)
 	requirements/lock.sh

@@ -32,17 +32,22 @@ def load(name: str) -> Config:
     file = next((file for file in (Path(path), Path(__file__).parent / path) if file.is_file()), None)
     if file is None:
         raise ConfigError(f"recipe file {path!r} does not exist: give the path of a Python file")
-    functions = _functions(file)
-    if function_name not in functions:
-        hint = _closest(function_name, functions)
-        raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(functions)}")
-    config = functions[function_name]()
+    found = functions(file)
+    if function_name not in found:
+        hint = _closest(function_name, found)
+        raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found)}")
+    config = found[function_name]()
     if not isinstance(config, Config):
         raise ConfigError(f"recipe {name} returned a {type(config).__name__}: it must return a gnp_scale.config.Config")
     return config
 
 
-def _functions(file: Path) -> dict[str, Callable[[], Any]]:
+def functions(file: Path) -> dict[str, Callable[[], Any]]:
+    """The recipes of a file: its own functions, without those whose names begin with an underscore.
+
+    Raises:
+        ConfigError: the file is not Python, or fails to load.
+    """
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"recipe file {file} is not Python: give a file whose name ends in .py")

@@ -12,4 +12,4 @@ lock() {
 }
 lock base
 for extra in cuda tpu; do lock "$extra" --extra "$extra" -c requirements/base.txt; done
-for group in dev compile; do lock "$group" --group "$group" -c requirements/base.txt; done
+for group in dev tpu-compiler gpu-compiler; do lock "$group" --group "$group" -c requirements/base.txt; done

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.gnp import Gnp, value_and_grad
+from gnp_scale.gnp import Gnp, Phase, bernoulli, every, penalize, value_and_grad, window
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
 
@@ -82,3 +82,80 @@ def test_wrong_settings_are_errors(arguments, message):
     """Each error says what was given and what holds."""
     with pytest.raises(ValueError, match=re.escape(message)):
         Gnp(**arguments)
+
+
+def mean_of_line(params, batch):
+    return jnp.mean(batch @ params["kernel"] + params["bias"])
+
+
+MOMENTUM, REUSED = Gnp(alpha=1.0, direction="momentum"), Gnp(alpha=1.0, direction="reused")
+DECOUPLED = Gnp(alpha=1.0, blend="decoupled")
+WEIGHTS, EXAMPLES = {"kernel": jnp.ones(2), "bias": jnp.zeros(())}, jnp.ones((4, 2))
+
+WRONG = {
+    "momentum with gsam": (
+        lambda: Gnp(alpha=1.0, direction="momentum", blend="gsam"),
+        'The direction "momentum" needs blend="paper", perturb_groups=1 and ascent_fraction=1. Got blend=\'gsam\'.',
+    ),
+    "momentum with groups": (
+        lambda: Gnp(alpha=1.0, direction="momentum", perturb_groups=2),
+        "Got perturb_groups=2. Change it, or the direction.",
+    ),
+    "reused with a part": (
+        lambda: Gnp(alpha=1.0, direction="reused", ascent_fraction=0.5),
+        "Got ascent_fraction=0.5. Change it, or the direction.",
+    ),
+    "momentum with alpha": (
+        lambda: Gnp(alpha=0.8, direction="momentum"),
+        'The direction "momentum" has no g1 to blend with. Got alpha=0.8, lam=None. Give alpha=1.',
+    ),
+    "alpha above 1": (lambda: Gnp(alpha=1.5), 'alpha may exceed 1 with blend="decoupled" only. Got 1.5'),
+    "no groups": (lambda: Gnp(alpha=1.0, perturb_groups=0), "Gnp.perturb_groups must be at least 1. Got 0."),
+    "reuse never": (lambda: Gnp(alpha=1.0, reuse_every=0), "Gnp.reuse_every must be at least 1. Got 0."),
+    "no examples": (lambda: Gnp(alpha=1.0, ascent_fraction=0.0004), "must be in [0.001, 1]. Got 0.0004."),
+    "more than all": (lambda: Gnp(alpha=1.0, ascent_fraction=1.5), "must be in [0.001, 1]. Got 1.5."),
+    "every 0": (lambda: every(0), "A gate opens every k >= 1 steps. Got k=0."),
+    "window of nothing": (lambda: window(5, 5), "A window is 0 <= start < stop. Got start=5, stop=5."),
+    "window before 0": (lambda: window(-1, 5), "Got start=-1, stop=5."),
+    "p above 1": (lambda: bernoulli(1.5, 0), "A probability is in [0, 1]. Got p=1.5."),
+    "value_and_grad of momentum": (
+        lambda: value_and_grad(mean_of_line, MOMENTUM),
+        "Got direction='momentum', blend='paper', which needs or gives more. Call penalize instead.",
+    ),
+    "value_and_grad of decoupled": (
+        lambda: value_and_grad(mean_of_line, DECOUPLED),
+        "Got direction='gradient', blend='decoupled', which needs or gives more. Call penalize instead.",
+    ),
+    "gate without a step": (
+        lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, gate=every(2)))(WEIGHTS, EXAMPLES),
+        "no step was given. Call the function with step=...",
+    ),
+    "momentum without one": (
+        lambda: penalize(mean_of_line, MOMENTUM)(WEIGHTS, EXAMPLES),
+        "Got no momentum. Call the function with momentum=..., a tree like the parameters.",
+    ),
+    "reuse of nothing": (
+        lambda: penalize(mean_of_line, REUSED)(WEIGHTS, EXAMPLES, phase=Phase.REUSE),
+        "Got no state. Call the function with state=..., a tree like the parameters.",
+    ),
+    "mask of nothing": (
+        lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, mask=lambda path: False))(WEIGHTS, EXAMPLES),
+        "Got one that is False for all of bias, kernel.",
+    ),
+    "groups that do not fit": (
+        lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, perturb_groups=3))(WEIGHTS, EXAMPLES),
+        "Got 4 examples for 3 parts. Change the batch size, or perturb_groups",
+    ),
+    "a part that does not fit": (
+        lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, ascent_fraction=1 / 3))(WEIGHTS, EXAMPLES),
+        "Got 4 examples for 3 parts.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_is_one_clear_error(make, message):
+    """Each says what holds, what was given and what to change, in one line."""
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        make()
+    assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ import scipy.special
 
 from gnp_scale.config import DataConfig
 from gnp_scale.data.sources import Dataset
-from gnp_scale.mesh import BATCH, batch_spec, current_axis_size
+from gnp_scale.mesh import BATCH, batch_spec
 
 AUGMENTATION = 2**31 - 1
 """Folded into an example's key for the draws made here: layers fold in their numbers, which stay far below."""
@@ -129,7 +129,7 @@ def _mix(
 
 def _next_example(x_Bx: jax.Array) -> jax.Array:
     """The rows of the global batch moved up by one, the first to the end: one row passes between neighbours."""
-    num_shards = current_axis_size(BATCH)
+    num_shards = 1 if jax.sharding.get_abstract_mesh().empty else jax.lax.axis_size(BATCH)
     first_1x = x_Bx[:1]
     if num_shards > 1:
         to_the_one_before = [(shard, (shard - 1) % num_shards) for shard in range(num_shards)]
