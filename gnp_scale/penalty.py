@@ -71,6 +71,8 @@ def _gate(section: GnpConfig, config: Config) -> Gate | None:
         case "every":
             return gnp.every(section.gate_every)
         case "window":
-            return gnp.window(section.gate_start, section.gate_stop or config.train.num_steps)
+            return gnp.window(
+                section.gate_start, config.train.num_steps if section.gate_stop is None else section.gate_stop
+            )
         case "bernoulli":
             return gnp.bernoulli(section.gate_probability, config.train.seed)

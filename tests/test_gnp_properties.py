@@ -196,28 +196,27 @@ def bowl(params, batch):
     return jnp.mean(jnp.sum(batch * w[None] ** 2, axis=1)) / 2
 
 
-def rectified(params, batch):
-    """Its gradient is 0 where the parameters are NaN: it hides a perturbation that went wrong."""
+def fragile(params, batch):
+    """The mean of c @ w, at w = 1 only: elsewhere its gradient is 0, which hides what went wrong on the way there."""
     w = jnp.concatenate([params["kernel"].reshape(6), params["bias"]])
-    return jnp.mean(jnp.sum(batch * jax.nn.relu(w)[None], axis=1))
+    return jnp.mean(jnp.sum(jnp.where(w[None] == 1, batch, 0.0) * w[None], axis=1))
 
 
 @cache
 def penalized_by(name):
-    return jax.jit(partial(penalize(rectified, VARIANTS[name]), **memory_for(VARIANTS[name], 0.5)))
+    return jax.jit(partial(penalize(fragile, VARIANTS[name]), **memory_for(VARIANTS[name], 0.5)))
 
 
 @given(
     name=st.sampled_from([name for name in VARIANTS if name != "momentum"]),
     place=st.integers(0, 7),
-    number=st.integers(0, 3),
-    wrong=st.sampled_from([np.nan, np.inf, -np.inf]),
+    wrong=st.sampled_from([np.nan, np.inf, -np.inf, 1e25]),
 )
 @settings(max_examples=80, deadline=None)
-def test_a_wrong_gradient_is_never_hidden(name, place, number, wrong):
-    """One NaN or infinity, of one example and one entry, never gives a finite u, even where the loss hides it."""
+def test_a_wrong_gradient_is_never_hidden(name, place, wrong):
+    """One NaN, one infinity or one overflow of the norm in g1 never gives a finite u, though g2 be finite."""
     factors = np.ones((4, 8), np.float32)
-    factors[number, place] = wrong
+    factors[:, place] = wrong
     u = penalized_by(name)(SMALL, factors).grad
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
 

@@ -187,3 +187,19 @@ def follow(row, dtype):
     for step, phase in enumerate(row.gnp.phases(np.arange(NUM_STEPS))):
         u, params, opt_state, kept = train_step(params, opt_state, kept, step, phase=int(phase))
         yield u, params
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "num_accumulated", "num_examples"), [(1, 1, 16), (1, 4, 4), (2, 1, 8), (2, 4, 4), (8, 4, 2)]
+)
+def test_no_pass_sees_more_examples_than_its_part(num_groups, num_accumulated, num_examples):
+    """Accumulation saves the memory that it promises, in both passes, with groups too."""
+    seen = []
+
+    def loss_fn(params, batch):
+        seen.append(len(batch["x_BxD"]))
+        return mlp_loss(params, batch)
+
+    fn = penalize(loss_fn, Gnp(alpha=0.8, perturb_groups=num_groups), num_accumulated=num_accumulated)
+    jax.eval_shape(fn, on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32"))
+    assert set(seen) == {num_examples}

@@ -135,5 +135,5 @@ def test_groups_are_the_same_in_two_processes_as_in_one(tmp_path):
         rows.append(read_metrics(folder / "run"))
     names = [name for name in rows[0][0] if name.startswith(("train/", "gnp/"))]
     one, two = (np.array([[row[name] for name in names] for row in each]) for each in rows)
-    for step in range(len(one)):
-        print("STEP", step, dict(zip(names, np.abs(one[step]-two[step])/np.maximum(1e-30,np.abs(one[step])))))
+    # Sums between processes are ordered otherwise: ulps, of which the curvature, a small difference, takes some more.
+    np.testing.assert_allclose(two, one, rtol=1e-5)

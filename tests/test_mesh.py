@@ -1,11 +1,13 @@
 """The mesh, and what a spec becomes on it."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from gnp_scale.config import ConfigError, MeshConfig
-from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, fit, gather, resolve
+from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, fit, gather, make_mesh, resolve
 
 SHAPES = {
     "all to fsdp": (MeshConfig(), 8, MeshConfig(1, 8, 1)),
@@ -24,6 +26,12 @@ def test_one_axis_takes_what_the_others_leave(config, num_devices, resolved):
 def test_a_mesh_that_does_not_fit_the_devices_is_refused_with_both_numbers(config):
     with pytest.raises(ConfigError, match=r"tensor \d does not fit 7 devices.*change --mesh"):
         resolve(config, 7)
+
+
+def test_slices_that_no_axis_lies_across_are_refused():
+    four_slices = [SimpleNamespace(slice_index=place // 2) for place in range(8)]
+    with pytest.raises(ConfigError, match=r"4 slices do not share out a mesh of replica 1 and fsdp 2.*--mesh.replica"):
+        make_mesh(MeshConfig(fsdp=2, tensor=4), four_slices)
 
 
 def test_two_axes_cannot_both_take_the_rest():

@@ -28,6 +28,10 @@ FIELDS = {
     "lam": ({"alpha": None, "lam": 0.02}, Gnp(lam=0.02)),
     "blend": ({"blend": "gsam"}, Gnp(alpha=0.8, blend="gsam")),
     "direction": ({"direction": "momentum", "alpha": 1.0}, Gnp(alpha=1.0, direction="momentum")),
+    "direction with adamw": (
+        {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(name="adamw", momentum=0.0)},
+        Gnp(alpha=1.0, direction="momentum"),
+    ),
     "reuse_every": (
         {"direction": "reused", "reuse_every": 3},
         Gnp(alpha=0.8, direction="reused", reuse_every=3),

@@ -59,3 +59,14 @@ def test_the_bytes_of_the_state_are_divided_among_the_devices(config, mesh, set_
     total = sum(x.nbytes for x in kernels)
     on_first = sum(x.addressable_data(0).nbytes for x in kernels)
     assert total / num_shards <= on_first <= 1.05 * total / num_shards
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_groups_on_replicas_take_schedules_and_batch_statistics(name, set_mesh):
+    """What a step hands to the groups beside the parameters crosses into the replicas as they do."""
+    set_mesh(2, 2, 2)
+    gnp = GnpConfig(perturb_groups=2, r_schedule="warmup", alpha_schedule="learning_rate", warmup_steps=10)
+    model = dataclasses.replace(CONFIGS[name].model, num_bn_groups=2 if name == "resnet" else 1)
+    task = Task.of(dataclasses.replace(CONFIGS[name], gnp=gnp, model=model))
+    traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
+    assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(task.abstract_state())

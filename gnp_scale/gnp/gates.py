@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+GATE = 0x6A7E
+"""Folded into the key of a gate's seed, so that its draws are not those of others that begin with the same seed."""
+
 type Gate = Callable[[Any], jax.Array]
 
 
@@ -40,7 +43,7 @@ def bernoulli(p: float, seed: int) -> Gate:
 
     @partial(jnp.vectorize, signature="()->()")
     def draw(step: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), GATE), step)
         return jax.random.bernoulli(key, jnp.float32(p))
 
     return lambda step: draw(jnp.asarray(step))

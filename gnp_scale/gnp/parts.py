@@ -26,16 +26,19 @@ def mean_over_parts(fn: Callable[[Tree], Tree], num_parts: int, batch: Tree) -> 
     return jax.tree.map(lambda x: x / num_parts, total)
 
 
-def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, params: Tree) -> Tree:
-    """The mean of `fn(part, params)` over the parts of `batch` that the shards of mesh axis `axis` hold.
+def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, shared: Tree) -> Tree:
+    """The mean of `fn(part, shared)` over the parts of `batch` that the shards of mesh axis `axis` hold.
 
-    Each shard computes with its own part; the means are all that crosses `axis`.
+    Each shard computes with its own part; the means are all that crosses `axis`. `shared` is a tree of arrays, which
+    are the same on all shards, and of numbers.
     """
 
-    def run(part: Tree) -> Tree:
+    def local(x: Any) -> Any:
         # Differentiating by something that is the same on all shards would sum over them, in every pass.
-        local_params = jax.tree.map(lambda w: jax.lax.pcast(w, axis, to="varying"), params)
-        return jax.lax.pmean(fn(part, local_params), axis)
+        return jax.lax.pcast(x, axis, to="varying") if isinstance(x, jax.Array) else x
+
+    def run(part: Tree) -> Tree:
+        return jax.lax.pmean(fn(part, jax.tree.map(local, shared)), axis)
 
     return jax.shard_map(run, in_specs=P(axis), out_specs=P(), axis_names={axis})(batch)
 

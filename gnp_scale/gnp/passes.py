@@ -169,17 +169,19 @@ class _Passes(NamedTuple):
         num_groups = self.gnp.perturb_groups
         parts_per_group = self.num_accumulated if self.group_axis else max(1, self.num_accumulated // num_groups)
 
-        def of_group(group: Tree, params: Tree) -> Penalized:
+        def of_group(group: Tree, shared: Any) -> Penalized:
+            params, rest, r, alpha = shared
             ascent_part = first_part(group, self.gnp.ascent_fraction)
             loss, aux, g1 = self.mean_gradient(params, ascent_part, rest, parts_per_group)
             w = self.perturbed(params, g1, r)
             loss_perturbed, _, g2 = self.mean_gradient(w, group, rest, parts_per_group)
             return _blend(self.gnp, r, alpha, loss, aux, g1, loss_perturbed, g2)
 
+        shared = (params, rest, r, alpha)
         if self.group_axis and num_groups > 1:
-            result = mean_over_axis(of_group, self.group_axis, batch, params)
+            result = mean_over_axis(of_group, self.group_axis, batch, shared)
         else:
-            result = mean_over_parts(lambda group: of_group(group, params), num_groups, batch)
+            result = mean_over_parts(partial(of_group, shared=shared), num_groups, batch)
         if num_groups > 1:
             # The norm of the mean, which is not the mean of the norms.
             return result._replace(telemetry=result.telemetry | {"update_grad_norm": norm(result.grad)})
@@ -227,8 +229,8 @@ def _geometry(gnp: Gnp, dots: Dots, r: Scalar, c1: Scalar, c2: Scalar) -> dict[s
         "update_grad_norm": jnp.sqrt(jnp.maximum(u_u, 0)),
         "cosine": ratio(dots.g1_g2, norm1 * norm2),
     }
-    # g2 - g1 is r times the curvature along g1 only where the perturbation goes along g1.
-    if gnp.metric == "euclidean" and gnp.mask is None:
+    # g2 - g1 is r times the curvature along g1 only where eps goes along g1, and both are of the same examples.
+    if gnp.metric == "euclidean" and gnp.mask is None and gnp.ascent_fraction == 1:
         geometry["curvature"] = ratio(ratio(dots.g1_g2, norm1) - norm1, r)
     return geometry
 

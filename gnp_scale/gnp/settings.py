@@ -47,8 +47,8 @@ class Gnp:
         direction: what the perturbation goes along:
             `"gradient"`: g1;
             `"momentum"`: minus the momentum of the optimizer, so that no pass is needed for it (arXiv 2401.12033);
-            `"reused"`: g1 every `reuse_every` steps; the part of g2 orthogonal to g1 is kept, and added to g1 at the
-            steps between, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714).
+            `"reused"`: g1 every `reuse_every` steps, of those with the penalty on; the part of g2 orthogonal to g1 is
+            kept, and added to g1 at the steps between, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714).
         reuse_every: number of steps for which "reused" keeps a direction.
         metric: `"euclidean"`, or `"adaptive"`: eps = r T^2 g / ||T g|| with T = |w| (ASAM, arXiv 2102.11600).
         mask: which parameters are perturbed, by path; all when None. SAM-ON (arXiv 2306.04226) perturbs norm layers.
@@ -145,9 +145,11 @@ class Gnp:
 
     def phases(self, steps: np.ndarray) -> np.ndarray:
         """The `Phase` of each of `steps`; to be asked on the host, once, for all steps of a run."""
-        on = np.broadcast_to(np.asarray(self.is_on(steps)), steps.shape)
-        reuses = (self.direction == "reused") & (steps % self.reuse_every != 0)
-        return np.where(on, np.where(reuses, Phase.REUSE, Phase.FULL), Phase.PLAIN)
+        all_steps = np.arange(steps.max() + 1)
+        on = np.broadcast_to(np.asarray(self.is_on(all_steps)), all_steps.shape)
+        # "reused" counts the steps on which the penalty is on: the first of them is a full one.
+        reuses = (self.direction == "reused") & ((np.cumsum(on) - 1) % self.reuse_every != 0)
+        return np.where(on, np.where(reuses, Phase.REUSE, Phase.FULL), Phase.PLAIN)[steps]
 
     def num_passes(self, phase: Phase) -> float:
         """Forward and backward passes over the batch that a step of this phase costs."""
