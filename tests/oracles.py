@@ -200,15 +200,15 @@ def looksam(
     ascent: Callable[[Leaves, Leaves, float], Leaves] = euclidean,
     on_steps: Collection[int] | None = None,
 ) -> Rule:
-    """Algorithm 1 of arXiv 2203.02714, whose full steps blend with alpha as its steps between do."""
+    """Algorithm 1 of arXiv 2203.02714, over `on_steps`, whose full steps blend with alpha as its steps between do."""
 
     def rule(step: int, params: Leaves, _: Leaves, kept: Leaves | None) -> Update:
         _, g1 = mlp_loss_and_grad(params, batch)
         if on_steps is not None and step not in on_steps:
             return Update(g1, kept=kept)
-        if step % k:
-            u = g1 if kept is None else combine((1.0, g1), (alpha * norm(g1) / norm(kept), kept))
-            return Update(u, kept=kept)
+        number = step if on_steps is None else sorted(on_steps).index(step)
+        if number % k:
+            return Update(combine((1.0, g1), (alpha * norm(g1) / norm(kept), kept)), kept=kept)
         _, g2 = mlp_loss_and_grad(combine((1.0, params), (1.0, ascent(params, g1, r))), batch)
         cosine = inner(g1, g2) / (norm(g1) * norm(g2))
         vertical = combine((1.0, g2), (-norm(g2) * cosine / norm(g1), g1))

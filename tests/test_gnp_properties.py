@@ -249,6 +249,7 @@ def test_a_zero_gradient_gives_a_zero_step(name):
         for tree in (result.displacement, result.state):
             assert all((leaf == 0).all() for leaf in jax.tree.leaves(tree))
         assert all(np.isfinite(value) for value in result.telemetry.values())
+        assert result.telemetry["on"] == (phase != Phase.PLAIN)
     moved = perturb(SMALL, zero, 0.2, adaptive=gnp.metric == "adaptive", mask=gnp.mask)
     assert_trees_equal(moved, SMALL)
 

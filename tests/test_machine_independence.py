@@ -27,8 +27,8 @@ EPS = np.finfo(np.float32).eps
 # Every computed part of it (a group, or a fourth of the batch) divides over 8 devices, and into whole groups of 8 with
 # batch statistics of their own, so that no cell of the matrix is left out.
 NUM_EXAMPLES = 64
-# A machine changes the order of sums alone. A sum of n float32 terms moves by some sqrt(n) ulps of its largest term when
-# it is ordered anew, and layers and the two passes add up a few of those; 8 were seen at most.
+# A machine changes the order of sums alone. A sum of n float32 terms moves by some sqrt(n) ulps when it is ordered
+# anew, and layers and the two passes add up a few of those; 9 were seen at most.
 MAX_ULPS = 32
 
 MODELS = {
@@ -87,8 +87,8 @@ def moved(path: Any, w: jax.Array) -> jax.Array:
 
 
 def batch() -> dict[str, jax.Array]:
-    # Of 600,000 inputs of ReLUs one may lie within an ulp of 0, and be cut off on one machine only (seed 0 has one, and
-    # moves u by 800 ulps); with this seed none does.
+    # Of two million inputs of ReLUs one may lie within an ulp of 0, and be cut off on one machine only: seed 0 has one,
+    # which moves u by 800 ulps. With this seed none does.
     rng = np.random.default_rng(1)
     image = rng.integers(256, size=(NUM_EXAMPLES, 8, 8, 1), dtype=np.uint8)
     label = rng.integers(10, size=NUM_EXAMPLES, dtype=np.int32)
