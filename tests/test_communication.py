@@ -92,7 +92,7 @@ def test_steps_at_which_the_penalty_is_off_are_plain_steps(gated):
 def sends(tmp_path_factory):
     """Bytes of each message to the other of two TPU slices, by step."""
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/compile.txt")
+        pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/tpu-compiler.txt")
     folder = tmp_path_factory.mktemp("tpu")
     settings = {
         "JAX_PLATFORMS": "cpu",
