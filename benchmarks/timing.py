@@ -41,7 +41,9 @@ def machine() -> str:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{os.cpu_count()} cores of {model}; JAX {jax.__version__} on {devices[0].device_kind}"
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    cores = f"{os.cpu_count()} cores of {model}, load averages {load}"
+    return f"{cores}; JAX {jax.__version__} on {devices[0].device_kind}"
 
 
 def write_report(name: str, title: str, lines: list[str]) -> Path:

@@ -1,7 +1,8 @@
 """Recipes for CIFAR-10; `--data.name cifar100` for CIFAR-100. Get the data with `gnp-scale data download cifar10`.
 
 Settings are those of the authors' scripts (arXiv 2202.03599, github.com/zhaoyang-0204/gnp): batch 256, clip 5.0, cosine
-to 0, reflect-pad 4, random crop and flip. Hours are not given, since these recipes have not been run to the end here.
+to 0, reflect-pad 4, random crop and flip. These recipes have not been run to the end
+here: no hours are given, and the errors are those that the papers report.
 """
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
@@ -23,7 +24,7 @@ def resnet50() -> Config:
 
 
 def wrn_28_10() -> Config:
-    """WideResNet-28-10, 200 epochs; expected: an error of 2.52 % on CIFAR-10, and 2.78 % with --gnp.alpha 1 (SAM).
+    """WideResNet-28-10, 200 epochs; reported: an error of 2.52 % on CIFAR-10, and 2.78 % with --gnp.alpha 1 (SAM).
 
     Paper: arXiv 2202.03599, table 1. Command: gnp-scale train configs/cifar.py:wrn_28_10. Hardware: one accelerator.
     """
@@ -31,7 +32,7 @@ def wrn_28_10() -> Config:
 
 
 def vit_s() -> Config:
-    """ViT-S with patches of 4 pixels, 300 epochs, AdamW; expected: an error of 12.40 % on CIFAR-10.
+    """ViT-S with patches of 4 pixels, 300 epochs, AdamW; reported: an error of 12.40 % on CIFAR-10.
 
     Paper: arXiv 2406.09723. Command: gnp-scale train configs/cifar.py:vit_s. Hardware: one accelerator.
     """
@@ -39,7 +40,7 @@ def vit_s() -> Config:
 
 
 def vit_s_zero_warmup() -> Config:
-    """`vit_s` with SAM (alpha = 1) switched on where the warm-up of the learning rate ends; expected: 10.68 %.
+    """`vit_s` with SAM (alpha = 1) switched on where the warm-up of the learning rate ends; reported: 10.68 %.
 
     Paper: arXiv 2406.09723, "zero warm-up". Command: gnp-scale train configs/cifar.py:vit_s_zero_warmup.
     Hardware: one accelerator.

@@ -5,8 +5,11 @@ The only file that knows Orbax.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +19,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
-import gnp_scale
-from gnp_scale import recipe
+from gnp_scale import __version__, recipe
 from gnp_scale.config import CheckpointConfig, Config, ConfigError
 from gnp_scale.state import TrainState
 
@@ -33,6 +35,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, config: Config) -> None:
         self._config = config
+        # Temporary folders are what a killed run left behind; only one run at a time writes into a folder.
         self._checkpointer = ocp.training.Checkpointer(
             _folder(run_dir), preservation_policy=_preservation(config.checkpoint), cleanup_tmp_directories=True
         )
@@ -66,6 +69,11 @@ class Checkpoints:
         """What resuming from the newest checkpoint on this mesh means for the numbers, in words."""
         saved = self._checkpointer.metadata(self.latest_step).custom_metadata
         here = _machine()
+        if saved["versions"] != _versions():
+            changed = ", ".join(
+                f"{k} {v} -> {_versions()[k]}" for k, v in saved["versions"].items() if v != _versions()[k]
+            )
+            return f"saved by other versions ({changed}): numbers, and the stream if grain changed, may differ"
         if all(saved[key] == value for key, value in here.items()):
             return "on the same mesh: the run is bitwise the one that was not interrupted"
         return f"saved on {_words(saved)}, now on {_words(here)}: the same examples, numbers equal but for rounding"
@@ -80,9 +88,8 @@ class Checkpoints:
         config = self._config.checkpoint
         if not config.keep_best or not metrics:
             return False
-        sign = 1 if config.best_mode == "max" else -1
-        earlier = [c.metrics[config.best_metric] for c in self._checkpointer.checkpoints if c.metrics]
-        return all(sign * metrics[config.best_metric] > sign * value for value in earlier)
+        earlier = [_score(config, c.metrics) for c in self._checkpointer.checkpoints if c.metrics]
+        return all(_score(config, metrics) > score for score in earlier)
 
     def _is_due_by_time(self, step: int) -> bool:
         config = self._config.checkpoint
@@ -98,13 +105,19 @@ class Checkpoints:
             return
         about = {
             "config": json.loads(recipe.to_json(self._config)),
-            "versions": {"gnp_scale": gnp_scale.__version__, "jax": jax.__version__},
+            "versions": _versions(),
             **_machine(),
         }
         self._checkpointer.save_async(
             step, state, force=True, metrics=dict(metrics) if metrics else None, custom_metadata=about
         )
         self._last_save_time = time.monotonic()
+
+
+def _versions() -> dict[str, str]:
+    """Versions of all that numbers and the stream of examples depend on."""
+    libraries = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain")}
+    return {"gnp_scale": __version__, **libraries}
 
 
 def _machine() -> dict[str, Any]:
@@ -124,19 +137,46 @@ def _folder(run_dir: Path) -> Path:
     return run_dir.absolute() / "checkpoints"
 
 
+def _score(config: CheckpointConfig, metrics: Mapping[str, float]) -> float:
+    """How good an evaluation was; the higher, the better."""
+    value = metrics[config.best_metric]
+    if not math.isfinite(value):
+        return -math.inf
+    return -value if config.best_metric == "eval/loss" else value
+
+
 def _preservation(config: CheckpointConfig) -> Any:
     kept = [policies.LatestN(config.keep_last)]
     if config.keep_every_steps is not None:
         kept.append(policies.EveryNSteps(config.keep_every_steps))
     if config.keep_best:
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[config.best_metric],
+            get_metric_fn=partial(_score, config),
             n=config.keep_best,
-            reverse=config.best_mode == "min",
             keep_checkpoints_without_metrics=False,
         )
         kept.append(best)
     return policies.AnyPreservationPolicy(kept)
+
+
+def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainState]:
+    """(step, state) of the newest checkpoint, read without touching the folder, which a run may be writing into.
+
+    Raises:
+        ConfigError: there is no checkpoint.
+    """
+    with _reader(run_dir) as checkpointer:
+        return checkpointer.latest.step, checkpointer.load(abstract_state=abstract_state)
+
+
+def _reader(run_dir: Path) -> Any:
+    if not _folder(run_dir).is_dir():
+        raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
+    checkpointer = ocp.training.Checkpointer(_folder(run_dir))
+    if checkpointer.latest is None:
+        checkpointer.close()
+        raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
+    return checkpointer
 
 
 def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
@@ -148,12 +188,10 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
     Raises:
         ConfigError: there is no such checkpoint.
     """
-    if not _folder(run_dir).is_dir():
-        raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
-    with ocp.training.Checkpointer(_folder(run_dir)) as checkpointer:
+    with _reader(run_dir) as checkpointer:
         steps = [c.step for c in checkpointer.checkpoints]
-        if not steps or (step is not None and step not in steps):
-            raise ConfigError(f"{run_dir} has no checkpoint of step {step or 'any'}: it has {steps or 'none'}")
+        if step is not None and step not in steps:
+            raise ConfigError(f"{run_dir} has no checkpoint of step {step}: it has {steps}")
         step = steps[-1] if step is None else step
         state = checkpointer.load(step, abstract_state=_on_one_device(checkpointer.metadata(step).metadata))
     digest = hashlib.sha256()

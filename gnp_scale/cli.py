@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gnp_scale import recipe, runtime
 from gnp_scale.config import Config, ConfigError
@@ -23,11 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.WRONG_CONFIG
     except KeyboardInterrupt:
         print("gnp-scale: interrupted", file=sys.stderr)
-        return Exit.PREEMPTED
+        return Exit.INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gnp-scale", description="Training with a penalty on the gradient norm.")
+    parser = _Parser(prog="gnp-scale", description="Training with a penalty on the gradient norm.")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -38,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train, takes_flags=True)
 
     evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run", allow_abbrev=False)
-    evaluate.add_argument("run_dir", metavar="RUN", type=Path, help="folder of the run; flags of `train` may follow")
+    evaluate.add_argument(
+        "run_dir", metavar="RUN", type=Path, help="folder of the run (flags of data and mesh may follow)"
+    )
     evaluate.set_defaults(command=_eval, takes_flags=True)
 
     fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
@@ -55,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# The commands import what they need: JAX must be readied first, and help should not wait for it.
+# The commands import what they need, so that help and mistakes do not wait for the libraries of training.
 
 
 def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
@@ -77,6 +85,9 @@ _TRAIN_USAGE = "gnp-scale train FILE:FUNCTION [--run-dir RUN]"
 def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.rundir import stored_config
 
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
+            raise ConfigError(f"eval has no option {flag}: only those of data and mesh, as the run decides the rest")
     config = recipe.override(stored_config(options.run_dir), flags, "gnp-scale eval RUN")
     runtime.start()
     from gnp_scale.loop import evaluate_run

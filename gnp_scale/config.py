@@ -29,6 +29,17 @@ PerturbedParameters = Literal["all", "norm", "kernels"]
 GateName = Literal["always", "every", "window", "bernoulli"]
 
 
+_COUNTS = (
+    "batch_size",
+    "eval_batch_size",
+    "num_threads",
+    "prefetch_steps",
+    "synthetic_num_examples",
+    "synthetic_image_size",
+    "synthetic_num_classes",
+)
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which examples, how many at once, and how they are augmented."""
@@ -56,7 +67,7 @@ class DataConfig:
     synthetic_num_classes: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "num_threads", "prefetch_steps", "synthetic_num_examples"):
+        for name in _COUNTS:
             value = getattr(self, name)
             check(value >= 1, f"data.{name} is {value}: it must be at least 1")
         for name in ("crop_padding", "mixup", "cutmix"):
@@ -143,6 +154,29 @@ class GnpConfig:
             (self.alpha is None) != (self.lam is None),
             f"gnp.alpha is {self.alpha} and gnp.lam is {self.lam}: give one of them and set the other to None",
         )
+        for name in ("alpha", "lam"):
+            value = getattr(self, name)
+            check(
+                value is None or 0 <= value < float("inf"), f"gnp.{name} is {value}: it must be finite and not negative"
+            )
+        check(
+            self.alpha is None or self.alpha <= 1 or self.blend == "decoupled",
+            f"gnp.alpha is {self.alpha} with the blend {self.blend}: above 1 it needs the blend decoupled",
+        )
+        used = {
+            "reuse_every": self.direction == "reused",
+            "gate_every": self.gate == "every",
+            "gate_start": self.gate == "window",
+            "gate_stop": self.gate == "window",
+            "gate_probability": self.gate == "bernoulli",
+        }
+        for option, is_used in used.items():
+            value, default = getattr(self, option), getattr(GnpConfig, option)
+            check(
+                is_used or value == default,
+                f"gnp.{option} is {value}, but has no effect with gnp.direction {self.direction} and gnp.gate "
+                f"{self.gate}: change one of those, or leave it at {default}",
+            )
         warms_up = "warmup" in (self.r_schedule, self.alpha_schedule)
         check(
             warms_up == (self.warmup_steps > 0),
@@ -240,7 +274,7 @@ class TrainConfig:
     accumulate_steps: int = 1
     """Equal parts of a batch that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
-    """Decay per step of a moving average of the parameters, which is then what is evaluated."""
+    """Decay per step of a moving average of parameters and batch statistics, which is then what is evaluated."""
     log_every_steps: int = 10
     eval_every_steps: int = 100
 
@@ -271,8 +305,8 @@ class CheckpointConfig:
     """Milestones: checkpoints of steps divisible by this are never deleted."""
     keep_best: int = 1
     """Checkpoints kept for their `best_metric`."""
-    best_metric: str = "eval/top1"
-    best_mode: Literal["max", "min"] = "max"
+    best_metric: Literal["eval/top1", "eval/top5", "eval/loss"] = "eval/top1"
+    """What the best checkpoint is best by: the highest accuracy, or the lowest loss."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "every_minutes", "keep_every_steps"):

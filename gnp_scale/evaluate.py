@@ -28,7 +28,7 @@ def make_evaluate(task: Task) -> Callable[[TrainState], dict[str, float]]:
     def evaluate(state: TrainState) -> dict[str, float]:
         totals = _zero_totals()
         for batch in eval_batches(task.dataset.test, task.config.data):
-            totals = eval_step(state.eval_params, state.batch_stats, batch, totals)
+            totals = eval_step(*state.evaluated, batch, totals)
         sums = jax.device_get(totals)
         return {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnp_scale import recipe
-from gnp_scale.checkpoint import Checkpoints
+from gnp_scale import PROCESS_START_S, recipe
+from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.evaluate import make_evaluate
@@ -20,13 +19,13 @@ from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
 from gnp_scale.preemption import StopRequest
 from gnp_scale.progress import ProgressBar, announce, print_summary
-from gnp_scale.report import Reporter
+from gnp_scale.report import DivergedError, Reporter
 from gnp_scale.rundir import claim
 from gnp_scale.runtime import Exit, is_main_process
 from gnp_scale.state import TrainState
 from gnp_scale.step import Batch, augmented_images, make_train_step
 from gnp_scale.task import Task
-from gnp_scale.throughput import PROCESS_START_S, Throughput
+from gnp_scale.throughput import Throughput
 
 
 def train(config: Config, run_dir: Path) -> Exit:
@@ -38,6 +37,7 @@ def train(config: Config, run_dir: Path) -> Exit:
     config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
     with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
+        steps = _trace(task)
         claim(run_dir, config)
         announce(f"run folder {run_dir}\n{recipe.summary(config)}")
         with StopRequest() as stop, Checkpoints(run_dir, config) as checkpoints:
@@ -45,7 +45,11 @@ def train(config: Config, run_dir: Path) -> Exit:
             if 0 < start < config.train.num_steps:
                 announce(f"going on after step {start}, {checkpoints.exactness()}")
             state = checkpoints.restore(task.abstract_state()) if start else task.init_state()
-            last = _train_from(start, state, task, run_dir, checkpoints, stop)
+            try:
+                last = _train_from(start, state, task, steps, run_dir, checkpoints, stop)
+            except DivergedError as error:
+                announce(f"diverged: {error}; the newest checkpoint is of step {checkpoints.latest_step}")
+                return Exit.DIVERGED
             scores = checkpoints.latest_scores
     if last < config.train.num_steps:
         announce(f"stopped after step {last} and saved: start the same command again to go on")
@@ -62,39 +66,64 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
     Raises:
         ConfigError: there is no checkpoint, or the configuration is wrong for the data or the machine.
     """
-    with jax.set_mesh(make_mesh(config.mesh)), Checkpoints(run_dir, config) as checkpoints:
-        step = checkpoints.latest_step
-        if step is None:
-            raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
+    with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
-        return step, make_evaluate(task)(checkpoints.restore(task.abstract_state()))
+        step, state = load_newest(run_dir, task.abstract_state())
+        return step, make_evaluate(task)(state)
+
+
+def _trace(task: Task) -> dict[int, Any]:
+    """The step of each phase of the run, traced: what does not fit shows here, before anything is written."""
+    train_step = make_train_step(task)
+    phases = set(task.gnp.phases(np.arange(task.config.train.num_steps)).tolist())
+    try:
+        return {
+            phase: train_step.lower(task.abstract_state(), task.abstract_batch(), phase=Phase(phase))
+            for phase in phases
+        }
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"the parts of a batch do not fit each other or the mesh: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).partition("\n---")[0].split())
 
 
 def _train_from(
-    start: int, state: TrainState, task: Task, run_dir: Path, checkpoints: Checkpoints, stop: StopRequest
+    start: int,
+    state: TrainState,
+    task: Task,
+    steps: dict[int, Any],
+    run_dir: Path,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
 ) -> int:
     """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the one it stopped after."""
     config, num_steps = task.config, task.config.train.num_steps
     stream = train_batches(task.dataset, config.data, config.train.seed, start, num_steps - start)
     phases = task.gnp.phases(np.arange(num_steps))
-    num_passes = np.mean([task.gnp.num_passes(Phase(phase)) for phase in phases])
     with (
         MetricWriter(run_dir, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, is_main_process()) as bar,
         contextlib.closing(stream) as batches,
     ):
-        compiled = _compile(task, state, phases[start:])
+        compiled = {phase: steps[phase].compile() for phase in set(phases[start:].tolist())}
         evaluate = make_evaluate(task)
-        throughput = Throughput(start, config.data.batch_size, int(task.flops_per_pass() * num_passes))
+        throughput = Throughput(start, config.data.batch_size, task.flops_per_pass())
         reporter = Reporter(writer, bar, throughput)
 
         for step in range(start + 1, num_steps + 1):
             with throughput.waiting_for_data():
                 batch = next(batches)
             if step == 1:
-                _show_inputs(writer, task, batch)
-            state, metrics = compiled[phases[step - 1]](state, batch)
+                with throughput.paused(after=batch):
+                    _show_inputs(writer, task, batch)
+            phase = Phase(phases[step - 1])
+            state, metrics = compiled[phase](state, batch)
             reporter.release()
+            throughput.count(task.gnp.num_passes(phase))
             bar.advance(step)
             if step % config.train.log_every_steps == 0:
                 reporter.hold(step, metrics)
@@ -115,13 +144,6 @@ def _train_from(
             if stops:
                 return step
     return num_steps
-
-
-def _compile(task: Task, state: TrainState, phases: np.ndarray) -> dict[int, Callable[..., Any]]:
-    """A step for each phase that the rest of the run has."""
-    train_step = make_train_step(task)
-    batch = task.abstract_batch()
-    return {phase: train_step.lower(state, batch, phase=Phase(phase)).compile() for phase in set(phases.tolist())}
 
 
 def _show_inputs(writer: MetricWriter, task: Task, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from gnp_scale.config import ConfigError
 from gnp_scale.tensorboard import TensorBoard
 
 METRICS_FILE = "metrics.jsonl"
@@ -21,7 +22,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """The logged steps of a run, in order; a last line that a kill left half-written is not among them.
 
     Raises:
-        ValueError: a line before the last is not JSON.
+        ConfigError: a line before the last is not the JSON object of a step.
     """
     path = run_dir / METRICS_FILE
     lines = path.read_bytes().splitlines() if path.exists() else []
@@ -29,9 +30,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(_decode(line))
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}, is damaged ({error}): repair or remove that line") from error
+                raise ConfigError(f"{path}, line {number}, is damaged ({error}): repair or remove that line") from error
     return rows
 
 
@@ -103,7 +104,10 @@ def _encode(row: Mapping[str, float]) -> bytes:
 
 
 def _decode(line: bytes) -> dict[str, float]:
-    return {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
+    row = {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
+    if "step" not in row:
+        raise ValueError("it names no step")
+    return row
 
 
 def _replace(path: Path, rows: list[dict[str, float]]) -> None:

@@ -36,7 +36,12 @@ def load(name: str) -> Config:
     if function_name not in found:
         hint = _closest(function_name, found)
         raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found)}")
-    config = found[function_name]()
+    try:
+        config = found[function_name]()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"recipe {name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"recipe {name} returned a {type(config).__name__}: it must return a gnp_scale.config.Config")
     return config
@@ -97,7 +102,7 @@ def _closest(word: str, candidates: typing.Iterable[str]) -> str:
 def _first_paragraph(box: str) -> str:
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     body = lines[1 : next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))]
-    return re.sub(r"^Error parsing (?!--)\w+: ", "", " ".join(body))
+    return re.sub(r"^Error parsing (?!--)\w+: ", "", " ".join(body)) or " ".join(box.split())
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -125,7 +130,11 @@ def from_json(text: str) -> Config:
     """
     try:
         sections = json.loads(text)
-        return Config(**{name: _section(name, values) for name, values in sections.items()})
+        config = Config(**{name: _section(name, values) for name, values in sections.items()})
+        missing = set(flatten(config)) - {f"{name}.{key}" for name, values in sections.items() for key in values}
+        if missing:
+            raise ConfigError(f"it has no {', '.join(sorted(missing))}")
+        return config
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"a stored configuration does not fit this version of gnp_scale: {error}") from error
 

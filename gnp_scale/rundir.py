@@ -25,19 +25,25 @@ def claim(run_dir: Path, config: Config) -> None:
             changes = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in changed)
             raise ConfigError(f"{run_dir} holds a run with another configuration ({changes}): choose another --run-dir")
     if is_main_process():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        new_file = run_dir / f"{CONFIG_FILE}.new"
-        new_file.write_text(recipe.to_json(config))
-        new_file.replace(run_dir / CONFIG_FILE)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            new_file = run_dir / f"{CONFIG_FILE}.new"
+            new_file.write_text(recipe.to_json(config))
+            new_file.replace(run_dir / CONFIG_FILE)
+        except OSError as error:
+            raise ConfigError(f"{run_dir} cannot be a run folder ({error}): choose another --run-dir") from error
 
 
 def stored_config(run_dir: Path) -> Config:
     """The configuration of the run in `run_dir`.
 
     Raises:
-        ConfigError: it holds no run.
+        ConfigError: it holds no run, or a configuration that this version cannot read.
     """
+    path = run_dir / CONFIG_FILE
     try:
-        return recipe.from_json((run_dir / CONFIG_FILE).read_text())
-    except FileNotFoundError:
+        return recipe.from_json(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {CONFIG_FILE}): give the folder of a run") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error

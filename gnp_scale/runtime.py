@@ -21,6 +21,9 @@ class Exit(IntEnum):
     """Stopped by a signal with the state saved: start it again."""
     HUNG = 76
     DIVERGED = 77
+    """The loss is not finite any more."""
+    INTERRUPTED = 130
+    """Stopped by Ctrl-C with nothing saved: by a second one while training, or in another command."""
 
 
 def start() -> None:

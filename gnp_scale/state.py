@@ -21,14 +21,14 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any
-    """Moving average of the parameters; None where there is none."""
+    """Moving average of (parameters, batch statistics); None where there is none."""
     kept: Any
     """Direction that the method keeps between steps; None where it keeps none."""
 
     @property
-    def eval_params(self) -> Any:
-        """The parameters to evaluate: the moving average where there is one."""
-        return self.params if self.ema is None else self.ema
+    def evaluated(self) -> tuple[Any, Any]:
+        """The parameters and batch statistics to evaluate: the moving average where there is one."""
+        return (self.params, self.batch_stats) if self.ema is None else self.ema
 
 
 def init_state(
@@ -39,7 +39,7 @@ def init_state(
     @jax.jit
     def init() -> TrainState:
         params, batch_stats = model.init(jax.random.key(seed))
-        ema = jax.tree.map(jnp.copy, params) if with_ema else None
+        ema = jax.tree.map(jnp.copy, (params, batch_stats)) if with_ema else None
         kept = jax.tree.map(jnp.zeros_like, params) if with_kept else None
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept)
 

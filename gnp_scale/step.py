@@ -51,7 +51,7 @@ def make_train_step(task: Task) -> Any:
         params = optax.apply_updates(state.params, update)
         ema = None
         if config.train.ema_decay is not None:
-            ema = optax.incremental_update(params, state.ema, 1 - config.train.ema_decay)
+            ema = optax.incremental_update((params, batch_stats), state.ema, 1 - config.train.ema_decay)
         metrics = _metrics(result, accuracy) | {
             "optim/learning_rate": rate(state.step),
             "optim/update_norm": optax.tree.norm(update),

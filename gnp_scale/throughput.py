@@ -7,10 +7,8 @@ from typing import Any
 
 import jax
 
+from gnp_scale import PROCESS_START_S
 from gnp_scale.flops import peak_flops_per_s
-
-# The command line imports this module before it does anything that takes long.
-PROCESS_START_S = time.perf_counter()
 
 
 class Throughput:
@@ -21,14 +19,19 @@ class Throughput:
     begins and ends where the host has waited for the device: read the metrics of the last step before a report.
     """
 
-    def __init__(self, start_step: int, batch_size: int, flops_per_step: int) -> None:
+    def __init__(self, start_step: int, batch_size: int, flops_per_pass: int) -> None:
         self._batch_size = batch_size
-        self._flops_per_step = flops_per_step
+        self._flops_per_pass = flops_per_pass
+        self._num_passes = 0.0
         self._step = start_step
         self._window_start_s = time.perf_counter()
         self._paused_s = 0.0
         self._waited_s = 0.0
         self._trained_s = 0.0
+
+    def count(self, num_passes: float) -> None:
+        """Counts the passes of one more step, for `perf/mfu`."""
+        self._num_passes += num_passes
 
     @contextlib.contextmanager
     def paused(self, after: Any) -> Iterator[None]:
@@ -65,8 +68,10 @@ class Throughput:
             "perf/data_wait_ms": 1000 * self._waited_s / num_steps,
             "perf/goodput": self._trained_s / (now_s - PROCESS_START_S),
         }
-        self._step, self._window_start_s, self._paused_s, self._waited_s = step, now_s, 0.0, 0.0
-        return metrics | _utilisation(self._flops_per_step / step_s)
+        metrics |= _utilisation(self._flops_per_pass * self._num_passes / window_s)
+        self._step, self._window_start_s = step, now_s
+        self._num_passes = self._paused_s = self._waited_s = 0.0
+        return metrics
 
 
 def _utilisation(flops_per_s: float) -> dict[str, float]:

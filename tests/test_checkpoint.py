@@ -31,7 +31,7 @@ def run(run_dir, settings, state, num_steps, scores=None):
     scores = scores or {}
     with Checkpoints(run_dir, settings) as checkpoints:
         for step in range(1, num_steps + 1):
-            metrics = {"eval/top1": scores[step]} if step in scores else None
+            metrics = {settings.checkpoint.best_metric: scores[step]} if step in scores else None
             if checkpoints.is_due(step, metrics):
                 checkpoints.save(step, state, metrics)
     return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir())
@@ -41,7 +41,7 @@ KEPT = {
     "newest": (config(every_steps=2, keep_last=2), {}, [8, 10]),
     "milestones": (config(every_steps=2, keep_last=1, keep_every_steps=4), {}, [4, 8, 10]),
     "best": (config(every_steps=5, keep_last=1), {3: 0.5, 4: 0.9, 6: 0.7}, [4, 10]),
-    "best is lowest": (config(every_steps=5, keep_last=1, best_mode="min"), {3: 0.5, 4: 0.9, 6: 0.2}, [6, 10]),
+    "best is lowest": (config(every_steps=5, keep_last=1, best_metric="eval/loss"), {3: 0.5, 4: 0.9, 6: 0.2}, [6, 10]),
     "no best": (config(every_steps=5, keep_last=1, keep_best=0), {3: 0.5}, [10]),
     "by time only": (config(every_steps=None, every_minutes=1e-9, keep_last=9), {}, [5, 10]),
 }

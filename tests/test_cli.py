@@ -8,6 +8,7 @@ import pytest
 from launcher import Job, run
 
 from gnp_scale.checkpoint import fingerprint
+from gnp_scale.cli import main
 from gnp_scale.metrics import read_metrics
 
 RECIPE = "configs/digits.py:quickstart"
@@ -25,6 +26,9 @@ MISTAKES = {
     "batch not divisible": (("--data.batch-size", "30"), "divisible by the 4 devices"),
     "impossible mesh": (("--mesh.fsdp", "4", "--mesh.tensor", "2"), "does not fit 7 devices"),
     "unknown network": (("--model.name", "resnet19"), "did you mean resnet18?"),
+    "part of no whole examples": (("--gnp.ascent-fraction", "0.3"), "for 10 parts"),
+    "option without effect": (("--gnp.gate-start", "10"), "has no effect"),
+    "flag before its value": (("--train.num-steps",), "--train.num-steps"),
     "heads over tensor": (("--mesh.fsdp", "1", "--mesh.tensor", "8"), "attention heads"),
 }
 
@@ -39,6 +43,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(flags, part, tmp_path):
     assert line.startswith("gnp-scale: ")
     assert part in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["eval", "README.md"], "holds no run"),
+        (["fingerprint", "README.md"], "holds no checkpoints"),
+        (["fingerprint", "runs", "--step", "x"], "invalid int value"),
+        (["eval", "runs", "--optim.name", "lion"], "eval has no option --optim.name"),
+        (["data", "download", "imagenet"], "imagenet"),
+        (["train"], "needs a recipe"),
+        (["trian"], "invalid choice"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_in_any_command_is_one_line(arguments, part, capsys):
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert part in line
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    job = Job(tmp_path / "log", ["train", RECIPE, "--run-dir", str(tmp_path / "file")])
+    assert job.exit_codes() == [2]
+    assert "cannot be a run folder" in job.output().splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def clock(monkeypatch):
 
 
 def test_throughput_counts_training_time_only(clock):
-    timing = Throughput(start_step=100, batch_size=32, flops_per_step=1)
+    timing = Throughput(start_step=100, batch_size=32, flops_per_pass=1)
     with timing.waiting_for_data():
         clock(1)
     clock(4)
@@ -176,9 +176,11 @@ def test_throughput_counts_training_time_only(clock):
 
 def test_mfu_is_the_part_of_the_peak_of_all_devices(clock, monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops_per_s", lambda kind: 100.0)
-    timing = Throughput(start_step=0, batch_size=1, flops_per_step=800)
+    timing = Throughput(start_step=0, batch_size=1, flops_per_pass=400)
+    for num_passes in (2, 1):
+        timing.count(num_passes)
     clock(2)
-    assert timing.read(1)["perf/mfu"] == 800 / (2 * 8 * 100)
+    assert timing.read(2)["perf/mfu"] == 3 * 400 / (2 * 8 * 100)
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def finished(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_own_code(tmp_path):
+    wild = dataclasses.replace(BASE, optim=OptimConfig(name="sgd", learning_rate=1e20))
+    assert train(wild, tmp_path) == Exit.DIVERGED
+    last = read_metrics(tmp_path)[-1]
+    assert last["step"] < 30
+    assert not np.isfinite(last["train/loss"])
+
+
 def test_metrics_have_the_documented_names_at_every_logged_step(finished):
     rows = {row["step"]: row for row in read_metrics(finished)}
     assert sorted(rows) == sorted({*range(3, 31, 3), 10, 20, 30})

@@ -120,7 +120,7 @@ def penalize(
             result = passes.reusing(params, batch, rest, alpha, state)
         else:
             result = passes.both(params, batch, rest, r, alpha)
-        is_on = (r > 0) & ((alpha > 0) | (gnp.blend == "gsam"))
+        is_on = gnp.is_active(r, alpha)
         return result._replace(telemetry=result.telemetry | _settings(r, alpha, is_on))
 
     return fn
@@ -205,7 +205,7 @@ def _blend(
     gnp: Gnp, r: Scalar, alpha: Scalar, loss: jax.Array, aux: Any, g1: Tree, loss_perturbed: jax.Array, g2: Tree
 ) -> Penalized:
     dots = Dots(dot(g1, g1), dot(g1, g2), dot(g2, g2))
-    is_on = (r > 0) & ((alpha > 0) | (gnp.blend == "gsam"))
+    is_on = gnp.is_active(r, alpha)
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
     # Where a schedule is at 0, u is the plain gradient to the bit, whatever g2 is.
     where_on = partial(jnp.where, is_on)

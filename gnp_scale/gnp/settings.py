@@ -135,12 +135,16 @@ class Gnp:
         strengths = (self.r,) if self.blend == "gsam" else (self.r, self.alpha, self.lam)
         return any(is_number(value) and value == 0 for value in strengths)
 
+    def is_active(self, r: Any, alpha: Any) -> Any:
+        """Whether the penalty has an effect with these values; with "gsam" alpha = 0 is SAM."""
+        return (r > 0) & ((alpha > 0) | (self.blend == "gsam"))
+
     def is_on(self, step: Any) -> Any:
         """Whether the penalty is on at `step`: r and alpha are positive, and the gate is open."""
         if self.is_plain:
             return np.zeros(np.shape(step), bool)
         r, alpha = self.values(step)
-        on = (r > 0) & ((alpha > 0) | (self.blend == "gsam"))
+        on = self.is_active(r, alpha)
         return on if self.gate is None else on & _at(self.gate, step)
 
     def phases(self, steps: np.ndarray) -> np.ndarray:
