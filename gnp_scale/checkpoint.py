@@ -101,8 +101,6 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float] | None) -> None:
         """Saves the state after `step`, with the metrics of an evaluation at that step if there was one."""
-        if self.latest_step == step:
-            return
         about = {
             "config": json.loads(recipe.to_json(self._config)),
             "versions": _versions(),
