@@ -70,10 +70,8 @@ class Checkpoints:
         saved = self._checkpointer.metadata(self.latest_step).custom_metadata
         here = _machine()
         if saved["versions"] != _versions():
-            changed = ", ".join(
-                f"{k} {v} -> {_versions()[k]}" for k, v in saved["versions"].items() if v != _versions()[k]
-            )
-            return f"saved by other versions ({changed}): numbers, and the stream if grain changed, may differ"
+            changed = [name for name, number in _versions().items() if saved["versions"].get(name) != number]
+            return f"saved with other versions of {', '.join(changed)}: numbers, and examples, may differ"
         if all(saved[key] == value for key, value in here.items()):
             return "on the same mesh: the run is bitwise the one that was not interrupted"
         return f"saved on {_words(saved)}, now on {_words(here)}: the same examples, numbers equal but for rounding"

@@ -74,13 +74,10 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
 
 def _trace(task: Task) -> dict[int, Any]:
     """The step of each phase of the run, traced: what does not fit shows here, before anything is written."""
-    train_step = make_train_step(task)
+    train_step, state, batch = make_train_step(task), task.abstract_state(), task.abstract_batch()
     phases = set(task.gnp.phases(np.arange(task.config.train.num_steps)).tolist())
     try:
-        return {
-            phase: train_step.lower(task.abstract_state(), task.abstract_batch(), phase=Phase(phase))
-            for phase in phases
-        }
+        return {phase: train_step.lower(state, batch, phase=Phase(phase)) for phase in phases}
     except ConfigError:
         raise
     except ValueError as error:

@@ -40,9 +40,8 @@ class Task(NamedTuple):
         model = zoo.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
         task = cls(config, dataset, model, optimizer, make_gnp(config))
-        # Tracing shows what does not fit before anything is written or takes long.
-        for num_examples in (config.data.batch_size, config.data.eval_batch_size):
-            jax.eval_shape(task._forward, *task._forward_arguments(num_examples))
+        # Tracing shows what does not fit before anything is written or takes long; a run traces its updates as well.
+        jax.eval_shape(task._forward, *task._forward_arguments(config.data.eval_batch_size))
         return task
 
     def init_state(self) -> TrainState:

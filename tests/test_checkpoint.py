@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gnp_scale import checkpoint
 from gnp_scale.checkpoint import Checkpoints, fingerprint
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, TrainConfig
 from gnp_scale.mesh import FSDP, TENSOR, P
@@ -127,6 +128,14 @@ def test_a_fingerprint_does_not_depend_on_the_mesh(set_mesh, tmp_path):
         run(run_dir, config(every_steps=1), TrainState(jnp.int32(0), {"w": w}, {}, (), None, None), 1)
         hashes.add(fingerprint(run_dir))
     assert len(hashes) == 1
+
+
+def test_resuming_says_whether_it_is_exact(state, tmp_path, monkeypatch):
+    run(tmp_path, config(every_steps=1), state, 1)
+    with Checkpoints(tmp_path, config()) as checkpoints:
+        assert "bitwise" in checkpoints.exactness()
+        monkeypatch.setattr(checkpoint, "_versions", lambda: {"jax": "0.0.1", "a library of later": "1"})
+        assert "other versions of jax, a library of later" in checkpoints.exactness()
 
 
 def test_no_checkpoint_is_one_line(tmp_path):

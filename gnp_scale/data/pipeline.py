@@ -37,7 +37,7 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
     split, ids = dataset.train, shuffled_ids(seed, len(dataset.train))
 
     def read(places: range) -> Rows:
-        chosen = np.array([ids[place] for place in places])
+        chosen = _examples_at(ids, places)
         return {"image": split.image[chosen], "label": split.label[chosen]}
 
     return _stream(read, range(start_step, start_step + num_steps), config.batch_size, config)
@@ -74,8 +74,11 @@ def shuffled_ids(seed: int, num_examples: int) -> grain.MapDataset:
 
 def batch_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:
     """Examples (int64 B) of the batch of `step`; a batch may end one epoch and begin the next."""
-    ids = shuffled_ids(seed, num_examples)
-    return np.array([ids[place] for place in range(step * batch_size, (step + 1) * batch_size)])
+    return _examples_at(shuffled_ids(seed, num_examples), range(step * batch_size, (step + 1) * batch_size))
+
+
+def _examples_at(ids: grain.MapDataset, places: range) -> np.ndarray:
+    return np.array([ids[place] for place in places])
 
 
 def check_divisible(config: DataConfig) -> None:
