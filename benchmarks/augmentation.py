@@ -10,8 +10,9 @@ from functools import partial
 
 import jax
 import numpy as np
+from gnp_kernels.timing import interleave, ratio
 
-from benchmarks.timing import interleave, ratio, write_report
+from benchmarks.timing import write_report
 from gnp_scale.config import DataConfig
 from gnp_scale.data.augment import augment
 from gnp_scale.data.sources import Dataset, load

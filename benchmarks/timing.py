@@ -1,36 +1,13 @@
-"""Timing side by side: the machines are noisy and shared, so only ratios within one run mean anything."""
+"""Reports of benchmarks: dated Markdown with the machine."""
 
 import datetime
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def interleave(functions: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, until its arrays are computed; a first round is not measured."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(num_rounds + 1):
-        for name, function in functions.items():
-            start_s = time.perf_counter()
-            jax.block_until_ready(function())
-            if round_number > 0:
-                seconds[name].append(time.perf_counter() - start_s)
-    return seconds
-
-
-def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> str:
-    """Median over the rounds of the ratio of two functions, with its quartiles."""
-    ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
 def machine() -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from gnp_kernels.timing import interleave, ratio
 from optax.contrib import normalize, sam
 
 from benchmarks.tasks import MODELS, SETTING, compile_steps, make_batch, make_task, updates
-from benchmarks.timing import interleave, ratio, write_report
+from benchmarks.timing import write_report
 from gnp_scale.config import GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh

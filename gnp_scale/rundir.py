@@ -8,7 +8,10 @@ from gnp_scale.runtime import is_main_process
 
 CONFIG_FILE = "config.json"
 
-_FREE_TO_CHANGE = ("mesh.", "checkpoint.", "data.root", "data.num_threads", "data.prefetch_steps")
+_FREE_TO_CHANGE = (
+    *("mesh.", "checkpoint.", "divergence.", "train.kernels"),
+    *("data.root", "data.num_threads", "data.prefetch_steps"),
+)
 """Keys, or sections, that decide where and how a run computes, but not what."""
 
 
@@ -19,11 +22,11 @@ def claim(run_dir: Path, config: Config) -> None:
         ConfigError: the folder holds a run with another configuration.
     """
     if (run_dir / CONFIG_FILE).exists():
-        old, new = recipe.flatten(stored_config(run_dir)), recipe.flatten(config)
-        changed = [key for key in new if new[key] != old[key] and not key.startswith(_FREE_TO_CHANGE)]
+        changed = changes(stored_config(run_dir), config)
         if changed:
-            changes = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in changed)
-            raise ConfigError(f"{run_dir} holds a run with another configuration ({changes}): choose another --run-dir")
+            raise ConfigError(
+                f"{run_dir} holds a run with another configuration ({', '.join(changed)}): choose another --run-dir"
+            )
     if is_main_process():
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -32,6 +35,16 @@ def claim(run_dir: Path, config: Config) -> None:
             new_file.replace(run_dir / CONFIG_FILE)
         except OSError as error:
             raise ConfigError(f"{run_dir} cannot be a run folder ({error}): choose another --run-dir") from error
+
+
+def changes(old: Config, new: Config) -> list[str]:
+    """What makes a run of `new` another run than one of `old`, as `key old -> new`; empty where it is the same run."""
+    before, after = recipe.flatten(old), recipe.flatten(new)
+    return [
+        f"{key} {before[key]} -> {after[key]}"
+        for key in after
+        if after[key] != before[key] and not key.startswith(_FREE_TO_CHANGE)
+    ]
 
 
 def stored_config(run_dir: Path) -> Config:

@@ -24,6 +24,8 @@ class TrainState:
     """Moving average of (parameters, batch statistics); None where there is none."""
     kept: Any
     """Direction that the method keeps between steps; None where it keeps none."""
+    copy: Any
+    """The parameters in the type that gradients are taken in; None where that is their own."""
 
     @property
     def evaluated(self) -> tuple[Any, Any]:
@@ -32,7 +34,13 @@ class TrainState:
 
 
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, seed: int, *, with_ema: bool, with_kept: bool
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    with_ema: bool,
+    with_kept: bool,
+    copy_dtype: jax.typing.DTypeLike | None,
 ) -> TrainState:
     """The state before the first update, born sharded on the current mesh: no device ever holds all of it."""
 
@@ -41,6 +49,12 @@ def init_state(
         params, batch_stats = model.init(jax.random.key(seed))
         ema = jax.tree.map(jnp.copy, (params, batch_stats)) if with_ema else None
         kept = jax.tree.map(jnp.zeros_like, params) if with_kept else None
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept)
+        copy = copy_of(params, copy_dtype)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept, copy)
 
     return init()
+
+
+def copy_of(params: Any, dtype: jax.typing.DTypeLike | None) -> Any:
+    """The parameters in `dtype`; None where that is None."""
+    return None if dtype is None else jax.tree.map(lambda w: w.astype(dtype), params)

@@ -5,8 +5,9 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import optax
+from gnp_kernels import Implementation
 
-from gnp_scale import mesh, optim
+from gnp_scale import fused, mesh, optim
 from gnp_scale.config import Config
 from gnp_scale.data import sources
 from gnp_scale.data.pipeline import check_divisible
@@ -27,6 +28,8 @@ class Task(NamedTuple):
     model: Model
     optimizer: optax.GradientTransformation
     gnp: Gnp
+    implementation: Implementation
+    """Of norms, perturbation, blend and update."""
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -39,7 +42,7 @@ class Task(NamedTuple):
         dataset = sources.load(config.data)
         model = zoo.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
-        task = cls(config, dataset, model, optimizer, make_gnp(config))
+        task = cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
         # Tracing shows what does not fit before anything is written or takes long; a run traces its updates as well.
         jax.eval_shape(task._forward, *task._forward_arguments(config.data.eval_batch_size))
         return task
@@ -52,7 +55,14 @@ class Task(NamedTuple):
             self.config.train.seed,
             with_ema=self.config.train.ema_decay is not None,
             with_kept=self.config.gnp.direction == "reused",
+            copy_dtype=self.copy_dtype,
         )
+
+    @property
+    def copy_dtype(self) -> str | None:
+        """Type of the copy of the parameters that gradients are taken at; None where there is none."""
+        dtype = self.config.train.gradient_dtype
+        return None if dtype == "float32" else dtype
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without its arrays."""

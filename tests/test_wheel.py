@@ -23,6 +23,9 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_recipe(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gnp_scale").rglob("*.py")}
+    expected |= {
+        path.relative_to(ROOT / "kernels").as_posix() for path in (ROOT / "kernels" / "gnp_kernels").rglob("*.py")
+    }
     expected |= {f"gnp_scale/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.py")}
     assert {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")} == expected
 

@@ -5,34 +5,48 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from gnp_kernels import Dots, Implementation
+from gnp_kernels.trees import wide
+
+from gnp_scale import ops
 
 type Tree = Any
 type Scalar = float | jax.Array
 
 
-class Dots(NamedTuple):
-    """The inner products of the two gradients, over all parameters."""
+class Blend(NamedTuple):
+    """u = c1 g1 + c2 g2, not written yet: what a fused update takes instead of u."""
 
-    g1_g1: jax.Array
-    g1_g2: jax.Array
-    g2_g2: jax.Array
+    c1: Scalar
+    g1: Tree
+    c2: Scalar
+    g2: Tree
+    """None where u is c1 g1."""
+
+    def like(self, params: Tree) -> Tree:
+        """u in the types of `params`; where c2 is 0, c1 g1 to the bit, whatever g2 is."""
+        u = jax.tree.map(lambda x: self.c1 * wide(x), self.g1)
+        if self.g2 is not None:
+            u = jax.tree.map(lambda x, y: jnp.where(self.c2 == 0, x, x + self.c2 * wide(y)), u, self.g2)
+        return jax.tree.map(lambda x, w: x.astype(w.dtype), u, params)
 
 
-def dot(a: Tree, b: Tree) -> jax.Array:
-    """<a, b> over all leaves of two trees; a scalar, the same on every device."""
-    products = jax.tree.map(lambda x, y: jnp.sum(wide(x) * wide(y)), a, b)
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
-
-
-def norm(a: Tree) -> jax.Array:
+def norm(a: Tree, implementation: Implementation = "reference") -> jax.Array:
     """||a|| over all leaves."""
-    return jnp.sqrt(dot(a, a))
+    return jnp.sqrt(ops.squared_norm(a, implementation=implementation))
 
 
 def perturb(
-    params: Tree, direction: Tree, r: Scalar, *, adaptive: bool = False, mask: Callable[[str], bool] | None = None
+    params: Tree,
+    direction: Tree,
+    r: Scalar,
+    *,
+    adaptive: bool = False,
+    mask: Callable[[str], bool] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
+    implementation: Implementation = "reference",
 ) -> Tree:
-    """w + r * d / ||d||, added in float32 at least and then cast to the type of w; w itself where d is 0.
+    """w + r * d / ||d||, added in float32 at least and then cast to `dtype`, that of w when None; w where d is 0.
 
     With `adaptive`, w + r * w^2 d / ||w d||. Parameters that `mask` leaves out stay, and do not count in the norm.
     A norm that is not finite makes the perturbed ones NaN.
@@ -46,38 +60,27 @@ def perturb(
             "The mask of a penalty chooses at least one parameter. "
             f"Got one that is False for all of {_names(params)}. Give another mask, or none."
         )
-
-    def ascent(w: jax.Array, d: jax.Array, is_chosen: bool) -> jax.Array | None:
-        if not is_chosen:
-            return None
-        return wide(d) * jnp.abs(wide(w)) if adaptive else wide(d)
-
-    steps = jax.tree.map(ascent, params, direction, chosen)
-    length = norm(steps)
+    d, w = (jax.tree.map(lambda x, is_chosen: x if is_chosen else None, tree, chosen) for tree in (direction, params))
+    length = jnp.sqrt(ops.squared_norm(d, w if adaptive else None, implementation=implementation))
     scale = jnp.where(jnp.isfinite(length), ratio(r, length), jnp.nan)
-
-    def moved(w: jax.Array, step: jax.Array | None) -> jax.Array:
-        if step is None:
-            return w
-        step = step * jnp.abs(wide(w)) if adaptive else step
-        return (wide(w) + scale * step).astype(w.dtype)
-
-    return jax.tree.map(moved, params, steps)
+    return ops.perturb(
+        params, direction, scale, adaptive=adaptive, mask=chosen, dtype=dtype, implementation=implementation
+    )
 
 
 def blend_weights(blend: str, alpha: Scalar, dots: Dots) -> tuple[Any, Any]:
-    """The scalars (c1, c2) with which the blend u = c1 g1 + c2 g2.
+    """The scalars (c1, c2) with which the blend u = c1 g1 + c2 g2, from the inner products of g1 and g2.
 
     A norm of g1 that is not finite makes u NaN, so that no wrong step stays unseen.
     """
-    g1_norm = jnp.sqrt(dots.g1_g1)
+    g1_norm = jnp.sqrt(dots.a_a)
     match blend:
         case "paper":
             c1, c2 = 1 - alpha, alpha
         case "unit_norm":
             c1, c2 = ratio(1 - alpha, g1_norm), alpha
         case "gsam":
-            c1, c2 = -alpha, 1 + alpha * ratio(dots.g1_g2, dots.g2_g2)
+            c1, c2 = -alpha, 1 + alpha * ratio(dots.a_b, dots.b_b)
         case "decoupled":
             c1, c2 = 1.0, 0.0
         case _:
@@ -86,18 +89,13 @@ def blend_weights(blend: str, alpha: Scalar, dots: Dots) -> tuple[Any, Any]:
 
 
 def weighted_sum(c1: Scalar, a: Tree, c2: Scalar, b: Tree) -> Tree:
-    """c1 a + c2 b, leaf by leaf, in the types of a."""
-    return jax.tree.map(lambda x, y: (c1 * wide(x) + c2 * wide(y)).astype(x.dtype), a, b)
+    """c1 a + c2 b, leaf by leaf."""
+    return jax.tree.map(lambda x, y: c1 * wide(x) + c2 * wide(y), a, b)
 
 
 def ratio(a: Scalar, b: Scalar) -> jax.Array:
     """a / b, and 0 where b is 0."""
     return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """`x` in float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from gnp_kernels import Implementation
+from gnp_kernels.trees import wide
 
-from gnp_scale.gnp.algebra import Dots, Scalar, Tree, blend_weights, dot, norm, perturb, ratio, weighted_sum, wide
+from gnp_scale import ops
+from gnp_scale.gnp.algebra import Blend, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
 from gnp_scale.gnp.parts import first_part, mean_over_axis, mean_over_parts
 from gnp_scale.gnp.settings import Gnp, Phase
+from gnp_scale.gnp.telemetry import blend_norm, geometry, settings
 
 
 class Penalized(NamedTuple):
@@ -25,7 +29,7 @@ class Penalized(NamedTuple):
     """Of the clean pass; of the only pass, which is perturbed, for the direction "momentum"."""
     aux: Any
     grad: Tree
-    """u, for the base optimizer; a tree like the parameters."""
+    """u, for the base optimizer; a tree like the parameters, or the `Blend` that it is, if that was asked for."""
     telemetry: dict[str, jax.Array]
     state: Tree
     """What the direction "reused" keeps for the next step; None for all others."""
@@ -84,8 +88,12 @@ def penalize(
     *,
     num_accumulated: int = 1,
     group_axis: str | None = None,
+    implementation: Implementation = "reference",
+    writes_u: bool = True,
 ) -> Callable[..., Penalized]:
-    """The whole step, for every variant: `fn(params, batch, *rest, step=, phase=, state=, momentum=) -> Penalized`.
+    """The whole step, for every variant.
+
+    It is `fn(params, batch, *rest, step=, phase=, state=, momentum=, copy=) -> Penalized`.
 
     Args:
         loss_fn: as for `value_and_grad`; with more than one part or group its aux is averaged over them.
@@ -94,12 +102,16 @@ def penalize(
         num_accumulated: equal parts of the batch that are computed one after the other, in every pass.
         group_axis: mesh axis whose shards hold the `perturb_groups`; when None the groups follow one after the other.
             Either way the groups are the same. On the axis, only the mean of u over the groups is communicated.
+        implementation: of norms and perturbation (`gnp_kernels`).
+        writes_u: whether `grad` is u; if not it is a `Blend`, for an update that blends as it goes.
 
     The function takes, besides the parameters and what `loss_fn` takes, `step` (for schedules), `phase` (static, from
     `Gnp.phases`), `state` (for the direction "reused": what the last step returned, a tree of zeros like the parameters
-    before the first) and `momentum` (for that direction: the optimizer's buffer, a tree like the parameters).
+    before the first), `momentum` (for that direction: the optimizer's buffer, a tree like the parameters) and `copy`
+    (the parameters in the type to differentiate in; when None, they are that themselves).
     """
-    passes = _Passes(jax.value_and_grad(loss_fn, has_aux=has_aux), has_aux, gnp, num_accumulated, group_axis)
+    gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)
+    passes = _Passes(gradient, has_aux, gnp, num_accumulated, group_axis, implementation, writes_u)
 
     def fn(
         params: Tree,
@@ -109,19 +121,21 @@ def penalize(
         phase: Phase = Phase.FULL,
         state: Tree = None,
         momentum: Tree = None,
+        copy: Tree = None,
     ) -> Penalized:
+        weights = _Weights(params, copy)
         if phase == Phase.PLAIN or gnp.is_plain:
-            return passes.plain(params, batch, rest, state)
+            return passes.plain(weights, batch, rest, state)
         _check_memory(gnp, phase, state, momentum)
         r, alpha = gnp.values(step)
         if gnp.direction == "momentum":
-            result = passes.along_momentum(params, batch, rest, r, momentum)
+            result = passes.along_momentum(weights, batch, rest, r, momentum)
         elif phase == Phase.REUSE:
-            result = passes.reusing(params, batch, rest, alpha, state)
+            result = passes.reusing(weights, batch, rest, alpha, state)
         else:
-            result = passes.both(params, batch, rest, r, alpha)
+            result = passes.both(weights, batch, rest, r, alpha)
         is_on = gnp.is_active(r, alpha)
-        return result._replace(telemetry=result.telemetry | _settings(r, alpha, is_on))
+        return result._replace(telemetry=result.telemetry | settings(r, alpha, is_on))
 
     return fn
 
@@ -136,6 +150,18 @@ def _check_memory(gnp: Gnp, phase: Phase, state: Tree, momentum: Tree) -> None:
         )
 
 
+class _Weights(NamedTuple):
+    """The parameters: the master, which is perturbed and updated, and its copy to differentiate at, if it has one."""
+
+    master: Tree
+    copy: Tree
+
+    @property
+    def differentiated(self) -> Tree:
+        """Where the clean pass takes its gradient."""
+        return self.master if self.copy is None else self.copy
+
+
 class _Passes(NamedTuple):
     """The passes of each phase."""
 
@@ -144,97 +170,97 @@ class _Passes(NamedTuple):
     gnp: Gnp
     num_accumulated: int
     group_axis: str | None
+    implementation: Implementation
+    writes_u: bool
 
-    def plain(self, params: Tree, batch: Tree, rest: Any, state: Tree) -> Penalized:
-        loss, aux, g1 = self.mean_gradient(params, batch, rest, self.num_accumulated)
-        g1_norm = norm(g1)
+    def plain(self, weights: _Weights, batch: Tree, rest: Any, state: Tree) -> Penalized:
+        loss, aux, g1 = self.mean_gradient(weights.differentiated, batch, rest, self.num_accumulated)
+        g1_norm = norm(g1, self.implementation)
         norms = {"grad_norm": g1_norm, "update_grad_norm": g1_norm}
-        return Penalized(loss, aux, g1, norms | _settings(0.0, 0.0, False), state, None)
+        u = self.written(Blend(1.0, g1, 0.0, None), weights)
+        return Penalized(loss, aux, u, norms | settings(0.0, 0.0, False), state, None)
 
-    def along_momentum(self, params: Tree, batch: Tree, rest: Any, r: Scalar, momentum: Tree) -> Penalized:
-        w = self.perturbed(params, jax.tree.map(jnp.negative, momentum), r)
-        loss, aux, g2 = self.mean_gradient(w, batch, rest, self.num_accumulated)
-        g2_norm = norm(g2)
+    def along_momentum(self, weights: _Weights, batch: Tree, rest: Any, r: Scalar, momentum: Tree) -> Penalized:
+        moved = self.perturbed(weights, jax.tree.map(jnp.negative, momentum), r)
+        loss, aux, g2 = self.mean_gradient(moved, batch, rest, self.num_accumulated)
+        g2_norm = norm(g2, self.implementation)
         telemetry = {"loss_perturbed": wide(loss), "grad_norm_perturbed": g2_norm, "update_grad_norm": g2_norm}
-        return Penalized(loss, aux, g2, telemetry, None, None)
+        return Penalized(loss, aux, self.written(Blend(1.0, g2, 0.0, None), weights), telemetry, None, None)
 
-    def reusing(self, params: Tree, batch: Tree, rest: Any, alpha: Scalar, kept: Tree) -> Penalized:
+    def reusing(self, weights: _Weights, batch: Tree, rest: Any, alpha: Scalar, kept: Tree) -> Penalized:
         """u = g1 + alpha * ||g1|| / ||kept|| * kept (arXiv 2203.02714, algorithm 1)."""
-        loss, aux, g1 = self.mean_gradient(params, batch, rest, self.num_accumulated)
-        g1_norm = norm(g1)
-        u = weighted_sum(1.0, g1, alpha * ratio(g1_norm, norm(kept)), kept)
-        return Penalized(loss, aux, u, {"grad_norm": g1_norm, "update_grad_norm": norm(u)}, kept, None)
+        loss, aux, g1 = self.mean_gradient(weights.differentiated, batch, rest, self.num_accumulated)
+        dots = ops.dots(g1, kept, implementation=self.implementation)
+        g1_norm = jnp.sqrt(dots.a_a)
+        # Division by an infinite norm would hide it.
+        c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
+        telemetry = {"grad_norm": g1_norm, "update_grad_norm": blend_norm(1.0, c2, dots)}
+        return Penalized(loss, aux, self.written(Blend(1.0, g1, c2, kept), weights), telemetry, kept, None)
 
-    def both(self, params: Tree, batch: Tree, rest: Any, r: Scalar, alpha: Scalar) -> Penalized:
+    def both(self, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar) -> Penalized:
         num_groups = self.gnp.perturb_groups
         parts_per_group = self.num_accumulated if self.group_axis else max(1, self.num_accumulated // num_groups)
 
         def of_group(group: Tree, shared: Any) -> Penalized:
-            params, rest, r, alpha = shared
+            weights, rest, r, alpha = shared
             ascent_part = first_part(group, self.gnp.ascent_fraction)
-            loss, aux, g1 = self.mean_gradient(params, ascent_part, rest, parts_per_group)
-            w = self.perturbed(params, g1, r)
-            loss_perturbed, _, g2 = self.mean_gradient(w, group, rest, parts_per_group)
-            return _blend(self.gnp, r, alpha, loss, aux, g1, loss_perturbed, g2)
+            loss, aux, g1 = self.mean_gradient(weights.differentiated, ascent_part, rest, parts_per_group)
+            moved = self.perturbed(weights, g1, r)
+            loss_perturbed, _, g2 = self.mean_gradient(moved, group, rest, parts_per_group)
+            result = self.blended(r, alpha, loss, aux, g1, loss_perturbed, g2)
+            # Of groups, it is the mean of u that goes on.
+            return result if num_groups == 1 else result._replace(grad=result.grad.like(weights.master))
 
-        shared = (params, rest, r, alpha)
-        if self.group_axis and num_groups > 1:
+        shared = (weights, rest, r, alpha)
+        if num_groups == 1:
+            result = of_group(batch, shared)
+            return result._replace(grad=self.written(result.grad, weights))
+        if self.group_axis:
             result = mean_over_axis(of_group, self.group_axis, batch, shared)
         else:
             result = mean_over_parts(partial(of_group, shared=shared), num_groups, batch)
-        if num_groups > 1:
-            # The norm of the mean, which is not the mean of the norms.
-            return result._replace(telemetry=result.telemetry | {"update_grad_norm": norm(result.grad)})
-        return result
+        # The norm of the mean, which is not the mean of the norms.
+        telemetry = result.telemetry | {"update_grad_norm": norm(result.grad, self.implementation)}
+        u = self.written(Blend(1.0, result.grad, 0.0, None), weights)
+        return result._replace(grad=u, telemetry=telemetry)
 
     def mean_gradient(self, params: Tree, batch: Tree, rest: Any, num_parts: int) -> tuple[jax.Array, Any, Tree]:
-        """(loss, aux, gradient), each the mean over the parts of `batch`."""
+        """(loss, aux, gradient), each the mean over the parts of `batch`; sums of parts are in float32 at least."""
 
         def of_part(part: Tree) -> tuple[jax.Array, Any, Tree]:
             value, g = self.gradient(params, part, *rest)
             loss, aux = value if self.has_aux else (value, None)
-            return loss, aux, g
+            return loss, aux, g if num_parts == 1 else jax.tree.map(wide, g)
 
         return mean_over_parts(of_part, num_parts, batch)
 
-    def perturbed(self, params: Tree, direction: Tree, r: Scalar) -> Tree:
-        return perturb(params, direction, r, adaptive=self.gnp.metric == "adaptive", mask=self.gnp.mask)
+    def perturbed(self, weights: _Weights, direction: Tree, r: Scalar) -> Tree:
+        """Parameters to differentiate at, moved by r along `direction`."""
+        return perturb(
+            weights.master,
+            direction,
+            r,
+            adaptive=self.gnp.metric == "adaptive",
+            mask=self.gnp.mask,
+            dtype=None if weights.copy is None else jax.tree.leaves(weights.copy)[0].dtype,
+            implementation=self.implementation,
+        )
 
+    def blended(
+        self, r: Scalar, alpha: Scalar, loss: jax.Array, aux: Any, g1: Tree, loss_perturbed: jax.Array, g2: Tree
+    ) -> Penalized:
+        gnp, dots = self.gnp, ops.dots(g1, g2, implementation=self.implementation)
+        where_on = partial(jnp.where, gnp.is_active(r, alpha))
+        c1, c2 = blend_weights(gnp.blend, alpha, dots)
+        # Where a schedule is at 0, u is the plain gradient to the bit, whatever g2 is.
+        blend = Blend(where_on(c1, 1.0), g1, where_on(c2, 0.0), g2)
+        kept = weighted_sum(1.0, g2, -ratio(dots.a_b, dots.a_a), g1) if gnp.direction == "reused" else None
+        displacement = None
+        if gnp.blend == "decoupled":
+            displacement = jax.tree.map(where_on, weighted_sum(alpha, g2, -alpha, g1), jax.tree.map(jnp.zeros_like, g1))
+        telemetry = {"loss_perturbed": wide(loss_perturbed), **geometry(gnp, dots, r, blend)}
+        return Penalized(loss, aux, blend, telemetry, kept, displacement)
 
-def _blend(
-    gnp: Gnp, r: Scalar, alpha: Scalar, loss: jax.Array, aux: Any, g1: Tree, loss_perturbed: jax.Array, g2: Tree
-) -> Penalized:
-    dots = Dots(dot(g1, g1), dot(g1, g2), dot(g2, g2))
-    is_on = gnp.is_active(r, alpha)
-    c1, c2 = blend_weights(gnp.blend, alpha, dots)
-    # Where a schedule is at 0, u is the plain gradient to the bit, whatever g2 is.
-    where_on = partial(jnp.where, is_on)
-    u = jax.tree.map(where_on, weighted_sum(c1, g1, c2, g2), g1)
-    c1, c2 = where_on(c1, 1.0), where_on(c2, 0.0)
-    kept = weighted_sum(1.0, g2, -ratio(dots.g1_g2, dots.g1_g1), g1) if gnp.direction == "reused" else None
-    displacement = None
-    if gnp.blend == "decoupled":
-        displacement = jax.tree.map(where_on, weighted_sum(alpha, g2, -alpha, g1), jax.tree.map(jnp.zeros_like, g1))
-    telemetry = {"loss_perturbed": wide(loss_perturbed), **_geometry(gnp, dots, r, c1, c2)}
-    return Penalized(loss, aux, u, telemetry, kept, displacement)
-
-
-def _geometry(gnp: Gnp, dots: Dots, r: Scalar, c1: Scalar, c2: Scalar) -> dict[str, jax.Array]:
-    norm1, norm2 = jnp.sqrt(dots.g1_g1), jnp.sqrt(dots.g2_g2)
-    # ||u||^2 from the inner products, so that u is not read again; rounding must not make it negative.
-    u_u = c1**2 * dots.g1_g1 + 2 * c1 * c2 * dots.g1_g2 + c2**2 * dots.g2_g2
-    geometry = {
-        "grad_norm": norm1,
-        "grad_norm_perturbed": norm2,
-        "update_grad_norm": jnp.sqrt(jnp.maximum(u_u, 0)),
-        "cosine": ratio(dots.g1_g2, norm1 * norm2),
-    }
-    # g2 - g1 is r times the curvature along g1 only where eps goes along g1, and both are of the same examples.
-    if gnp.metric == "euclidean" and gnp.mask is None and gnp.ascent_fraction == 1:
-        geometry["curvature"] = ratio(ratio(dots.g1_g2, norm1) - norm1, r)
-    return geometry
-
-
-def _settings(r: Scalar, alpha: Scalar, is_on: Any) -> dict[str, jax.Array]:
-    settings = {"r": r, "alpha": alpha, "lambda": r * alpha, "on": is_on}
-    return {name: jnp.asarray(value, jnp.float32) for name, value in settings.items()}
+    def written(self, blend: Blend, weights: _Weights) -> Tree:
+        """u in the types of the master, or the blend as it is for an update that fuses it."""
+        return blend.like(weights.master) if self.writes_u else blend

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from gnp_kernels import dots
 
-from gnp_scale.gnp.algebra import Dots, Tree, blend_weights, dot, perturb, weighted_sum
+from gnp_scale.gnp.algebra import Blend, Tree, blend_weights, perturb
 from gnp_scale.gnp.settings import Gnp
 
 
@@ -59,8 +60,8 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
         def penalised(g1: Tree) -> Tree:
             r, alpha = gnp.values(state.count)
             g2 = grad_fn(perturb(params, g1, r, adaptive=gnp.metric == "adaptive", mask=gnp.mask))
-            weights = blend_weights(gnp.blend, alpha, Dots(dot(g1, g1), dot(g1, g2), dot(g2, g2)))
-            return weighted_sum(weights[0], g1, weights[1], g2)
+            weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="reference"))
+            return Blend(weights[0], g1, weights[1], g2).like(params)
 
         is_always_on = gnp.gate is None and not any(callable(value) for value in (gnp.r, gnp.alpha, gnp.lam))
         if gnp.is_plain:

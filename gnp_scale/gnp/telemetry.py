@@ -1,0 +1,36 @@
+"""Scalars to watch that cost nothing: both gradients and their inner products exist already."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from gnp_kernels import Dots
+
+from gnp_scale.gnp.algebra import Blend, Scalar, ratio
+from gnp_scale.gnp.settings import Gnp
+
+
+def blend_norm(c1: Scalar, c2: Scalar, dots: Dots) -> jax.Array:
+    """||c1 g1 + c2 g2|| from the inner products, so that u is not read again; rounding must not make it negative."""
+    return jnp.sqrt(jnp.maximum(c1**2 * dots.a_a + 2 * c1 * c2 * dots.a_b + c2**2 * dots.b_b, 0))
+
+
+def geometry(gnp: Gnp, dots: Dots, r: Scalar, blend: Blend) -> dict[str, jax.Array]:
+    """What the inner products of g1 and g2 say of the step."""
+    norm1, norm2 = jnp.sqrt(dots.a_a), jnp.sqrt(dots.b_b)
+    scalars = {
+        "grad_norm": norm1,
+        "grad_norm_perturbed": norm2,
+        "update_grad_norm": blend_norm(blend.c1, blend.c2, dots),
+        "cosine": ratio(dots.a_b, norm1 * norm2),
+    }
+    # g2 - g1 is r times the curvature along g1 only where eps goes along g1, and both are of the same examples.
+    if gnp.metric == "euclidean" and gnp.mask is None and gnp.ascent_fraction == 1:
+        scalars["curvature"] = ratio(ratio(dots.a_b, norm1) - norm1, r)
+    return scalars
+
+
+def settings(r: Scalar, alpha: Scalar, is_on: Any) -> dict[str, jax.Array]:
+    """The settings of the penalty at this step."""
+    scalars = {"r": r, "alpha": alpha, "lambda": r * alpha, "on": is_on}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}

@@ -1,0 +1,80 @@
+"""u = c1 g1 + c2 g2 and one step of SGD or AdamW with it, without ever writing u."""
+
+import jax
+
+from gnp_kernels import dispatch
+from gnp_kernels.blend_update.reference import AdamW, Coefficients, Sgd, Updated
+from gnp_kernels.dispatch import Implementation
+from gnp_kernels.trees import Scalar, Tree, check_alike
+
+__all__ = ["AdamW", "Sgd", "Updated", "blend_update"]
+
+
+def blend_update(
+    params: Tree,
+    g1: Tree,
+    g2: Tree,
+    moments: tuple[Tree, ...],
+    *,
+    rule: Sgd | AdamW,
+    c1: Scalar,
+    c2: Scalar = 0.0,
+    learning_rate: Scalar,
+    count: jax.typing.ArrayLike = 0,
+    decay_mask: Tree = None,
+    restore_scale: Scalar | None = None,
+    copy_dtype: jax.typing.DTypeLike | None = None,
+    implementation: Implementation = "auto",
+) -> Updated:
+    """w, moments -> w - learning_rate * (rule(u, moments) + weight_decay * w) with u = c1 g1 + c2 g2, in float32.
+
+    The blend "paper" has c1 = 1 - alpha and c2 = alpha; "gsam" (arXiv 2203.08065) c1 = -alpha and
+    c2 = 1 + alpha <g1, g2> / <g2, g2>. To clip u by its norm, multiply both by max_norm / ||u|| where that is below 1:
+    ||u||^2 = c1^2 <g1, g1> + 2 c1 c2 <g1, g2> + c2^2 <g2, g2>.
+
+    Args:
+        params: float32 master parameters; overwritten in place by the kernels where the program allows it.
+        g1: a tree like `params`, of float32 or bfloat16.
+        g2: the same, or None for u = c1 g1. Where c2 is 0 it does not count, even if it is not finite.
+        moments: float32 trees like `params`: (momentum,) for `Sgd`, () without momentum, (mean, square) for `AdamW`.
+        rule: the base optimizer, with its constants.
+        c1, c2, learning_rate: numbers or float32 scalars.
+        count: number of updates made before this one, for the bias corrections of AdamW.
+        decay_mask: None, or a tree of bool like `params`: which parameters `rule.weight_decay` acts on.
+        restore_scale: when given, `params` are w + restore_scale * g1, perturbed in place; w is recovered first, to
+            within 1 ulp of the larger of |w| and |w + restore_scale * g1|.
+        copy_dtype: when given, the new parameters are returned in this type as well.
+        implementation: see `dispatch.implementation_of`.
+
+    Returns:
+        `Updated`.
+
+    Raises:
+        ValueError: the trees do not fit each other, or the rule.
+        UnsupportedError: no implementation fits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w, g1, g2 = jnp.array([1.0]), jnp.array([1.0]), jnp.array([2.0])
+        >>> print(blend_update(w, g1, g2, (), rule=Sgd(), c1=0.5, c2=0.5, learning_rate=0.1).params)
+        [0.85]
+    """
+    decay_mask = jax.tree.map(lambda _: True, params) if decay_mask is None else decay_mask
+    check_alike(params=params, g1=g1, **{} if g2 is None else {"g2": g2})
+    if len(moments) != rule.num_moments:
+        raise ValueError(
+            f"{rule} keeps {rule.num_moments} moments. Got {len(moments)}. Pass a tuple of that many trees."
+        )
+    for moment in moments:
+        check_alike(params=params, moment=moment)
+    return dispatch.call(
+        "blend_update",
+        "blend_update",
+        implementation,
+        (params, g1, g2, moments),
+        coefficients=Coefficients.of(rule, c1, c2, learning_rate, count, restore_scale),
+        rule=rule,
+        decay_mask=decay_mask,
+        restores=restore_scale is not None,
+        copy_dtype=copy_dtype,
+    )

@@ -1,0 +1,78 @@
+"""Which implementation of an operation runs: the one that is named, or the first that fits the platform."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from gnp_kernels.trees import Tree
+
+type Implementation = Literal["auto", "reference", "pallas", "triton"]
+
+_MODULES = {"pallas": "pallas_tpu", "triton": "triton", "reference": "reference"}
+_PLATFORMS = {"pallas": ("tpu",), "triton": ("cuda", "rocm", "gpu")}
+_KERNEL_TYPES = (jnp.float32, jnp.bfloat16)
+
+
+class UnsupportedError(ValueError):
+    """No implementation fits, or the one that was named does not."""
+
+
+def implementation_of(op: str, implementation: Implementation, trees: Tree) -> ModuleType:
+    """The module that implements `op` for `trees`.
+
+    "auto" takes Pallas on TPUs, Triton on GPUs, and plain JAX elsewhere and where those refuse. A named implementation
+    is taken whatever the platform is, so that a program can be lowered for hardware that is not there; it is never
+    replaced by another.
+
+    Raises:
+        UnsupportedError: the named one, or every one, refuses; the message holds each refusal.
+    """
+    if implementation != "auto" and implementation not in _MODULES:
+        raise UnsupportedError(
+            f"An implementation is auto, {', '.join(_MODULES)}. Got {implementation!r}. Name one of those."
+        )
+    refusals = {}
+    for name in _MODULES if implementation == "auto" else (implementation,):
+        refusal = _platform_refusal(name) if implementation == "auto" else None
+        refusal = refusal or _refusal(name, trees)
+        if refusal is None:
+            return importlib.import_module(f"gnp_kernels.{op}.{_MODULES[name]}")
+        refusals[name] = refusal
+    reasons = "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
+    raise UnsupportedError(f"No implementation of {op} fits. {reasons}. Change what is named there.")
+
+
+def platform() -> str:
+    """Platform that is traced for: that of the current mesh where it has one, else of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else _platform_of_kind(device.device_kind)
+
+
+def _platform_of_kind(kind: str) -> str:
+    if kind.startswith("TPU"):
+        return "tpu"
+    return "cpu" if kind == "cpu" else "gpu"
+
+
+def _platform_refusal(name: str) -> str | None:
+    if name not in _PLATFORMS or platform() in _PLATFORMS[name]:
+        return None
+    return f"runs on {_PLATFORMS[name][0]}, and this is {platform()}"
+
+
+def _refusal(name: str, trees: Tree) -> str | None:
+    if name == "triton" and importlib.util.find_spec("jax_triton") is None:
+        return "needs jax-triton (pip install jax-triton)"
+    types = {jnp.result_type(x) for x in jax.tree.leaves(trees)}
+    known = [t for t in types if (jnp.issubdtype(t, jnp.floating) if name == "reference" else t in _KERNEL_TYPES)]
+    strange = sorted(str(t) for t in types - set(known))
+    return f"has no arrays of type {', '.join(strange)}" if strange else None
+
+
+def call(op: str, function: str, implementation: Implementation, trees: tuple[Tree, ...], **options: Any) -> Any:
+    """`function(*trees, **options)` of the module that implements `op`."""
+    return getattr(implementation_of(op, implementation, trees), function)(*trees, **options)

@@ -1,0 +1,1 @@
+"""Parameters moved along a direction."""

@@ -1,0 +1,59 @@
+"""w + scale * g, or w + scale * w^2 g in the adaptive metric, in the type to compute with."""
+
+import jax
+
+from gnp_kernels import dispatch
+from gnp_kernels.dispatch import Implementation
+from gnp_kernels.trees import Scalar, Tree, check_alike
+
+
+def perturb(
+    params: Tree,
+    grads: Tree,
+    scale: Scalar,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    adaptive: bool = False,
+    mask: Tree = None,
+    seed: jax.Array | None = None,
+    implementation: Implementation = "auto",
+) -> Tree:
+    """w + scale * g, computed in float32 and then rounded to `dtype`.
+
+    Args:
+        params: the float32 master parameters; they are only read.
+        grads: a tree like `params`, of float32 or bfloat16.
+        scale: r / ||g||, a number or scalar; r / ||w g|| in the adaptive metric. NaN makes the result NaN.
+        dtype: type of the result; that of each parameter when None.
+        adaptive: w + scale * w^2 g (ASAM, arXiv 2102.11600, with T = |w|).
+        mask: None, or a tree of bool like `params`: where False, the result is w in the type `dtype`.
+        seed: None rounds to nearest even. A uint32 scalar rounds stochastically, for a result in bfloat16: up with the
+            probability of the part that is lost, from a hash of seed, leaf and element, the same in every
+            implementation. What is not finite is rounded to nearest.
+        implementation: see `dispatch.implementation_of`.
+
+    Returns:
+        A tree like `params`.
+
+    Raises:
+        ValueError: the trees do not fit each other.
+        UnsupportedError: no implementation fits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(perturb(jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0]), 0.5))
+        [1.  2.5]
+    """
+    mask = jax.tree.map(lambda _: True, params) if mask is None else mask
+    check_alike(params=params, grads=grads)
+    return dispatch.call(
+        "perturb",
+        "perturb",
+        implementation,
+        (params, grads),
+        scale=scale,
+        dtype=dtype,
+        adaptive=adaptive,
+        mask=mask,
+        seed=seed,
+    )

@@ -1,0 +1,48 @@
+"""||a||^2, and the three inner products of two trees."""
+
+import jax
+
+from gnp_kernels import dispatch
+from gnp_kernels.dispatch import Implementation
+from gnp_kernels.squared_norm.reference import Dots
+from gnp_kernels.trees import Tree, check_alike
+
+__all__ = ["Dots", "dots", "squared_norm"]
+
+
+def squared_norm(tree: Tree, *, weights: Tree = None, implementation: Implementation = "auto") -> jax.Array:
+    """||a||^2 over all leaves, or sum (w a)^2 with `weights`, for the adaptive metric.
+
+    Args:
+        tree: float32 or bfloat16 arrays of any shapes.
+        weights: None, or a tree like `tree`.
+        implementation: see `dispatch.implementation_of`.
+
+    Returns:
+        A float32 scalar (float64 where the reference gets float64), accumulated in that type: the relative error grows
+        with the logarithm of the number of elements, as every implementation sums blocks. 0 for a tree without leaves.
+
+    Raises:
+        ValueError: the trees do not fit each other.
+        UnsupportedError: no implementation fits.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(squared_norm({"kernel": jnp.array([3.0, 4.0])}))
+        25.0
+    """
+    if weights is not None:
+        check_alike(tree=tree, weights=weights)
+    return dispatch.call("squared_norm", "squared_norm", implementation, (tree, weights))
+
+
+def dots(a: Tree, b: Tree, *, implementation: Implementation = "auto") -> Dots:
+    """(<a, a>, <a, b>, <b, b>) over all leaves, in one pass over both trees; else as `squared_norm`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(*dots(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])))
+        5.0 3.0 9.0
+    """
+    check_alike(a=a, b=b)
+    return dispatch.call("squared_norm", "dots", implementation, (a, b))

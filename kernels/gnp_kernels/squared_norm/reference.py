@@ -1,0 +1,33 @@
+"""Inner products in plain JAX."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gnp_kernels.trees import Tree, wide
+
+
+class Dots(NamedTuple):
+    """The inner products of two trees, float32 scalars."""
+
+    a_a: jax.Array
+    a_b: jax.Array
+    b_b: jax.Array
+
+
+def squared_norm(tree: Tree, weights: Tree = None) -> jax.Array:
+    """Sum of a^2, or of (w a)^2."""
+    if weights is not None:
+        tree = jax.tree.map(lambda x, w: wide(x) * wide(w), tree, weights)
+    return _dot(tree, tree)
+
+
+def dots(a: Tree, b: Tree) -> Dots:
+    """The three inner products."""
+    return Dots(_dot(a, a), _dot(a, b), _dot(b, b))
+
+
+def _dot(a: Tree, b: Tree) -> jax.Array:
+    products = jax.tree.map(lambda x, y: jnp.sum(wide(x) * wide(y)), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))

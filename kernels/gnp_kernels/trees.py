@@ -1,0 +1,31 @@
+"""Trees of arrays, and the precision that they are computed in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+type Tree = Any
+type Scalar = float | jax.Array
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_alike(**trees: Tree) -> None:
+    """Raises ValueError unless all trees have the structure and the shapes of the first."""
+    (first_name, first), *others = trees.items()
+    for name, tree in others:
+        if jax.tree.structure(tree) != jax.tree.structure(first):
+            raise ValueError(
+                f"{first_name} and {name} are trees of one structure. Got {jax.tree.structure(first)} and "
+                f"{jax.tree.structure(tree)}. Pass trees with the same keys."
+            )
+        for (path, x), y in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(tree), strict=True):
+            if jnp.shape(x) != jnp.shape(y):
+                raise ValueError(
+                    f"{first_name} and {name} hold arrays of the same shapes. Got {jnp.shape(x)} and {jnp.shape(y)} "
+                    f"at {jax.tree_util.keystr(path)}. Pass arrays that fit."
+                )
