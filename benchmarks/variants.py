@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from gnp_kernels.timing import interleave
 
 from benchmarks.tasks import MODELS, SETTING, compile_steps, make_task, updates
-from benchmarks.timing import interleave, write_report
+from benchmarks.timing import write_report
 from gnp_scale.config import GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh

@@ -77,19 +77,16 @@ def fused_update(
     assert rule is not None, config.optim.name
     names = ("trace",) if isinstance(rule, Sgd) else ("mu", "nu")
     names = names[: rule.num_moments]
-    # The optimizer's own count, which does not count steps that were skipped.
-    count = opt_state[-1].count
+    count = optim.num_updates(opt_state)
+    rate = optim.learning_rate(config.optim, config.train.num_steps)
     clip = _clip_factor(blend_norm, config.optim.clip_norm)
     new = ops.blend_update(
         params,
         blend.g1,
         blend.g2,
         tuple(optax.tree.get(opt_state, name) for name in names),
+        {"c1": clip * blend.c1, "c2": clip * blend.c2, "learning_rate": rate(count), "count": count},
         rule=rule,
-        c1=clip * blend.c1,
-        c2=clip * blend.c2,
-        learning_rate=jnp.asarray(optim.learning_rate(config.optim, config.train.num_steps)(count)),
-        count=count,
         decay_mask=optim.decay_mask(params, config.optim),
         copy_dtype=copy_dtype,
         implementation=implementation,

@@ -5,10 +5,10 @@ With the implementation "reference" each operation is plain JAX on whole arrays,
 `shard_map` took over. Sums are reduced over the axes that a leaf is sharded over, so that copies count once.
 """
 
-from collections import defaultdict
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import gnp_kernels
 import jax
@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec as P
 
 type Tree = Any
 type Scalar = float | jax.Array
-type Leaves = list[jax.Array]
 
 
 @jax.named_scope("gnp_norm")
@@ -26,17 +25,26 @@ def squared_norm(tree: Tree, weights: Tree = None, *, implementation: Implementa
     """||a||^2, or sum (w a)^2 with `weights`; a scalar, the same on every device."""
     if implementation == "reference":
         return gnp_kernels.squared_norm(tree, weights=weights, implementation=implementation)
-    trees = (tree,) if weights is None else (tree, weights)
-    return _sum_of_shards(
-        lambda a, w=None: gnp_kernels.squared_norm(a, weights=w, implementation=implementation), *trees
-    )
+    shards = _Shards.of(tree)
+
+    def on_shards(tree: Tree, weights: Tree) -> jax.Array:
+        op = partial(gnp_kernels.squared_norm, weights=weights, implementation=implementation)
+        return shards.sum_over_mesh(op(tree, shares=shards.shares))
+
+    return _on_shards(on_shards, tree, weights, out_specs=P())
 
 
 @jax.named_scope("gnp_norm")
 def dots(a: Tree, b: Tree, *, implementation: Implementation) -> Dots:
     """(<a, a>, <a, b>, <b, b>); scalars, the same on every device."""
-    op = partial(gnp_kernels.dots, implementation=implementation)
-    return op(a, b) if implementation == "reference" else _sum_of_shards(op, a, b)
+    if implementation == "reference":
+        return gnp_kernels.dots(a, b, implementation=implementation)
+    shards = _Shards.of(a)
+
+    def on_shards(a: Tree, b: Tree) -> jax.Array:
+        return shards.sum_over_mesh(gnp_kernels.dots(a, b, shares=shards.shares, implementation=implementation))
+
+    return Dots(*_on_shards(on_shards, a, b, out_specs=P()))
 
 
 @jax.named_scope("gnp_perturb")
@@ -63,84 +71,62 @@ def blend_update(
     g1: Tree,
     g2: Tree,
     moments: tuple[Tree, ...],
+    scalars: dict[str, Any],
     *,
     rule: Sgd | AdamW,
-    c1: Scalar,
-    c2: Scalar,
-    learning_rate: Scalar,
-    count: Any,
     decay_mask: Tree,
     implementation: Implementation,
     copy_dtype: jax.typing.DTypeLike | None = None,
 ) -> Updated:
-    """Blend and update; see `gnp_kernels.blend_update`."""
-    op: Any = partial(gnp_kernels.blend_update, rule=rule, copy_dtype=copy_dtype, implementation=implementation)
-    structure, decays = jax.tree.structure(params), jax.tree.leaves(decay_mask)
-    groups = _leaves_by_axes(params)
+    """Blend and update, with `scalars` c1, c2, learning_rate and count; see `gnp_kernels.blend_update`."""
+    shards, specs = _Shards.of(params), _specs(params)
 
-    def update_shards(columns: list[Leaves], scalars: dict[str, jax.Array]) -> tuple[Any, ...]:
-        parts = []
-        for axes, places in groups.items():
-            w, d1, d2, *m = ([column[i] for i in places] for column in columns)
-            part = op(w, d1, d2 or None, tuple(m), decay_mask=[decays[i] for i in places], **scalars)
-            sums = _sum_over(axes, (part.update_squared_norm, part.params_squared_norm))
-            parts.append(Updated(part.params, part.moments, part.copy, *sums))
-        return _merged(parts, [i for places in groups.values() for i in places])
+    def on_shards(trees: tuple[Tree, ...], scalars: dict[str, jax.Array]) -> tuple[Any, ...]:
+        new = gnp_kernels.blend_update(
+            *trees,
+            rule=rule,
+            decay_mask=decay_mask,
+            copy_dtype=copy_dtype,
+            shares=shards.shares,
+            implementation=implementation,
+            **scalars,
+        )
+        return *new[:3], shards.sum_over_mesh(new[3:])
 
-    columns = [jax.tree.leaves(tree) for tree in (params, g1, g2, *moments)]
-    scalars = {"c1": c1, "c2": c2, "learning_rate": learning_rate, "count": count}
-    specs = _specs(columns[0])
-    out_specs = (specs, (specs,) * rule.num_moments, specs if copy_dtype else None, P(), P())
-    new = _on_shards(update_shards, columns, jax.tree.map(jnp.asarray, scalars), out_specs=out_specs)
-    w, m, copy, *sums = new
-    copy = None if copy is None else structure.unflatten(copy)
-    return Updated(structure.unflatten(w), tuple(map(structure.unflatten, m)), copy, *sums)
+    arguments = (params, g1, g2, moments), jax.tree.map(jnp.asarray, scalars)
+    out_specs = (specs, (specs,) * rule.num_moments, None if copy_dtype is None else specs, P())
+    *trees, squared_norms = _on_shards(on_shards, *arguments, out_specs=out_specs)
+    return Updated(*trees, *squared_norms)
 
 
-def _merged(parts: list[Updated], order: list[int]) -> tuple[Any, ...]:
-    """The leaves of all parts as they were before they were grouped, and the sums of their sums."""
+class _Shards(NamedTuple):
+    """How the leaves of a tree lie on the mesh."""
 
-    def merged(*lists: Leaves) -> Leaves:
-        leaves = dict(zip(order, (leaf for part in lists for leaf in part), strict=True))
-        return [leaves[i] for i in range(len(order))]
+    axes: tuple[str, ...]
+    """Mesh axes that any leaf is sharded over."""
+    shares: tuple[float, ...]
+    """1 / copies of each leaf on the devices along those axes."""
 
-    w, m, copy, *sums = zip(*parts, strict=True)
-    copy = None if copy[0] is None else merged(*copy)
-    return merged(*w), tuple(merged(*moment) for moment in zip(*m, strict=True)), copy, *map(sum, sums)
+    @classmethod
+    def of(cls, tree: Tree) -> Self:
+        sizes = jax.sharding.get_abstract_mesh().shape
+        axes_of = [_axes(leaf) for leaf in jax.tree.leaves(tree)]
+        axes = tuple(sorted(set().union(*axes_of)))
+        return cls(axes, tuple(1 / math.prod(sizes[axis] for axis in axes if axis not in own) for own in axes_of))
 
-
-def _sum_of_shards(op: Callable[..., Any], *trees: Tree) -> Any:
-    """`op`, a sum over elements, of whole trees."""
-    groups = _leaves_by_axes(trees[0])
-
-    def sum_shards(*columns: Leaves) -> Any:
-        parts = [
-            _sum_over(axes, op(*([column[i] for i in places] for column in columns))) for axes, places in groups.items()
-        ]
-        return jax.tree.map(lambda *sums: sum(sums), *parts)
-
-    return _on_shards(sum_shards, *map(jax.tree.leaves, trees), out_specs=P())
+    def sum_over_mesh(self, sums: Any) -> jax.Array:
+        """The sums of all shards, in one message."""
+        stacked = jnp.stack(sums) if isinstance(sums, tuple) else sums
+        return jax.lax.psum(stacked, self.axes) if self.axes else stacked
 
 
-def _sum_over(axes: tuple[str, ...], sums: Any) -> Any:
-    return jax.lax.psum(sums, axes) if axes else sums
-
-
-def _leaves_by_axes(tree: Tree) -> dict[tuple[str, ...], list[int]]:
-    """Places of the leaves that are sharded over the same mesh axes."""
-    groups = defaultdict(list)
-    for place, leaf in enumerate(jax.tree.leaves(tree)):
-        names = {name for entry in _spec(leaf) for name in (entry if isinstance(entry, tuple) else (entry,)) if name}
-        groups[tuple(sorted(names))].append(place)
-    return dict(groups)
-
-
-def _spec(x: jax.Array) -> P:
-    return jax.typeof(x).sharding.spec
+def _axes(x: jax.Array) -> set[str]:
+    entries = jax.typeof(x).sharding.spec
+    return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,)) if name}
 
 
 def _specs(tree: Tree) -> Tree:
-    return jax.tree.map(_spec, tree)
+    return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
 
 
 def _on_shards(fn: Callable[..., Any], *args: Any, out_specs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-from types import ModuleType
 from typing import Any, Literal
 
 import jax
@@ -12,7 +11,7 @@ from gnp_kernels.trees import Tree
 
 type Implementation = Literal["auto", "reference", "pallas", "triton"]
 
-_MODULES = {"pallas": "pallas_tpu", "triton": "triton", "reference": "reference"}
+_MODULES: dict[Implementation, str] = {"pallas": "pallas_tpu", "triton": "triton", "reference": "reference"}
 _PLATFORMS = {"pallas": ("tpu",), "triton": ("cuda", "rocm", "gpu")}
 _KERNEL_TYPES = (jnp.float32, jnp.bfloat16)
 
@@ -21,8 +20,8 @@ class UnsupportedError(ValueError):
     """No implementation fits, or the one that was named does not."""
 
 
-def implementation_of(op: str, implementation: Implementation, trees: Tree) -> ModuleType:
-    """The module that implements `op` for `trees`.
+def choose(op: str, implementation: Implementation, trees: Tree) -> Implementation:
+    """The implementation of `op` for `trees`.
 
     "auto" takes Pallas on TPUs, Triton on GPUs, and plain JAX elsewhere and where those refuse. A named implementation
     is taken whatever the platform is, so that a program can be lowered for hardware that is not there; it is never
@@ -35,12 +34,12 @@ def implementation_of(op: str, implementation: Implementation, trees: Tree) -> M
         raise UnsupportedError(
             f"An implementation is auto, {', '.join(_MODULES)}. Got {implementation!r}. Name one of those."
         )
-    refusals = {}
+    refusals: dict[Implementation, str] = {}
     for name in _MODULES if implementation == "auto" else (implementation,):
         refusal = _platform_refusal(name) if implementation == "auto" else None
         refusal = refusal or _refusal(name, trees)
         if refusal is None:
-            return importlib.import_module(f"gnp_kernels.{op}.{_MODULES[name]}")
+            return name
         refusals[name] = refusal
     reasons = "; ".join(f"{name}: {refusal}" for name, refusal in refusals.items())
     raise UnsupportedError(f"No implementation of {op} fits. {reasons}. Change what is named there.")
@@ -75,4 +74,8 @@ def _refusal(name: str, trees: Tree) -> str | None:
 
 def call(op: str, function: str, implementation: Implementation, trees: tuple[Tree, ...], **options: Any) -> Any:
     """`function(*trees, **options)` of the module that implements `op`."""
-    return getattr(implementation_of(op, implementation, trees), function)(*trees, **options)
+    # Until every back end takes them.
+    if options.get("shares", 0) is None:
+        del options["shares"]
+    module = _MODULES[choose(op, implementation, trees)]
+    return getattr(importlib.import_module(f"gnp_kernels.{op}.{module}"), function)(*trees, **options)

@@ -1,5 +1,6 @@
 """Trees of arrays, and the precision that they are computed in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,11 +8,19 @@ import jax.numpy as jnp
 
 type Tree = Any
 type Scalar = float | jax.Array
+type Shares = Sequence[float] | None
+"""What the sum over each leaf is multiplied by, in the order of the leaves; None stands for 1."""
 
 
 def wide(x: jax.Array) -> jax.Array:
     """`x` in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def total(sums: Sequence[jax.Array], shares: Shares) -> jax.Array:
+    """The sum over all leaves, given that over each."""
+    shared = sums if shares is None else [x * share for x, share in zip(sums, shares, strict=True)]
+    return sum(shared, start=jnp.zeros((), jnp.float32))
 
 
 def check_alike(**trees: Tree) -> None:

@@ -5,7 +5,7 @@ import jax
 from gnp_kernels import dispatch
 from gnp_kernels.blend_update.reference import AdamW, Coefficients, Sgd, Updated
 from gnp_kernels.dispatch import Implementation
-from gnp_kernels.trees import Scalar, Tree, check_alike
+from gnp_kernels.trees import Scalar, Shares, Tree, check_alike
 
 __all__ = ["AdamW", "Sgd", "Updated", "blend_update"]
 
@@ -24,6 +24,7 @@ def blend_update(
     decay_mask: Tree = None,
     restore_scale: Scalar | None = None,
     copy_dtype: jax.typing.DTypeLike | None = None,
+    shares: Shares = None,
     implementation: Implementation = "auto",
 ) -> Updated:
     """w, moments -> w - learning_rate * (rule(u, moments) + weight_decay * w) with u = c1 g1 + c2 g2, in float32.
@@ -44,7 +45,9 @@ def blend_update(
         restore_scale: when given, `params` are w + restore_scale * g1, perturbed in place; w is recovered first, to
             within 1 ulp of the larger of |w| and |w + restore_scale * g1|.
         copy_dtype: when given, the new parameters are returned in this type as well.
-        implementation: see `dispatch.implementation_of`.
+        shares: None, or a number for each leaf, which its part of the squared norms is multiplied by: 1 / copies of a
+            leaf that several devices hold, where their results are added up.
+        implementation: see `dispatch.choose`.
 
     Returns:
         `Updated`.
@@ -77,4 +80,5 @@ def blend_update(
         decay_mask=decay_mask,
         restores=restore_scale is not None,
         copy_dtype=copy_dtype,
+        shares=shares,
     )

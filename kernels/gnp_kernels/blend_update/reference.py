@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from gnp_kernels.trees import Scalar, Tree, wide
+from gnp_kernels.trees import Scalar, Shares, Tree, total, wide
 
 
 @dataclass(frozen=True)
@@ -108,23 +108,25 @@ def blend_update(
     decay_mask: Tree,
     restores: bool,
     copy_dtype: jax.typing.DTypeLike | None,
+    shares: Shares = None,
 ) -> Updated:
     """See `api.blend_update`."""
     k = coefficients
     structure = jax.tree.structure(params)
     columns = [jax.tree.leaves(tree) for tree in (params, g1, g1 if g2 is None else g2, decay_mask, *moments)]
     leaves = [
-        _leaf(w, d1, None if g2 is None else d2, tuple(m), k, rule, decays, restores)
+        update_leaf(w, d1, None if g2 is None else d2, tuple(m), k, rule, decays, restores)
         for w, d1, d2, decays, *m in zip(*columns, strict=True)
     ]
     steps = [step for _, step, _ in leaves]
     new_params = structure.unflatten([w for w, _, _ in leaves])
     new_moments = tuple(structure.unflatten([m[i] for _, _, m in leaves]) for i in range(rule.num_moments))
     copy = None if copy_dtype is None else jax.tree.map(lambda w: w.astype(copy_dtype), new_params)
-    return Updated(new_params, new_moments, copy, _squared(steps), _squared(jax.tree.leaves(new_params)))
+    squared_norms = (total([jnp.sum(x * x) for x in leaves], shares) for leaves in (steps, jax.tree.leaves(new_params)))
+    return Updated(new_params, new_moments, copy, *squared_norms)
 
 
-def _leaf(
+def update_leaf(
     w: jax.Array,
     g1: jax.Array,
     g2: jax.Array | None,
@@ -145,7 +147,3 @@ def _leaf(
         direction = direction + rule.weight_decay * w
     step = k.learning_rate * direction
     return w - step, step, moments
-
-
-def _squared(leaves: list[jax.Array]) -> jax.Array:
-    return sum((jnp.sum(x * x) for x in leaves), start=jnp.zeros((), jnp.float32))

@@ -30,7 +30,7 @@ def perturb(
         seed: None rounds to nearest even. A uint32 scalar rounds stochastically, for a result in bfloat16: up with the
             probability of the part that is lost, from a hash of seed, leaf and element, the same in every
             implementation. What is not finite is rounded to nearest.
-        implementation: see `dispatch.implementation_of`.
+        implementation: see `dispatch.choose`.
 
     Returns:
         A tree like `params`.

@@ -33,14 +33,19 @@ def perturb(
 
 
 def random_bits(seed: jax.Array, leaf: int, shape: tuple[int, ...]) -> jax.Array:
-    """16 random bits for each element of an array, in uint32: a hash of seed, number of the leaf, and flat index.
-
-    The mixer is the 32-bit finaliser of MurmurHash3 (public domain), applied to the seed and leaf, and then to the
-    index; of the index only the low 32 bits count.
-    """
+    """16 random bits for each element of an array, in uint32: a hash of seed, number of the leaf, and flat index."""
     index = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return random_bits_at(index, seed, leaf)
+
+
+def random_bits_at(index: jax.Array, seed: jax.Array, leaf: int) -> jax.Array:
+    """The same at the places `index`, uint32: of an index only the low 32 bits count.
+
+    The mixer is the 32-bit finaliser of MurmurHash3 (public domain), applied to the seed and leaf, and then to the
+    index.
+    """
     key = _mixed(seed.astype(jnp.uint32) ^ jnp.uint32(leaf * 0x9E3779B9 & 0xFFFFFFFF))
     return _mixed(index ^ key) >> 16
 

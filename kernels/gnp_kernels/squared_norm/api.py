@@ -5,18 +5,22 @@ import jax
 from gnp_kernels import dispatch
 from gnp_kernels.dispatch import Implementation
 from gnp_kernels.squared_norm.reference import Dots
-from gnp_kernels.trees import Tree, check_alike
+from gnp_kernels.trees import Shares, Tree, check_alike
 
 __all__ = ["Dots", "dots", "squared_norm"]
 
 
-def squared_norm(tree: Tree, *, weights: Tree = None, implementation: Implementation = "auto") -> jax.Array:
+def squared_norm(
+    tree: Tree, *, weights: Tree = None, shares: Shares = None, implementation: Implementation = "auto"
+) -> jax.Array:
     """||a||^2 over all leaves, or sum (w a)^2 with `weights`, for the adaptive metric.
 
     Args:
         tree: float32 or bfloat16 arrays of any shapes.
         weights: None, or a tree like `tree`.
-        implementation: see `dispatch.implementation_of`.
+        shares: None, or a number for each leaf, which its sum is multiplied by: 1 / copies of a leaf that several
+            devices hold, where their results are added up.
+        implementation: see `dispatch.choose`.
 
     Returns:
         A float32 scalar (float64 where the reference gets float64), accumulated in that type: the relative error grows
@@ -33,10 +37,10 @@ def squared_norm(tree: Tree, *, weights: Tree = None, implementation: Implementa
     """
     if weights is not None:
         check_alike(tree=tree, weights=weights)
-    return dispatch.call("squared_norm", "squared_norm", implementation, (tree, weights))
+    return dispatch.call("squared_norm", "squared_norm", implementation, (tree, weights), shares=shares)
 
 
-def dots(a: Tree, b: Tree, *, implementation: Implementation = "auto") -> Dots:
+def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementation = "auto") -> Dots:
     """(<a, a>, <a, b>, <b, b>) over all leaves, in one pass over both trees; else as `squared_norm`.
 
     Example:
@@ -45,4 +49,4 @@ def dots(a: Tree, b: Tree, *, implementation: Implementation = "auto") -> Dots:
         5.0 3.0 9.0
     """
     check_alike(a=a, b=b)
-    return dispatch.call("squared_norm", "dots", implementation, (a, b))
+    return dispatch.call("squared_norm", "dots", implementation, (a, b), shares=shares)

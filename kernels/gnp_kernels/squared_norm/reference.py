@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gnp_kernels.trees import Tree, wide
+from gnp_kernels.trees import Shares, Tree, total, wide
 
 
 class Dots(NamedTuple):
@@ -16,18 +16,18 @@ class Dots(NamedTuple):
     b_b: jax.Array
 
 
-def squared_norm(tree: Tree, weights: Tree = None) -> jax.Array:
+def squared_norm(tree: Tree, weights: Tree = None, shares: Shares = None) -> jax.Array:
     """Sum of a^2, or of (w a)^2."""
     if weights is not None:
         tree = jax.tree.map(lambda x, w: wide(x) * wide(w), tree, weights)
-    return _dot(tree, tree)
+    return _dot(tree, tree, shares)
 
 
-def dots(a: Tree, b: Tree) -> Dots:
+def dots(a: Tree, b: Tree, shares: Shares = None) -> Dots:
     """The three inner products."""
-    return Dots(_dot(a, a), _dot(a, b), _dot(b, b))
+    return Dots(_dot(a, a, shares), _dot(a, b, shares), _dot(b, b, shares))
 
 
-def _dot(a: Tree, b: Tree) -> jax.Array:
+def _dot(a: Tree, b: Tree, shares: Shares) -> jax.Array:
     products = jax.tree.map(lambda x, y: jnp.sum(wide(x) * wide(y)), a, b)
-    return sum(jax.tree.leaves(products), start=jnp.zeros((), jnp.float32))
+    return total(jax.tree.leaves(products), shares)

@@ -1,0 +1,28 @@
+"""Measurements of the machine that a run would have."""
+
+import jax
+from gnp_kernels.bench import bench
+from gnp_kernels.dispatch import choose
+
+from gnp_scale.config import ConfigError, ModelConfig
+from gnp_scale.models import zoo
+
+IMAGENET_SHAPE, NUM_IMAGENET_CLASSES = (224, 224, 3), 1000
+
+
+def bench_kernels(model: str, num_rounds: int, *, tune: bool) -> None:
+    """Prints a report on all operations over the parameters of `model`, on one device.
+
+    Raises:
+        ConfigError: there is no such network, the numbers of a kernel are wrong, or its blocks cannot be written.
+    """
+    network = zoo.create(ModelConfig(model), IMAGENET_SHAPE, NUM_IMAGENET_CLASSES, batch_size=1)
+    shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
+    implementation = choose("perturb", "auto", shapes)
+    try:
+        for line in bench(shapes, implementation, num_rounds, tune=tune):
+            print(line, flush=True)
+    except AssertionError as error:
+        raise ConfigError(f"the kernels are wrong on this device: {error}; train with --kernels xla") from error
+    except OSError as error:
+        raise ConfigError(f"the block sizes cannot be written ({error}): use --no-tuning") from error

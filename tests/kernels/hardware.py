@@ -1,0 +1,69 @@
+"""Meshes of accelerators that need not be there, and the training steps that their real compilers make for them."""
+
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import Phase
+from gnp_scale.mesh import make_mesh
+from gnp_scale.step import make_train_step
+from gnp_scale.task import Task
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""NVIDIA's published figures of an H100 SXM, as XLA takes them (`GpuTargetConfigProto`)."""
+
+MESH = MeshConfig(fsdp=8)
+MODELS = {"ViT-B/16": ("vit_b", "adamw"), "ResNet-50": ("resnet50", "sgd")}
+"""Network and optimizer."""
+
+
+def h100_mesh() -> jax.sharding.Mesh:
+    """Eight H100 in one host, the parameters sharded over all."""
+    jax.devices()
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology="1x1x8", target_config=H100
+    )
+    return make_mesh(MESH, topology.devices)
+
+
+def tpu_mesh(name: str) -> jax.sharding.Mesh:
+    """A TPU slice such as "v5p:2x2x1", all of it shards."""
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    return make_mesh(MeshConfig(), topology.devices)
+
+
+def compiled_step(mesh: jax.sharding.Mesh, model: str, kernels: Any, dtype: Any = "float32", **changes: Any) -> Any:
+    """The penalised step of `model` on 224 x 224 images, compiled for the devices of `mesh`.
+
+    With `dtype` "bfloat16" the model computes, and gradients are, in that type.
+    """
+    name, optimizer = MODELS[model]
+    config = Config(
+        data=DataConfig(
+            name="synthetic", batch_size=64, eval_batch_size=64, synthetic_num_examples=64,
+            synthetic_image_size=224, synthetic_num_classes=1000,
+        ),
+        model=ModelConfig(name, dtype=dtype),
+        gnp=GnpConfig(),
+        optim=OptimConfig(optimizer, clip_norm=1.0, weight_decay=0.1),
+        train=TrainConfig(kernels=kernels, gradient_dtype=dtype),
+        mesh=MESH,
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        task = Task.of(config)
+        traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
+        platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
+        return traced.lower(lowering_platforms=(platform,)).compile()

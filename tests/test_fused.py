@@ -1,0 +1,135 @@
+"""The update in one pass: the state of optax and the numbers of its chain, on any mesh."""
+
+import dataclasses
+
+import gnp_kernels
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gnp_scale import fused, ops, optim
+from gnp_scale.config import Config, ConfigError, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import Blend
+from gnp_scale.mesh import FSDP, TENSOR, P
+
+SHAPES = {"conv": {"kernel": (3, 3, 8, 16)}, "norm": {"scale": (16,)}, "head": {"kernel": (16, 10), "bias": (10,)}}
+SPECS = {
+    "conv": {"kernel": P(None, None, FSDP, TENSOR)},
+    "norm": {"scale": P()},
+    "head": {"kernel": P((FSDP, TENSOR), None), "bias": P()},
+}
+OPTIMIZERS = {
+    "sgd": OptimConfig("sgd", momentum=0.0, nesterov=False),
+    "momentum": OptimConfig("sgd", nesterov=False, clip_norm=0.5, weight_decay=1e-2),
+    "nesterov": OptimConfig("sgd", warmup_steps=3, clip_norm=100.0, weight_decay=1e-2),
+    "adamw": OptimConfig("adamw", learning_rate=1e-2, clip_norm=0.5, weight_decay=0.3, decay_norm_and_bias=True),
+}
+
+
+def trees(seed):
+    rng = np.random.default_rng(seed)
+
+    def leaf(shape, spec):
+        return jax.device_put(rng.standard_normal(shape).astype(np.float32), optim_sharding(spec))
+
+    return jax.tree.map(leaf, SHAPES, SPECS, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def optim_sharding(spec):
+    return jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
+
+
+def config_of(name, **train):
+    return Config(optim=OPTIMIZERS[name], train=TrainConfig(num_steps=20, **train))
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_five_updates_are_those_of_the_chain(name, axes, set_mesh):
+    """State of optax of the same structure, types, shardings and counts; values within 32 ulps of the largest."""
+    set_mesh(*axes)
+    config = config_of(name)
+    chain = optim.make_optimizer(config.optim, config.train.num_steps)
+
+    @jax.jit
+    def with_optax(params, state, g1, g2):
+        update, state = chain.update(jax.tree.map(lambda x, y: 0.2 * x + 0.8 * y, g1, g2), state, params)
+        return optax.apply_updates(params, update), state, optax.tree.norm(update)
+
+    @jax.jit
+    def fused_update(params, state, g1, g2):
+        dots = ops.dots(g1, g2, implementation="reference")
+        norm = jnp.sqrt(0.04 * dots.a_a + 0.32 * dots.a_b + 0.64 * dots.b_b)
+        return fused.fused_update(config, "reference", params, state, Blend(0.2, g1, 0.8, g2), norm, None)
+
+    params = expected = trees(0)
+    state = expected_state = chain.init(params)
+    for step in range(5):
+        g1, g2 = trees(2 * step + 1), trees(2 * step + 2)
+        expected, expected_state, update_norm = with_optax(expected, expected_state, g1, g2)
+        params, state, copy, norms = fused_update(params, state, g1, g2)
+    assert copy is None
+    keeps_momentum = config.optim.name != "sgd" or config.optim.momentum > 0
+    pairs = [(params, expected), (norms["optim/update_norm"], update_norm)]
+    pairs += [(state, expected_state)] if keeps_momentum else []
+    pairs += [(norms["optim/param_norm"], optax.tree.norm(expected))]
+    for got, wanted in pairs:
+        assert jax.tree.map(jax.typeof, got) == jax.tree.map(jax.typeof, wanted)
+        jax.tree.map(assert_close, got, wanted)
+    assert optim.num_updates(state) == 5
+
+
+def assert_close(x, y):
+    assert np.max(np.abs(x - y)) <= 32 * 2.0**-23 * np.max(np.abs(y))
+
+
+def test_the_copy_is_the_new_parameters_rounded(set_mesh):
+    set_mesh(1, 4)
+    config, params = config_of("nesterov"), trees(0)
+    state = optim.make_optimizer(config.optim, 20).init(params)
+    blend = Blend(1.0, trees(1), 0.0, None)
+    new, _, copy, _ = jax.jit(
+        lambda params: fused.fused_update(config, "reference", params, state, blend, jnp.float32(1), jnp.bfloat16)
+    )(params)
+    jax.tree.map(lambda x, w: np.testing.assert_array_equal(x, w.astype(jnp.bfloat16)), copy, new)
+
+
+@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_copies_count_once_in_sums_over_shards(axes, set_mesh, monkeypatch):
+    """A leaf that is whole on every device is not added as often as there are devices."""
+    set_mesh(*axes)
+    a, b = trees(0), trees(1)
+    monkeypatch.setattr(gnp_kernels.dispatch, "choose", lambda *_: "reference")
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64) for tree in (a, b)]
+    dots = jax.jit(lambda: ops.dots(a, b, implementation="pallas"))()
+    np.testing.assert_allclose(dots, [x @ y for x, y in ((flat[0],) * 2, flat, (flat[1],) * 2)], rtol=1e-5)
+
+
+REFUSED = {
+    "another optimizer": (Config(optim=OptimConfig("lion"), train=TrainConfig(kernels="triton")), "optim.name lion"),
+    "decoupled": (Config(gnp=GnpConfig(blend="decoupled"), train=TrainConfig(kernels="pallas")), "decoupled"),
+    "another machine": (Config(train=TrainConfig(kernels="triton")), "triton, which does not run on cpu"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_kernels_that_are_named_are_never_replaced(name, set_mesh):
+    set_mesh()
+    config, message = REFUSED[name]
+    with pytest.raises(ConfigError, match=message):
+        fused.implementation(config)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "xla"])
+def test_a_cpu_takes_plain_jax(kernels, set_mesh):
+    set_mesh()
+    assert fused.implementation(Config(train=TrainConfig(kernels=kernels))) == "reference"
+
+
+def test_gradients_are_not_narrower_than_the_computation():
+    with pytest.raises(ConfigError, match=r"set model\.dtype bfloat16 as well"):
+        Config(train=TrainConfig(gradient_dtype="bfloat16"))
+    config = Config(model=ModelConfig(dtype="bfloat16"), train=TrainConfig(gradient_dtype="bfloat16"))
+    assert dataclasses.replace(config, mesh=MeshConfig()).train.gradient_dtype == "bfloat16"
