@@ -4,18 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: setup train test check bench tpu-compiler lock clean
+.PHONY: setup train test check bench tpu-compiler gpu-compiler lock clean
 
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
 test: $(READY)  ## run all tests
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
-check: $(READY)  ## lint, format and type checks
+check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check
+	$(VENV)/bin/shellcheck --external-sources .ci/run requirements/lock.sh launch/*/*.sh launch/slurm/*.sbatch
 
 bench: $(READY)  ## time plain, penalised and optax's step side by side
 	$(VENV)/bin/python -m benchmarks.train_step
@@ -32,6 +33,9 @@ $(READY): requirements/dev.txt pyproject.toml
 
 tpu-compiler: $(READY)  ## the TPU compiler, for tests that compile for TPUs without one
 	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/tpu-compiler.txt
+
+gpu-compiler: $(READY)  ## XLA's and Triton's GPU compilers, for tests that compile for GPUs without one (3 GB)
+	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/gpu-compiler.txt
 
 lock:  ## resolve requirements/*.txt again (needs uv)
 	requirements/lock.sh

@@ -23,10 +23,12 @@ OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
 Blend = Literal["paper", "unit_norm", "gsam", "decoupled"]
+Kernels = Literal["auto", "xla", "triton", "pallas"]
 Direction = Literal["gradient", "momentum", "reused"]
 Metric = Literal["euclidean", "adaptive"]
 PerturbedParameters = Literal["all", "norm", "kernels"]
 GateName = Literal["always", "every", "window", "bernoulli"]
+DivergencePolicy = Literal["stop", "skip", "rollback"]
 
 
 _COUNTS = (
@@ -275,6 +277,12 @@ class TrainConfig:
     """Equal parts of a batch that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
     """Decay per step of a moving average of parameters and batch statistics, which is then what is evaluated."""
+    kernels: Kernels = "auto"
+    """Who does the arithmetic of norms, perturbation, blend and update: fused kernels, or XLA and optax; `auto` takes
+    kernels on TPUs and GPUs where they fit the optimizer."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the copy of the parameters that both passes are taken at, so of their gradients and of what FSDP moves;
+    the parameters themselves stay in float32."""
     log_every_steps: int = 10
     eval_every_steps: int = 100
 
@@ -292,6 +300,39 @@ class TrainConfig:
             f"train.ema_decay is {self.ema_decay}: it must be between 0 and 1, or None",
         )
 
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows `step`."""
+        return step % self.eval_every_steps == 0 or step == self.num_steps
+
+
+@dataclass(frozen=True)
+class DivergenceConfig:
+    """What follows a step whose loss or gradients are not finite (`docs/divergence.md`); its update is never made."""
+
+    policy: DivergencePolicy = "stop"
+    """End the run with exit code 77, skip the step, or go back to the last good checkpoint."""
+    max_skipped_steps: int = 10
+    """Steps in a row that `skip` lets pass before it ends the run."""
+    max_rollbacks: int = 3
+    """Times in the life of a run that `rollback` goes back before it ends the run."""
+    pass_bad_batches: bool = True
+    """After a rollback, read on after the batch of the bad step; otherwise the same batches come again."""
+    plain_steps: int = 0
+    """Steps after a rollback that are made without the penalty."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in {"max_skipped_steps": 1, "max_rollbacks": 1, "plain_steps": 0}.items():
+            value = getattr(self, name)
+            check(value >= lowest, f"divergence.{name} is {value}: it must be at least {lowest}")
+        users = dict.fromkeys(("max_rollbacks", "pass_bad_batches", "plain_steps"), "rollback")
+        for name, policy in ({"max_skipped_steps": "skip"} | users).items():
+            value, default = getattr(self, name), getattr(DivergenceConfig, name)
+            check(
+                self.policy == policy or value == default,
+                f"divergence.{name} is {value}, but has no effect with divergence.policy {self.policy}: "
+                f"set that to {policy}, or leave it at {default}",
+            )
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -307,13 +348,25 @@ class CheckpointConfig:
     """Checkpoints kept for their `best_metric`."""
     best_metric: Literal["eval/top1", "eval/top5", "eval/loss"] = "eval/top1"
     """What the best checkpoint is best by: the highest accuracy, or the lowest loss."""
+    num_healthy_reports: int = 2
+    """Losses reported in a row, after a checkpoint, that must be sound for it to count as good; until then it takes the
+    place of no good one."""
+    spike_factor: float = 5.0
+    """A loss above so many times the running median is not sound."""
+    num_save_attempts: int = 4
+    """Attempts at saving in a row, with growing waits between them, after which a run ends if all of them failed."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "every_minutes", "keep_every_steps"):
             value = getattr(self, name)
             check(value is None or value > 0, f"checkpoint.{name} is {value}: it must be positive, or None")
-        check(self.keep_last >= 1, f"checkpoint.keep_last is {self.keep_last}: it must be at least 1")
-        check(self.keep_best >= 0, f"checkpoint.keep_best is {self.keep_best}: it must not be negative")
+        for name in ("keep_last", "num_save_attempts"):
+            value = getattr(self, name)
+            check(value >= 1, f"checkpoint.{name} is {value}: it must be at least 1")
+        for name in ("keep_best", "num_healthy_reports"):
+            value = getattr(self, name)
+            check(value >= 0, f"checkpoint.{name} is {value}: it must not be negative")
+        check(self.spike_factor > 1, f"checkpoint.spike_factor is {self.spike_factor}: it must be above 1")
 
 
 @dataclass(frozen=True)
@@ -326,9 +379,15 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        check(
+            self.train.gradient_dtype in ("float32", self.model.dtype),
+            f"train.gradient_dtype is {self.train.gradient_dtype} with model.dtype {self.model.dtype}: "
+            "gradients are not narrower than what the model computes in; set model.dtype bfloat16 as well",
+        )
         longest = max(self.optim.warmup_steps, self.gnp.warmup_steps)
         check(
             longest <= self.train.num_steps,

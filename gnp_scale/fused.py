@@ -66,12 +66,14 @@ def fused_update(
     opt_state: Any,
     blend: Blend,
     blend_norm: jax.Array,
+    applies: jax.Array,
     copy_dtype: jax.typing.DTypeLike | None,
 ) -> tuple[Tree, Any, Tree, dict[str, jax.Array]]:
     """One step of the chain of `optim.make_optimizer` with the gradient `blend`, of norm `blend_norm`.
 
     Returns:
-        (params, opt_state, copy of params in `copy_dtype` or None, norms of the update and of the new parameters).
+        (params, opt_state, copy of params in `copy_dtype` or None, norms of the update and of the new parameters);
+        where `applies` is False, parameters and state are bitwise as they were.
     """
     rule = update_rule(config.optim)
     assert rule is not None, config.optim.name
@@ -85,13 +87,19 @@ def fused_update(
         blend.g1,
         blend.g2,
         tuple(optax.tree.get(opt_state, name) for name in names),
-        {"c1": clip * blend.c1, "c2": clip * blend.c2, "learning_rate": rate(count), "count": count},
+        {
+            "c1": clip * blend.c1,
+            "c2": clip * blend.c2,
+            "learning_rate": rate(count),
+            "count": count,
+            "applies": applies,
+        },
         rule=rule,
         decay_mask=optim.decay_mask(params, config.optim),
         copy_dtype=copy_dtype,
         implementation=implementation,
     )
-    opt_state = optax.tree.set(opt_state, count=count + 1, **dict(zip(names, new.moments, strict=True)))
+    opt_state = optax.tree.set(opt_state, count=count + applies, **dict(zip(names, new.moments, strict=True)))
     norms = {
         "optim/update_norm": jnp.sqrt(new.update_squared_norm),
         "optim/param_norm": jnp.sqrt(new.params_squared_norm),

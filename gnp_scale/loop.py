@@ -2,7 +2,9 @@
 
 import contextlib
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +15,78 @@ from gnp_scale import PROCESS_START_S, recipe
 from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
+from gnp_scale.divergence import DivergedError, Guard
 from gnp_scale.evaluate import make_evaluate
 from gnp_scale.gnp import Phase
+from gnp_scale.goodput import Recorder
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
+from gnp_scale.outlook import Outlook
 from gnp_scale.preemption import StopRequest
 from gnp_scale.progress import ProgressBar, announce, print_summary
-from gnp_scale.report import DivergedError, Reporter
-from gnp_scale.rundir import claim
-from gnp_scale.runtime import Exit, is_main_process
+from gnp_scale.report import Reporter
+from gnp_scale.rollback import Rollbacks
+from gnp_scale.rundir import claimed
+from gnp_scale.runtime import Exit, check_agreement, is_main_process, meet
+from gnp_scale.stages import Stage, Stages
 from gnp_scale.state import TrainState
 from gnp_scale.step import Batch, augmented_images, make_train_step
 from gnp_scale.task import Task
 from gnp_scale.throughput import Throughput
+from gnp_scale.watchdog import Watchdog
 
 
-def train(config: Config, run_dir: Path) -> Exit:
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run share."""
+
+    task: Task
+    run_dir: Path
+    steps: dict[int, Callable[[], Any]]
+    rollbacks: Rollbacks
+    recorder: Recorder
+    checkpoints: Checkpoints
+    stop: StopRequest
+
+
+def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exit:
     """Trains as `config` says and leaves everything in `run_dir`; goes on from the newest checkpoint there.
 
     Raises:
         ConfigError: the configuration is wrong for the data or the machine, or the folder holds a different run.
     """
-    config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
-    with jax.set_mesh(make_mesh(config.mesh)):
-        task = Task.of(config)
-        steps = _trace(task)
-        claim(run_dir, config)
-        announce(f"run folder {run_dir}\n{recipe.summary(config)}")
-        with StopRequest() as stop, Checkpoints(run_dir, config) as checkpoints:
-            start = checkpoints.latest_step or 0
-            if 0 < start < config.train.num_steps:
-                announce(f"going on after step {start}, {checkpoints.exactness()}")
-            state = checkpoints.restore(task.abstract_state()) if start else task.init_state()
-            try:
-                last = _train_from(start, state, task, steps, run_dir, checkpoints, stop)
-            except DivergedError as error:
-                announce(f"diverged: {error}; the newest checkpoint is of step {checkpoints.latest_step}")
-                return Exit.DIVERGED
-            scores = checkpoints.latest_scores
-    if last < config.train.num_steps:
-        announce(f"stopped after step {last} and saved: start the same command again to go on")
+    stages = Stages()
+    with Watchdog(run_dir, stages):
+        check_agreement(config)
+        config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
+        with jax.set_mesh(make_mesh(config.mesh)):
+            task = Task.of(config)
+            rollbacks = Rollbacks(run_dir, config)
+            with stages.enter(Stage.COMPILE, 0):
+                steps = _trace(task, rollbacks)
+            with claimed(run_dir, config), Recorder(run_dir, stages, is_main_process()) as recorder:
+                announce(f"run folder {run_dir}\n{recipe.summary(config)}")
+                with Checkpoints(run_dir, config) as checkpoints:
+                    run = _Run(task, run_dir, steps, rollbacks, recorder, checkpoints, stop or StopRequest())
+                    last = _train_on(run)
+                code = _tell_end(run, last)
+                recorder.end(code)
+                return code
+
+
+def _tell_end(run: _Run, last: int | None) -> Exit:
+    """Says how the run ended; `last` is the step it stopped after, None if it diverged."""
+    checkpoints, num_steps = run.checkpoints, run.task.config.train.num_steps
+    if last is None:
+        latest = checkpoints.latest_step
+        announce("there is no checkpoint" if latest is None else f"the newest checkpoint is of step {latest}")
+        return Exit.DIVERGED
+    if last < num_steps:
+        announce(f"stopped after step {last} and saved, no step is lost: start the same command again to go on")
         return Exit.PREEMPTED
-    assert scores is not None, "the last step is evaluated and saved"
+    assert checkpoints.latest_scores is not None, "the last step is evaluated and saved"
     if is_main_process():
-        print_summary(run_dir, last, scores, time.perf_counter() - PROCESS_START_S)
+        print_summary(run.run_dir, last, checkpoints.latest_scores, time.perf_counter() - PROCESS_START_S)
     return Exit.FINISHED
 
 
@@ -66,18 +96,26 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
     Raises:
         ConfigError: there is no checkpoint, or the configuration is wrong for the data or the machine.
     """
-    with jax.set_mesh(make_mesh(config.mesh)):
+    stages = Stages()
+    with Watchdog(run_dir, stages), jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
-        step, state = load_newest(run_dir, task.abstract_state())
-        return step, make_evaluate(task)(state)
+        with stages.enter(Stage.RESTORE, 0):
+            step, state = load_newest(run_dir, task.abstract_state())
+        with stages.enter(Stage.EVALUATE, step):
+            return step, make_evaluate(task)(state)
 
 
-def _trace(task: Task) -> dict[int, Any]:
-    """The step of each phase of the run, traced: what does not fit shows here, before anything is written."""
+def _trace(task: Task, rollbacks: Rollbacks) -> dict[int, Callable[[], Any]]:
+    """The step of each phase of the run, traced and to be compiled by a call, which is done once.
+
+    What does not fit shows here, before anything is written.
+    """
     train_step, state, batch = make_train_step(task), task.abstract_state(), task.abstract_batch()
-    phases = set(task.gnp.phases(np.arange(task.config.train.num_steps)).tolist())
+    phases = set(rollbacks.phases(task.gnp.phases(np.arange(task.config.train.num_steps))).tolist())
+    if task.config.divergence.plain_steps:
+        phases.add(Phase.PLAIN)
     try:
-        return {phase: train_step.lower(state, batch, phase=Phase(phase)) for phase in phases}
+        return {phase: cache(train_step.lower(state, batch, phase=Phase(phase)).compile) for phase in phases}
     except ConfigError:
         raise
     except ValueError as error:
@@ -88,55 +126,76 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).partition("\n---")[0].split())
 
 
-def _train_from(
-    start: int,
-    state: TrainState,
-    task: Task,
-    steps: dict[int, Any],
-    run_dir: Path,
-    checkpoints: Checkpoints,
-    stop: StopRequest,
-) -> int:
+def _train_on(run: _Run) -> int | None:
+    """Goes on from the newest checkpoint, or from an earlier one after a divergence; returns the step it stopped after.
+
+    None stands for a run that diverged and may not go back.
+    """
+    task, stages, checkpoints = run.task, run.recorder.stages, run.checkpoints
+    with stages.enter(Stage.RESTORE, 0):
+        start, state = checkpoints.restore(task.abstract_state()) or (0, task.init_state())
+    if 0 < start < task.config.train.num_steps:
+        announce(f"going on after step {start}, {checkpoints.exactness()}")
+    while True:
+        run.recorder.go_on_from(start)
+        try:
+            return _train_from(start, state, run)
+        except DivergedError as error:
+            bad_step, diverged = error.step, f"diverged: {error}"
+        # Out here the frames of the error are gone, and with them the arrays of the state that is to be replaced.
+        if not run.rollbacks.may_roll_back:
+            announce(diverged)
+            return None
+        with stages.enter(Stage.RESTORE, bad_step):
+            start, state = checkpoints.roll_back(task.abstract_state()) or (0, task.init_state())
+        announce(f"{diverged}; {run.rollbacks.add(start, bad_step)}")
+
+
+def _train_from(start: int, state: TrainState, run: _Run) -> int:
     """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the one it stopped after."""
-    config, num_steps = task.config, task.config.train.num_steps
-    stream = train_batches(task.dataset, config.data, config.train.seed, start, num_steps - start)
-    phases = task.gnp.phases(np.arange(num_steps))
+    task, config, stages, checkpoints = run.task, run.task.config, run.recorder.stages, run.checkpoints
+    num_steps = config.train.num_steps
+    read = partial(train_batches, task.dataset, config.data, config.train.seed)
+    phases = run.rollbacks.phases(task.gnp.phases(np.arange(num_steps)))
     with (
-        MetricWriter(run_dir, is_main_process(), start) as writer,
+        MetricWriter(run.run_dir, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, is_main_process()) as bar,
-        contextlib.closing(stream) as batches,
+        contextlib.closing(run.rollbacks.batches(read, start, num_steps)) as batches,
+        stages.enter(Stage.TRAIN, start),
     ):
-        compiled = {phase: steps[phase].compile() for phase in set(phases[start:].tolist())}
+        with stages.enter(Stage.COMPILE, start):
+            compiled = {phase: run.steps[phase]() for phase in set(phases[start:].tolist())}
+            meet()
         evaluate = make_evaluate(task)
-        throughput = Throughput(start, config.data.batch_size, task.flops_per_pass())
-        reporter = Reporter(writer, bar, throughput)
+        throughput = Throughput(start, config.data.batch_size, task.flops_per_pass(), run.recorder)
+        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe)
+        run.stop.begin(Outlook(config, start, run.recorder, checkpoints), start)
 
         for step in range(start + 1, num_steps + 1):
-            with throughput.waiting_for_data():
+            with throughput.waiting_for_data(step):
                 batch = next(batches)
             if step == 1:
-                with throughput.paused(after=batch):
+                with throughput.paused(Stage.COMPILE, step, after=batch):
                     _show_inputs(writer, task, batch)
             phase = Phase(phases[step - 1])
             state, metrics = compiled[phase](state, batch)
             reporter.release()
-            throughput.count(task.gnp.num_passes(phase))
+            throughput.count(task.gnp.num_passes(phase), metrics)
             bar.advance(step)
-            if step % config.train.log_every_steps == 0:
-                reporter.hold(step, metrics)
+            reporter.hold(step, metrics, is_logged=step % config.train.log_every_steps == 0)
 
-            is_last = step == num_steps
             scores = None
-            if is_last or step % config.train.eval_every_steps == 0:
+            if config.train.evaluates_after(step):
                 reporter.release()
-                with throughput.paused(after=metrics):
+                with throughput.paused(Stage.EVALUATE, step, after=metrics):
                     scores = evaluate(state)
                 reporter.report(step, scores)
 
-            stops = stop.reached(step)
-            if is_last or stops or checkpoints.is_due(step, scores):
+            stops = run.stop.reached(step)
+            if step == num_steps or stops or checkpoints.is_due(step, scores):
                 reporter.release()
-                with throughput.paused(after=metrics):
+                with throughput.paused(Stage.SAVE, step, after=metrics):
+                    writer.sync()
                     checkpoints.save(step, state, scores)
             if stops:
                 return step

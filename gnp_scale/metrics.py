@@ -10,8 +10,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-
 from gnp_scale.config import ConfigError
 from gnp_scale.tensorboard import TensorBoard
 
@@ -68,6 +66,11 @@ class MetricWriter:
         self._file.truncate()
         self.board.scalars(step, scalars)
 
+    def sync(self) -> None:
+        """Waits until the disk has what is written: who loses a machine after a save must not lose lines before it."""
+        if self.board is not None:
+            os.fsync(self._file)
+
     def __enter__(self) -> "MetricWriter":
         return self
 
@@ -75,27 +78,6 @@ class MetricWriter:
         if self.board is not None:
             self._file.close()
             self.board.close()
-
-
-class DelayedMetrics:
-    """Reads the metrics of step n only once step n + 1 is dispatched, so that the device never waits for the host."""
-
-    def __init__(self) -> None:
-        self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
-
-    def push(self, step: int, device_metrics: Mapping[str, jax.Array]) -> tuple[int, dict[str, float]] | None:
-        """Called when `step` is dispatched: keeps its scalars; returns step and numbers of the call before, if any."""
-        previous = self.flush()
-        self._pending = step, device_metrics
-        return previous
-
-    def flush(self) -> tuple[int, dict[str, float]] | None:
-        """Waits for the step that is kept and returns its numbers; None if there is none."""
-        if self._pending is None:
-            return None
-        step, device_metrics = self._pending
-        self._pending = None
-        return step, {name: float(value) for name, value in jax.device_get(dict(device_metrics)).items()}
 
 
 def _encode(row: Mapping[str, float]) -> bytes:

@@ -78,7 +78,7 @@ def blend_update(
     implementation: Implementation,
     copy_dtype: jax.typing.DTypeLike | None = None,
 ) -> Updated:
-    """Blend and update, with `scalars` c1, c2, learning_rate and count; see `gnp_kernels.blend_update`."""
+    """Blend and update, with `scalars` c1, c2, learning_rate, count and applies; see `gnp_kernels.blend_update`."""
     shards, specs = _Shards.of(params), _specs(params)
 
     def on_shards(trees: tuple[Tree, ...], scalars: dict[str, jax.Array]) -> tuple[Any, ...]:
@@ -135,5 +135,18 @@ def _on_shards(fn: Callable[..., Any], *args: Any, out_specs: Any) -> Any:
     axes = set(mesh.axis_names) - set(mesh.manual_axes)
     if not axes:
         return fn(*args)
-    # Kernels do not say over which axes their results vary.
-    return jax.shard_map(fn, in_specs=_specs(args), out_specs=out_specs, axis_names=axes, check_vma=False)(*args)
+    # Kernels do not say over which axes their results vary; so it is said here, of the axes outside: a derivative by
+    # what is taken to be the same on all of their shards would be summed over them.
+    results = jax.shard_map(fn, in_specs=_specs(args), out_specs=out_specs, axis_names=axes, check_vma=False)(*args)
+    outside = set().union(*(_varying(x) for x in jax.tree.leaves(args)))
+    return jax.tree.map(lambda x: _vary(x, outside), results)
+
+
+def _vary(x: jax.Array, axes: set[str]) -> jax.Array:
+    missing = tuple(sorted(axes - _varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    """Manual axes that `x` differs along."""
+    return jax.typeof(x).manual_axis_type.varying

@@ -51,6 +51,12 @@ def _share_of_peak(config: OptimConfig, num_steps: int, step: jax.Array) -> jax.
             return share
 
 
+def num_updates(opt_state: optax.OptState) -> jax.Array:
+    """Updates that the optimizer has made, which sets its learning rate: the steps without those that were skipped."""
+    (_, count), *_ = optax.tree.get_all_with_path(opt_state, "count")
+    return count
+
+
 def decay_mask(params: Params, config: OptimConfig) -> Any:
     """Pytree of bool: which parameters weight decay and `l2_in_loss` act on.
 

@@ -1,5 +1,12 @@
 """The folder of a run: its configuration, `metrics.jsonl`, TensorBoard events and checkpoints."""
 
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from gnp_scale import recipe
@@ -7,6 +14,9 @@ from gnp_scale.config import Config, ConfigError
 from gnp_scale.runtime import is_main_process
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
+_LOCK_WAIT_S = 15.0
+"""A start may come before the one that it follows has quite ended."""
 
 _FREE_TO_CHANGE = (
     *("mesh.", "checkpoint.", "divergence.", "train.kernels"),
@@ -15,26 +25,60 @@ _FREE_TO_CHANGE = (
 """Keys, or sections, that decide where and how a run computes, but not what."""
 
 
-def claim(run_dir: Path, config: Config) -> None:
-    """Makes `run_dir` the folder of `config`, or confirms that it is.
+@contextlib.contextmanager
+def claimed(run_dir: Path, config: Config) -> Iterator[None]:
+    """Makes `run_dir` the folder of `config`, or confirms that it is; inside, no other start of a run can have it.
 
     Raises:
-        ConfigError: the folder holds a run with another configuration.
+        ConfigError: the folder holds a run with another configuration, or a run that goes on right now.
     """
+    _check_same_run(run_dir, config)
+    if not is_main_process():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
+            new_file = run_dir / f"{CONFIG_FILE}.new"
+            new_file.write_text(recipe.to_json(config))
+            new_file.replace(run_dir / CONFIG_FILE)
+        except OSError as error:
+            raise ConfigError(f"{run_dir} cannot be a run folder ({error}): choose another --run-dir") from error
+        yield
+
+
+def _lock(file: int, run_dir: Path) -> None:
+    """Takes the lock, which the kernel gives back however this process ends, and writes its owner into the file."""
+    deadline_s = time.monotonic() + _LOCK_WAIT_S
+    while not _is_locked(file):
+        if time.monotonic() > deadline_s:
+            owner = os.pread(file, 200, 0).decode(errors="replace").strip()
+            raise ConfigError(f"{run_dir} is in use by {owner}: wait for its end, or choose another --run-dir")
+        time.sleep(0.2)
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def _is_locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems have no locks: there, the scheduler alone sees to it that a run is started once.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
+def _check_same_run(run_dir: Path, config: Config) -> None:
     if (run_dir / CONFIG_FILE).exists():
         changed = changes(stored_config(run_dir), config)
         if changed:
             raise ConfigError(
                 f"{run_dir} holds a run with another configuration ({', '.join(changed)}): choose another --run-dir"
             )
-    if is_main_process():
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            new_file = run_dir / f"{CONFIG_FILE}.new"
-            new_file.write_text(recipe.to_json(config))
-            new_file.replace(run_dir / CONFIG_FILE)
-        except OSError as error:
-            raise ConfigError(f"{run_dir} cannot be a run folder ({error}): choose another --run-dir") from error
 
 
 def changes(old: Config, new: Config) -> list[str]:

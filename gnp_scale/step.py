@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gnp_scale import losses, optim
+from gnp_scale import divergence, losses, optim
 from gnp_scale.data.augment import augment
-from gnp_scale.gnp import Penalized, Phase, penalize
+from gnp_scale.fused import fused_update
+from gnp_scale.gnp import Blend, Penalized, Phase, penalize
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
 from gnp_scale.penalty import MOMENTUM
-from gnp_scale.state import TrainState
+from gnp_scale.state import TrainState, copy_of
 from gnp_scale.task import Task
 
 type Batch = dict[str, jax.Array]
@@ -24,7 +25,8 @@ type Metrics = dict[str, Any]
 def make_train_step(task: Task) -> Any:
     """`train_step(state, batch, phase=...)`: the state after one update, and its metrics as device scalars.
 
-    The given state is donated. `phase` is static: each phase of the penalty is a program of its own.
+    The given state is donated. `phase` is static: each phase of the penalty is a program of its own. A step with a loss
+    or a gradient that is not finite changes the number of the step and nothing else.
     """
     config, gnp = task.config, task.gnp
     groups_are_replicas = gnp.perturb_groups == current_axis_size(REPLICA) > 1
@@ -34,6 +36,8 @@ def make_train_step(task: Task) -> Any:
         has_aux=True,
         num_accumulated=config.train.accumulate_steps,
         group_axis=REPLICA if groups_are_replicas else None,
+        implementation=task.implementation,
+        writes_u=task.implementation == "reference",
     )
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
@@ -42,24 +46,63 @@ def make_train_step(task: Task) -> Any:
         examples = make_examples(task, batch, state.step)
         momentum = optax.tree.get(state.opt_state, MOMENTUM[config.optim.name]) if gnp.direction == "momentum" else None
         result = penalized_fn(
-            state.params, examples, state.batch_stats, step=state.step, phase=phase, state=state.kept, momentum=momentum
+            state.params,
+            examples,
+            state.batch_stats,
+            step=state.step,
+            phase=phase,
+            state=state.kept,
+            momentum=momentum,
+            copy=state.copy,
         )
-        batch_stats, accuracy = result.aux
-        update, opt_state = task.optimizer.update(result.grad, state.opt_state, state.params)
-        if result.displacement is not None:
-            update = jax.tree.map(lambda u, d: u - rate(state.step) * d, update, result.displacement)
-        params = optax.apply_updates(state.params, update)
-        ema = None
+        is_finite = divergence.all_finite(result.loss, result.telemetry)
+        params, opt_state, copy, norms = update(task, state, result, is_finite)
+        batch_stats, ema, kept = result.aux[0], None, result.state
         if config.train.ema_decay is not None:
             ema = optax.incremental_update((params, batch_stats), state.ema, 1 - config.train.ema_decay)
-        metrics = _metrics(result, accuracy) | {
-            "optim/learning_rate": rate(state.step),
-            "optim/update_norm": optax.tree.norm(update),
-            "optim/param_norm": optax.tree.norm(params),
-        }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, result.state), metrics
+        old = state.batch_stats, state.ema, state.kept
+        batch_stats, ema, kept = _select(is_finite, (batch_stats, ema, kept), old)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, kept, copy)
+        metrics = _metrics(result) | norms | {"optim/learning_rate": rate(optim.num_updates(state.opt_state))}
+        metrics[divergence.HEALTH] = divergence.health(is_finite, norms["optim/param_norm"])
+        if config.divergence.policy == "skip":
+            metrics["train/skipped_steps"] = new.step - optim.num_updates(new.opt_state)
+        return new, metrics
 
     return train_step
+
+
+@jax.named_scope("gnp_update")
+def update(task: Task, state: TrainState, result: Penalized, applies: jax.Array) -> tuple[Any, Any, Any, Metrics]:
+    """(parameters, optimizer state, copy, norms) after the step of the base optimizer, or as they were."""
+    if isinstance(result.grad, Blend):
+        return fused_update(
+            task.config,
+            task.implementation,
+            state.params,
+            state.opt_state,
+            result.grad,
+            result.telemetry["update_grad_norm"],
+            applies,
+            task.copy_dtype,
+        )
+    update, opt_state = task.optimizer.update(result.grad, state.opt_state, state.params)
+    if result.displacement is not None:
+        num_updates = optim.num_updates(state.opt_state)
+        rate = optim.learning_rate(task.config.optim, task.config.train.num_steps)(num_updates)
+        update = jax.tree.map(lambda u, d: u - rate * d, update, result.displacement)
+    params = optax.apply_updates(state.params, update)
+    params, opt_state = _select(applies, (params, opt_state), (state.params, state.opt_state))
+    norms = {
+        "optim/update_norm": jnp.where(applies, optax.tree.norm(update), 0.0),
+        "optim/param_norm": optax.tree.norm(params),
+    }
+    return params, opt_state, copy_of(params, task.copy_dtype), norms
+
+
+def _select(is_new: jax.Array, new: Any, old: Any) -> Any:
+    """One tree or the other. It costs no pass over memory: what makes a new leaf has read the old one."""
+    return jax.tree.map(partial(jnp.where, is_new), new, old)
 
 
 def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
@@ -99,7 +142,8 @@ def augmented_images(task: Task, batch: Batch) -> np.ndarray:
     return np.asarray(examples["image"].addressable_data(0))
 
 
-def _metrics(result: Penalized, accuracy: jax.Array) -> Metrics:
+def _metrics(result: Penalized) -> Metrics:
+    _, accuracy = result.aux
     losses = {"train/loss": result.loss}
     if "loss_perturbed" in result.telemetry:
         losses["train/loss_perturbed"] = result.telemetry["loss_perturbed"]

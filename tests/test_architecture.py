@@ -10,14 +10,17 @@ import gnp_scale
 ROOT = Path(gnp_scale.__file__).parent
 # A module imports only from layers above its own, or from its own layer's package.
 LAYERS = (
-    {"config"},
-    {"recipe", "mesh", "runtime", "flops", "gnp", "losses"},
-    {"data", "models", "optim", "rundir", "throughput", "tensorboard", "preemption", "progress"},
-    {"state", "metrics", "penalty"},
-    {"task", "report"},
-    {"step", "checkpoint", "evaluate"},
-    {"loop"},
+    {"config", "exit_codes", "stages"},
+    {"budgets", "goodput", "grace"},
+    {"recipe", "local_job", "kills", "mesh", "runtime", "flops", "ops", "losses"},
+    {"gnp", "data", "models", "optim", "rundir", "throughput", "tensorboard", "preemption", "progress"},
+    {"state", "metrics", "penalty", "fused", "divergence", "rollback"},
+    {"task", "report", "watchdog", "status"},
+    {"step", "checkpoint", "evaluate", "bench"},
+    {"outlook"},
+    {"loop", "drill"},
     {"cli"},
+    {"drilled"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,9 +1,7 @@
-"""Which steps are saved, which are kept, and what a failed write does."""
+"""Which steps are saved, which are kept, and what comes back."""
 
 import dataclasses
-import os
-import subprocess
-import sys
+import math
 import time
 
 import jax
@@ -11,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp_scale import checkpoint
-from gnp_scale.checkpoint import Checkpoints, fingerprint
+from gnp_scale.checkpoint import Checkpoints, about, fingerprint
+from gnp_scale.checkpoint.retention import kept
+from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, TrainConfig
 from gnp_scale.mesh import FSDP, TENSOR, P
 from gnp_scale.state import TrainState
@@ -22,7 +21,7 @@ from gnp_scale.state import TrainState
 def state(set_mesh):
     set_mesh(fsdp=4, tensor=2)
     w = jax.device_put(jnp.arange(64.0).reshape(8, 8), P(FSDP, TENSOR))
-    return TrainState(jnp.int32(0), {"w": w}, {}, (), None, None)
+    return TrainState(jnp.int32(0), {"w": w}, {}, (), None, None, None)
 
 
 def config(**values):
@@ -37,22 +36,47 @@ def run(run_dir, settings, state, num_steps, scores=None):
             metrics = {settings.checkpoint.best_metric: scores[step]} if step in scores else None
             if checkpoints.is_due(step, metrics):
                 checkpoints.save(step, state, metrics)
-    return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir())
+    return Store(run_dir).steps()
 
 
-KEPT = {
-    "newest": (config(every_steps=2, keep_last=2), {}, [8, 10]),
-    "milestones": (config(every_steps=2, keep_last=1, keep_every_steps=4), {}, [4, 8, 10]),
-    "best": (config(every_steps=5, keep_last=1), {3: 0.5, 4: 0.9, 6: 0.7}, [4, 10]),
-    "best is lowest": (config(every_steps=5, keep_last=1, best_metric="eval/loss"), {3: 0.5, 4: 0.9, 6: 0.2}, [6, 10]),
-    "no best": (config(every_steps=5, keep_last=1, keep_best=0), {3: 0.5}, [10]),
-    "by time only": (config(every_steps=None, every_minutes=1e-9, keep_last=9), {}, [5, 10]),
+SAVED = {
+    "by step": (config(every_steps=4), {}, [4, 8]),
+    "and the best": (config(every_steps=5), {3: 0.5, 4: 0.9, 6: 0.7, 7: 0.95}, [3, 4, 5, 7, 10]),
+    "and the best, lowest": (config(every_steps=9, best_metric="eval/loss"), {3: 0.5, 4: 0.9, 6: 0.2}, [3, 6, 9]),
+    "no best": (config(every_steps=5, keep_best=0), {3: 0.5}, [5, 10]),
+    "by time only": (config(every_steps=None, every_minutes=1e-9), {}, [5, 10]),
 }
 
 
-@pytest.mark.parametrize(("settings", "scores", "kept"), KEPT.values(), ids=KEPT.keys())
-def test_what_is_kept(settings, scores, kept, state, tmp_path):
-    assert run(tmp_path, settings, state, 10, scores) == kept
+@pytest.mark.parametrize(("settings", "scores", "saved"), SAVED.values(), ids=SAVED.keys())
+def test_what_is_saved(settings, scores, saved, state, tmp_path):
+    keeping_all = dataclasses.replace(settings, checkpoint=dataclasses.replace(settings.checkpoint, keep_last=99))
+    assert run(tmp_path, keeping_all, state, 10, scores) == saved
+
+
+def test_what_is_expendable_is_deleted(state, tmp_path):
+    assert run(tmp_path, config(every_steps=1, keep_last=1), state, 5) == [1, 5]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()) == ["1", "5"]
+
+
+SCORES = {3: 0.5, 4: 0.9, 6: 0.7}
+KEPT = {
+    "good and newest, and the next": ({"keep_last": 2}, range(1, 9), {1, 2, 3, 4}, {}, {3, 4, 5, 7, 8}),
+    "none is good yet": ({"keep_last": 1}, range(1, 9), set(), {}, {1, 8}),
+    "all are good": ({"keep_last": 1}, range(1, 9), set(range(1, 9)), {}, {8}),
+    "milestones": ({"keep_last": 1, "keep_every_steps": 3}, range(1, 9), set(range(1, 9)), {}, {3, 6, 8}),
+    "best": ({"keep_last": 1}, range(3, 9), set(range(3, 9)), SCORES, {4, 8}),
+    "two best": ({"keep_last": 1, "keep_best": 2}, range(3, 9), set(range(3, 9)), SCORES, {4, 6, 8}),
+    "lowest loss": ({"keep_last": 1, "best_metric": "eval/loss"}, range(3, 9), set(range(3, 9)), SCORES, {3, 8}),
+    "a score of none": ({"keep_last": 1}, range(3, 9), set(range(3, 9)), {4: math.nan, 5: 0.1}, {5, 8}),
+    "no best": ({"keep_last": 1, "keep_best": 0}, range(3, 9), set(range(3, 9)), SCORES, {8}),
+}
+
+
+@pytest.mark.parametrize(("settings", "steps", "good", "scores", "expected"), KEPT.values(), ids=KEPT.keys())
+def test_what_is_kept(settings, steps, good, scores, expected):
+    settings = CheckpointConfig(**settings)
+    assert kept(steps, good, {s: {settings.best_metric: value} for s, value in scores.items()}, settings) == expected
 
 
 def test_the_time_cadence_waits_its_time(state, tmp_path):
@@ -72,39 +96,11 @@ def test_the_best_of_an_earlier_start_still_counts(state, tmp_path):
 
 def test_values_types_and_shardings_come_back(state, tmp_path):
     run(tmp_path, config(every_steps=1), state, 1)
-    with Checkpoints(tmp_path, config()) as checkpoints:
-        restored = checkpoints.restore(state)
+    with Checkpoints(tmp_path, config(every_steps=1)) as checkpoints:
+        step, restored = checkpoints.restore(state)
+    assert step == 1
     assert jax.tree.map(jax.typeof, restored) == jax.tree.map(jax.typeof, state)
     np.testing.assert_array_equal(restored.params["w"], state.params["w"])
-
-
-SAVE_ONTO_A_FILE = """
-import shutil, sys
-from pathlib import Path
-import jax.numpy as jnp
-from gnp_scale.checkpoint import Checkpoints
-from gnp_scale.config import Config
-from gnp_scale.state import TrainState
-
-run_dir = Path(sys.argv[1])
-with Checkpoints(run_dir, Config()) as checkpoints:
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / "checkpoints").write_text("in the way")
-    checkpoints.save(1, TrainState(jnp.int32(0), {"w": jnp.ones(8)}, {}, (), None, None), None)
-print("saved")
-"""
-
-
-def test_a_write_that_fails_is_an_error(tmp_path):
-    """A file in place of the folder stands for a store that broke: root may write into read-only folders.
-
-    In a process of its own, since a write that Orbax gives up leaves coroutines behind that warn whenever they go.
-    """
-    command = [sys.executable, "-c", SAVE_ONTO_A_FILE, str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "saved" not in done.stdout
-    assert str(tmp_path / "checkpoints") in done.stderr
 
 
 def test_a_fingerprint_tells_one_bit_and_one_type(state, tmp_path):
@@ -125,7 +121,7 @@ def test_a_fingerprint_does_not_depend_on_the_mesh(set_mesh, tmp_path):
         set_mesh(*shape)
         w = jax.device_put(jnp.arange(64.0).reshape(8, 8), P(FSDP, TENSOR))
         run_dir = tmp_path / "x".join(map(str, shape))
-        run(run_dir, config(every_steps=1), TrainState(jnp.int32(0), {"w": w}, {}, (), None, None), 1)
+        run(run_dir, config(every_steps=1), TrainState(jnp.int32(0), {"w": w}, {}, (), None, None, None), 1)
         hashes.add(fingerprint(run_dir))
     assert len(hashes) == 1
 
@@ -133,8 +129,9 @@ def test_a_fingerprint_does_not_depend_on_the_mesh(set_mesh, tmp_path):
 def test_resuming_says_whether_it_is_exact(state, tmp_path, monkeypatch):
     run(tmp_path, config(every_steps=1), state, 1)
     with Checkpoints(tmp_path, config()) as checkpoints:
+        checkpoints.restore(state)
         assert "bitwise" in checkpoints.exactness()
-        monkeypatch.setattr(checkpoint, "_versions", lambda: {"jax": "0.0.1", "a library of later": "1"})
+        monkeypatch.setattr(about, "_versions", lambda: {"jax": "0.0.1", "a library of later": "1"})
         assert "other versions of jax, a library of later" in checkpoints.exactness()
 
 

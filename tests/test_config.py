@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.rundir import claim, stored_config
+from gnp_scale.rundir import claimed, stored_config
 
 WRONG_FLAGS = {
     "misspelt key": ("--data.batchsize 64", "did you mean --data.batch-size"),
@@ -98,12 +98,14 @@ def test_a_recipe_that_fails_is_one_line(tmp_path):
 
 
 def test_a_run_folder_refuses_another_run_but_not_another_machine(tmp_path):
-    claim(tmp_path, Config())
+    with claimed(tmp_path, Config()):
+        pass
     elsewhere = recipe.override(Config(), ["--mesh.tensor", "2", "--checkpoint.keep-last", "5"])
-    claim(tmp_path, elsewhere)
-    assert stored_config(tmp_path) == elsewhere
-    with pytest.raises(ConfigError, match=r"gnp.r 0.05 -> 0.1"):
-        claim(tmp_path, dataclasses.replace(Config(), gnp=GnpConfig(r=0.1)))
+    with claimed(tmp_path, elsewhere):
+        assert stored_config(tmp_path) == elsewhere
+    another = dataclasses.replace(Config(), gnp=GnpConfig(r=0.1))
+    with pytest.raises(ConfigError, match=r"gnp.r 0.05 -> 0.1"), claimed(tmp_path, another):
+        pass
     assert stored_config(tmp_path) == elsewhere
 
 

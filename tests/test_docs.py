@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-FILES_WITH_EXAMPLES = [path for path in sorted((ROOT / "gnp_scale").rglob("*.py")) if ">>>" in path.read_text()]
+PAGES = (ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PACKAGES = (ROOT / "gnp_scale", ROOT / "kernels" / "gnp_kernels")
+FILES_WITH_EXAMPLES = [
+    path for package in PACKAGES for path in sorted(package.rglob("*.py")) if ">>>" in path.read_text()
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -18,7 +21,7 @@ def _blocks(page):
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start(1))
         # The empty lines give a traceback the line numbers of the page.
-        yield pytest.param(page, "\n" * line + match[1], id=f"{page.name}:{line + 1}")
+        yield pytest.param(page, "\n" * line + match[1], id=f"{page.relative_to(ROOT)}:{line + 1}")
 
 
 @pytest.mark.parametrize(("page", "code"), [block for page in PAGES for block in _blocks(page)])
@@ -30,7 +33,8 @@ def test_block_of_a_page_runs(page, code):
 @pytest.mark.parametrize("path", FILES_WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_of_docstrings(path):
     """The results that docstrings print are those of the code."""
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    root = next(package.parent for package in PACKAGES if path.is_relative_to(package))
+    name = ".".join(path.relative_to(root).with_suffix("").parts)
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
     assert failed == 0

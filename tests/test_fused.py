@@ -62,7 +62,9 @@ def test_five_updates_are_those_of_the_chain(name, axes, set_mesh):
     def fused_update(params, state, g1, g2):
         dots = ops.dots(g1, g2, implementation="reference")
         norm = jnp.sqrt(0.04 * dots.a_a + 0.32 * dots.a_b + 0.64 * dots.b_b)
-        return fused.fused_update(config, "reference", params, state, Blend(0.2, g1, 0.8, g2), norm, None)
+        return fused.fused_update(
+            config, "reference", params, state, Blend(0.2, g1, 0.8, g2), norm, jnp.bool(True), None
+        )
 
     params = expected = trees(0)
     state = expected_state = chain.init(params)
@@ -91,9 +93,27 @@ def test_the_copy_is_the_new_parameters_rounded(set_mesh):
     state = optim.make_optimizer(config.optim, 20).init(params)
     blend = Blend(1.0, trees(1), 0.0, None)
     new, _, copy, _ = jax.jit(
-        lambda params: fused.fused_update(config, "reference", params, state, blend, jnp.float32(1), jnp.bfloat16)
+        lambda params: fused.fused_update(
+            config, "reference", params, state, blend, jnp.float32(1), jnp.bool(True), jnp.bfloat16
+        )
     )(params)
     jax.tree.map(lambda x, w: np.testing.assert_array_equal(x, w.astype(jnp.bfloat16)), copy, new)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_does_not_apply_leaves_all_as_it_was(name, set_mesh):
+    """Bitwise, the counts of the optimizer too, though gradient and norm are not numbers."""
+    set_mesh(1, 4)
+    config, params = config_of(name), trees(0)
+    state = optim.make_optimizer(config.optim, 20).init(params)
+    blend = Blend(1.0, jax.tree.map(lambda x: x * jnp.nan, params), 0.0, None)
+    new, new_state, _, norms = jax.jit(
+        lambda: fused.fused_update(
+            config, "reference", params, state, blend, jnp.float32(jnp.nan), jnp.bool(False), None
+        )
+    )()
+    jax.tree.map(np.testing.assert_array_equal, (new, new_state), (params, state))
+    assert norms["optim/update_norm"] == 0
 
 
 @pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)

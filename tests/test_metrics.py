@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from gnp_scale import throughput
+from gnp_scale import goodput, stages, throughput
 from gnp_scale.flops import flops, peak_flops_per_s
+from gnp_scale.goodput import Recorder
 from gnp_scale.mesh import FSDP, batch_spec
-from gnp_scale.metrics import METRICS_FILE, DelayedMetrics, MetricWriter, read_metrics
+from gnp_scale.metrics import METRICS_FILE, MetricWriter, read_metrics
+from gnp_scale.stages import Stage, Stages
 from gnp_scale.throughput import Throughput
 
 
@@ -47,6 +49,19 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     with MetricWriter(tmp_path, is_writer=True, start_step=0) as writer:
         writer.write(1, {"train/loss": 0.5})
         assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 0.5}]
+
+
+def test_sync_waits_for_the_disk_with_all_lines(tmp_path, monkeypatch):
+    rows_at_sync = {}
+
+    def fsync(file):
+        rows_at_sync[str(getattr(file, "name", file))] = read_metrics(tmp_path)
+
+    with MetricWriter(tmp_path, is_writer=True, start_step=0) as writer:
+        monkeypatch.setattr("os.fsync", fsync)
+        writer.write(1, {"train/loss": 2.0})
+        writer.sync()
+        assert rows_at_sync[str(tmp_path / METRICS_FILE)] == [{"step": 1, "train/loss": 2.0}]
 
 
 def test_evaluation_joins_the_line_of_its_step(tmp_path):
@@ -111,40 +126,13 @@ def test_other_processes_write_nothing(tmp_path):
     assert not run_dir.exists()
 
 
-def test_delayed_metrics_are_those_of_the_step_before():
-    delayed = DelayedMetrics()
-    values = [jnp.float32(0.5), jnp.float32(0.25)]
-    with jax.transfer_guard("disallow"):
-        assert delayed.flush() is None
-        assert delayed.push(1, {"train/loss": values[0]}) is None
-        assert delayed.push(2, {"train/loss": values[1]}) == (1, {"train/loss": 0.5})
-        assert delayed.flush() == (2, {"train/loss": 0.25})
-        assert delayed.flush() is None
-
-
-def test_delayed_metrics_never_read_the_step_that_was_just_dispatched(monkeypatch):
-    read = []
-    monkeypatch.setattr(jax, "device_get", lambda metrics: read.append(set(metrics)) or {})
-    delayed = DelayedMetrics()
-    for step in range(3):
-        delayed.push(step, {f"step {step}": jnp.float32(0)})
-    assert read == [{"step 0"}, {"step 1"}]
-
-
-def test_delayed_metrics_read_a_replicated_scalar_of_a_mesh(set_mesh):
-    set_mesh(fsdp=8)
-    x = jax.device_put(jnp.arange(16.0), jax.sharding.NamedSharding(jax.sharding.get_mesh(), batch_spec()))
-    delayed = DelayedMetrics()
-    delayed.push(1, {"train/loss": jax.jit(jnp.mean)(x)})
-    assert delayed.flush() == (1, {"train/loss": 7.5})
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands until it is told to go on, in a process that started 10 s ago."""
     now = [1000.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(throughput, "PROCESS_START_S", 990.0)
+    for module in (stages, goodput):
+        monkeypatch.setattr(module, "PROCESS_START_S", 990.0)
 
     def advance(seconds):
         now[0] += seconds
@@ -152,33 +140,42 @@ def clock(monkeypatch):
     return advance
 
 
-def test_throughput_counts_training_time_only(clock):
-    timing = Throughput(start_step=100, batch_size=32, flops_per_pass=1)
-    with timing.waiting_for_data():
+@pytest.fixture
+def recorder(clock, tmp_path):
+    """Knows the stages of a process that is training the first of its steps, and of a run that has no past."""
+    recorder = Recorder(tmp_path, Stages(), is_writer=False)
+    recorder.go_on_from(100)
+    with recorder.stages.enter(Stage.TRAIN, 100):
+        yield recorder
+
+
+def test_throughput_counts_training_time_only(clock, recorder):
+    timing = Throughput(start_step=100, batch_size=32, flops_per_pass=1, recorder=recorder)
+    with timing.waiting_for_data(101):
         clock(1)
     clock(4)
-    with timing.paused(after=()):
+    with timing.paused(Stage.EVALUATE, 110, after=()):
         clock(5)
     assert timing.read(110) == {
         "perf/images_per_s": 64.0,
         "perf/step_ms": 500.0,
         "perf/data_wait_ms": 100.0,
-        "perf/goodput": 0.25,
+        "perf/goodput": 0.2,  # 4 s of 20 s: waiting for data does not count
     }
     clock(10)
     assert timing.read(120) == {
         "perf/images_per_s": 32.0,
         "perf/step_ms": 1000.0,
         "perf/data_wait_ms": 0.0,
-        "perf/goodput": 0.5,
+        "perf/goodput": pytest.approx(14 / 30),
     }
 
 
-def test_mfu_is_the_part_of_the_peak_of_all_devices(clock, monkeypatch):
+def test_mfu_is_the_part_of_the_peak_of_all_devices(clock, recorder, monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops_per_s", lambda kind: 100.0)
-    timing = Throughput(start_step=0, batch_size=1, flops_per_pass=400)
+    timing = Throughput(start_step=0, batch_size=1, flops_per_pass=400, recorder=recorder)
     for num_passes in (2, 1):
-        timing.count(num_passes)
+        timing.count(num_passes, metrics=())
     clock(2)
     assert timing.read(2)["perf/mfu"] == 3 * 400 / (2 * 8 * 100)
 

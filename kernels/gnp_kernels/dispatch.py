@@ -74,8 +74,5 @@ def _refusal(name: str, trees: Tree) -> str | None:
 
 def call(op: str, function: str, implementation: Implementation, trees: tuple[Tree, ...], **options: Any) -> Any:
     """`function(*trees, **options)` of the module that implements `op`."""
-    # Until every back end takes them.
-    if options.get("shares", 0) is None:
-        del options["shares"]
     module = _MODULES[choose(op, implementation, trees)]
     return getattr(importlib.import_module(f"gnp_kernels.{op}.{module}"), function)(*trees, **options)

@@ -17,9 +17,14 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def share(shares: Shares, leaf: int) -> float:
+    """What the sum over a leaf is multiplied by."""
+    return 1.0 if shares is None else shares[leaf]
+
+
 def total(sums: Sequence[jax.Array], shares: Shares) -> jax.Array:
     """The sum over all leaves, given that over each."""
-    shared = sums if shares is None else [x * share for x, share in zip(sums, shares, strict=True)]
+    shared = (share(shares, leaf) * x for leaf, x in enumerate(sums))
     return sum(shared, start=jnp.zeros((), jnp.float32))
 
 

@@ -108,7 +108,13 @@ def numpy_update(w, g1, g2, moments, rule, c1, c2, learning_rate, count, decays)
 @pytest.mark.parametrize("case", [case for case in UPDATES if "strange" not in case.name], ids=named)
 def test_update_is_that_of_float64(case):
     """Moments and parameters within 1e-5 of float64 relative to their largest entry, the copy rounded from them."""
-    options = {"count": 0, "decay_mask": None, "restore_scale": None, "copy_dtype": None} | case.options
+    options = {
+        "count": 0,
+        "decay_mask": None,
+        "restore_scale": None,
+        "copy_dtype": None,
+        "applies": True,
+    } | case.options
     new = blend_update(case.params, case.g1, case.g2, case.moments, **options)
     masks = jax.tree.leaves(options["decay_mask"]) or [True] * len(jax.tree.leaves(case.params))
     columns = [doubles(tree) for tree in (case.params, case.g1, *case.moments)]
@@ -122,6 +128,8 @@ def test_update_is_that_of_float64(case):
             options["count"], masks[number],
         )  # fmt: skip
         got = doubles(new.params)[number]
+        if not options["applies"]:
+            expected, expected_moments = w, moments
         for x, y in ((got, expected), *zip([m[number] for m in got_moments], expected_moments, strict=False)):
             np.testing.assert_allclose(x, y, atol=1e-5 * max(1, np.max(np.abs(np.nan_to_num(y)), initial=0)))
         update, params = update + np.sum((expected - w) ** 2), params + np.sum(expected**2)
@@ -183,6 +191,17 @@ def test_a_parameter_perturbed_in_place_is_restored_to_an_ulp(values, scale):
     restored = blend_update(moved, g, None, (), rule=Sgd(), c1=0.0, learning_rate=0.0, restore_scale=scale).params
     larger = jnp.maximum(jnp.abs(w), jnp.abs(moved))
     assert jnp.all(jnp.abs(restored - w) <= jnp.spacing(larger))
+
+
+@pytest.mark.parametrize("rule", blend_update_cases.RULES.values(), ids=str)
+def test_a_step_that_does_not_apply_changes_nothing(rule):
+    """Bitwise, and though the gradients are not finite."""
+    w = testing.tree(testing.SHAPES["mixed"], jnp.float32, 0)
+    moments = (jax.tree.map(jnp.abs, w),) * rule.num_moments
+    g = jax.tree.map(lambda x: x * jnp.nan, w)
+    new = blend_update(w, g, g, moments, rule=rule, c1=jnp.nan, c2=jnp.nan, learning_rate=0.1, applies=jnp.bool(False))
+    jax.tree.map(np.testing.assert_array_equal, (new.params, new.moments), (w, moments))
+    assert new.update_squared_norm == 0
 
 
 def test_where_c2_is_zero_the_second_gradient_does_not_count():

@@ -24,6 +24,7 @@ def blend_update(
     decay_mask: Tree = None,
     restore_scale: Scalar | None = None,
     copy_dtype: jax.typing.DTypeLike | None = None,
+    applies: jax.typing.ArrayLike = True,
     shares: Shares = None,
     implementation: Implementation = "auto",
 ) -> Updated:
@@ -45,6 +46,8 @@ def blend_update(
         restore_scale: when given, `params` are w + restore_scale * g1, perturbed in place; w is recovered first, to
             within 1 ulp of the larger of |w| and |w + restore_scale * g1|.
         copy_dtype: when given, the new parameters are returned in this type as well.
+        applies: whether to make the step, a bool scalar; where False, parameters and moments stay bitwise as they are,
+            whatever the gradients are (but for the rounding of `restore_scale`).
         shares: None, or a number for each leaf, which its part of the squared norms is multiplied by: 1 / copies of a
             leaf that several devices hold, where their results are added up.
         implementation: see `dispatch.choose`.
@@ -75,7 +78,7 @@ def blend_update(
         "blend_update",
         implementation,
         (params, g1, g2, moments),
-        coefficients=Coefficients.of(rule, c1, c2, learning_rate, count, restore_scale),
+        coefficients=Coefficients.of(rule, c1, c2, learning_rate, count, restore_scale, applies),
         rule=rule,
         decay_mask=decay_mask,
         restores=restore_scale is not None,

@@ -39,6 +39,7 @@ def cases() -> list[Case]:
         _case("mixed", "adamw", jnp.float32, c1=1.0, c2=0.0),
         _case("mixed", "adamw", jnp.float32, c2=float("nan")),
     ]
+    found += [_case("mixed", rule, jnp.float32, c2=float("nan"), applies=False) for rule in RULES]
     g1, g2 = testing.strange_tree(jnp.float32)
     for name, rule in RULES.items():
         w = jax.tree.map(jnp.ones_like, g1)

@@ -65,6 +65,8 @@ class Coefficients(NamedTuple):
     square_correction: Any
     """1 - b2^t."""
     restore_scale: Any
+    applies: Any
+    """1; or 0 for a step that is left out."""
 
     @classmethod
     def of(
@@ -75,13 +77,14 @@ class Coefficients(NamedTuple):
         learning_rate: Scalar,
         count: jax.typing.ArrayLike,
         restore_scale: Scalar | None,
+        applies: jax.typing.ArrayLike,
     ) -> Self:
         """The scalars as float32 arrays."""
         corrections: tuple[Any, Any] = (1.0, 1.0)
         if isinstance(rule, AdamW):
             t = jnp.asarray(count) + 1
             corrections = (1 - rule.b1**t, 1 - rule.b2**t)
-        scalars = (c1, c2, learning_rate, *corrections, 0.0 if restore_scale is None else restore_scale)
+        scalars = (c1, c2, learning_rate, *corrections, 0.0 if restore_scale is None else restore_scale, applies)
         return cls(*(jnp.asarray(scalar, jnp.float32) for scalar in scalars))
 
 
@@ -108,7 +111,7 @@ def blend_update(
     decay_mask: Tree,
     restores: bool,
     copy_dtype: jax.typing.DTypeLike | None,
-    shares: Shares = None,
+    shares: Shares,
 ) -> Updated:
     """See `api.blend_update`."""
     k = coefficients
@@ -142,8 +145,9 @@ def update_leaf(
         w = w - k.restore_scale * wide(g1)
     if g2 is not None:
         u = jnp.where(k.c2 == 0, u, u + k.c2 * wide(g2))
-    direction, moments = rule.direction(u, moments, k)
+    direction, new_moments = rule.direction(u, moments, k)
     if decays and rule.weight_decay:
         direction = direction + rule.weight_decay * w
-    step = k.learning_rate * direction
-    return w - step, step, moments
+    step = jnp.where(k.applies == 0, 0.0, k.learning_rate * direction)
+    kept = tuple(jnp.where(k.applies == 0, m, new) for m, new in zip(moments, new_moments, strict=True))
+    return w - step, step, kept

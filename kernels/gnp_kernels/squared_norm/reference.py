@@ -16,14 +16,14 @@ class Dots(NamedTuple):
     b_b: jax.Array
 
 
-def squared_norm(tree: Tree, weights: Tree = None, shares: Shares = None) -> jax.Array:
+def squared_norm(tree: Tree, weights: Tree, shares: Shares) -> jax.Array:
     """Sum of a^2, or of (w a)^2."""
     if weights is not None:
         tree = jax.tree.map(lambda x, w: wide(x) * wide(w), tree, weights)
     return _dot(tree, tree, shares)
 
 
-def dots(a: Tree, b: Tree, shares: Shares = None) -> Dots:
+def dots(a: Tree, b: Tree, shares: Shares) -> Dots:
     """The three inner products."""
     return Dots(_dot(a, a, shares), _dot(a, b, shares), _dot(b, b, shares))
 

@@ -1,11 +1,21 @@
 """Meshes of accelerators that need not be there, and the training steps that their real compilers make for them."""
 
-from typing import Any
+from typing import Literal
 
 import jax
 from jax.experimental import topologies
 
-from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.config import (
+    Config,
+    DataConfig,
+    GnpConfig,
+    Kernels,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    TrainConfig,
+)
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh
 from gnp_scale.step import make_train_step
@@ -25,18 +35,16 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 """NVIDIA's published figures of an H100 SXM, as XLA takes them (`GpuTargetConfigProto`)."""
 
-MESH = MeshConfig(fsdp=8)
-MODELS = {"ViT-B/16": ("vit_b", "adamw"), "ResNet-50": ("resnet50", "sgd")}
+Dtype = Literal["float32", "bfloat16"]
+MODELS: dict[str, tuple[str, OptimizerName]] = {"ViT-B/16": ("vit_b", "adamw"), "ResNet-50": ("resnet50", "sgd")}
 """Network and optimizer."""
 
 
 def h100_mesh() -> jax.sharding.Mesh:
     """Eight H100 in one host, the parameters sharded over all."""
     jax.devices()
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology="1x1x8", target_config=H100
-    )
-    return make_mesh(MESH, topology.devices)
+    topology = topologies.get_topology_desc(platform="cuda", topology_name="h100", topology="1x1x8", target_config=H100)
+    return make_mesh(MeshConfig(), topology.devices)
 
 
 def tpu_mesh(name: str) -> jax.sharding.Mesh:
@@ -45,25 +53,32 @@ def tpu_mesh(name: str) -> jax.sharding.Mesh:
     return make_mesh(MeshConfig(), topology.devices)
 
 
-def compiled_step(mesh: jax.sharding.Mesh, model: str, kernels: Any, dtype: Any = "float32", **changes: Any) -> Any:
-    """The penalised step of `model` on 224 x 224 images, compiled for the devices of `mesh`.
+def compiled_step(
+    mesh: jax.sharding.Mesh, model: str, kernels: Kernels, dtype: Dtype = "float32", depth: int | None = None
+) -> str:
+    """HLO of the penalised step of `model` on 224 x 224 images, compiled for the devices of `mesh`.
 
-    With `dtype` "bfloat16" the model computes, and gradients are, in that type.
+    With `dtype` "bfloat16" the model computes, and gradients are, in that type; with `depth`, a transformer has so many
+    blocks.
     """
     name, optimizer = MODELS[model]
     config = Config(
         data=DataConfig(
-            name="synthetic", batch_size=64, eval_batch_size=64, synthetic_num_examples=64,
-            synthetic_image_size=224, synthetic_num_classes=1000,
+            name="synthetic",
+            batch_size=64,
+            eval_batch_size=64,
+            synthetic_num_examples=64,
+            synthetic_image_size=224,
+            synthetic_num_classes=1000,
         ),
-        model=ModelConfig(name, dtype=dtype),
+        model=ModelConfig(name, dtype=dtype, depth=depth),
         gnp=GnpConfig(),
         optim=OptimConfig(optimizer, clip_norm=1.0, weight_decay=0.1),
         train=TrainConfig(kernels=kernels, gradient_dtype=dtype),
-        mesh=MESH,
-    )  # fmt: skip
+    )
+    # As XLA, not as JAX, calls the compiler for GPUs.
+    platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         task = Task.of(config)
         traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
-        platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
-        return traced.lower(lowering_platforms=(platform,)).compile()
+        return traced.lower(lowering_platforms=(platform,)).compile().as_text()

@@ -1,0 +1,185 @@
+"""The checkpoints of a run: when to save, which are good, which are kept, and how to come back to one."""
+
+import contextlib
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gnp_scale.checkpoint import agree
+from gnp_scale.checkpoint.about import About, describe, exactness
+from gnp_scale.checkpoint.health import HealthGate
+from gnp_scale.checkpoint.reading import newest_whole, stored_scores
+from gnp_scale.checkpoint.retention import Scores, kept, score
+from gnp_scale.checkpoint.store import Store
+from gnp_scale.checkpoint.writer import Writer
+from gnp_scale.config import Config
+from gnp_scale.progress import announce
+from gnp_scale.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run folder. Of several processes all call every method, at the same steps.
+
+    Saving copies the state to host memory and returns; files are written behind training. A checkpoint is good once it
+    has passed the health gate; the newest good ones are kept, whatever is saved after them.
+    """
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        self._config, settings = config, config.checkpoint
+        self._store = Store(run_dir)
+        self._gate = HealthGate(settings.num_healthy_reports, settings.spike_factor)
+        self._writer = Writer(self._store, settings.num_save_attempts, self._committed)
+        # What is unfinished belongs to a run that was killed: only one at a time writes into a folder.
+        self._store.clear_unfinished()
+        self._steps = set(agree.from_main(self._store.steps()))
+        self._good = set(agree.from_main(self._store.good_steps()))
+        for step in self._steps - self._good:
+            self._gate.add(step)
+        self._scores = stored_scores(self._store, self._steps)
+        self._resumed: About | None = None
+        self._last_save_time = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.closing(self._store):
+            if error is None:
+                self._writer.finish()
+            else:
+                self._writer.leave()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step that is committed; None where there is none."""
+        return max(self._steps, default=None)
+
+    @property
+    def latest_good_step(self) -> int | None:
+        """The newest step that has passed the health gate; None where there is none."""
+        return max(self._good, default=None)
+
+    @property
+    def stored_step(self) -> int:
+        """The newest step in the folder, whether or not all processes have seen its commit; 0 where there is none."""
+        return max(self._store.steps(), default=0)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is under way."""
+        return self._writer.is_writing
+
+    @property
+    def longest_commit_s(self) -> float:
+        """The longest that a state took from the copy to its commit, since the start of this process."""
+        return self._writer.longest_commit_s
+
+    @property
+    def latest_scores(self) -> Scores | None:
+        """The metrics of the evaluation that the newest state was saved with; None if there was none."""
+        return self._scores.get(max(self._steps | self._scores.keys(), default=0))
+
+    def restore(self, abstract_state: TrainState) -> tuple[int, TrainState] | None:
+        """(step, state) of the newest whole checkpoint, in these types and shardings; None where there is none at all.
+
+        Newer ones are damaged: they are set aside, which is renamed, and named in a line each.
+
+        Raises:
+            ConfigError: there are checkpoints, but none is whole; or they are of another configuration.
+        """
+        return self._restore(self._steps, abstract_state)
+
+    def roll_back(self, abstract_state: TrainState) -> tuple[int, TrainState] | None:
+        """(step, state) of the newest good and whole checkpoint; None where none is good. Newer ones are set aside.
+
+        Raises:
+            ConfigError: none of the good ones is whole; or what is being written cannot be.
+        """
+        self._writer.finish()
+        if not self._good:
+            self._set_aside_after(0, {})
+        return self._restore(self._good, abstract_state)
+
+    def _restore(self, candidates: Collection[int], abstract_state: TrainState) -> tuple[int, TrainState] | None:
+        if not candidates:
+            return None
+        whole = newest_whole(self._store, candidates, abstract_state, self._config)
+        self._set_aside_after(whole.step, whole.skipped)
+        self._resumed = whole.about
+        return whole.step, whole.state
+
+    def _set_aside_after(self, last: int, damage: Mapping[int, str]) -> None:
+        for step in sorted(step for step in self._steps if step > last):
+            self._forget(step)
+            name = self._store.set_aside(step, "damaged" if step in damage else "rolled-back")
+            what = f"is damaged ({damage[step]}): set" if step in damage else "was set"
+            announce(f"the checkpoint of step {step} {what} aside as {name}")
+
+    def exactness(self) -> str:
+        """What going on from the checkpoint that was restored means for the numbers on this mesh, in words."""
+        assert self._resumed is not None, "nothing was restored"
+        return exactness(self._resumed)
+
+    def is_due(self, step: int, scores: Scores | None) -> bool:
+        """Whether to save after `step`: by number, by time, or as the best evaluation; the same in every process."""
+        every = self._config.checkpoint.every_steps
+        by_step = every is not None and step % every == 0
+        return by_step or self._is_best(scores) or self._is_due_by_time(step)
+
+    def _is_best(self, scores: Scores | None) -> bool:
+        settings = self._config.checkpoint
+        if not settings.keep_best or not scores:
+            return False
+        earlier = [self._scores[known] for known in self._scores.keys() & {*self._steps, self._writer.step}]
+        return agree.from_main(all(score(settings, scores) > score(settings, other) for other in earlier))
+
+    def _is_due_by_time(self, step: int) -> bool:
+        every = self._config.checkpoint.every_minutes
+        # Clocks differ between processes; asking the main one is cheap, but not so cheap as to do it every step.
+        if every is None or step % self._config.train.log_every_steps != 0:
+            return False
+        return agree.from_main(time.monotonic() - self._last_save_time >= 60 * every)
+
+    def save(self, step: int, state: TrainState, scores: Scores | None) -> None:
+        """Saves the state after `step`, with the metrics of an evaluation at that step if there was one.
+
+        Raises:
+            ConfigError: the store has failed too often.
+        """
+        self._writer.start(step, state, describe(self._config, state, scores))
+        if scores:
+            self._scores[step] = scores
+        self._last_save_time = time.monotonic()
+
+    def observe(self, step: int, loss: float) -> None:
+        """Takes the loss reported for `step`: lets the checkpoints pass that were waiting for it, and goes on saving.
+
+        Raises:
+            ConfigError: the store has failed too often.
+        """
+        self._writer.poll()
+        passed = self._gate.observe(step, loss)
+        self._good.update(passed)
+        for good in passed:
+            self._store.mark_good(good)
+        self._delete_expendable()
+
+    def _committed(self, step: int) -> None:
+        self._steps.add(step)
+        self._gate.add(step)
+        self._delete_expendable()
+
+    def _delete_expendable(self) -> None:
+        for step in self._steps - kept(self._steps, self._good, self._scores, self._config.checkpoint):
+            self._forget(step)
+            self._store.delete(step)
+
+    def _forget(self, step: int) -> None:
+        self._steps.discard(step)
+        self._good.discard(step)
+        self._scores.pop(step, None)
+        self._gate.drop(step)

@@ -1,0 +1,155 @@
+"""Reading: only what is whole, and the same in every process."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gnp_scale import recipe
+from gnp_scale.checkpoint import agree
+from gnp_scale.checkpoint.about import About, DamagedError
+from gnp_scale.checkpoint.checksums import damaged
+from gnp_scale.checkpoint.retention import Scores
+from gnp_scale.checkpoint.store import Store
+from gnp_scale.checkpoint.writer import one_line
+from gnp_scale.config import Config, ConfigError, MeshConfig
+from gnp_scale.mesh import make_mesh
+from gnp_scale.progress import announce
+from gnp_scale.rundir import changes
+from gnp_scale.state import TrainState
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A checkpoint whose arrays are those that were saved."""
+
+    step: int
+    state: Any
+    about: About
+    skipped: dict[int, str]
+    """The newer ones that are damaged, and how."""
+
+
+def newest_whole(store: Store, steps: Iterable[int], abstract_state: Any, config: Config | None = None) -> Whole:
+    """The newest of `steps` that is whole, with the types and shardings of `abstract_state`. Changes nothing.
+
+    Raises:
+        ConfigError: none of them is, or it belongs to a run of another configuration than `config`.
+    """
+    skipped: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        try:
+            about = _about(store, step)
+            if config is not None:
+                _check_same_run(store, step, about, config)
+            return Whole(step, _state(store, step, abstract_state, about), about, skipped)
+        except DamagedError as error:
+            skipped[step] = str(error)
+    found = "; ".join(f"step {step}: {problem}" for step, problem in skipped.items())
+    raise ConfigError(
+        f"no checkpoint in {store.folder} is whole, and none was changed ({found}): put one back, or start anew with "
+        "another --run-dir"
+    )
+
+
+def _about(store: Store, step: int) -> About:
+    about, problem = None, None
+    try:
+        about = store.about(step)
+    except Exception as error:
+        # There is no list of what a damaged file makes a reader raise.
+        problem = one_line(error)
+    _agree_on(problem)
+    assert about is not None
+    return about
+
+
+def _state(store: Store, step: int, abstract_state: Any, about: About) -> Any:
+    state, problem = None, None
+    try:
+        state = store.read(step, abstract_state)
+    except Exception as error:
+        problem = one_line(error)
+    _agree_on(problem)
+    names = damaged(state, about["checksums"])
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise DamagedError(f"{', '.join(names[:3])}{more} not as saved")
+    return state
+
+
+def _agree_on(problem: str | None) -> None:
+    problem = agree.first_problem(problem)
+    if problem is not None:
+        raise DamagedError(problem)
+
+
+def _check_same_run(store: Store, step: int, about: About, config: Config) -> None:
+    changed = changes(recipe.from_json(json.dumps(about["config"])), config)
+    if changed:
+        raise ConfigError(
+            f"the checkpoint of step {step} in {store.folder} is of a run with another configuration "
+            f"({', '.join(changed)}): choose another --run-dir"
+        )
+
+
+def stored_scores(store: Store, steps: Iterable[int]) -> dict[int, Scores]:
+    """The evaluations that checkpoints were saved with, where there was one and it can be read."""
+    scores = {}
+    for step in steps:
+        with contextlib.suppress(Exception):  # A damaged one is dealt with when it is to be restored.
+            scores[step] = store.about(step)["scores"]
+    return {step: values for step, values in scores.items() if values}
+
+
+def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainState]:
+    """(step, state) of the newest whole checkpoint, read without touching the folder, which a run may be writing into.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    store = Store(run_dir)
+    whole = newest_whole(store, _steps(run_dir, store), abstract_state)
+    for step, problem in whole.skipped.items():
+        announce(f"the checkpoint of step {step} is damaged ({problem}): taking that of step {whole.step}")
+    return whole.step, whole.state
+
+
+def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
+    """(step, SHA-256) of the state saved at `step`, the newest when None: names, types, shapes and bytes of its leaves.
+
+    Two fingerprints are equal if and only if parameters, batch statistics, optimizer state and method state are
+    bitwise equal, whatever mesh or number of processes wrote them. Reads the whole state into the memory of this host.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it is damaged.
+    """
+    store = Store(run_dir)
+    steps = _steps(run_dir, store)
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ConfigError(f"{run_dir} has no checkpoint of step {step}: it has {steps}")
+    with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1])):
+        try:
+            state = _state(store, step, store.abstract_state(step), _about(store, step))
+        except DamagedError as error:
+            raise ConfigError(f"the checkpoint of step {step} is damaged ({error}): name another --step") from None
+    digest = hashlib.sha256()
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)):
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return step, digest.hexdigest()
+
+
+def _steps(run_dir: Path, store: Store) -> list[int]:
+    steps = store.steps()
+    if not steps:
+        raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
+    return steps

@@ -1,0 +1,174 @@
+"""The folder of checkpoints, one folder a step. The only file that knows Orbax.
+
+Orbax writes a step into a folder of another name, with a marker as its last file, and renames it: a step is there whole
+or not at all, unless the store loses something afterwards.
+"""
+
+import contextlib
+import logging
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+from gnp_scale.checkpoint.about import About, DamagedError, unseal
+from gnp_scale.mesh import REPLICATED, sharding
+from gnp_scale.runtime import is_main_process
+
+_COMMIT_MARKER = "commit_success.txt"
+_GOOD_MARKER = "good"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
+_DELETED = "deleted"
+
+
+# Orbax logs a traceback for each of its threads that an error passes; the error is raised too, and told in one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+class Write:
+    """A write that goes on in the background."""
+
+    def __init__(self, response: Any) -> None:
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        """That it took, once it is over."""
+        # A daemon: where another process failed, Orbax waits for it long after the write was given up.
+        self._thread = threading.Thread(target=self._wait_for, args=(response,), daemon=True)
+        self._thread.start()
+
+    def _wait_for(self, response: Any) -> None:
+        began_s = time.monotonic()
+        try:
+            response.result()
+        except Exception as error:
+            self.error = error
+        self.seconds = time.monotonic() - began_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is committed, or has failed with `error`."""
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        """Waits until it is over."""
+        self._thread.join()
+
+
+class Store:
+    """The checkpoints of a run folder. Of several processes only the main one marks, renames and deletes."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir.absolute() / "checkpoints"
+        self._deletions = ThreadPoolExecutor(max_workers=1)
+
+    def close(self) -> None:
+        """Waits for deletions."""
+        self._deletions.shutdown()
+
+    def steps(self) -> list[int]:
+        """The steps that have a folder, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def good_steps(self) -> list[int]:
+        """The steps that were marked as good, in order."""
+        return [step for step in self.steps() if (self._path(step) / _GOOD_MARKER).exists()]
+
+    def mark_good(self, step: int) -> None:
+        """Marks a step as good."""
+        if is_main_process():
+            # On a full disk the mark may be lost: after a restart the step then has to pass the gate again.
+            with contextlib.suppress(OSError):
+                (self._path(step) / _GOOD_MARKER).touch()
+
+    def prepare(self) -> None:
+        """Makes room for a write, and makes sure that this process can write here.
+
+        Raises:
+            OSError: it cannot.
+        """
+        self.clear_unfinished()
+        # Where Orbax fails in one process, it keeps the others waiting: what can be known before is found out here.
+        probe = self.folder / f"probe-{jax.process_index()}"
+        probe.mkdir(parents=True, exist_ok=True)
+        probe.rmdir()
+
+    def write(self, step: int, state: Any, about: About) -> Write:
+        """Starts to write a step. Every process calls it, with its parts of the same global arrays."""
+        # The folder is listed by the caller; asking again would take two more barriers.
+        context = ocp.Context()
+        context.file_options.skip_sync_file_validations = True
+        with context:
+            return Write(ocp.save_async(self._path(step), state, custom_metadata=about))
+
+    def about(self, step: int) -> About:
+        """What is stored beside the arrays.
+
+        Raises:
+            DamagedError: the step is not committed, or what it says was changed.
+            Exception: whatever a damaged file makes Orbax raise.
+        """
+        if not (self._path(step) / _COMMIT_MARKER).exists():
+            raise DamagedError("it was not written to its end")
+        return unseal(self._metadata(step).custom_metadata)
+
+    def abstract_state(self, step: int) -> Any:
+        """Shapes and types of the arrays of a step, in nested dictionaries and lists; whole on every device."""
+        whole = sharding(REPLICATED)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), self._metadata(step).metadata
+        )
+
+    def read(self, step: int, abstract_state: Any) -> Any:
+        """The state of a step, with the types and shardings of `abstract_state`; waits for no other process.
+
+        Raises:
+            Exception: whatever a damaged file makes Orbax raise.
+        """
+        with _alone():
+            return ocp.load(self._path(step), abstract_state)
+
+    def _metadata(self, step: int) -> Any:
+        with _alone():
+            return ocp.metadata(self._path(step))
+
+    def set_aside(self, step: int, word: str) -> str:
+        """Renames the folder of a step so that nothing reads or deletes it any more; returns the new name."""
+        name, number = f"{step}.{word}", 1
+        while (self.folder / name).exists():
+            number += 1
+            name = f"{step}.{word}.{number}"
+        if is_main_process():
+            self._path(step).rename(self.folder / name)
+        return name
+
+    def delete(self, step: int) -> None:
+        """Deletes a step behind training. It goes at once under its own name, so a kill leaves no half of it."""
+        if is_main_process():
+            gone = self.folder / f"{step}.{_DELETED}"
+            self._path(step).rename(gone)
+            self._deletions.submit(shutil.rmtree, gone, ignore_errors=True)
+
+    def clear_unfinished(self) -> None:
+        """Deletes what killed or failed writes, and killed deletions, have left behind."""
+        if is_main_process():
+            for pattern in (_UNFINISHED, f"*.{_DELETED}"):
+                for path in self.folder.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+
+def _alone() -> Any:
+    """Reading waits for no other process: one that finds a damaged file must not leave the others waiting."""
+    context = ocp.Context()
+    context.multiprocessing_options.active_processes = {jax.process_index()}
+    context.multiprocessing_options.primary_host = jax.process_index()
+    return context

@@ -1,0 +1,152 @@
+"""Writing behind training, with a copy of the state to try again with."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from gnp_scale.checkpoint import agree
+from gnp_scale.checkpoint.about import About
+from gnp_scale.checkpoint.store import Store, Write
+from gnp_scale.config import ConfigError
+from gnp_scale.progress import announce
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
+"""After a failed attempt the next one waits; each time twice as long, up to the longest."""
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class _Job:
+    step: int
+    state: Any
+    about: About
+
+
+class Writer:
+    """Writes one state at a time; in several processes all of them call the same methods in the same order.
+
+    The state is copied to host memory and kept there until it is committed: training may go on in the buffers of the
+    original, and a failed attempt loses nothing. An attempt has failed as soon as it has in any process.
+    """
+
+    def __init__(self, store: Store, num_attempts: int, on_commit: Callable[[int], None]) -> None:
+        self._store, self._num_attempts, self._on_commit = store, num_attempts, on_commit
+        self._job: _Job | None = None
+        self._write: Write | None = None
+        self._num_failures = 0
+        self._retry_time = 0.0
+        self.longest_commit_s = 0.0
+        """From the copy to the commit of a state."""
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is under way."""
+        return self._write is not None and not self._write.is_over
+
+    @property
+    def step(self) -> int | None:
+        """The step that is to be committed; None where there is none."""
+        return None if self._job is None else self._job.step
+
+    def start(self, step: int, state: Any, about: About) -> None:
+        """Takes a state to write. Waits for the write before; one that has failed gives way to this one.
+
+        Raises:
+            ConfigError: it is the last of so many attempts in a row that failed.
+        """
+        while self._write is not None:
+            self._wait()
+        if self._job is not None:
+            announce(f"the checkpoint of step {step} takes the place of that of step {self._job.step}")
+        self._job = _Job(step, jax.tree.map(_on_host, state), about)
+        self._attempt()
+
+    def poll(self) -> None:
+        """Goes on with what there is to do now, without waiting.
+
+        Raises:
+            ConfigError: so many attempts in a row have failed.
+        """
+        if self._job is None:
+            return
+        if self._write is None:
+            if agree.from_main(time.monotonic() >= self._retry_time):
+                self._attempt()
+            return
+        is_over, error = self._write.is_over, self._write.error
+        problem = agree.first_problem(None if error is None else one_line(error))
+        if problem is not None:
+            self._fail(self._job.step, problem)
+        elif agree.all_true(is_over):
+            self._commit(self._job.step)
+
+    def finish(self) -> None:
+        """Waits until what was taken is committed.
+
+        Raises:
+            ConfigError: so many attempts in a row have failed.
+        """
+        while self._job is not None:
+            self._wait()
+
+    def leave(self) -> None:
+        """Waits for an attempt under way, and says so if it failed: for a process that ends by another error."""
+        if self._write is not None:
+            self._write.join()
+            if self._write.error is not None:
+                announce(f"the last checkpoint was not written: {one_line(self._write.error)}")
+
+    def _wait(self) -> None:
+        self.poll()
+        if self._job is not None:
+            time.sleep(_POLL_S)
+
+    def _attempt(self) -> None:
+        assert self._job is not None
+        try:
+            self._store.prepare()
+            problem = None
+        except OSError as error:
+            problem = one_line(error)
+        problem = agree.first_problem(problem)
+        if problem is not None:
+            self._fail(self._job.step, problem)
+        elif agree.from_main(self._job.step in self._store.steps()):
+            # The attempt before was committed, and failed in some process only afterwards.
+            self._commit(self._job.step)
+        else:
+            self._write = self._store.write(self._job.step, self._job.state, self._job.about)
+
+    def _commit(self, step: int) -> None:
+        if self._write is not None:
+            self.longest_commit_s = max(self.longest_commit_s, self._write.seconds)
+        self._job = self._write = None
+        self._num_failures = 0
+        self._on_commit(step)
+
+    def _fail(self, step: int, problem: str) -> None:
+        self._write = None
+        self._num_failures += 1
+        failed = f"the checkpoint of step {step} could not be written ({problem})"
+        if self._num_failures >= self._num_attempts:
+            self._store.clear_unfinished()
+            raise ConfigError(
+                f"{failed}, attempt {self._num_failures} of {self._num_attempts}: make {self._store.folder} writable, "
+                "with room, and start the same command again to go on from the checkpoint before"
+            )
+        wait_s = min(FIRST_WAIT_S * 2 ** (self._num_failures - 1), LONGEST_WAIT_S)
+        self._retry_time = time.monotonic() + wait_s
+        announce(f"{failed}: attempt {self._num_failures + 1} of {self._num_attempts} in {wait_s:g} s")
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line; of a long one the beginning and the end, where stores put the cause."""
+    text = " ".join(str(error).split())
+    return (f"{text[:80]} ... {text[-120:]}" if len(text) > 205 else text) or type(error).__name__
+
+
+def _on_host(x: jax.Array) -> jax.Array:
+    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))

@@ -1,0 +1,207 @@
+"""Kill drills: runs of real processes, killed at random points of every stage, against one that nothing disturbs.
+
+A drill makes, for each number of processes, one undisturbed run, and then runs that are killed a few times each and
+started again until they finish. Their state, metrics and examples must be those of the undisturbed run to the bit.
+"""
+
+import itertools
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from gnp_scale.budgets import VARIABLE as BUDGETS
+from gnp_scale.checkpoint import fingerprint
+from gnp_scale.config import check
+from gnp_scale.exit_codes import Exit
+from gnp_scale.goodput import append
+from gnp_scale.kills import STAGES, Kill, Outcome
+from gnp_scale.local_job import LocalJob
+from gnp_scale.metrics import read_metrics
+from gnp_scale.stages import Stage
+
+_KILLS_OF_A_RUN = 4
+_STAGES, _EXAMPLES = "stages-{rank}.jsonl", "examples-{rank}.jsonl"
+_MAX_FAILURES = 3
+_END_TIMEOUT_S = 300.0
+_POLL_S = 0.002
+
+
+class Drill:
+    """Drills of the recipe in `arguments`, in `folder`.
+
+    Raises:
+        ConfigError: the folder is not empty.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, num_devices: int, seed: int) -> None:
+        self._arguments, self._folder, self._num_devices, self._seed = arguments, folder, num_devices, seed
+        check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty: choose another --run-dir")
+
+    def run(self, num_processes: int, num_kills: int) -> tuple[list[Outcome], list[str]]:
+        """The outcomes of so many kills, and every difference from the undisturbed run.
+
+        Raises:
+            ConfigError: the undisturbed run does not finish.
+        """
+        whole = self._folder / f"{num_processes}-whole"
+        kills = Kill.draw(random.Random(f"{self._seed} {num_processes}"), num_processes)
+        job = self._start(whole, num_processes)
+        check(set(job.exit_codes(_END_TIMEOUT_S)) == {0}, f"the run does not finish undisturbed: see {whole}")
+        visits_s = _visits_s(whole)
+        outcomes: list[Outcome] = []
+        differences = []
+        for number in itertools.count(1):
+            if len(outcomes) == num_kills:
+                break
+            folder = self._folder / f"{num_processes}-killed-{number}"
+            some = itertools.islice(kills, min(_KILLS_OF_A_RUN, num_kills - len(outcomes)))
+            outcomes += self._killed_run(folder, num_processes, some, visits_s)
+            differences += [f"{folder.name}: {difference}" for difference in compare(folder, whole, num_processes)]
+        return outcomes, differences
+
+    def _killed_run(
+        self, folder: Path, num_processes: int, kills: Iterator[Kill], visits_s: dict[Stage, list[float]]
+    ) -> list[Outcome]:
+        """Kills a run by each of `kills` whose moment comes, and lets it finish."""
+        outcomes: list[Outcome] = []
+        num_failures = 0
+        while True:
+            kill = next(kills, None)
+            job = self._start(folder, num_processes)
+            stage = _send(kill, job, folder, visits_s) if kill is not None else None
+            sent_s = time.monotonic()
+            codes = tuple(job.exit_codes(_END_TIMEOUT_S))
+            if kill is not None and stage is not None:
+                outcomes.append(Outcome(kill, stage, num_processes, codes, time.monotonic() - sent_s))
+                append(self._folder / "kills.jsonl", outcomes[-1].record())
+            if set(codes) == {Exit.FINISHED}:
+                return outcomes
+            if stage is None:
+                # A start that fails for another reason is what a launch script starts again, too, but not for ever.
+                print(f"{folder.name}: a start ended with exit codes {codes} by itself; see its logs", flush=True)
+                num_failures += 1
+                check(num_failures < _MAX_FAILURES, f"{folder} fails by itself: see its logs")
+
+    def _start(self, folder: Path, num_processes: int) -> LocalJob:
+        number = sum(1 for _ in folder.glob("logs-*")) + 1
+        for rank in range(num_processes):
+            _file(folder, _STAGES, rank).unlink(missing_ok=True)
+        return LocalJob(
+            folder / f"logs-{number}",
+            ["train", *self._arguments, "--run-dir", str(folder / "run")],
+            num_processes,
+            self._num_devices,
+            entry=("gnp_scale.drilled", str(folder / _STAGES), str(folder / _EXAMPLES)),
+            variables={BUDGETS: "silence=10,join=60"},
+        )
+
+
+def _send(kill: Kill, job: LocalJob, folder: Path, visits_s: dict[Stage, list[float]]) -> Stage | None:
+    """Waits for the moment of a kill and sends it; returns the stage it met, None where a process ends before."""
+    watched = _file(folder, _STAGES, kill.victims[0])
+    # SIGKILL may come before the first line of Python; any other signal would find nobody there who takes it.
+    at_once = kill.stage == Stage.START and kill.signal == signal.SIGKILL
+    while not at_once and sum(row["stage"] == kill.stage for row in _rows(watched)) < kill.visit:
+        if not job.is_whole:
+            return None
+        time.sleep(_POLL_S)
+    seconds = visits_s[kill.stage]
+    time.sleep(kill.share * seconds[min(kill.visit, len(seconds)) - 1])
+    if not job.is_whole:
+        return None
+    for rank in kill.victims:
+        job.processes[rank].send_signal(kill.signal)
+    return Stage((_rows(watched) or [{"stage": Stage.START}])[-1]["stage"])
+
+
+def _file(folder: Path, name: str, rank: int) -> Path:
+    return folder / name.format(rank=rank)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _visits_s(folder: Path) -> dict[Stage, list[float]]:
+    """Seconds of each visit to each stage in a run that has finished."""
+    visits_s: dict[Stage, list[float]] = {stage: [] for stage in Stage}
+    for row, after in itertools.pairwise(_rows(_file(folder, _STAGES, 0))):
+        visits_s[Stage(row["stage"])].append(after["time"] - row["time"])
+    return visits_s
+
+
+def compare(folder: Path, whole: Path, num_processes: int) -> list[str]:
+    """What differs between a run that was killed and the undisturbed one; nothing should."""
+    differences = []
+    if fingerprint(folder / "run") != fingerprint(whole / "run"):
+        differences.append("the last state is another one")
+    if _numbers(folder) != _numbers(whole):
+        differences.append("metrics.jsonl holds other steps or numbers")
+    for rank in range(num_processes):
+        seen, expected = (_rows(_file(each, _EXAMPLES, rank)) for each in (folder, whole))
+        if {(row["step"], row["crc32"]) for row in seen} != {(row["step"], row["crc32"]) for row in expected}:
+            differences.append(f"process {rank} has trained on other examples")
+    return differences
+
+
+def _numbers(folder: Path) -> list[dict[str, float]]:
+    rows = read_metrics(folder / "run")
+    return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
+
+
+def drill(
+    arguments: Sequence[str],
+    folder: Path,
+    process_counts: Sequence[int],
+    num_kills: int,
+    num_devices: int,
+    seed: int,
+) -> Exit:
+    """Drills with each number of processes, `num_kills` in all; prints a table, and every difference that is found.
+
+    Raises:
+        ConfigError: the undisturbed run does not finish, or the devices do not divide over the processes.
+    """
+    for num_processes in process_counts:
+        check(num_devices % num_processes == 0, f"{num_devices} devices do not divide over {num_processes} processes")
+    # This process only reads checkpoints: the devices are for those that it starts.
+    jax.config.update("jax_platforms", "cpu")
+    runs = Drill(arguments, folder, num_devices, seed)
+    outcomes: list[Outcome] = []
+    differences: list[str] = []
+    for n, num_processes in enumerate(process_counts):
+        share = num_kills // len(process_counts) + (n < num_kills % len(process_counts))
+        new_outcomes, new_differences = runs.run(num_processes, share)
+        outcomes += new_outcomes
+        differences += new_differences
+    unexpected = [outcome for outcome in outcomes if not outcome.is_expected]
+    _print(outcomes)
+    for line in [*differences, *(f"unexpected: {outcome.record()}" for outcome in unexpected)]:
+        print(line)
+    verdict = "bitwise equal to the undisturbed runs" if not differences else f"{len(differences)} differences"
+    print(f"{len(outcomes)} kills, {len(unexpected)} with an unexpected end; after restarts {verdict}")
+    return Exit.FAILED if differences or unexpected else Exit.FINISHED
+
+
+def _print(outcomes: Sequence[Outcome]) -> None:
+    table = Table("processes", "killed", "stage", "signals", "kills", "exit codes", "slowest end")
+    groups: dict[tuple[int, str, Stage, str], list[Outcome]] = {}
+    for outcome in sorted(outcomes, key=lambda o: (o.num_processes, len(o.kill.victims), STAGES.index(o.stage))):
+        who = "all" if len(outcome.kill.victims) == outcome.num_processes else "one"
+        what = "SIGKILL" if outcome.kill.signal == signal.SIGKILL else "others"
+        groups.setdefault((outcome.num_processes, who, outcome.stage, what), []).append(outcome)
+    for (num_processes, who, stage, what), group in groups.items():
+        codes = Counter(code for outcome in group for code in outcome.exit_codes)
+        shown = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
+        end_s = max(outcome.end_s for outcome in group)
+        table.add_row(str(num_processes), who, stage, what, str(len(group)), shown, f"{end_s:.1f} s")
+    Console(width=120).print(table)

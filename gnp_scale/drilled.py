@@ -1,0 +1,73 @@
+"""A process of a drill: `gnp-scale` that also tells which stages it goes through and which examples it trains on.
+
+It is run as `python -m gnp_scale.drilled STAGES EXAMPLES train ...` and appends lines of JSON to two files, in whose
+names `{rank}` stands for its rank: `stage` and `time` of each entry into a stage, the outer one on return included; and
+`step` and `crc32` of this process's rows of each batch that a step has taken.
+"""
+
+import contextlib
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from gnp_scale import cli, preemption, stages
+from gnp_scale.goodput import append
+from gnp_scale.stages import Stage
+
+
+def main() -> int:
+    """Runs the command line that follows the two names."""
+    rank = os.environ.get("JAX_PROCESS_ID", "0")
+    stages_file, examples_file = (Path(name.replace("{rank}", rank)) for name in sys.argv[1:3])
+
+    def tell(stage: Stage) -> None:
+        append(stages_file, {"stage": stage, "time": time.monotonic()})
+
+    class ToldStages(stages.Stages):
+        def _move(self, stage: Stage, step: int) -> None:
+            super()._move(stage, step)
+            tell(stage)
+
+    class ToldStopRequest(preemption.StopRequest):
+        def watch(self) -> Self:
+            super().watch()
+            tell(Stage.START)
+            return self
+
+        def joined(self, client: Any, rank: int, num_processes: int) -> None:
+            super().joined(client, rank, num_processes)
+            from gnp_scale.data import pipeline
+
+            pipeline.train_batches = _recorded(pipeline.train_batches, examples_file)
+
+    stages.Stages = ToldStages
+    cli.StopRequest = ToldStopRequest
+    return cli.main(sys.argv[3:])
+
+
+def _recorded(train_batches: Callable[..., Any], path: Path) -> Callable[..., Any]:
+    def batches(dataset: Any, config: Any, seed: int, start_step: int, num_steps: int) -> Any:
+        with contextlib.closing(train_batches(dataset, config, seed, start_step, num_steps)) as stream:
+            for step, batch in enumerate(stream, start_step + 1):
+                append(path, {"step": step, "crc32": _crc32(batch)})
+                yield batch
+
+    return batches
+
+
+def _crc32(batch: Any) -> int:
+    import numpy as np
+
+    total = 0
+    for name in sorted(batch):
+        for shard in batch[name].addressable_shards:
+            total = zlib.crc32(np.ascontiguousarray(shard.data).tobytes(), total)
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

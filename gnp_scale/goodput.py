@@ -1,0 +1,239 @@
+"""What became of the time of a run, over its whole life and all its starts: the record in its folder, and its sums.
+
+`goodput.jsonl` only grows. A line tells where one start of the run stands, so that the last one of each start is what
+a SIGKILL leaves; a line with an exit code closes the start before it. Nothing here needs JAX or a device.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gnp_scale import PROCESS_START_S
+from gnp_scale.config import ConfigError
+from gnp_scale.exit_codes import Exit
+from gnp_scale.stages import Stage, Stages
+
+GOODPUT_FILE = "goodput.jsonl"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run, as far as its record goes; times are Unix times."""
+
+    began: float
+    time: float
+    """When the record was last brought up to date."""
+    stage: str
+    from_step: int | None
+    """The step it went on from; None until it is known."""
+    step: int
+    """Updates of the run that it had made."""
+    num_rolled_back_steps: int
+    """Updates that it undid itself, to make them again."""
+    first_step_s: float | None
+    """From the start of the process until its first update was computed."""
+    seconds: Mapping[str, float]
+    """Of each stage."""
+    exit: int | None = None
+
+    @property
+    def num_made_steps(self) -> int:
+        """Updates that it made, those that were in vain included."""
+        return 0 if self.from_step is None else max(0, self.step - self.from_step) + self.num_rolled_back_steps
+
+
+@dataclass(frozen=True)
+class Life:
+    """All starts of a run, and what they come to; `now` is the Unix time until which a running one is counted."""
+
+    starts: tuple[Start, ...]
+
+    @property
+    def wall_s(self) -> float:
+        """From the beginning of the first start to the last sign of life."""
+        return self.starts[-1].time - self.starts[0].began if self.starts else 0.0
+
+    @property
+    def stage_s(self) -> dict[str, float]:
+        """Seconds of each stage over all starts, and `down`: those of no start."""
+        seconds = {str(stage): sum(start.seconds.get(stage, 0.0) for start in self.starts) for stage in Stage}
+        return seconds | {"down": max(0.0, self.wall_s - sum(seconds.values()))}
+
+    @property
+    def num_lost_steps(self) -> int:
+        """Updates that were made and then undone, because a start went on from a checkpoint before them."""
+        lost, reached = 0, 0
+        for start in self.starts:
+            if start.from_step is not None:
+                lost += max(0, reached - start.from_step) + start.num_rolled_back_steps
+                reached = start.step
+        return lost
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds of training that went into lost steps, at the mean time of a step."""
+        num_made_steps = sum(start.num_made_steps for start in self.starts)
+        return self.stage_s[Stage.TRAIN] * self.num_lost_steps / max(1, num_made_steps)
+
+    @property
+    def goodput(self) -> float:
+        """Seconds in updates that were kept / seconds since the run first started."""
+        return (self.stage_s[Stage.TRAIN] - self.lost_s) / self.wall_s if self.wall_s else 0.0
+
+
+class Recorder:
+    """Appends, while it is entered, to the record of a run where this start stands, from a thread of its own.
+
+    Processes other than the main one know the life of the run as well, but write nothing.
+    """
+
+    def __init__(self, run_dir: Path, stages: Stages, is_writer: bool) -> None:
+        self.stages = stages
+        self._path, self._is_writer = run_dir / GOODPUT_FILE, is_writer
+        self._earlier = read_life(run_dir).starts
+        self._began = time.time() - (time.perf_counter() - PROCESS_START_S)
+        self._logged_step = (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
+        self._from_step: int | None = None
+        self._num_rolled_back_steps = 0
+        self._first_step_s: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_appending, name="goodput", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._is_writer:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.end(Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._ended.set()
+        if self._is_writer:
+            self._thread.join()
+
+    def go_on_from(self, step: int) -> None:
+        """Tells that the next update will be that after `step`, at the start or because others were undone."""
+        if self._from_step is None:
+            self._from_step = step
+        else:
+            self._num_rolled_back_steps += max(0, self.stages.now.num_made_steps - step)
+
+    def first_step_is_computed(self) -> None:
+        """Tells that the first update of this start is computed."""
+        self._first_step_s = time.perf_counter() - PROCESS_START_S
+
+    def end(self, code: Exit) -> None:
+        """Closes the record of this start with where it stands and its exit code."""
+        self._stop()
+        if self._is_writer:
+            self._append({**self._line(), "exit": int(code)})
+
+    def life(self) -> Life:
+        """The life of the run until now."""
+        return Life((*self._earlier, _parse(self._line())))
+
+    def _line(self) -> dict[str, Any]:
+        now, now_s = self.stages.now, time.perf_counter()
+        return {
+            "began": round(self._began, 3),
+            "time": round(self._began + now_s - PROCESS_START_S, 3),
+            "stage": now.stage,
+            "from_step": self._from_step,
+            "step": now.num_made_steps,
+            "num_rolled_back_steps": self._num_rolled_back_steps,
+            "first_step_s": self._first_step_s and round(self._first_step_s, 3),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in now.total_s(now_s).items()},
+        }
+
+    def _keep_appending(self) -> None:
+        if self._logged_step is not None:
+            self._append({"logged_step": self._logged_step})
+        interval_s = 0.0
+        while not self._ended.wait(interval_s):
+            self._append(self._line())
+            interval_s = append_interval_s(time.perf_counter() - PROCESS_START_S)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            append(self._path, line)
+        except OSError as error:
+            print(f"gnp-scale: {self._path} cannot be written ({error}): its record has a gap", file=sys.stderr)
+
+
+def append_interval_s(age_s: float) -> float:
+    """Seconds between two lines of a start that is `age_s` old: dense at first, then at most one a minute."""
+    return min(60.0, max(1.0, age_s / 100))
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line, whole or not at all, and whatever other process adds one at the same time."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, f"{json.dumps(line)}\n".encode())
+    finally:
+        os.close(file)
+
+
+def append_exit(run_dir: Path, code: Exit) -> None:
+    """Closes the newest start of the run: for a process that ends it in place of the main one."""
+    append(run_dir / GOODPUT_FILE, {"time": round(time.time(), 3), "exit": int(code)})
+
+
+def read_life(run_dir: Path) -> Life:
+    """The life of the run in `run_dir` as its record tells it; of no starts where there is none."""
+    starts: list[Start] = []
+    for row in _rows(run_dir / GOODPUT_FILE):
+        if "began" in row:
+            start = _parse(row)
+            if starts and starts[-1].began == start.began:
+                # What ended it may have been told by another process, between two lines of this one.
+                known_exit = starts.pop().exit
+                start = start if start.exit is not None else replace(start, exit=known_exit)
+            starts.append(start)
+        elif starts and "exit" in row:
+            starts[-1] = replace(starts[-1], **row)
+        elif starts and "logged_step" in row:
+            # Of the start before: its metrics reach further than its last line here.
+            starts[-1] = replace(starts[-1], step=max(starts[-1].step, row["logged_step"]))
+    return Life(tuple(starts))
+
+
+def _parse(line: Mapping[str, Any]) -> Start:
+    return Start(**line)
+
+
+def newest_row(path: Path, key: str) -> dict[str, Any] | None:
+    """The last whole JSON object with `key` among the lines at the end of a file; None where there is none."""
+    rows = [row for row in _rows(path, tail_bytes=1 << 18) if key in row]
+    return rows[-1] if rows else None
+
+
+def _rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The JSON objects that stand in the lines of a file; what a kill left half-written is passed over."""
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row

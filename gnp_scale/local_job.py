@@ -1,0 +1,66 @@
+"""Starts `gnp-scale` as a user does, in one or several processes that train together on this machine's CPU."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+TIMEOUT_S = 240.0
+
+
+class LocalJob:
+    """The processes of one run, with `num_devices` CPU devices between them; what they print goes to files.
+
+    `entry` is the module that is run, with its own arguments if any; `variables` come on top of the environment.
+    """
+
+    def __init__(
+        self,
+        log_dir: Path,
+        arguments: Sequence[str],
+        num_processes: int = 1,
+        num_devices: int = 8,
+        entry: Sequence[str] = ("gnp_scale.cli",),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices // num_processes)}
+        env |= variables or {}
+        if num_processes > 1:
+            env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}", "JAX_NUM_PROCESSES": str(num_processes)}
+        command = [sys.executable, "-m", *entry, *arguments]
+        self.logs = [log_dir / f"{rank}.log" for rank in range(num_processes)]
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            with log.open("w") as output:
+                ranked = env | ({"JAX_PROCESS_ID": str(rank)} if num_processes > 1 else {})
+                self.processes.append(subprocess.Popen(command, stdout=output, stderr=output, env=ranked))
+
+    def output(self) -> str:
+        """All that the processes have printed so far."""
+        return "\n".join(log.read_text() for log in self.logs)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all processes are running."""
+        return all(process.poll() is None for process in self.processes)
+
+    def exit_codes(self, timeout_s: float = TIMEOUT_S) -> list[int]:
+        """Waits for all processes to end; those that do not, each within the time-out, are killed.
+
+        Raises:
+            subprocess.TimeoutExpired: a process did not end.
+        """
+        try:
+            return [process.wait(timeout_s) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

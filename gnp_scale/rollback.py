@@ -1,0 +1,113 @@
+"""Going back after a divergence: what a run read and did instead, kept in `rollbacks.json` in its folder.
+
+With these records the batch and the phase of every step follow from the configuration, the step and the file, so that
+a run that is killed later goes on exactly as it would have done.
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gnp_scale.config import Config, ConfigError, check
+from gnp_scale.data.pipeline import Batches
+from gnp_scale.gnp import Phase
+from gnp_scale.runtime import is_main_process
+
+ROLLBACKS_FILE = "rollbacks.json"
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """One return from `bad_step` to the state after `good_step`; it rules over all later steps."""
+
+    good_step: int
+    bad_step: int
+    num_passed_batches: int
+    """By which the batch of a step lies further on in the stream than it would have done without any rollback."""
+    plain_until: int
+    """Last step without the penalty; `good_step` where there is none."""
+
+
+class Rollbacks:
+    """All rollbacks of the life of a run, in the order in which they happened; the same in every process.
+
+    Raises:
+        ConfigError: the file of them is damaged, or `config` asks for rollbacks that cannot be.
+    """
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        _check(config)
+        self._path, self._config = run_dir / ROLLBACKS_FILE, config.divergence
+        try:
+            records = json.loads(self._path.read_text()) if self._path.exists() else []
+            self._records = [Rollback(**record) for record in records]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self._path} is damaged ({error}): repair it, or begin a new run") from error
+
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether the run is to go back if it diverges now."""
+        return self._config.policy == "rollback" and len(self._records) < self._config.max_rollbacks
+
+    def add(self, good_step: int, bad_step: int) -> str:
+        """Records that the run goes back from `bad_step` to `good_step`; returns what that means, in words."""
+        passed = int(self._passed_batches(bad_step)[good_step])
+        if self._config.pass_bad_batches:
+            passed = int(self._passed_batches(bad_step)[bad_step - 1]) + bad_step - good_step
+        record = Rollback(good_step, bad_step, passed, good_step + self._config.plain_steps)
+        self._records.append(record)
+        if is_main_process():
+            _write(self._path, self._records)
+        past = f", past {bad_step - good_step} batches" if self._config.pass_bad_batches else ""
+        plain = f", without the penalty until step {record.plain_until}" if self._config.plain_steps else ""
+        count = f"rollback {len(self._records)} of at most {self._config.max_rollbacks}"
+        return f"{count}: back to step {good_step}{past}{plain}"
+
+    def phases(self, phases: np.ndarray) -> np.ndarray:
+        """The phases of all steps of a run, with the penalty off where a rollback turned it off."""
+        changed = phases.copy()
+        for record in self._records:
+            changed[record.good_step :] = phases[record.good_step :]
+            changed[record.good_step : record.plain_until] = Phase.PLAIN
+        return changed
+
+    def batches(self, read: Callable[[int, int], Batches], start_step: int, num_steps: int) -> Batches:
+        """The batches of steps `start_step + 1` to `num_steps`; `read(i, n)` gives n of the stream, from the i-th."""
+        places = np.arange(start_step, num_steps) + self._passed_batches(num_steps)[start_step:]
+        starts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)]
+        for first, end in itertools.pairwise(starts):
+            yield from read(int(places[first]), int(end - first))
+
+    def _passed_batches(self, num_steps: int) -> np.ndarray:
+        """Number of batches that were passed over before each of the steps 1, 2, ..., `num_steps`."""
+        passed = np.zeros(num_steps, np.int64)
+        for record in self._records:
+            passed[record.good_step :] = record.num_passed_batches
+        return passed
+
+
+def _check(config: Config) -> None:
+    saves = config.checkpoint.every_steps is not None or config.checkpoint.every_minutes is not None
+    check(
+        saves or config.divergence.policy != "rollback",
+        "divergence.policy is rollback, but checkpoint.every_steps and checkpoint.every_minutes are both None: "
+        "there is nothing to go back to; set one of them",
+    )
+    strengths = {"r": config.gnp.r, "alpha": config.gnp.alpha, "lam": config.gnp.lam}
+    off = [f"gnp.{name} is 0" for name, value in strengths.items() if value == 0]
+    check(
+        not (off and config.divergence.plain_steps),
+        f"divergence.plain_steps is {config.divergence.plain_steps}, but {' and '.join(off)}: "
+        "there is no penalty to turn off; leave it at 0",
+    )
+
+
+def _write(path: Path, records: list[Rollback]) -> None:
+    """Makes `records` the content of `path`, which a kill leaves either old or new."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n")
+    new.replace(path)

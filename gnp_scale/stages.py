@@ -1,0 +1,74 @@
+"""Which stage a process is in, at which step and since when, and the seconds that each stage took."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gnp_scale import PROCESS_START_S
+
+
+class Stage(StrEnum):
+    """What a process is doing; at any time exactly one of these."""
+
+    START = "start"
+    """From the first import to the first other stage, and whatever belongs to none of them."""
+    RESTORE = "restore"
+    COMPILE = "compile"
+    TRAIN = "train"
+    DATA = "data"
+    """Waiting for a batch."""
+    EVALUATE = "evaluate"
+    SAVE = "save"
+    """What a save keeps training waiting for: staging, and writes that are not over in time."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a process is; `since_s` is on the clock of `time.perf_counter`."""
+
+    stage: Stage
+    step: int
+    since_s: float
+    """When this stage was entered, or when one nested in it was left."""
+    seconds: Mapping[Stage, float]
+    """Of each stage until `since_s`; time in a nested stage is not counted in the outer one."""
+    number: int = 0
+    """Of stages entered and left before: of processes that train together, the one with the lowest is behind."""
+
+    @property
+    def num_made_steps(self) -> int:
+        """Updates that are made, as far as the host knows: the one in the making is not counted."""
+        return self.step - 1 if self.stage in (Stage.DATA, Stage.TRAIN) and self.step > 0 else self.step
+
+    def total_s(self, now_s: float) -> dict[Stage, float]:
+        """Seconds of each stage until `now_s`; together they are the life of the process."""
+        return dict(self.seconds) | {self.stage: self.seconds[self.stage] + now_s - self.since_s}
+
+
+class Stages:
+    """Records the stages of this process, which begins in `Stage.START`.
+
+    One thread enters stages; any other may read `now`, which is replaced as a whole and never changed.
+    """
+
+    def __init__(self) -> None:
+        self.now = Moment(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
+        self.longest_s = dict.fromkeys(Stage, 0.0)
+        """Of the visits to each stage that are over, with what was nested in them."""
+
+    @contextlib.contextmanager
+    def enter(self, stage: Stage, step: int) -> Iterator[None]:
+        """Inside, the process is in `stage` at `step` (updates made or being made); then in the outer stage again."""
+        outer, began_s = self.now, time.perf_counter()
+        self._move(stage, step)
+        try:
+            yield
+        finally:
+            self.longest_s[stage] = max(self.longest_s[stage], time.perf_counter() - began_s)
+            self._move(outer.stage, self.now.step)
+
+    def _move(self, stage: Stage, step: int) -> None:
+        now_s = time.perf_counter()
+        self.now = Moment(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)

@@ -1,0 +1,227 @@
+"""Ends a run that hangs: processes tell each other where they are, and one that is late is named and ends them all."""
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+import jax
+from jax._src import distributed
+
+from gnp_scale.budgets import VARIABLE, budgets_s
+from gnp_scale.exit_codes import Exit
+from gnp_scale.goodput import append_exit
+from gnp_scale.stages import Stage, Stages
+
+_REPORTS, _MAIN = "gnp_scale/watchdog/reports/", "gnp_scale/watchdog/main/"
+_VERDICT = f"{_MAIN}verdict"
+_STDERR = 2
+_GRACE_S = 3.0
+"""For how long a process may come to its own end after another one has failed."""
+_DUMP_S = 10.0
+"""A hung file system must not keep a hung process alive."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a process is, as last heard from it."""
+
+    rank: int
+    host: str
+    stage: Stage
+    step: int
+    in_stage_s: float
+    """When it was sent."""
+    moment: int
+    """The `Moment.number` of this stage."""
+    beat: int
+    """Rises with each report; 0 before the first."""
+    heard_s: float
+    """When this process first saw it, on its own clock: clocks of hosts are not compared."""
+
+    def encode(self) -> str:
+        """The part of it that is sent."""
+        return json.dumps([self.rank, self.host, self.stage, self.step, self.in_stage_s, self.moment, self.beat])
+
+    @staticmethod
+    def decode(text: str, heard_s: float) -> "Report":
+        """What `encode` sent, heard at `heard_s`."""
+        rank, host, stage, step, in_stage_s, moment, beat = json.loads(text)
+        return Report(rank, host, Stage(stage), step, in_stage_s, moment, beat, heard_s)
+
+
+def find_silent(reports: Iterable[Report], now_s: float, silence_s: float) -> str | None:
+    """Names the process that has been silent for longest, if that is more than `silence_s`."""
+    heard = [report for report in reports if report.beat > 0]
+    last = min(heard, key=lambda report: report.heard_s, default=None)
+    if last is None or now_s - last.heard_s <= silence_s:
+        return None
+    return f"{_where(last)} and silent for {now_s - last.heard_s:.0f} s (allowed: silence={silence_s:g})"
+
+
+def find_late(reports: Iterable[Report], now_s: float, budgets: Mapping[str, float]) -> str | None:
+    """Names the process that holds up the others, if it is over the budget of its stage.
+
+    All go through the same stages, so it is the one that has entered the fewest. Others wait for it, in any stage;
+    those that are as far are counted.
+    """
+    reports = list(reports)
+    last = min(reports, key=lambda report: (report.moment, -_in_stage_s(report, now_s)))
+    if _in_stage_s(last, now_s) <= budgets[last.stage]:
+        return None
+    num_alike = sum(report.moment == last.moment for report in reports) - 1
+    alike = f", as are {num_alike} of the others" if num_alike else ""
+    return f"{_where(last)} for {_in_stage_s(last, now_s):.0f} s{alike} (allowed: {last.stage}={budgets[last.stage]:g})"
+
+
+def _in_stage_s(report: Report, now_s: float) -> float:
+    return report.in_stage_s + now_s - report.heard_s
+
+
+def _where(report: Report) -> str:
+    return f"process {report.rank} on {report.host} is in {report.stage} of step {report.step}"
+
+
+class Watchdog:
+    """While it is entered, ends this process with `Exit.HUNG` once the run hangs; all stacks go to the run folder.
+
+    Every process reports to process 0, which judges by `budgets_s()`; the others notice when process 0 is silent. Both
+    happen in threads: the main one may be stuck. A process that leaves with an error tells the others.
+    """
+
+    def __init__(self, run_dir: Path, stages: Stages) -> None:
+        self._run_dir, self._stages, self._budgets = run_dir, stages, budgets_s()
+        self._silence_s = self._budgets["silence"]
+        self._poll_s = min(2.0, self._silence_s / 20)
+        state = distributed.global_state
+        self._client, self._rank, self._num_processes = state.client, state.process_id, state.num_processes
+        self._own_key = f"{_MAIN}report" if self._rank == 0 else f"{_REPORTS}{self._rank}"
+        self._host = socket.gethostname()
+        now_s = time.monotonic()
+        # Process 0 hears from all, the others from process 0; until it is heard, a process is taken to start.
+        ranks = range(self._num_processes) if self._rank == 0 else (0,)
+        self._reports = {n: Report(n, "an unknown host", Stage.START, 0, 0.0, 0, 0, now_s) for n in ranks}
+        self._verdict: str | None = None
+        self._failure: str | None = None
+        self._is_ending = False
+        self._left = threading.Event()
+        watch = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        exchange = threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True)
+        self._threads = [watch] if self._client is None else [watch, exchange]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
+            self._await_verdict(error)
+        if self._is_ending:
+            self._threads[0].join()
+        if error is not None:
+            summary = f"{type(error).__name__}: {error}".partition("\n")[0]
+            self._failure = f"process {self._rank} on {self._host} failed at step {self._stages.now.step}: {summary}"
+        self._left.set()
+        for thread in self._threads:
+            thread.join(_GRACE_S)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _await_verdict(self, error: Exception) -> None:
+        """Such an error may be the death of another process: then the watching thread ends this one meanwhile."""
+        wait_s = self._silence_s + 3 * self._poll_s
+        reason = str(error).partition("\n")[0]
+        _say(f"{reason}; waiting {wait_s:.0f} s to see whether another process is dead")
+        self._left.wait(wait_s)
+
+    def _report(self, beat: int) -> Report:
+        now = self._stages.now
+        in_stage_s = time.perf_counter() - now.since_s
+        return Report(self._rank, self._host, now.stage, now.step, in_stage_s, now.number, beat, time.monotonic())
+
+    def _watch(self) -> None:
+        while not self._left.wait(self._poll_s):
+            # Where even this thread does not run, a library holds Python's lock, or the process was stopped.
+            faulthandler.dump_traceback_later(2 * self._silence_s, exit=True, file=_STDERR)
+            if self._verdict is None:
+                self._verdict = self._judge()
+            elif self._left.wait(_GRACE_S):
+                return
+            if self._verdict is not None:
+                self._end(self._verdict)
+
+    def _judge(self) -> str | None:
+        now_s = time.monotonic()
+        others = [report for report in self._reports.values() if report.rank != self._rank]
+        silent = find_silent(others, now_s, self._silence_s)
+        if silent is not None or self._rank != 0:
+            return silent
+        return find_late([*others, self._report(0)], now_s, self._budgets)
+
+    def _exchange(self) -> None:
+        """Tells and hears, until this process leaves; a call blocks as long as process 0 is stopped."""
+        beat = 0
+        while not self._left.wait(self._poll_s):
+            beat += 1
+            # No answer counts as the silence of process 0.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._tell_and_hear(beat)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._say_goodbye()
+
+    def _tell_and_hear(self, beat: int) -> None:
+        assert self._client is not None
+        self._client.key_value_set(self._own_key, self._report(beat).encode(), allow_overwrite=True)
+        texts = dict(self._client.key_value_dir_get(_MAIN))
+        verdict = texts.pop(_VERDICT, None)
+        self._verdict = self._verdict or verdict
+        if self._rank == 0:
+            texts |= dict(self._client.key_value_dir_get(_REPORTS))
+            if self._verdict is not None:
+                self._client.key_value_set(_VERDICT, self._verdict, allow_overwrite=True)
+        now_s = time.monotonic()
+        heard = {report.rank: report for report in (Report.decode(text, now_s) for text in texts.values())}
+        # Whoever has been heard and is not listed any more has left.
+        known = {rank: report for rank, report in self._reports.items() if report.beat == 0 or rank in heard}
+        new = {rank: report for rank, report in heard.items() if rank not in known or report.beat > known[rank].beat}
+        self._reports = known | new
+
+    def _say_goodbye(self) -> None:
+        assert self._client is not None
+        self._client.key_value_delete(self._own_key)
+        if self._failure is not None:
+            self._client.key_value_set(_VERDICT, self._failure, allow_overwrite=True)
+
+    def _end(self, verdict: str) -> NoReturn:
+        self._is_ending = True
+        _say(f"{verdict}: ending with exit code {int(Exit.HUNG)}; {VARIABLE} changes what is allowed")
+        dump = threading.Thread(target=self._dump, args=(verdict,), daemon=True)
+        dump.start()
+        dump.join(_DUMP_S)
+        if self._client is not None and self._rank == 0:
+            # The others end by this verdict, too, which they can only hear while process 0 lives.
+            time.sleep(2 * self._poll_s + _GRACE_S + 1)
+        os._exit(Exit.HUNG)
+
+    def _dump(self, verdict: str) -> None:
+        faulthandler.dump_traceback(_STDERR)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        append_exit(self._run_dir, Exit.HUNG)
+        with (self._run_dir / f"stacks-{self._rank}.txt").open("a") as file:
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {verdict}", file=file, flush=True)
+            faulthandler.dump_traceback(file)
+
+
+def _say(message: str) -> None:
+    print(f"gnp-scale: {message}", file=sys.stderr, flush=True)

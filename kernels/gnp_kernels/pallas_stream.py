@@ -1,0 +1,233 @@
+"""Element-wise arithmetic and sums over all leaves of trees, in one Pallas call for TPUs.
+
+Leaves that are made of whole hardware tiles are one long stream of chunks of tiles, in the order of the leaves: while a
+chunk is computed, those after it are fetched and those before it are written back, across the borders of leaves, so
+that memory never rests. All other leaves lie in VMEM as a whole: they are fetched while the stream runs, and computed
+after it. On chips whose two cores work as one, each core takes half of each chunk.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from gnp_kernels.pallas_plan import NUM_FETCHED, NUM_WRITTEN, Blocks, Plan, Streamed
+from gnp_kernels.pallas_views import NUM_LANES, NUM_SUBLANES, TILE
+
+type Ref = Any
+type Refs = list[Ref]
+
+
+class Block(NamedTuple):
+    """What the arithmetic may know beside the elements of a block of a leaf."""
+
+    leaf: int
+    """Place of the leaf in the call."""
+    scalars: Refs
+    """Vectors of scalars."""
+    positions: Callable[[], jax.Array]
+    """Gives the flat positions of the elements in their leaf modulo 2^32, uint32."""
+
+
+type Arithmetic = Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
+"""(block, *elements of the inputs) -> (elements of the results, float32 terms of the sums), all of one shape."""
+
+
+class Copies(NamedTuple):
+    """The copies between the chip's memory (HBM) and a core's (VMEM), in one direction."""
+
+    is_fetch: bool
+    leaves: list[Refs]
+    """For each input or result, its leaves in HBM: lists of tiles for those that are streamed, else as stored."""
+    chunks: Refs
+    """For each, the chunks in VMEM, as a ring."""
+    whole: list[Refs]
+    """For each, the leaves that VMEM holds as a whole."""
+    chunk_semaphores: Ref
+    whole_semaphore: Ref
+
+    @classmethod
+    def scratch(cls, plan: Plan, is_fetch: bool) -> list[Any]:
+        """The memory that the last four fields stand for."""
+        dtypes, ring_size = (plan.in_dtypes, NUM_FETCHED) if is_fetch else (plan.out_dtypes, NUM_WRITTEN)
+        sources = [None] * len(dtypes) if is_fetch else plan.sources
+        whole = [plan.views[leaf].stored for leaf in plan.whole]
+        num_tiles = max((leaf.num_tiles for leaf in plan.streamed), default=1)
+        return [
+            [pltpu.VMEM((ring_size, num_tiles, *TILE), dtype) for dtype in dtypes],
+            # A leaf that overwrites another is computed in its place.
+            [
+                [pltpu.VMEM(shape, dtype) for shape in whole if source is None]
+                for dtype, source in zip(dtypes, sources, strict=True)
+            ],
+            pltpu.SemaphoreType.DMA((ring_size,)),
+            pltpu.SemaphoreType.DMA,
+        ]
+
+    def place(self, leaf: Streamed, number: Any) -> Any:
+        """Place in the ring of a chunk of `leaf`."""
+        return lax.bitwise_and(jnp.int32(leaf.first + number), jnp.int32(self.chunk_semaphores.shape[0] - 1))
+
+    def of_chunk(self, leaf: Streamed, number: Any, first_tile: Any) -> Iterator[Any]:
+        """Those of chunk `number` of a leaf, which starts at `first_tile`."""
+        place = self.place(leaf, number)
+        for leaves, chunks in zip(self.leaves, self.chunks, strict=True):
+            in_hbm = leaves[leaf.leaf].at[pl.ds(first_tile, leaf.num_tiles)]
+            yield self._copy(in_hbm, chunks.at[place, pl.ds(0, leaf.num_tiles)], self.chunk_semaphores.at[place])
+
+    def of_whole(self, index: int, leaf: int) -> Iterator[Any]:
+        """Those of a leaf, `index` among those that are held as a whole."""
+        for leaves, whole in zip(self.leaves, self.whole, strict=True):
+            yield self._copy(leaves[leaf], whole[index], self.whole_semaphore)
+
+    def _copy(self, in_hbm: Ref, in_vmem: Ref, semaphore: Ref) -> Any:
+        return pltpu.make_async_copy(*((in_hbm, in_vmem) if self.is_fetch else (in_vmem, in_hbm)), semaphore)
+
+
+class Kernel(NamedTuple):
+    """One core's part of a call."""
+
+    plan: Plan
+    arithmetic: Arithmetic
+    core: jax.Array
+    one: Ref
+    """A vector of the integer 1."""
+    scalars: Refs
+    fetches: Copies
+    writes: Copies
+    chunk_sums: Refs
+    """Sums over the elements of a chunk that share a place in a tile."""
+    tile_sums: Refs
+    """Sums over all elements that share a place in a tile."""
+    vector_sums: Refs
+    """The same for vectors."""
+
+    @staticmethod
+    def scratch_of_sums(plan: Plan) -> list[Any]:
+        """The memory that the last three fields stand for."""
+        lengths = [plan.views[leaf].stored[0] for leaf in plan.whole if len(plan.views[leaf].stored) == 1]
+        shape = (min(max(lengths, default=1), plan.num_registers * math.prod(TILE)),)
+        return [[pltpu.VMEM(x, jnp.float32) for _ in range(plan.num_sums)] for x in (TILE, TILE, shape)]
+
+    def run(self, sums: Refs) -> None:
+        """Computes all results, and this core's part of the sums, into the one reference for them if there are any."""
+        _clear([*self.tile_sums, *self.vector_sums])
+        self._on_share(lambda *leaf: _start(self.fetches.of_whole(*leaf)))
+        for number in range(min(NUM_FETCHED - 1, self.plan.num_chunks)):
+            self._on_chunk(self.plan.streamed[0], number, number, number, self._fetch)
+        for leaf in self.plan.streamed:
+            lax.fori_loop(0, leaf.num_chunks, partial(self._compute_chunk, leaf), None)
+        for number in range(max(0, self.plan.num_chunks - NUM_WRITTEN), self.plan.num_chunks):
+            self._on_chunk(self.plan.streamed[0], number, number, number, self._await_write)
+        self._on_share(lambda *leaf: _wait(self.fetches.of_whole(*leaf)))
+        self._on_share(self._compute_whole)
+        self._on_share(lambda *leaf: _wait(self.writes.of_whole(*leaf)))
+        for number, (tiles, vector) in enumerate(zip(self.tile_sums, self.vector_sums, strict=True)):
+            sums[0][0, number] = jnp.sum(tiles[...]) + jnp.sum(vector[...])
+
+    def _on_share(self, act: Callable[[int, int], None]) -> None:
+        """`act` on this core's share of the leaves that VMEM holds as a whole."""
+        for index, leaf in enumerate(self.plan.whole):
+            pl.when(self.core == index % self.plan.num_cores)(partial(act, index, leaf))
+
+    def _on_chunk(self, leaf: Streamed, number: Any, lowest: int, highest: int, act: Callable[..., None]) -> None:
+        """`act` on chunk `number`, counted from the first of `leaf`, if there is one, whichever leaf it is in."""
+        for other, start, some_before, some_after in self.plan.chunks(leaf, lowest, highest):
+            is_here = True
+            if some_before:
+                is_here = number >= start
+            if some_after:
+                is_here &= number < start + other.num_chunks
+            pl.when(is_here)(partial(act, other, number - start))
+
+    def _first_tile(self, leaf: Streamed, number: Any) -> Any:
+        return (number * self.plan.num_cores + self.core) * leaf.num_tiles
+
+    def _fetch(self, leaf: Streamed, number: Any) -> None:
+        _start(self.fetches.of_chunk(leaf, number, self._first_tile(leaf, number)))
+
+    def _await_write(self, leaf: Streamed, number: Any) -> None:
+        _wait(self.writes.of_chunk(leaf, number, self._first_tile(leaf, number)))
+
+    def _compute_chunk(self, leaf: Streamed, number: jax.Array, _: None) -> None:
+        """Computes one chunk, while the one that takes the place of the one before is fetched."""
+        ahead, behind, last = NUM_FETCHED - 1, NUM_WRITTEN, leaf.num_chunks - 1
+        first_tile = self._first_tile(leaf, number)
+        self._on_chunk(leaf, number + ahead, ahead, last + ahead, self._fetch)
+        _wait(self.fetches.of_chunk(leaf, number, first_tile))
+        self._on_chunk(leaf, number - behind, -behind, last - behind, self._await_write)
+        # A sum over a chunk before that over all chunks: the rounding of a long sum grows with its length.
+        _clear(self.chunk_sums)
+        lax.fori_loop(0, leaf.num_tiles // leaf.num_unrolled, partial(self._compute_group, leaf, number), None)
+        for total, part in zip(self.tile_sums, self.chunk_sums, strict=True):
+            total[...] += part[...]
+        _start(self.writes.of_chunk(leaf, number, first_tile))
+
+    def _compute_group(self, leaf: Streamed, number: jax.Array, group: jax.Array, _: None) -> None:
+        """Computes a few tiles of a chunk."""
+        size = leaf.num_unrolled
+        tiles, first_tile = pl.ds(group * size, size), self._first_tile(leaf, number) + group * size
+        view = self.plan.views[leaf.leaf]
+        block = Block(leaf.leaf, self.scalars, lambda: view.positions_in_tiles(first_tile, size))
+        elements = [chunks[self.fetches.place(leaf, number), tiles] for chunks in self.fetches.chunks]
+        results, terms = self.arithmetic(block, *elements)
+        for chunks, result in zip(self.writes.chunks, results, strict=True):
+            chunks[self.writes.place(leaf, number), tiles] = result
+        for part, term in zip(self.chunk_sums, terms, strict=True):
+            part[...] += jnp.sum(term, axis=0)
+
+    def _compute_whole(self, index: int, leaf: int) -> None:
+        """Computes a leaf that VMEM holds as a whole, a few registers at a time, and starts to write it."""
+
+        # The compiler does not know that this holds, and so does not mix leaves until it runs out of registers.
+        @pl.when(self.one[0] == 1)
+        def compute() -> None:
+            for blocks in self.plan.blocks(leaf):
+                lax.fori_loop(0, blocks.num, partial(self._compute_block, index, leaf, blocks), None)
+
+        _start(self.writes.of_whole(index, leaf))
+
+    def _compute_block(self, index: int, leaf: int, blocks: Blocks, number: jax.Array, _: None) -> None:
+        starts: list[Any] = list(blocks.starts)
+        starts[blocks.dim] += number * blocks.shape[blocks.dim]
+        place = tuple(pl.ds(start, size) for start, size in zip(starts, blocks.shape, strict=True))
+        view = self.plan.views[leaf]
+        block = Block(leaf, self.scalars, lambda: view.positions_in_block(tuple(starts), blocks.shape))
+        results, terms = self.arithmetic(block, *(whole[index][place] for whole in self.fetches.whole))
+        for whole, result in zip(self.writes.whole, results, strict=True):
+            whole[index][place] = result
+        for tiles, vector, term in zip(self.tile_sums, self.vector_sums, terms, strict=True):
+            _add(term, vector if term.ndim == 1 else tiles)
+
+
+def _start(copies: Iterator[Any]) -> None:
+    for copy in copies:
+        copy.start()
+
+
+def _wait(copies: Iterator[Any]) -> None:
+    for copy in copies:
+        copy.wait()
+
+
+def _clear(sums: Refs) -> None:
+    for part in sums:
+        part[...] = jnp.zeros(part.shape, part.dtype)
+
+
+def _add(x: jax.Array, sums: Ref) -> None:
+    """Adds a vector to a vector, or all tiles of an array of three dimensions to one tile."""
+    if x.ndim == 1:
+        sums[pl.ds(0, x.shape[0])] += x
+        return
+    x = jnp.sum(x, axis=0)
+    for row in range(0, x.shape[0], NUM_SUBLANES):
+        for column in range(0, x.shape[1], NUM_LANES):
+            tile = x[row : row + NUM_SUBLANES, column : column + NUM_LANES]
+            sums[pl.ds(0, tile.shape[0]), pl.ds(0, tile.shape[1])] += tile

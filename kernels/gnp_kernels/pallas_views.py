@@ -1,0 +1,132 @@
+"""Views of an array that move no data on a TPU: as a list of hardware tiles where it is made of whole ones.
+
+A TPU stores the two minor dimensions of an array in tiles of 8 x 128, padded where they do not fit, and XLA orders the
+dimensions of a program's arguments such that the padding is least. A view here is a transposition to that order, and
+a reshape that keeps to the tiles, so that the compiler turns it into a bitcast.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+NUM_SUBLANES, NUM_LANES = 8, 128
+TILE = (NUM_SUBLANES, NUM_LANES)
+
+
+@dataclass(frozen=True)
+class View:
+    """How the kernels see an array of `shape`."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The dimensions from major to minor, as XLA stores them: the first order with the least padding."""
+        num_dims = len(self.shape)
+        if num_dims < 2:
+            return tuple(range(num_dims))
+        orders = []
+        for minor, second in itertools.permutations(reversed(range(num_dims)), 2):
+            others = [dim for dim in range(num_dims) if dim not in (minor, second)]
+            orders.append((*others, second, minor))
+        return min(orders, key=lambda order: padded_size([self.shape[dim] for dim in order]))
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The array's shape in that order, leading dimensions as one: a vector, or 3 dimensions, 2 of them tiled."""
+        shape = [self.shape[dim] for dim in self.order]
+        if len(shape) < 2:
+            return tuple(shape) or (1,)
+        *majors, num_rows, num_columns = shape
+        if num_rows % NUM_SUBLANES == 0:
+            majors, num_rows = [*majors, num_rows // NUM_SUBLANES], NUM_SUBLANES
+        return (math.prod(majors), num_rows, num_columns)
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles, if the array is made of whole ones, else 0."""
+        if len(self.stored) == 1:
+            return 0 if self.stored[0] % math.prod(TILE) else self.stored[0] // math.prod(TILE)
+        num_rows, num_columns = self.stored[1:]
+        is_whole = num_rows == NUM_SUBLANES and num_columns % NUM_LANES == 0
+        return math.prod(self.shape) // math.prod(TILE) if is_whole else 0
+
+    def positions(self, row: jax.Array, column: jax.Array) -> jax.Array:
+        """Flat positions, modulo 2^32, of elements in the array: of those at `column` of `row`, all rows counted on."""
+        strides = [math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape))]
+        if len(self.shape) < 2:
+            return column
+        *majors, minor = self.order
+        position = column * jnp.uint32(strides[minor])
+        # Dimensions that follow each other in the array count on as one.
+        size, stride = 1, strides[majors[-1]]
+        for dim in reversed(majors):
+            if strides[dim] != stride * size:
+                position += lax.rem(row, jnp.uint32(size)) * jnp.uint32(stride)
+                row, size, stride = lax.div(row, jnp.uint32(size)), 1, strides[dim]
+            size *= self.shape[dim]
+        return position + row * jnp.uint32(stride)
+
+    def positions_in_tiles(self, first: jax.Array, num_tiles: int) -> jax.Array:
+        """The same for `num_tiles` tiles from `first` on."""
+        tile, sublane, lane = (lax.broadcasted_iota(jnp.uint32, (num_tiles, *TILE), dim) for dim in range(3))
+        tile += first.astype(jnp.uint32)
+        if len(self.stored) == 1:
+            return tile * jnp.uint32(math.prod(TILE)) + sublane * jnp.uint32(NUM_LANES) + lane
+        num_columns = jnp.uint32(self.stored[2] // NUM_LANES)
+        row = lax.div(tile, num_columns) * jnp.uint32(NUM_SUBLANES) + sublane
+        return self.positions(row, lax.rem(tile, num_columns) * jnp.uint32(NUM_LANES) + lane)
+
+    def positions_in_block(self, starts: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
+        """The same for a block of `stored`."""
+        place = [
+            lax.broadcasted_iota(jnp.uint32, shape, dim) + jnp.asarray(start).astype(jnp.uint32)
+            for dim, start in enumerate(starts)
+        ]
+        if len(place) == 1:
+            return place[0]
+        return self.positions(place[0] * jnp.uint32(self.stored[1]) + place[1], place[2])
+
+    def all_positions(self) -> jax.Array:
+        """The same for the whole array, in its own shape."""
+        return self.from_stored(self.positions_in_block((0,) * len(self.stored), self.stored))
+
+    def as_stored(self, x: jax.Array) -> jax.Array:
+        """`x` of `shape` as an array of shape `stored`."""
+        return x.transpose(self.order).reshape(self.stored)
+
+    def as_tiles(self, x: jax.Array) -> jax.Array:
+        """`x` of `shape` as an array (num_tiles, 8, 128); a vector lies in them row by row."""
+        x = self.as_stored(x)
+        if x.ndim == 3:
+            x = x.reshape(x.shape[0], NUM_SUBLANES, -1, NUM_LANES).transpose(0, 2, 1, 3)
+        return x.reshape(-1, *TILE)
+
+    def from_stored(self, x: jax.Array) -> jax.Array:
+        """Undoes `as_stored`."""
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return x.reshape([self.shape[dim] for dim in self.order]).transpose(inverse)
+
+    def from_tiles(self, x: jax.Array) -> jax.Array:
+        """Undoes `as_tiles`."""
+        if len(self.stored) == 3:
+            x = x.reshape(self.stored[0], -1, *TILE).transpose(0, 2, 1, 3)
+        return self.from_stored(x)
+
+
+def padded_size(stored: tuple[int, ...] | list[int]) -> int:
+    """Elements that an array of this shape takes with its padding."""
+    if len(stored) < 2:
+        return _up(math.prod(stored), NUM_LANES if math.prod(stored) <= NUM_LANES else math.prod(TILE))
+    *majors, num_rows, num_columns = stored
+    sublanes = next(n for n in (1, 2, 4, NUM_SUBLANES) if n >= min(num_rows, NUM_SUBLANES))
+    return math.prod(majors) * _up(num_rows, sublanes) * _up(num_columns, NUM_LANES)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

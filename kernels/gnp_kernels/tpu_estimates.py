@@ -1,0 +1,198 @@
+"""What TPU compilers say about the kernels, with no TPU: estimates of cycles, never measurements.
+
+XLA writes its own estimate of cycles beside each of its loops, and none beside a kernel. A kernel's is made here: the
+larger of the VLIW bundles that the compiler schedules for it, one a cycle, and of its bytes over the bandwidth of the
+chip's memory; plus what XLA's smallest loop costs, for the call.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from gnp_kernels.pallas_plan import Plan, Streamed
+from gnp_kernels.pallas_views import TILE, padded_size
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A TPU chip; its clock follows from the peak rate and the size of its matrix units."""
+
+    accelerator: str
+    """Value of TPU_ACCELERATOR_TYPE."""
+    topology: str
+    config: str
+    """How its cores are set up: two work as one on "megacore"."""
+    clock_hz: float
+    bandwidth_bytes_per_s: float
+    """Of its memory, as published."""
+
+    @property
+    def bytes_per_cycle(self) -> float:
+        """Memory bandwidth."""
+        return self.bandwidth_bytes_per_s / self.clock_hz
+
+    def devices(self) -> list[jax.Device]:
+        """Those of its smallest slice."""
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=self.topology, chip_config_name=self.config
+        ).devices
+
+    def environment(self, dump: Path) -> dict[str, str]:
+        """The variables of a process that compiles for it and leaves the compiler's notes in the folder `dump`."""
+        return {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": self.accelerator,
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true "
+            "--xla_jf_dump_llo_pass_label_regex=final_bundles",
+        }
+
+
+CHIPS = {
+    "v4": Chip("v4-8", "v4:2x2x1", "megacore", 1.05e9, 1228e9),
+    "v5e": Chip("v5e-4", "v5e:2x2", "default", 1.50e9, 819e9),
+    "v5p": Chip("v5p-8", "v5p:2x2x1", "megacore", 1.75e9, 2765e9),
+    "v6e": Chip("v6e-4", "v6e:2x2", "default", 1.75e9, 1640e9),
+}
+
+
+class Loop(NamedTuple):
+    """A loop of a compiled kernel, or the whole kernel as one that runs once."""
+
+    num_bundles: int
+    """Of its body, without those of loops in it."""
+    num_trips: int
+    inner: list["Loop"]
+
+    @property
+    def cycles(self) -> int:
+        """Bundles that are executed."""
+        return self.num_trips * self.cycles_of_trip
+
+    @property
+    def cycles_of_trip(self) -> int:
+        """Bundles that one trip executes, both sides of all branches counted."""
+        return self.num_bundles + sum(loop.cycles for loop in self.inner)
+
+
+class Schedule(NamedTuple):
+    """How the compiler scheduled one kernel."""
+
+    name: str
+    whole: Loop
+    num_vector_spills: int
+    """Stores of vector registers that ran out; addresses of operands are kept in scalar memory and not counted."""
+
+
+class Bundle(NamedTuple):
+    """One instruction word."""
+
+    depth: int
+    """Of the loops around it."""
+    label: str | None
+    text: str
+
+
+_BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +(?P<label>[A-Z]{2})?: (?P<depth>[> ]*)\{(?P<text>.*)")
+_EXIT = re.compile(r"scmp\.ge\.s32\.totalorder (?:\(!?%\w+\), )?%\w+, (\d+) /\* loop exit test \*/")
+
+
+def schedules(dump: Path) -> list[Schedule]:
+    """The kernels that were compiled into the folder, in that order."""
+    files = sorted(dump.glob("*-gnp_*-final_bundles.txt"))
+    return [_schedule(file) for file in files if "schedule-analysis" not in file.name]
+
+
+def _schedule(file: Path) -> Schedule:
+    text = file.read_text()
+    (name,) = re.findall(r"-(gnp_\w+?)\.\d+-", file.name)
+    matches = filter(None, map(_BUNDLE.match, text.splitlines()))
+    bundles = [Bundle(match["depth"].count(">"), match["label"], match["text"]) for match in matches]
+    num_spills = len(re.findall(r"= vst [^;\n]*_spill\]", text))
+    return Schedule(name, _loop(bundles, 0, 1), num_spills)
+
+
+def _loop(bundles: list[Bundle], depth: int, num_trips: int) -> Loop:
+    """The loop with these bundles, which lie `depth` deep or deeper.
+
+    Empty bundles after a branch are not always marked as part of the loop; then they are counted outside of it.
+    """
+    starts = [place for place, bundle in enumerate(bundles) if (bundle.depth, bundle.label) == (depth + 1, "LB")]
+    inner = []
+    for start, end in itertools.pairwise([*starts, len(bundles)]):
+        part = [bundle for bundle in bundles[start:end] if bundle.depth > depth]
+        inner.append(_loop(part, depth + 1, _num_trips(part, depth + 1)))
+    return Loop(sum(bundle.depth == depth for bundle in bundles), num_trips, inner)
+
+
+def _num_trips(bundles: list[Bundle], depth: int) -> int:
+    """Trips of a loop, whose counter starts at 0: a test of an outer loop follows those of the loops in it."""
+    tests = [number for bundle in bundles for number in _EXIT.findall(bundle.text)]
+    return int(tests[-1 if any(bundle.depth > depth for bundle in bundles) else 0])
+
+
+class Xla(NamedTuple):
+    """XLA's own estimate of one program, without its kernels."""
+
+    num_loops: int
+    cycles: int
+    """Sum over all loops."""
+    call_cycles: int
+    """The cheapest loop: what a call costs at least."""
+
+    @classmethod
+    def of(cls, hlo: str) -> "Xla":
+        """The estimates that stand in the text of a compiled program."""
+        cycles = [int(number) for number in re.findall(r'"estimated_cycles":"(\d+)"', hlo)]
+        return cls(len(cycles), sum(cycles), min(cycles, default=0))
+
+
+class Kernel(NamedTuple):
+    """The estimate of one kernel."""
+
+    name: str
+    num_bundles: int
+    """That one core executes."""
+    num_bytes: int
+    """Read and written, padding included."""
+    worst_block: float
+    """Bundles over the cycles of its bytes, in the block where that is most: below 1, memory takes the time."""
+    num_vector_spills: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, plan: Plan, chip: Chip) -> "Kernel":
+        """The estimate for a kernel that was compiled for `chip` after `plan`."""
+        assert len(plan.kept) == len(plan.shapes), "XLA or another call takes some of the leaves"
+        sizes = [jnp.dtype(dtype).itemsize for dtype in (*plan.in_dtypes, *plan.out_dtypes)]
+        num_bytes = sum(padded_size(view.stored) for view in plan.views) * sum(sizes)
+        shares = [
+            loop.cycles_of_trip
+            * chip.bytes_per_cycle
+            / (leaf.num_tiles * plan.num_cores * math.prod(TILE) * sum(sizes))
+            for leaf, loop in _streams(schedule, plan)
+        ]
+        return cls(schedule.name, schedule.whole.cycles, num_bytes, max(shares), schedule.num_vector_spills)
+
+    def cycles(self, bytes_per_cycle: float) -> float:
+        """Without the call itself."""
+        return max(self.num_bundles, self.num_bytes / bytes_per_cycle)
+
+
+def _streams(schedule: Schedule, plan: Plan) -> Iterator[tuple[Streamed, Loop]]:
+    """The leaves that are streamed in several chunks, each with its loop, which is one that has a loop in it."""
+    leaves = [leaf for leaf in plan.streamed if leaf.num_chunks > 1 and leaf.num_tiles > leaf.num_unrolled]
+    loops = [loop for loop in schedule.whole.inner if loop.inner]
+    for leaf, loop in zip(leaves, loops, strict=True):
+        assert loop.num_trips == leaf.num_chunks, (leaf, loop)
+        assert [inner.num_trips for inner in loop.inner] == [leaf.num_tiles // leaf.num_unrolled], (leaf, loop)
+        yield leaf, loop

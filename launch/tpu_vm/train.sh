@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice: queues for one, installs, trains on all its workers, and queues again when it is lost.
+#   launch/tpu_vm/train.sh [--dry-run] configs/digits.py:quickstart --run-dir /mnt/runs/digits
+# --dry-run prints the commands of a start that goes well, and runs none of them.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+: "${TPU_NAME:?a name for the slice}" "${PROJECT:?}" "${ZONE:?such as us-west4-a}"
+: "${ACCELERATOR_TYPE:?such as v5litepod-16}" "${RUNTIME_VERSION:?such as v2-alpha-tpuv5-lite}"
+: "${RUNS_NFS:?the shared file system of all workers, such as 10.0.0.2:/runs, to be mounted as /mnt/runs}"
+: "${MAX_FAILURES:=10}" "${RETRY_S:=30}"
+
+where=(--project="$PROJECT" --zone="$ZONE")
+
+if [[ ${1:-} == --dry-run ]]; then
+    shift
+    exec 3>&1
+    gcloud() {
+        printf 'gcloud%s\n' "$(printf ' %q' "$@")" >&3
+        if [[ $* == *describe* ]]; then
+            echo "${assumed_state:-NONE}"
+        fi
+    }
+fi
+
+main() {
+    local code num_failures=0
+    while true; do
+        code=0 got_slice=
+        attempt "$@" || code=$?
+        case $code in
+            0) queued_resources delete "$TPU_NAME" --force --quiet && exit 0 ;;
+            2 | 77)
+                echo "exit code $code: starting again would not help. The slice is kept; to give it back:"
+                echo "gcloud compute tpus queued-resources delete $TPU_NAME --force ${where[*]}"
+                exit "$code"
+                ;;
+        esac
+        # It is no failure of the run if it has saved, or if its slice was taken away.
+        if [[ $code != 75 ]] && [[ ! $got_slice || $(state) == ACTIVE ]] && ((++num_failures >= MAX_FAILURES)); then
+            echo "exit code $code, after $num_failures failures: giving up. The slice, if any, is kept."
+            exit "$code"
+        fi
+        echo "exit code $code: starting again in $RETRY_S s"
+        sleep "$RETRY_S"
+    done
+}
+
+# Takes a slice from the queue to the end of training, or as far as it goes.
+attempt() {
+    wait_for_slice &&
+        tpu_vm scp dist/gnp_scale-*.whl requirements/tpu.txt launch/tpu_vm/worker_*.sh "$TPU_NAME:" --worker=all &&
+        on_all_workers "bash worker_setup.sh $RUNS_NFS" &&
+        on_all_workers "bash worker_train.sh$(printf ' %q' "$@")"
+}
+
+wait_for_slice() {
+    while true; do
+        case $(state) in
+            ACTIVE) got_slice=yes && return ;;
+            NONE) create || return ;;
+            # Preempted, or refused: the request stays until it is deleted, and is never granted again.
+            FAILED | SUSPENDED) queued_resources delete "$TPU_NAME" --force --quiet ;;
+            *) sleep "$RETRY_S" ;;
+        esac
+    done
+}
+
+create() {
+    queued_resources create "$TPU_NAME" --node-id="$TPU_NAME" --spot \
+        --accelerator-type="$ACCELERATOR_TYPE" --runtime-version="$RUNTIME_VERSION" && assumed_state=ACTIVE
+}
+
+state() {
+    queued_resources describe "$TPU_NAME" --format="value(state.state)" 2>/dev/null || echo NONE
+}
+
+on_all_workers() {
+    tpu_vm ssh "$TPU_NAME" --worker=all --batch-size=all --command="$1"
+}
+
+queued_resources() {
+    gcloud compute tpus queued-resources "$@" "${where[@]}"
+}
+
+tpu_vm() {
+    gcloud compute tpus tpu-vm "$@" "${where[@]}"
+}
+
+main "$@"

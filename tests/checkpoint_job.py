@@ -1,0 +1,56 @@
+"""What `test_checkpoint_processes.py` runs in several processes: saves two more steps in the folder that is given.
+
+With `--full-rank N`, process N may at first write no file of more than a few bytes, as on a full disk of its own.
+"""
+
+import argparse
+import resource
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gnp_scale import runtime
+from gnp_scale.checkpoint import Checkpoints, writer
+from gnp_scale.config import Config, MeshConfig
+from gnp_scale.mesh import FSDP, TENSOR, P, make_mesh, sharding
+
+
+def state_of(step):
+    """A state that tells its step, on the current mesh."""
+    w_64x64 = np.random.default_rng(step).standard_normal((64, 64), np.float32)
+    place = sharding(P(FSDP, TENSOR))
+    return {"w": jax.make_array_from_callback(w_64x64.shape, place, lambda index: w_64x64[index])}
+
+
+def limit_files(num_bytes):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--full-rank", type=int)
+    options = parser.parse_args()
+    runtime.start()
+    writer.FIRST_WAIT_S = 1.0
+    is_full = jax.process_index() == options.full_rank
+    with jax.set_mesh(make_mesh(MeshConfig(1, -1, 2))), Checkpoints(options.run_dir, Config()) as checkpoints:
+        start, state = checkpoints.restore(state_of(0)) or (0, None)
+        if start:
+            equal = jax.jit(lambda a, b: (a["w"] == b["w"]).all())(state, state_of(start))
+            print(f"restored {start}: {'equal' if equal else 'different'}", flush=True)
+        for step in (start + 1, start + 2):
+            if is_full:
+                limit_files(100)
+            checkpoints.save(step, state_of(step), None)
+            while checkpoints.latest_step != step:
+                checkpoints.observe(step, 1.0)
+                if is_full and checkpoints._writer._num_failures:
+                    limit_files(resource.RLIM_INFINITY)
+    print(f"saved {start + 2}", flush=True)
+    return runtime.leave(0)
+
+
+if __name__ == "__main__":
+    main()

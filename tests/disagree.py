@@ -1,0 +1,16 @@
+"""A recipe of which each process makes something else: `GNP_SCALE_TEST_DISAGREE` says what."""
+
+import os
+
+from gnp_scale import runtime
+from gnp_scale.config import Config, TrainConfig
+
+
+def small() -> Config:
+    """Another seed in each process, or another version in process 1."""
+    rank = int(os.environ["JAX_PROCESS_ID"])
+    if os.environ["GNP_SCALE_TEST_DISAGREE"] == "seed":
+        return Config(train=TrainConfig(seed=rank))
+    if rank == 1:
+        runtime.__version__ = "9.9"
+    return Config()

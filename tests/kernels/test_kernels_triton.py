@@ -1,0 +1,114 @@
+"""The Triton back end: the plan of its launches, its tuning, and its numbers in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from gnp_kernels import tuning
+from gnp_kernels.tuning import Tuning
+
+triton_leaves = pytest.importorskip(
+    "gnp_kernels.triton_leaves", reason="needs the GPU compilers: make gpu-compiler", exc_type=ModuleNotFoundError
+)
+
+
+@pytest.mark.slow
+def test_interpreted_kernels_agree_with_the_reference():
+    """In a process of its own: kernels are compiled or interpreted as the environment says when they are imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_interpreted.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
+    assert "skipped" not in run.stdout
+
+
+def rows(*shapes, num_arrays=2, dtype=jnp.float32):
+    return [(jax.ShapeDtypeStruct(shape, dtype),) * num_arrays for shape in shapes]
+
+
+def plan(rows):
+    return triton_leaves.launches(rows, range(len(rows)), [1.0] * len(rows), block_size=1024)
+
+
+def test_a_launch_knows_where_each_leaf_begins():
+    (launch,) = plan(rows((8, 256), (0,), (1032,), ()))
+    assert launch.places == (0, 2, 3)
+    assert launch.table == ((0, 2048, 0, 1.0), (2, 1032, 2, 1.0), (4, 1, 3, 1.0))
+    assert (launch.num_programs, launch.is_ragged) == (5, True)
+
+
+def test_leaves_of_2_to_the_31_elements_and_more_are_planned_without_overflow():
+    (launch,) = plan(rows((2**16, 2**17), (8,)))
+    assert launch.table[1] == (2**23, 8, 1, 1.0)
+    assert launch.num_programs == 2**23 + 1
+
+
+@pytest.mark.parametrize("num_arrays", [1, 2, 3, 5, 6])
+def test_the_parameters_of_a_launch_fit_into_4000_bytes(num_arrays):
+    """Pointers of the leaves, up to 3 of scalars and parts, and 2 of scratch memory that Triton adds."""
+    launches = plan(rows(*[(8,)] * 1000, num_arrays=num_arrays))
+    assert sum((launch.places for launch in launches), ()) == tuple(range(1000))
+    assert max(len(launch.places) for launch in launches) * num_arrays + 5 <= 4000 // 8
+
+
+def test_leaves_of_other_types_are_launched_apart():
+    first, second = plan([*rows((8,)), *rows((8,), dtype=jnp.bfloat16), *rows((16,))])
+    assert (first.places, second.places) == ((0, 2), (1,))
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """The file of this device, in an empty folder."""
+    file = tmp_path / "tuned" / "cpu.json"
+    monkeypatch.setattr(tuning, "path", lambda device_kind: file)
+    tuning._measured.cache_clear()
+    yield file
+    tuning._measured.cache_clear()
+
+
+def test_what_was_measured_is_used_and_the_rest_keeps_its_default(tuned):
+    default = tuning.tuning_of("dots")
+    assert tuning.save("cpu", {"perturb": Tuning(512, 2)}) == tuned
+    assert (tuning.tuning_of("perturb"), tuning.tuning_of("dots")) == (Tuning(512, 2), default)
+
+
+def test_a_trial_goes_before_what_was_measured_and_ends(tuned):
+    tuning.save("cpu", {"perturb": Tuning(512, 2)})
+    with tuning.trial("perturb", Tuning(4096, 16)), tuning.trial("dots", None):
+        assert tuning.tuning_of("perturb") == Tuning(4096, 16)
+    assert tuning.tuning_of("perturb") == Tuning(512, 2)
+
+
+def test_the_default_is_the_first_candidate(tuned):
+    candidates = tuning.candidates("blend_update")
+    assert candidates[0] == tuning.tuning_of("blend_update")
+    assert len(set(candidates)) == len(candidates) > 8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"unknown": {"block_size": 1024, "num_warps": 4}}',
+        '{"perturb": {"block_size": 1024}}',
+        '{"perturb": {"block_size": 1000, "num_warps": 4}}',
+        '{"perturb": {"block_size": "1024", "num_warps": 4}}',
+        '{"perturb": {"block_size": [], "num_warps": 4}}',
+    ],
+)
+def test_a_tuning_that_is_none_is_refused_in_one_line(tuned, text):
+    tuned.parent.mkdir()
+    tuned.write_text(text)
+    with pytest.raises(ValueError, match=r"cpu\.json gives some of .*Delete it") as error:
+        tuning.tuning_of("perturb")
+    assert "\n" not in str(error.value)
+
+
+def test_devices_have_files_of_their_own():
+    assert tuning.path("NVIDIA H100 80GB HBM3").name == "nvidia_h100_80gb_hbm3.json"

@@ -1,0 +1,72 @@
+"""A recipe whose processes freeze, hang, fail or die as they enter a stage: `GNP_SCALE_TEST_STUCK` says which and how.
+
+It reads rank:stage:how, such as 1:save:freeze.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+
+from gnp_scale import stages
+from gnp_scale.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.stages import Stage, Stages
+from gnp_scale.task import Task
+
+VARIABLE = "GNP_SCALE_TEST_STUCK"
+FIRST_STEPS = {Stage.DATA: 6, Stage.SAVE: 8}
+"""Where it happens in the middle of a run, not at the first chance."""
+UNTIL_REPORTED_S = 2.0
+"""The others have heard by then that the stage was entered."""
+SMALL = Config(
+    data=DataConfig(batch_size=64, eval_batch_size=120),
+    model=ModelConfig(name="vit_mu", patch_size=2),
+    optim=OptimConfig(name="adamw", learning_rate=1e-3),
+    train=TrainConfig(num_steps=12, log_every_steps=3, eval_every_steps=5),
+    checkpoint=CheckpointConfig(every_steps=4, keep_best=0),
+)
+
+
+def _fail():
+    raise OSError("no such disk")
+
+
+ACTS = {
+    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda: time.sleep(600),
+    "hang_in_native_code": lambda: ctypes.CDLL(None).sleep(600),
+    "hang_with_the_lock": lambda: ctypes.PyDLL(None).sleep(600),
+    "fail": _fail,
+}
+
+
+def small() -> Config:
+    """Trains the digits for a moment, if nothing is to happen."""
+    if VARIABLE in os.environ:
+        rank, stage, how = os.environ[VARIABLE].split(":")
+        if os.environ.get("JAX_PROCESS_ID", "0") == rank:
+            _arm(Stage(stage), ACTS[how])
+    return SMALL
+
+
+def _arm(stage, act):
+    enter, find_task = Stages.enter, Task.of
+
+    @contextlib.contextmanager
+    def enter_and_act(self, entered, step):
+        with enter(self, entered, step):
+            if entered == stage and step >= FIRST_STEPS.get(stage, 0):
+                time.sleep(UNTIL_REPORTED_S)
+                act()
+            yield
+
+    def find_task_and_act(config):
+        time.sleep(UNTIL_REPORTED_S)
+        act()
+        return find_task(config)
+
+    stages.Stages.enter = enter_and_act
+    if stage == Stage.START:
+        Task.of = find_task_and_act

@@ -1,0 +1,171 @@
+"""A store that is full, read-only, slow or failing: saving is tried again, reported, and given up with one line."""
+
+import contextlib
+import os
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gnp_scale.checkpoint import Checkpoints, load_newest, writer
+from gnp_scale.checkpoint.store import Store, Write
+from gnp_scale.config import CheckpointConfig, Config, ConfigError
+from gnp_scale.mesh import FSDP, P
+
+CONFIG = Config(checkpoint=CheckpointConfig(num_save_attempts=3))
+
+# Where writing fails, Orbax drops coroutines that it has not started, and Python says so.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _on_a_mesh(set_mesh, monkeypatch):
+    set_mesh(fsdp=8)
+    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.1)
+
+
+def state_of(step):
+    """640,000 bytes that do not compress."""
+    w_8x20000 = np.random.default_rng(step).standard_normal((8, 20000), np.float32)
+    return {"w": jax.device_put(w_8x20000, P(FSDP))}
+
+
+def restored(run_dir):
+    step, state = load_newest(run_dir, state_of(0))
+    np.testing.assert_array_equal(state["w"], state_of(step)["w"])
+    return step
+
+
+def save_in_vain(run_dir, step):
+    """The one line that a run ends with."""
+    with pytest.raises(ConfigError) as error, Checkpoints(run_dir, CONFIG) as checkpoints:
+        checkpoints.save(step, state_of(step), None)
+    (line,) = str(error.value).splitlines()
+    return line
+
+
+class Shim:
+    """Stands before the store: each write takes a while, and the first ones fail."""
+
+    def __init__(self, monkeypatch, delay_s, num_failures):
+        self.delay_s, self.num_failures, self.num_writes = delay_s, num_failures, 0
+        real = Store.write
+
+        def write(store, step, state, about):
+            self.num_writes += 1
+            self.proceed = (lambda: None) if self.num_writes <= num_failures else real(store, step, state, about).join
+            return Write(self)
+
+        monkeypatch.setattr(Store, "write", write)
+
+    def result(self):
+        time.sleep(self.delay_s)
+        self.proceed()
+        if self.num_writes <= self.num_failures:
+            raise OSError("the store does not answer")
+
+
+def test_a_failing_save_is_tried_again_with_the_state_that_training_has_left(tmp_path, monkeypatch, capsys):
+    shim = Shim(monkeypatch, delay_s=0.1, num_failures=2)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        state = state_of(1)
+        checkpoints.save(1, state, None)
+        state["w"].delete()
+    assert shim.num_writes == 3
+    assert restored(tmp_path) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "the checkpoint of step 1 could not be written (the store does not answer): attempt 2 of 3 in 0.1 s",
+        "the checkpoint of step 1 could not be written (the store does not answer): attempt 3 of 3 in 0.2 s",
+    ]
+
+
+def test_training_goes_on_while_a_slow_store_writes(tmp_path, monkeypatch):
+    Shim(monkeypatch, delay_s=1.0, num_failures=1)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        start_s = time.monotonic()
+        checkpoints.save(1, state_of(1), None)
+        checkpoints.observe(2, 1.0)
+        assert time.monotonic() - start_s < 0.9
+        assert checkpoints.latest_step is None
+    assert checkpoints.latest_step == restored(tmp_path) == 1
+
+
+def test_after_so_many_failures_in_a_row_the_run_ends_and_the_last_good_one_stays(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(1, state_of(1), None)
+    shim = Shim(monkeypatch, delay_s=0.0, num_failures=99)
+    message = save_in_vain(tmp_path, 2)
+    assert "step 2 could not be written (the store does not answer), attempt 3 of 3: make " in message
+    assert shim.num_writes == 3
+    assert restored(tmp_path) == 1
+
+
+def test_a_newer_state_takes_the_place_of_one_that_was_not_written(tmp_path, monkeypatch):
+    """So that failures in a row are counted over saves too, and one copy of the state is held at most."""
+    Shim(monkeypatch, delay_s=0.0, num_failures=2)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, state_of(step), None)
+            time.sleep(0.05)
+    assert Store(tmp_path).steps() == [3, 4]
+
+
+def test_a_save_that_was_committed_and_failed_afterwards_is_not_written_again(tmp_path, monkeypatch):
+    real, calls = Store.write, []
+
+    def write(store, step, state, about):
+        calls.append(step)
+        real(store, step, state, about).join()
+        write_that_failed = Write(Shim(pytest.MonkeyPatch(), 0.0, 0))
+        write_that_failed.join()
+        write_that_failed.error = OSError("lost after the commit")
+        return write_that_failed
+
+    monkeypatch.setattr(Store, "write", write)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(1, state_of(1), None)
+    assert calls == [1]
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of its own in memory."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_a_restart_with_room_goes_on(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "2500k") as disk:
+        with Checkpoints(disk, CONFIG) as checkpoints:
+            checkpoints.save(1, state_of(1), None)
+        filler = disk / "filler"
+        filler.write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 300_000))
+        assert "No space left" in save_in_vain(disk, 2)
+        assert restored(disk) == 1
+        assert os.statvfs(disk).f_bavail > 0
+        with Checkpoints(disk, CONFIG) as checkpoints:
+            checkpoints.save(2, state_of(2), None)
+            filler.unlink()
+        assert restored(disk) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_a_folder_that_became_read_only_ends_the_run(tmp_path):
+    with small_disk(tmp_path / "disk", "5m") as disk:
+        with Checkpoints(disk, CONFIG) as checkpoints:
+            checkpoints.save(1, state_of(1), None)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert "Read-only file system" in save_in_vain(disk, 2)
+        assert restored(disk) == 1

@@ -1,0 +1,251 @@
+"""Numbers that are not finite never reach the state, are noticed at their step, and lead to what the policy says."""
+
+from dataclasses import replace
+
+import faults
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp_scale.checkpoint import fingerprint
+from gnp_scale.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    DivergenceConfig,
+    GnpConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gnp_scale.data.pipeline import train_batches
+from gnp_scale.divergence import HEALTH, DivergedError, Guard, Health, all_finite
+from gnp_scale.gnp import Phase
+from gnp_scale.loop import train
+from gnp_scale.report import Reporter
+from gnp_scale.runtime import Exit
+from gnp_scale.step import make_train_step
+from gnp_scale.task import Task
+
+# One step.
+
+SKIP = DivergenceConfig(policy="skip")
+VIT = ModelConfig(name="vit_mu", patch_size=2, depth=1)
+SMALL = Config(data=DataConfig(batch_size=16, eval_batch_size=16), model=VIT, divergence=SKIP)
+STEPS = {
+    "moments, average and copy": replace(
+        SMALL,
+        model=replace(VIT, dtype="bfloat16"),
+        optim=OptimConfig(name="adamw", learning_rate=1e-3, clip_norm=1.0),
+        train=TrainConfig(ema_decay=0.9, gradient_dtype="bfloat16"),
+    ),
+    "batch statistics": replace(SMALL, model=ModelConfig(name="resnet18", stem="cifar")),
+    "kept direction": replace(
+        SMALL, optim=OptimConfig(name="lion", learning_rate=1e-3), gnp=GnpConfig(direction="reused")
+    ),
+    "groups on replicas": replace(
+        SMALL, optim=OptimConfig(name="lamb"), gnp=GnpConfig(blend="decoupled", alpha=1.2, perturb_groups=2)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("moments, average and copy", faults.make_white_nan),
+        pytest.param("batch statistics", faults.make_white_nan, marks=pytest.mark.slow),
+        ("kept direction", faults.make_white_nan),
+        ("kept direction", faults.overflow_gradient),
+        ("groups on replicas", faults.make_white_nan),
+    ],
+)
+def test_a_step_that_is_not_finite_changes_its_number_and_nothing_else(name, fault, set_mesh, monkeypatch):
+    set_mesh(2, 2, 2)
+    fault(monkeypatch.setattr)
+    task = Task.of(STEPS[name])
+    train_step, state = make_train_step(task), task.init_state()
+
+    def after(batch):
+        nonlocal state
+        before = on_host(state)
+        state, metrics = train_step(state, batch, phase=Phase.FULL)
+        return before, on_host(state), jax.device_get(metrics)
+
+    good, bad = batches(task)
+    _, before, metrics = after(good)
+    assert metrics[HEALTH] == Health.GOOD
+    before, skipped, metrics = after(bad)
+    assert np.isfinite(metrics["train/loss"]) == (fault is faults.overflow_gradient)
+    assert (metrics[HEALTH], metrics["train/skipped_steps"], metrics["optim/update_norm"]) == (Health.SKIPPED, 1, 0)
+    assert skipped.step == before.step + 1
+    jax.tree.map(np.testing.assert_array_equal, replace(skipped, step=before.step), before)
+    _, changed, metrics = after(good)
+    assert (metrics[HEALTH], metrics["train/skipped_steps"]) == (Health.GOOD, 1)
+    assert all(np.isfinite(np.float64(leaf)).all() for leaf in jax.tree.leaves(changed))
+    assert all((a != b).any() for a, b in zip(kernels(changed), kernels(skipped), strict=True))
+
+
+def on_host(state):
+    return jax.tree.map(np.array, state)
+
+
+def kernels(state):
+    return [x for path, x in jax.tree.leaves_with_path(state.params) if "kernel" in jax.tree_util.keystr(path)]
+
+
+def batches(task):
+    """A batch, and one whose last image is white."""
+    good = next(train_batches(task.dataset, task.config.data, 0, 0, 1))
+    image = np.array(good["image"])
+    image[-1] = faults.WHITE
+    return good, good | {"image": jax.device_put(image, good["image"].sharding)}
+
+
+def test_parameters_that_an_update_broke_are_told_from_a_step_that_was_skipped(set_mesh):
+    set_mesh(2, 2, 2)
+    task = Task.of(replace(SMALL, optim=OptimConfig(name="sgd", learning_rate=1e38)))
+    train_step, state = make_train_step(task), task.init_state()
+    good, _ = batches(task)
+    _, metrics = train_step(state, good, phase=Phase.FULL)
+    assert np.isfinite(jax.device_get(metrics["train/loss"]))
+    assert jax.device_get(metrics[HEALTH]) == Health.BROKEN
+
+
+FINE = {"loss_perturbed": 1.0, "grad_norm": 2.0, "grad_norm_perturbed": 3.0, "update_grad_norm": 4.0, "curvature": 5.0}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["loss", *FINE])
+def test_both_losses_and_all_gradients_count(name, value):
+    """Not the curvature, which is a quotient and steers nothing."""
+    numbers = {name: jnp.float32(number) for name, number in ({"loss": 0.5} | FINE).items()}
+    assert all_finite(numbers["loss"], numbers)
+    numbers |= {name: jnp.float32(value)}
+    assert all_finite(numbers.pop("loss"), numbers) == (name == "curvature")
+
+
+# What the host makes of it.
+
+POLICIES = {
+    "stop": (DivergenceConfig(), [0, 1], 2),
+    "skip": (DivergenceConfig("skip", max_skipped_steps=2), [1, 1, 0, 1, 1, 1], 6),
+    "skip does not mend parameters": (SKIP, [1, 0, 2], 3),
+    "rollback": (DivergenceConfig("rollback"), [0, 0, 1], 3),
+}
+
+
+@pytest.mark.parametrize(("config", "healths", "raised_at"), POLICIES.values(), ids=POLICIES.keys())
+def test_a_guard_raises_at_the_step_that_the_policy_does_not_bear(config, healths, raised_at):
+    guard = Guard(config)
+    for step, health in enumerate(healths, start=1):
+        scalars = {"train/accuracy": 0.5, "train/loss": 0.5 if health == Health.GOOD else np.nan}
+        if step < raised_at:
+            guard.judge(step, Health(health), scalars)
+        else:
+            with pytest.raises(DivergedError, match=f"step {step}: train/loss is nan") as error:
+                guard.judge(step, Health(health), scalars)
+            assert error.value.step == step
+
+
+class Journal:
+    """Stands in for all that a reporter tells: keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def write(self, step, scalars):
+        self.told.append((step, dict(scalars)))
+
+    def report(self, step, scalars):
+        pass
+
+    def read(self, step):
+        return {"perf/step_ms": 1.0}
+
+    def observe(self, step, loss):
+        self.told.append((step, loss))
+
+
+@pytest.fixture
+def journal():
+    return Journal()
+
+
+def metrics_of(loss, health=Health.GOOD):
+    return {"train/loss": jnp.float32(loss), HEALTH: jnp.int32(health)}
+
+
+def test_a_reporter_reads_the_step_that_is_held_and_of_most_only_how_they_went(journal, monkeypatch):
+    """Nothing is read while it is held, and nothing but one scalar of a good step that is not to be logged."""
+    read, device_get, metrics = [], jax.device_get, metrics_of(0.5)
+    monkeypatch.setattr(jax, "device_get", lambda values: read.append(values) or device_get(values))
+    reporter = Reporter(journal, journal, journal, Guard(DivergenceConfig()), journal.observe)
+    reporter.hold(1, metrics, is_logged=False)
+    assert read == []
+    reporter.release()
+    reporter.release()
+    assert read == [metrics[HEALTH]]
+    reporter.hold(2, metrics_of(0.25), is_logged=True)
+    reporter.release()
+    assert journal.told == [(2, {"train/loss": 0.25, "perf/step_ms": 1.0}), (2, 0.25)]
+
+
+def test_a_reporter_writes_the_step_that_diverged_and_does_not_pass_it_on(journal):
+    reporter = Reporter(journal, journal, journal, Guard(DivergenceConfig()), journal.observe)
+    reporter.hold(7, metrics_of(np.inf, Health.SKIPPED), is_logged=False)
+    with pytest.raises(DivergedError, match="step 7: train/loss is inf"):
+        reporter.release()
+    assert journal.told == [(7, {"train/loss": np.inf})]
+
+
+MISTAKES = {
+    "unused bound": (lambda: DivergenceConfig(max_skipped_steps=3), "set that to skip"),
+    "unused rollbacks": (lambda: DivergenceConfig("skip", max_rollbacks=1), "set that to rollback"),
+    "unused batches": (lambda: DivergenceConfig(pass_bad_batches=False), "set that to rollback"),
+    "no bound": (lambda: DivergenceConfig("skip", max_skipped_steps=0), "must be at least 1"),
+}
+
+
+@pytest.mark.parametrize(("make", "part"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_in_the_section_is_named(make, part):
+    with pytest.raises(ConfigError, match=part):
+        make()
+
+
+# Whole runs. Checkpoints are of steps 5, 10, 15 and 16.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [0, -1], ids=["first device", "last device"])
+def test_stop_ends_the_run_at_the_very_step_and_saves_nothing_of_it(row, tmp_path, monkeypatch, capsys):
+    """Also where it is a step at which the run would have saved."""
+    faults.poison(monkeypatch.setattr, (10, row))
+    assert train(faults.DIGITS, tmp_path) == Exit.DIVERGED
+    said = capsys.readouterr().err
+    assert "diverged: step 10: train/loss is nan\nthe newest checkpoint is of step 5\n" in said
+    assert fingerprint(tmp_path)[0] == 5
+    assert max(faults.rows_of(tmp_path)) == 10
+
+
+@pytest.mark.slow
+def test_skip_counts_goes_on_and_resumes_bitwise(tmp_path, monkeypatch, capsys):
+    faults.poison(monkeypatch.setattr, (4, 0), (10, -1), (11, 3))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    config = faults.with_policy("skip", max_skipped_steps=2)
+    assert train(config, whole) == Exit.FINISHED
+    rows = faults.rows_of(whole)
+    counts = [(step, row["train/skipped_steps"]) for step, row in rows.items() if "train/skipped_steps" in row]
+    assert counts == [(3, 0), (4, 1), (6, 1), (9, 1), (10, 2), (11, 3), (12, 3), (15, 3)]
+    assert "skipped step 10: train/loss is nan" in capsys.readouterr().err
+    faults.stop_after(monkeypatch, 10, lambda: train(config, stopped))
+    assert train(config, stopped) == Exit.FINISHED
+    assert fingerprint(stopped) == fingerprint(whole)
+    np.testing.assert_equal(faults.rows_of(stopped), rows)
+
+
+@pytest.mark.slow
+def test_skip_gives_up_after_too_many_steps_in_a_row(tmp_path, monkeypatch, capsys):
+    faults.poison(monkeypatch.setattr, (6, 0), (7, 0), (8, 0))
+    assert train(faults.with_policy("skip", max_skipped_steps=2), tmp_path) == Exit.DIVERGED
+    assert "step 8: train/loss is nan, as in the 2 steps before" in capsys.readouterr().err

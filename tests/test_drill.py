@@ -1,0 +1,110 @@
+"""Runs that are killed at random and started again end bitwise as the run that nothing disturbed."""
+
+import itertools
+import json
+import random
+import signal
+
+import pytest
+
+from gnp_scale import drill
+from gnp_scale.cli import main
+from gnp_scale.kills import STAGES, Kill, Outcome
+from gnp_scale.stages import Stage
+
+# Few steps of a small network, with several evaluations and saves: most of the time goes into starting.
+SMALL = [
+    "configs/digits.py:quickstart",
+    *("--model.depth", "1", "--model.width", "16", "--model.num-heads", "2"),
+    *("--data.batch-size", "16", "--data.eval-batch-size", "360"),
+    *("--train.num-steps", "60", "--optim.warmup-steps", "10", "--train.log-every-steps", "1"),
+    *("--train.eval-every-steps", "10", "--checkpoint.every-steps", "7"),
+]
+
+
+def run_drill(folder, num_kills, *process_counts):
+    counts = [str(count) for count in process_counts]
+    options = ["--run-dir", str(folder), "--num-kills", str(num_kills), "--num-devices", "4"]
+    return main(["drill", *SMALL, *options, "--num-processes", *counts])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 7), (2, 3)])
+def test_ten_kills_leave_no_trace(num_processes, num_kills, tmp_path, capfd):
+    code = run_drill(tmp_path / "drill", num_kills, num_processes)
+    said = capfd.readouterr().out
+    assert code == 0, said
+    assert f"{num_kills} kills, 0 with an unexpected end; after restarts bitwise equal" in said
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_a_hundred_and_twenty_kills_leave_no_trace(tmp_path):
+    assert run_drill(tmp_path / "drill", 120, 1, 2, 4) == 0
+
+
+def test_kills_come_to_every_stage_with_every_signal_to_one_and_to_all():
+    kills = list(itertools.islice(Kill.draw(random.Random(0), num_processes=4), 400))
+    assert {kill.stage for kill in kills[:7]} == set(STAGES) == set(Stage)
+    numbers = {signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
+    for stage in STAGES:
+        assert {kill.signal for kill in kills if kill.stage == stage} == numbers
+    assert {kill.victims for kill in kills} == {(0,), (1,), (2,), (3,), (0, 1, 2, 3)}
+    assert all(0 <= kill.share <= 1 and kill.visit >= 1 for kill in kills)
+
+
+@pytest.mark.parametrize(
+    ("number", "codes", "end_s", "is_expected"),
+    [
+        (signal.SIGTERM, (75, 75), 3.0, True),
+        (signal.SIGTERM, (0, 0), 3.0, True),
+        (signal.SIGTERM, (75, 76), 3.0, False),
+        (signal.SIGTERM, (75, 0), 3.0, False),
+        (signal.SIGTERM, (-15, -15), 3.0, False),
+        (signal.SIGTERM, (75, 75), 31.0, False),
+        (signal.SIGKILL, (76, -9), 13.0, True),
+        (signal.SIGKILL, (-6, -9), 61.0, False),
+    ],
+)
+def test_what_a_kill_is_to_lead_to(number, codes, end_s, is_expected, monkeypatch):
+    monkeypatch.setenv("GNP_SCALE_GRACE_S", "30")
+    kill = Kill(Stage.TRAIN, 1, 0.5, number, (1,))
+    assert Outcome(kill, Stage.TRAIN, 2, codes, end_s).is_expected == is_expected
+
+
+ROWS = [{"step": 1, "train/loss": 2.0, "perf/step_ms": 5.0}, {"step": 2, "train/loss": 1.0, "perf/step_ms": 5.0}]
+FASTER = [row | {"perf/step_ms": 1.0} for row in ROWS]
+BATCHES = [(1, 11), (2, 22)]
+
+DIFFERENCES = {
+    "nothing but speed, and a step that was repeated": ("a", FASTER, [*BATCHES, (2, 22)], []),
+    "state": ("b", ROWS, BATCHES, ["the last state"]),
+    "number": ("a", [ROWS[0], ROWS[1] | {"train/loss": 1.5}], BATCHES, ["metrics.jsonl"]),
+    "lost step": ("a", ROWS[1:], BATCHES, ["metrics.jsonl"]),
+    "step logged twice": ("a", [*ROWS, ROWS[1]], BATCHES, ["metrics.jsonl"]),
+    "other example": ("a", ROWS, [(1, 11), (2, 99), (2, 22)], ["other examples"]),
+    "batch never seen": ("a", ROWS, BATCHES[:1], ["other examples"]),
+}
+
+
+@pytest.mark.parametrize(("state", "rows", "batches", "parts"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_differences_are_found(state, rows, batches, parts, tmp_path, monkeypatch):
+    folders = {"whole": ("a", ROWS, BATCHES), "killed": (state, rows, batches)}
+    states = {tmp_path / name / "run": state for name, (state, _, _) in folders.items()}
+    monkeypatch.setattr(drill, "fingerprint", states.__getitem__)
+    for name, (_, own_rows, own_batches) in folders.items():
+        (tmp_path / name / "run").mkdir(parents=True)
+        lines = "".join(f"{json.dumps(row)}\n" for row in own_rows)
+        (tmp_path / name / "run" / "metrics.jsonl").write_text(lines)
+        lines = "".join(f"{json.dumps({'step': step, 'crc32': crc32})}\n" for step, crc32 in own_batches)
+        (tmp_path / name / "examples-0.jsonl").write_text(lines)
+    found = drill.compare(tmp_path / "killed", tmp_path / "whole", num_processes=1)
+    assert len(found) == len(parts)
+    assert all(part in difference for part, difference in zip(parts, found, strict=True))
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, capsys):
+    (tmp_path / "precious").write_text("")
+    assert run_drill(tmp_path, 1, 1) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert (tmp_path / "precious").exists()

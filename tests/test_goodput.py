@@ -1,0 +1,172 @@
+"""The record of a run's time: it adds up over restarts, survives a kill, and is shown without JAX."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from launcher import Job, run
+
+from gnp_scale import cli, goodput
+from gnp_scale.config import ConfigError
+from gnp_scale.exit_codes import Exit
+from gnp_scale.goodput import GOODPUT_FILE, Life, Recorder, Start, append, append_exit, read_life
+from gnp_scale.metrics import read_metrics
+from gnp_scale.stages import Stage, Stages
+from gnp_scale.status import state
+
+
+def start(began, ended, from_step, step, train, *, rolled_back=0, code=None, **seconds):
+    return Start(began, ended, "train", from_step, step, rolled_back, 5.0, {"train": train} | seconds, code)
+
+
+@pytest.mark.parametrize(
+    ("starts", "num_lost_steps", "lost_s", "goodput", "down_s"),
+    [
+        ([], 0, 0.0, 0.0, 0.0),
+        ([start(0, 100, 0, 50, 80, compile=20)], 0, 0.0, 0.8, 0.0),
+        # Killed at step 50, went on from 40; 60 steps made, 10 of them in vain.
+        ([start(0, 100, 0, 50, 60, start=40), start(150, 200, 40, 50, 30, start=20)], 10, 15.0, 75 / 200, 50.0),
+        # The second start dies before it has caught up: its 5 steps are lost too.
+        ([start(0, 40, 0, 20, 40), start(40, 50, 10, 15, 10), start(50, 70, 10, 20, 20)], 15, 30.0, 40 / 70, 0.0),
+        # Dies before it knows where to go on from.
+        ([start(0, 40, 0, 20, 40), start(40, 50, None, 0, 0, start=10), start(50, 60, 20, 30, 10)], 0, 0, 5 / 6, 0.0),
+        ([start(0, 40, 0, 10, 40, rolled_back=10)], 10, 20.0, 0.5, 0.0),
+    ],
+    ids=["none", "one", "killed", "killed twice", "killed while starting", "rolled back"],
+)
+def test_the_life_of_a_run_adds_up(starts, num_lost_steps, lost_s, goodput, down_s):
+    life = Life(tuple(starts))
+    assert life.num_lost_steps == num_lost_steps
+    assert life.lost_s == pytest.approx(lost_s)
+    assert life.goodput == pytest.approx(goodput)
+    assert life.stage_s["down"] == down_s
+    assert sum(life.stage_s.values()) == pytest.approx(life.wall_s)
+
+
+@pytest.mark.parametrize(
+    ("code", "age_s", "expected"),
+    [
+        (None, 5, "running: train"),
+        (None, 1000, "dead: no sign of life for 1,000 s, last in train"),
+        (Exit.FINISHED, 1000, "finished"),
+        (Exit.PREEMPTED, 5, "preempted, saved"),
+        (Exit.HUNG, 5, "hung"),
+        (Exit.DIVERGED, 5, "diverged"),
+        (Exit.FAILED, 5, "failed, exit code 1"),
+    ],
+)
+def test_state_of_a_run(code, age_s, expected):
+    assert state(Life((start(0, 100, 0, 50, 80, code=code),)), now=100 + age_s) == expected
+
+
+def test_a_run_that_was_not_started_says_so():
+    assert state(Life(()), now=0) == "not started"
+
+
+def test_stages_account_for_every_second_once():
+    stages = Stages()
+    with stages.enter(Stage.TRAIN, 3):
+        with stages.enter(Stage.SAVE, 4):
+            time.sleep(0.05)
+            assert (stages.now.stage, stages.now.step, stages.now.num_made_steps) == (Stage.SAVE, 4, 4)
+        assert (stages.now.stage, stages.now.step, stages.now.num_made_steps) == (Stage.TRAIN, 4, 3)
+    assert (stages.now.stage, stages.now.step, stages.now.num_made_steps) == (Stage.START, 4, 4)
+    seconds = stages.now.seconds
+    assert 0.05 <= seconds[Stage.SAVE] < 1.0
+    assert seconds[Stage.TRAIN] < 0.05 <= stages.longest_s[Stage.TRAIN]
+
+
+def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost(tmp_path, monkeypatch):
+    with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
+        recorder.go_on_from(0)
+        with recorder.stages.enter(Stage.SAVE, 30):
+            recorder.go_on_from(20)
+        with recorder.stages.enter(Stage.SAVE, 40):
+            recorder.end(Exit.PREEMPTED)
+    monkeypatch.setattr(goodput, "PROCESS_START_S", time.perf_counter())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 1.0}\n{"step": 6')
+    with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
+        recorder.go_on_from(35)
+        recorder.end(Exit.FINISHED)
+    first, second = read_life(tmp_path).starts
+    assert (first.step, first.num_rolled_back_steps, first.exit) == (50, 10, Exit.PREEMPTED)
+    assert (second.from_step, second.exit) == (35, Exit.FINISHED)
+    assert read_life(tmp_path).num_lost_steps == 10 + 15
+
+
+def test_an_error_closes_the_record(tmp_path):
+    for error, code in ((ConfigError("no"), Exit.WRONG_CONFIG), (OSError("full"), Exit.FAILED)):
+        with pytest.raises(type(error)), Recorder(tmp_path, Stages(), is_writer=True):
+            raise error
+        assert read_life(tmp_path).starts[-1].exit == code
+
+
+def test_an_exit_that_another_process_told_stays(tmp_path):
+    line = {
+        "began": 1.0,
+        "time": 2.0,
+        "stage": "train",
+        "from_step": 0,
+        "step": 3,
+        "num_rolled_back_steps": 0,
+        "first_step_s": 1.0,
+        "seconds": {"train": 1.0},
+    }
+    append(tmp_path / GOODPUT_FILE, line)
+    append_exit(tmp_path, Exit.HUNG)
+    append(tmp_path / GOODPUT_FILE, line | {"time": 3.0})
+    with (tmp_path / GOODPUT_FILE).open("a") as file:
+        file.write('{"began": 1.0, "ti')
+    (only,) = read_life(tmp_path).starts
+    assert (only.time, only.exit) == (3.0, Exit.HUNG)
+
+
+def test_other_processes_write_nothing(tmp_path):
+    with Recorder(tmp_path, Stages(), is_writer=False) as recorder:
+        recorder.end(Exit.FINISHED)
+    assert not (tmp_path / GOODPUT_FILE).exists()
+
+
+def test_status_without_a_run_is_a_users_error(tmp_path, capsys):
+    assert cli.main(["status", str(tmp_path / "nothing")]) == Exit.WRONG_CONFIG
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_status_needs_no_jax():
+    """So that it is there at once, and on a machine without accelerators."""
+    code = "import sys, gnp_scale.cli, gnp_scale.status; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_and_restarted_is_accounted_for(tmp_path):
+    """SIGKILL in the middle, a look at the run while it trains, and the sums at its end."""
+    arguments = ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run"), "--train.num-steps", "2000"]
+    job = Job(tmp_path / "killed", arguments)
+    job.wait_for("step 21/2000")
+    assert "running" in run(tmp_path / "status-1", "status", str(tmp_path / "run"))
+    job.processes[0].kill()
+    job.processes[0].wait()
+    reached = read_metrics(tmp_path / "run")[-1]["step"]
+    short = [*arguments[:-1], "2000", "--checkpoint.every-steps", "1000"]
+    job = Job(tmp_path / "again", short)
+    job.wait_for("step 60/2000")
+    job.processes[0].terminate()
+    assert job.exit_codes() == [Exit.PREEMPTED], job.output()
+
+    life = read_life(tmp_path / "run")
+    killed, stopped = life.starts
+    assert killed.exit is None
+    assert stopped.exit == Exit.PREEMPTED
+    assert killed.step >= reached
+    assert life.num_lost_steps == killed.step - stopped.from_step
+    assert 0 < stopped.first_step_s < 200
+    assert sum(life.stage_s.values()) == pytest.approx(life.wall_s, rel=0.01)
+    last = [row for row in read_metrics(tmp_path / "run") if "perf/goodput" in row][-1]
+    assert 0 < last["perf/goodput"] < 1
+    text = run(tmp_path / "status-2", "status", str(tmp_path / "run"))
+    assert "preempted, saved" in text
+    assert f"{stopped.step} of 2,000" in text
+    assert json.loads((tmp_path / "run" / GOODPUT_FILE).read_text().splitlines()[-1])["exit"] == Exit.PREEMPTED

@@ -1,0 +1,88 @@
+"""The local launcher, with a stand-in for the trainer: signals reach every process, and a failure ends them all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "launch" / "local" / "train.py"
+
+# Each process exits with its part of the recipe, or waits for a signal and exits with 75.
+TRAINER = """
+import os, signal, sys, time
+
+rank = int(os.environ["JAX_PROCESS_ID"])
+part = sys.argv[2].split(",")[rank]
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: sys.exit(75))
+print("rank", rank, "of", os.environ["JAX_NUM_PROCESSES"], "by", os.environ["JAX_COORDINATOR_ADDRESS"], *sys.argv[3:])
+sys.stdout.flush()
+time.sleep(100) if part == "wait" else sys.exit(int(part))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the launcher where `gnp_scale.cli` is the stand-in."""
+    package = tmp_path / "gnp_scale"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "cli.py").write_text(TRAINER)
+    started = []
+
+    def start(*arguments):
+        command = [sys.executable, SCRIPT, *arguments]
+        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def _wait_for_logs(folder, num_processes):
+    while not all(
+        (log := folder / "logs" / f"{rank}.log").exists() and log.read_text() for rank in range(num_processes)
+    ):
+        time.sleep(0.05)
+
+
+def test_each_process_has_its_rank_the_flags_and_a_log(start, tmp_path):
+    launcher = start("3", "0,0,0", "--run-dir", "runs/x", "--log-dir", "elsewhere")
+    launcher.communicate()
+    assert launcher.returncode == 0
+    lines = [(tmp_path / "elsewhere" / f"{rank}.log").read_text() for rank in range(3)]
+    assert [line.split(" by ")[0] for line in lines] == ["rank 0 of 3", "rank 1 of 3", "rank 2 of 3"]
+    assert len({line.split(" by ")[1] for line in lines}) == 1
+    assert lines[0].endswith("--run-dir runs/x\n")
+
+
+def test_the_first_failure_is_shown_and_the_others_are_ended(start):
+    launcher = start("2", "wait,3", "--grace-s", "0.5")
+    output, _ = launcher.communicate()
+    assert launcher.returncode == 3
+    assert "process 1 was the first to stop, with exit code 3" in output
+    assert "rank 1 of 2" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_every_process(number, start, tmp_path):
+    launcher = start("2", "wait,wait")
+    _wait_for_logs(tmp_path, 2)
+    launcher.send_signal(number)
+    launcher.communicate(timeout=60)  # less than the grace time, after which one that got no signal would be killed
+    assert launcher.returncode == 75
+
+
+def test_a_process_that_dies_by_a_signal_has_a_shell_s_exit_code(start, tmp_path):
+    launcher = start("2", "wait,wait", "--grace-s", "0.5")
+    _wait_for_logs(tmp_path, 2)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    output, _ = launcher.communicate()
+    assert launcher.returncode == 137
+    assert "process 1 was the first to stop" in output

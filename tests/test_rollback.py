@@ -1,0 +1,146 @@
+"""After a rollback a run reads on where it says, and ends as one that never saw the batches that were passed over."""
+
+import json
+from dataclasses import replace
+
+import faults
+import numpy as np
+import pytest
+from faults import DIGITS, rows_of, stop_after, with_policy
+from launcher import Job
+
+from gnp_scale import loop
+from gnp_scale.checkpoint import fingerprint
+from gnp_scale.config import CheckpointConfig, ConfigError, DivergenceConfig, GnpConfig
+from gnp_scale.data.pipeline import train_batches
+from gnp_scale.gnp import Phase
+from gnp_scale.loop import train
+from gnp_scale.rollback import ROLLBACKS_FILE, Rollbacks
+from gnp_scale.runtime import Exit
+
+
+def rollbacks_of(run_dir, *pairs, **settings):
+    rollbacks = Rollbacks(run_dir, with_policy("rollback", max_rollbacks=9, **settings))
+    for good, bad in pairs:
+        rollbacks.add(good, bad)
+    return rollbacks
+
+
+# (good, bad) steps, first step to make, then the batches (from 0) of the steps up to 10.
+STREAMS = {
+    "none": ([], 0, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    "one": ([(4, 6)], 4, [6, 7, 8, 9, 10, 11]),
+    "one, from before": ([(4, 6)], 2, [2, 3, 6, 7, 8, 9, 10, 11]),
+    "the same step again": ([(4, 6), (4, 7)], 4, [9, 10, 11, 12, 13, 14]),
+    "a later one": ([(4, 6), (8, 9)], 4, [6, 7, 8, 9, 11, 12]),
+    "further back": ([(4, 6), (2, 7)], 0, [0, 1, 9, 10, 11, 12, 13, 14, 15, 16]),
+    "to the start": ([(0, 3)], 0, [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+}
+
+
+@pytest.mark.parametrize(("pairs", "start", "expected"), STREAMS.values(), ids=STREAMS.keys())
+def test_batches_follow_from_the_step_and_the_records(pairs, start, expected, tmp_path):
+    """No batch of the steps from a good one to a bad one comes again, whenever the run was started again since."""
+    rollbacks_of(tmp_path, *pairs)
+    read = rollbacks_of(tmp_path).batches(lambda first, count: iter(range(first, first + count)), start, 10)
+    assert list(read) == expected
+
+
+def test_without_passing_over_them_the_same_batches_come_again(tmp_path):
+    rollbacks = rollbacks_of(tmp_path, (4, 6), pass_bad_batches=False)
+    assert list(rollbacks.batches(lambda first, count: iter(range(first, first + count)), 4, 8)) == [4, 5, 6, 7]
+
+
+def test_the_penalty_is_off_for_a_while_after_a_rollback(tmp_path):
+    full, plain = Phase.FULL, Phase.PLAIN
+    planned = np.array([plain, full, full, full, full, full, full])
+    rollbacks = rollbacks_of(tmp_path, (3, 4), plain_steps=3)
+    np.testing.assert_array_equal(rollbacks.phases(planned), [plain, full, full, plain, plain, plain, full])
+    rollbacks.add(1, 5)
+    np.testing.assert_array_equal(rollbacks.phases(planned), [plain, plain, plain, plain, full, full, full])
+
+
+@pytest.mark.parametrize("text", ["[", '[{"good_step": 1}]', '{"good_step": 1}'])
+def test_a_damaged_file_of_rollbacks_is_named(text, tmp_path):
+    (tmp_path / ROLLBACKS_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=f"{ROLLBACKS_FILE} is damaged"):
+        rollbacks_of(tmp_path)
+
+
+IMPOSSIBLE = {
+    "nothing to go back to": ({"checkpoint": CheckpointConfig(every_steps=None)}, {}, "nothing to go back to"),
+    "no penalty": ({"gnp": GnpConfig(alpha=0.0)}, {"plain_steps": 5}, "gnp.alpha is 0: there is no penalty"),
+}
+
+
+@pytest.mark.parametrize(("sections", "settings", "part"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_a_rollback_that_cannot_be_is_a_mistake_before_anything_is_written(sections, settings, part, tmp_path):
+    config = replace(DIGITS, divergence=DivergenceConfig("rollback", **settings), **sections)
+    with pytest.raises(ConfigError, match=part):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# Whole runs. Checkpoints are of steps 5, 10, 15 and 16.
+
+
+@pytest.fixture
+def prompt_saves(monkeypatch):
+    """Writes every checkpoint before training goes on, so that it is known which are good at which step."""
+
+    class PromptCheckpoints(loop.Checkpoints):
+        def save(self, *arguments):
+            super().save(*arguments)
+            self._writer.finish()
+
+    monkeypatch.setattr(loop, "Checkpoints", PromptCheckpoints)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prompt_saves")
+def test_rollback_is_the_run_that_never_saw_the_bad_batches(tmp_path, monkeypatch, capsys):
+    """From step 8 back to 5, past the batches of the steps 6, 7 and 8; also if it is stopped at 9 after that."""
+    clean, whole, stopped = (tmp_path / name for name in ("clean", "whole", "stopped"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_batches", jumping_stream(after_step=5, num_batches=3))
+        assert train(DIGITS, clean) == Exit.FINISHED
+    faults.poison(monkeypatch.setattr, (8, 0))
+    config = with_policy("rollback")
+    assert train(config, whole) == Exit.FINISHED
+    said = " ".join(capsys.readouterr().err.split())
+    assert "step 8: train/loss is nan; rollback 1 of at most 3: back to step 5, past 3 batches" in said
+    assert fingerprint(whole) == fingerprint(clean)
+    assert rows_of(whole) == rows_of(clean)
+    stop_after(monkeypatch, 9, lambda: train(config, stopped))
+    assert train(config, stopped) == Exit.FINISHED
+    assert fingerprint(stopped) == fingerprint(whole)
+    assert rows_of(stopped) == rows_of(whole)
+
+
+def jumping_stream(after_step, num_batches):
+    def stream(dataset, config, seed, start, count):
+        yield from train_batches(dataset, config, seed, start, after_step - start)
+        yield from train_batches(dataset, config, seed, after_step + num_batches, count)
+
+    return stream
+
+
+@pytest.mark.slow
+def test_a_rollback_may_turn_the_penalty_off_and_goes_to_the_start_if_nothing_is_good(tmp_path, monkeypatch):
+    faults.poison(monkeypatch.setattr, (4, 0))
+    assert train(with_policy("rollback", plain_steps=8), tmp_path) == Exit.FINISHED
+    on = {step: row["gnp/on"] for step, row in rows_of(tmp_path).items() if "gnp/on" in row}
+    assert on == {3: 0, 6: 0, 9: 1, 12: 1, 15: 1}
+
+
+@pytest.mark.slow
+def test_rollbacks_are_bounded_on_all_hosts_over_the_life_of_a_run(tmp_path):
+    """NaN on one host, and later on the other: both go back once, and both give up at the second."""
+    run_dir = tmp_path / "run"
+    recipe = f"{faults.__file__}:twice"
+    command = ["train", recipe, "--run-dir", str(run_dir), "--divergence.policy", "rollback"]
+    job = Job(tmp_path / "first", [*command, "--divergence.max-rollbacks", "1"], num_processes=2)
+    assert job.exit_codes() == [77, 77], job.output()
+    (record,) = json.loads((run_dir / ROLLBACKS_FILE).read_text())
+    assert (record["good_step"], record["bad_step"], record["num_passed_batches"]) == (0, 4, 4)
+    assert "step 7: train/loss is nan" in job.output()

@@ -1,0 +1,140 @@
+"""Processes that do not find each other, or do not agree, end soon: in one line, with an exit code that fits."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from jax._src import cloud_tpu_init, distributed
+from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+from launcher import Job
+
+from gnp_scale import runtime
+from gnp_scale.budgets import VARIABLE
+from gnp_scale.config import ConfigError
+from gnp_scale.exit_codes import Exit
+
+JOIN_S = 5
+
+
+@pytest.fixture
+def address():
+    """Of this machine, at a port where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def train_alone(run_dir, address, rank):
+    """Exit code, lines and seconds of one process of two, whose other one never comes."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(rank),
+        VARIABLE: f"join={JOIN_S}",
+    }
+    command = [sys.executable, "-m", "gnp_scale.cli", "train", "tests/stuck.py:small", "--run-dir", str(run_dir)]
+    began_s = time.monotonic()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stderr.splitlines(), time.monotonic() - began_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "host", "expected"),
+    [
+        (1, None, "no coordinator answers at 127.0.0.1:"),
+        (1, "no-such-host.invalid:1234", "no coordinator answers at no-such-host.invalid:1234"),
+        (0, None, "answers, but some of the processes are missing"),
+    ],
+    ids=["nobody listens", "no such host", "missing rank"],
+)
+def test_processes_that_do_not_find_each_other_give_up(tmp_path, address, rank, host, expected):
+    code, lines, seconds = train_alone(tmp_path / "run", host or address, rank)
+    told = [line for line in lines if line.startswith("gnp-scale:")]
+    assert code == Exit.HUNG, lines
+    assert len(told) == 1, lines
+    assert re.match(f"gnp-scale: not joined after {JOIN_S} s: ", told[0])
+    assert expected in told[0]
+    assert seconds < JOIN_S + 60
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "write it as host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:http"}, "write it as host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:80", "JAX_NUM_PROCESSES": "2"}, "set both to numbers"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:80", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "count them from 0",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be_right_is_told_at_once(monkeypatch, environment, expected):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=expected):
+        runtime.start()
+
+
+@pytest.fixture
+def joins(monkeypatch):
+    """What `jax.distributed.initialize` would have been called with."""
+    calls = []
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    return calls
+
+
+@pytest.mark.parametrize("num_hosts", [1, 4])
+def test_a_tpu_pod_that_is_not_of_gke_is_joined(monkeypatch, joins, num_hosts):
+    """The metadata server of a TPU VM lists the hosts; one alone has nobody to join."""
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+    monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(GceTpuCluster, "is_env_present", classmethod(lambda cls: True))
+    hosts = [f"10.0.0.{n}" for n in range(num_hosts)]
+    monkeypatch.setattr(GceTpuCluster, "_get_worker_list_in_slice", staticmethod(lambda: hosts))
+    monkeypatch.setattr(GceTpuCluster, "_get_num_slices", staticmethod(lambda: 1))
+    runtime.start()
+    assert len(joins) == (num_hosts > 1)
+
+
+@pytest.mark.parametrize(("variable", "value"), [("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "2")])
+def test_a_launcher_of_several_processes_is_joined(monkeypatch, joins, variable, value):
+    runtime.start()
+    assert joins == []
+    monkeypatch.setenv(variable, value)
+    runtime.start()
+    assert len(joins) == 1
+
+
+def test_one_process_leaves_with_its_code():
+    assert distributed.global_state.client is None
+    assert runtime.leave(Exit.DIVERGED) == Exit.DIVERGED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("version", "process 1 has gnp-scale 9.9,"),
+        pytest.param("seed", r"process 1 has .*, but process 0 has ", marks=pytest.mark.long),
+    ],
+)
+def test_processes_that_do_not_agree_end_before_anything_is_compiled(tmp_path, monkeypatch, what, expected):
+    monkeypatch.setenv("GNP_SCALE_TEST_DISAGREE", what)
+    job = Job(tmp_path, ["train", "tests/disagree.py:small", "--run-dir", str(tmp_path / "run")], num_processes=2)
+    assert job.exit_codes() == [Exit.WRONG_CONFIG, Exit.WRONG_CONFIG], job.output()
+    for log in job.logs:
+        (line,) = [line for line in log.read_text().splitlines() if line.startswith("gnp-scale:")]
+        assert re.search(expected, line)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,173 @@
+"""The batch scripts under a real Slurm: what is done with each exit code, and runs that are taken from their nodes."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import INSTALL, SlurmCluster, missing_programs
+
+from gnp_scale.checkpoint import fingerprint
+
+ROOT = Path(__file__).parent.parent
+TRAIN = "launch/slurm/train.sbatch"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.skipif(bool(missing_programs()), reason=f"no {', '.join(missing_programs())}: {INSTALL}"),
+]
+
+# Stands for the trainer: exits with one of its codes at each start, and tells where it ran and with what.
+STUB = """#!/usr/bin/env bash
+echo "start ${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME, grace $GNP_SCALE_GRACE_S, devices $JAX_LOCAL_DEVICE_IDS: $*"
+IFS=, read -ra codes <<<"$2"
+exit "${codes[${SLURM_RESTART_COUNT:-0}]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def stub_path(tmp_path_factory):
+    """A PATH on which gnp-scale is the stub."""
+    return f"{_program(tmp_path_factory.mktemp('stub'), 'gnp-scale', STUB)}:{os.environ['PATH']}"
+
+
+def _program(folder, name, text):
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+    return folder
+
+
+# Exit codes of the trainer at each start: the state of the job, its exit code and its restarts in the end.
+ENDS = {
+    "0": ("COMPLETED", "0:0", 0),
+    "2": ("FAILED", "2:0", 0),
+    "77": ("FAILED", "77:0", 0),
+    "75,75,0": ("COMPLETED", "0:0", 2),
+    "76,0": ("COMPLETED", "0:0", 1),
+    "137,0": ("COMPLETED", "0:0", 1),
+    "1,1,1": ("FAILED", "1:0", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def ended_jobs(cluster, stub_path, tmp_path_factory):
+    """One job for each row of `ENDS`, run side by side."""
+    log_dir, env = tmp_path_factory.mktemp("ends"), {"PATH": stub_path, "MAX_RESTARTS": "2"}
+    numbers = [cluster.submit(f"--output={log_dir}/%j.log", TRAIN, codes, **env) for codes in ENDS]
+    return dict(zip(ENDS, [cluster.wait_for_state(number, "COMPLETED", "FAILED") for number in numbers], strict=True))
+
+
+@pytest.mark.parametrize("codes", ENDS)
+def test_the_exit_code_decides_whether_the_job_starts_again(codes, ended_jobs):
+    job = ended_jobs[codes]
+    assert (job["JobState"], job["ExitCode"], int(job["Restarts"])) == ENDS[codes]
+
+
+def test_an_array_runs_each_line_of_flags_in_a_folder_of_its_own(cluster, stub_path, tmp_path):
+    (tmp_path / "flags").write_text("--gnp.alpha 0.2\n--gnp.alpha 0.4 --train.seed 1\n")
+    command = ("--array=1-2", f"--output={tmp_path}/%a.log", "launch/slurm/array.sbatch", f"{tmp_path}/flags")
+    number = cluster.submit(*command, "runs/sweep", "0", PATH=stub_path)
+    cluster.wait_until(lambda: not cluster.run("squeue", "--noheader", "--jobs", str(number)))
+    starts = [re.findall("grace.*", (tmp_path / f"{element}.log").read_text()) for element in (1, 2)]
+    assert starts == [
+        ["grace 20, devices : train 0 --run-dir runs/sweep/1 --gnp.alpha 0.2"],
+        ["grace 20, devices : train 0 --run-dir runs/sweep/2 --gnp.alpha 0.4 --train.seed 1"],
+    ]
+
+
+def test_a_job_leaves_an_unhealthy_node_before_it_trains(cluster, stub_path, tmp_path):
+    sick_once = '#!/bin/sh\necho 0\n[ "$SLURM_RESTART_COUNT$SLURM_PROCID" = 1 ] || echo 0\n'
+    path = f"{_program(tmp_path, 'nvidia-smi', sick_once)}:{stub_path}"
+    options = ("--nodes=2", f"--output={tmp_path}/log")
+    number = cluster.submit(*options, TRAIN, "1,0", PATH=path, SLURM_GPUS_ON_NODE="2")
+    cluster.wait_for_state(number, "COMPLETED")
+    log = (tmp_path / "log").read_text()
+    (unhealthy,) = re.findall(r"(\S+): 1 GPUs, of 2", log)
+    starts = re.findall(r"start (\d) on (\S+), grace 20, devices (\S+):", log)
+    assert [(restart, devices) for restart, _, devices in starts] == [("1", "0,1"), ("1", "0,1")]
+    assert unhealthy not in [node for _, node, _ in starts]
+
+
+RECIPE = (
+    "configs/digits.py:quickstart",
+    *("--model.depth", "1", "--model.width", "32", "--model.num-heads", "2", "--data.batch-size", "16"),
+    *("--optim.warmup-steps", "10", "--train.log-every-steps", "5", "--train.eval-every-steps", "1000000"),
+)
+TRAINER = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "4",
+}
+
+
+class Run:
+    """A run of the real trainer on two nodes."""
+
+    def __init__(self, cluster, folder, num_steps, *flags):
+        self.cluster, self.dir, self._log = cluster, folder / "run", folder / "log"
+        flags = ("--run-dir", str(self.dir), "--train.num-steps", str(num_steps), *flags)
+        self.number = cluster.submit("--nodes=2", f"--output={self._log}", TRAIN, *RECIPE, *flags, **TRAINER)
+
+    def log(self):
+        return self._log.read_text() if self._log.exists() else ""
+
+    def wait_for(self, pattern):
+        self.cluster.wait_until(lambda: re.search(pattern, self.log(), re.DOTALL), self.log)
+
+
+@pytest.fixture(scope="module")
+def whole_run(cluster, tmp_path_factory):
+    """The run that nothing disturbed."""
+    run = Run(cluster, tmp_path_factory.mktemp("whole"), 60)
+    cluster.wait_for_state(run.number, "COMPLETED")
+    return run
+
+
+def test_a_preempted_job_goes_on_elsewhere_and_ends_bitwise_the_same(cluster, whole_run, tmp_path):
+    run = Run(cluster, tmp_path, 60)
+    run.wait_for("step 5/")
+    nodes = cluster.job(run.number)["NodeList"]
+    cluster.submit(
+        "--partition=high", "--nodes=2", f"--nodelist={nodes}", f"--output={tmp_path}/high", "--wrap=sleep 30"
+    )
+    job = cluster.wait_for_state(run.number, "COMPLETED")
+    assert (int(job["Restarts"]), job["NodeList"] == nodes) == (1, False)
+    assert "SIGTERM in process" in run.log()
+    assert "going on after step" in run.log()
+    assert fingerprint(run.dir) == fingerprint(whole_run.dir)
+
+
+def test_a_job_outlives_its_time_limit_and_a_lost_node_but_not_scancel(cluster, tmp_path):
+    run = Run(cluster, tmp_path, 1_000_000, "--checkpoint.every-steps", "5")
+    run.wait_for("step 5/")
+    hours, minutes, _ = cluster.job(run.number)["RunTime"].split(":")
+    cluster.update_job(run.number, TimeLimit=60 * int(hours) + int(minutes) + 3)
+    run.wait_for("SIGUSR1 in process.*stopped after step [0-9]+ and saved")
+    cluster.wait_until(lambda: int(cluster.job(run.number)["Restarts"]) > 0, run.log)
+    cluster.update_job(run.number, TimeLimit=60)
+    run.wait_for("going on after step.*step [0-9]+/")
+
+    _, second = cluster.hosts(cluster.job(run.number)["NodeList"])
+    cluster.lose_node(second)
+    run.wait_for("(going on after step.*step [0-9]+/.*){2}")
+    job = cluster.job(run.number)
+    assert second not in cluster.hosts(job["NodeList"])
+
+    cluster.cancel(run.number)
+    cluster.wait_until(lambda: not cluster.run("squeue", "--noheader"), run.log)
+    cancelled = cluster.job(run.number)
+    assert (cancelled["JobState"], cancelled["Restarts"]) == ("CANCELLED", job["Restarts"])
+    assert len(re.findall("stopped after step [0-9]+ and saved", run.log())) == 2
+    cluster.start_node(second)

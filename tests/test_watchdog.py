@@ -1,0 +1,165 @@
+"""A run that hangs ends: whoever holds it up is named, all stacks are kept, and the exit code asks for a restart.
+
+Real processes freeze (SIGSTOP), hang and die as they enter a stage; `tests/stuck.py` is their recipe.
+"""
+
+import signal
+import time
+
+import pytest
+from launcher import Job
+
+from gnp_scale.budgets import DEFAULTS_S, VARIABLE, budgets_s
+from gnp_scale.config import ConfigError
+from gnp_scale.exit_codes import Exit
+from gnp_scale.goodput import read_life
+from gnp_scale.stages import Stage
+from gnp_scale.watchdog import Report, find_late, find_silent
+
+BOUND_S = 90
+
+
+def report(rank, stage, moment, in_stage_s, beat=5, heard_s=100.0):
+    return Report(rank, f"host{rank}", stage, 7, in_stage_s, moment, beat, heard_s)
+
+
+@pytest.mark.parametrize(
+    ("reports", "named"),
+    [
+        ([report(0, Stage.TRAIN, 20, 59), report(1, Stage.SAVE, 20, 299)], None),
+        ([report(0, Stage.TRAIN, 20, 500), report(1, Stage.SAVE, 19, 299)], None),
+        ([report(0, Stage.TRAIN, 20, 500), report(1, Stage.SAVE, 19, 301)], "process 1 on host1 is in save of step 7"),
+        ([report(0, Stage.EVALUATE, 21, 301), report(1, Stage.TRAIN, 20, 61)], "process 1 on host1 is in train of"),
+        ([report(0, Stage.TRAIN, 20, 61), report(1, Stage.TRAIN, 20, 64)], "64 s, as are 1 of the others"),
+        ([report(0, Stage.TRAIN, 21, 1), report(1, Stage.TRAIN, 20, 1, heard_s=30.0)], "for 71 s (allowed: train=60)"),
+    ],
+    ids=["within", "waits for one within", "waits for one late", "a stage behind", "longest", "not heard of since"],
+)
+def test_whoever_holds_up_the_others_is_named(reports, named):
+    """The ones that wait for it may be over their budget, before it or with it."""
+    budgets = dict.fromkeys(map(str, Stage), 300.0) | {"train": 60.0}
+    verdict = find_late(reports, 100.0, budgets)
+    assert verdict is None if named is None else named in verdict
+
+
+def test_the_longest_silent_process_is_named_but_none_that_was_never_heard():
+    reports = [report(0, Stage.TRAIN, 7, 1, heard_s=50.0), report(1, Stage.SAVE, 7, 1, heard_s=40.0)]
+    unheard = report(2, Stage.START, 0, 0, beat=0, heard_s=0.0)
+    assert find_silent([*reports, unheard], 84.0, 45.0) is None
+    assert find_silent([*reports, unheard], 86.0, 45.0).startswith("process 1 on host1 is in save of step 7 and silent")
+
+
+@pytest.mark.parametrize("text", ["train", "train=", "train=-1", "train=nan", "training=60", "train=60;save=5"])
+def test_budgets_that_cannot_be_read_are_a_users_error(monkeypatch, text):
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(ConfigError, match="write it as"):
+        budgets_s()
+
+
+def test_budgets_are_replaced_one_by_one(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "train=60,silence=5")
+    assert budgets_s() == DEFAULTS_S | {"train": 60.0, "silence": 5.0}
+
+
+@pytest.fixture
+def stuck(monkeypatch, tmp_path):
+    """Starts a run in which a process gets stuck: which, in which stage, and how."""
+
+    def start(rank, stage, how, num_processes=2, run="run", **budgets_s):
+        monkeypatch.setenv("GNP_SCALE_TEST_STUCK", f"{rank}:{stage}:{how}")
+        monkeypatch.setenv(VARIABLE, ",".join(f"{name}={seconds}" for name, seconds in budgets_s.items()))
+        arguments = ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / run)]
+        return Job(tmp_path / f"logs-{run}", arguments, num_processes=num_processes, num_devices=4)
+
+    return start
+
+
+def end(job, rank):
+    """Exit codes of all but the process `rank`, which cannot end by itself and is killed after them."""
+    try:
+        return [process.wait(BOUND_S) for n, process in enumerate(job.processes) if n != rank]
+    finally:
+        for process in job.processes:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+
+def check_freeze(stuck, tmp_path, rank, stage):
+    if stage == Stage.RESTORE:
+        # Only a run that goes on restores.
+        assert stuck(9, stage, "freeze", num_processes=1).exit_codes() == [0]
+        (tmp_path / "run" / "checkpoints" / "12").rename(tmp_path / "12")
+    job = stuck(rank, stage, "freeze", silence=10)
+    codes, output = end(job, rank), job.output()
+    assert codes == [Exit.HUNG], output
+    assert f"process {rank} on " in output, output
+    assert f"is in {stage} of step" in output, output
+    stacks = (tmp_path / "run" / f"stacks-{1 - rank}.txt").read_text()
+    assert f"is in {stage} of step" in stacks
+    assert "in _watch" in stacks
+    assert "in train" in stacks, "the main thread's stack is there as well"
+
+
+@pytest.mark.slow
+def test_a_frozen_process_0_is_found(stuck, tmp_path):
+    """It hosts the service that the others would hear of it through."""
+    check_freeze(stuck, tmp_path, 0, Stage.TRAIN)
+    assert read_life(tmp_path / "run").starts[-1].exit == Exit.HUNG
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("stage", Stage)
+def test_a_frozen_process_is_found_in_every_stage(stuck, tmp_path, rank, stage):
+    check_freeze(stuck, tmp_path, rank, stage)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
+    """It reports that it is there, but its main thread does not come out of a library."""
+    job = stuck(1, Stage.DATA, "hang_in_native_code", data=10)
+    assert job.exit_codes() == [Exit.HUNG, Exit.HUNG], job.output()
+    assert all("process 1 on " in log.read_text() for log in job.logs), job.output()
+    assert "is in data of step 6" in job.output()
+    assert "enter_and_act" in (tmp_path / "run" / "stacks-1.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "code", "expected"),
+    [
+        ("hang_in_native_code", Exit.HUNG, "process 0 on "),
+        pytest.param("hang_with_the_lock", Exit.FAILED, "Timeout (0:00:12)", marks=pytest.mark.long),
+    ],
+)
+def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
+    """Even where a library keeps Python's lock, and no Python runs any more: then with the code of a failure."""
+    job = stuck(0, Stage.SAVE, how, num_processes=1, save=8, silence=6)
+    assert job.exit_codes() == [code], job.output()
+    assert expected in job.output()
+    assert "in enter_and_act" in job.output()
+
+
+@pytest.mark.slow
+def test_the_others_end_within_a_minute_of_a_killed_process(stuck):
+    """Nobody told them: no goodbye, and no signal."""
+    job = stuck(1, Stage.DATA, "die", silence=10)
+    job.processes[1].wait(BOUND_S)
+    killed_s = time.monotonic()
+    codes, output = end(job, 1), job.output()
+    assert codes == [Exit.HUNG], output
+    assert time.monotonic() - killed_s < 60
+    assert "process 1 on" in output
+    assert "silent for" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_process_that_fails_tells_the_others(stuck, rank):
+    job = stuck(rank, Stage.EVALUATE, "fail", silence=30)
+    codes = [process.wait(BOUND_S) for process in job.processes]
+    assert codes[rank] == Exit.FAILED, job.output()
+    assert codes[1 - rank] == Exit.HUNG, job.output()
+    assert f"process {rank} on" in job.logs[1 - rank].read_text()
+    assert "failed at step 5: OSError: no such disk" in job.logs[1 - rank].read_text()
