@@ -15,8 +15,9 @@ STAGES = (Stage.START, Stage.COMPILE, Stage.RESTORE, Stage.DATA, Stage.TRAIN, St
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _LATEST_VISIT = {Stage.START: 1, Stage.RESTORE: 1, Stage.DATA: 12, Stage.TRAIN: 12}
 
-_LONELY_S = 60.0
-"""For how long a process may live on when another one was killed; its silence is noticed after 10 s in a drill."""
+_LONELY_S = 90.0
+"""For how long a process may live on when another one was killed: in a drill it notices silence after 10 s, and waits
+60 s for one that does not join."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 FLOAT, HALF = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
-# A hundred leaves take seconds to compile, in whichever way they are rounded.
+# A hundred leaves take long to compile, and one operation shows that they are told apart.
 PERTURB = [case for case in perturb_cases.cases() if "many" not in case.name or case.name == "many small f32 float32"]
-NORMS = [case for case in squared_norm_cases.cases() if "many" not in case.name or case.name == "many small mix"]
-UPDATES = [case for case in blend_update_cases.cases() if "many" not in case.name or "adamw" in case.name]
+NORMS = [case for case in squared_norm_cases.cases() if "many" not in case.name]
+UPDATES = [case for case in blend_update_cases.cases() if "many" not in case.name]
 SHAPES = [
     (), (1,), (768,), (3072,), (24, 100), (5, 256), (129, 257), (256, 128), (64, 12, 64), (12, 64, 128), (3, 3, 8, 64),
     (7, 7, 3, 64), (1, 197, 128), (256, 40), (16, 16, 3, 128), (1, 1, 128), (2, 4, 8, 16), (3, 5, 7, 2, 128),
@@ -81,11 +81,13 @@ def test_perturbation_is_that_of_the_reference(case, interpreted):
 @pytest.mark.parametrize("case", NORMS, ids=named)
 def test_inner_products_are_those_of_the_reference(case, interpreted):
     """Sums of up to 150,000 products in another order: within 2^-20 of the norms' product."""
-    expected, got = both(dots, case.a, case.b)
-    scale = np.sqrt(np.float64(expected.a_a) * np.float64(expected.b_b))
+
+    def products(a, b, **options):
+        return *dots(a, b, **options), squared_norm(a, **options), squared_norm(a, weights=b, **options)
+
+    expected, got = both(products, case.a, case.b)
+    scale = np.sqrt(np.float64(expected[0]) * np.float64(expected[2]))
     np.testing.assert_allclose(got, expected, rtol=2.0**-20, atol=2.0**-20 * np.nan_to_num(scale, posinf=0))
-    np.testing.assert_allclose(*both(squared_norm, case.a), rtol=2.0**-20)
-    np.testing.assert_allclose(*both(squared_norm, case.a, weights=case.b), rtol=2.0**-20)
 
 
 @pytest.mark.parametrize("case", UPDATES, ids=named)
@@ -100,7 +102,7 @@ def test_update_is_that_of_the_reference(case, interpreted):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * min(largest, 1e6))
 
 
-TREE = ((160, 256), (3, 5, 128), (640, 256), (300,), (7,), (4096,), (24, 1024))
+TREE = ((160, 256), (3, 5, 128), (300,), (7,), (4096,), (16, 1024))
 
 
 def draw(shapes, seed, dtype=FLOAT):
@@ -122,7 +124,7 @@ def all_operations(implementation):
 def test_copies_do_not_race(num_cores, monkeypatch):
     """The interpreter of TPUs runs each copy as late as its wait allows, and knows what is ordered with what."""
     monkeypatch.setattr(pallas_leaves, "num_cores", lambda: num_cores)
-    monkeypatch.setattr(pallas_plan, "STREAM_BYTES", 1 << 20)
+    monkeypatch.setattr(pallas_plan, "STREAM_BYTES", 2 << 20)
     streamed = Plan(TREE, (FLOAT,) * 5, (FLOAT,) * 3, (0, 1, 2), 2, num_cores).streamed
     assert {leaf.num_chunks > 1 for leaf in streamed} == {True, False}
     params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=num_cores)
@@ -205,7 +207,7 @@ def test_leaves_that_fit_no_call_are_left_to_xla(monkeypatch):
 dims = st.lists(st.sampled_from([1, 2, 3, 5, 8, 16, 64, 128, 136]), max_size=4).filter(lambda s: math.prod(s) < 70_000)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shapes=st.lists(dims.map(tuple), min_size=1, max_size=4), grad=st.sampled_from([FLOAT, HALF]))
 def test_any_shapes_and_types(interpreted, shapes, grad):
     w, g1, g2, m = (draw(shapes, seed, grad if seed in (1, 2) else FLOAT) for seed in range(4))
@@ -218,7 +220,7 @@ def test_any_shapes_and_types(interpreted, shapes, grad):
 
 def test_random_bits_are_those_of_the_reference():
     """Of a leaf that is stored transposed, in tiles."""
-    view = View((64, 2, 64))
+    view = View((128, 12, 64))
     bits = random_bits(jnp.uint32(5), 3, view.shape)
     positions = view.positions_in_tiles(jnp.int32(2), 4)
     expected = view.as_tiles(bits)[2:6]

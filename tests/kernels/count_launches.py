@@ -1,0 +1,24 @@
+"""Compiles steps of a shallow ViT-B for 8 H100 and prints what they launch, as JSON."""
+
+import json
+
+from benchmarks.hardware import compiled_step, h100_mesh
+from benchmarks.kernels_gpu import VARIANTS
+from benchmarks.launches import count
+
+NUM_BLOCKS = 2
+
+
+def main() -> None:
+    """Every variant but XLA in bfloat16, which nothing is compared with."""
+    mesh = h100_mesh()
+    counts = {
+        name: count(compiled_step(mesh, "ViT-B/16", *variant, depth=NUM_BLOCKS))._asdict()
+        for name, variant in VARIANTS.items()
+        if name != "XLA, bfloat16"
+    }
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()
