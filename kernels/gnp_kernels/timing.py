@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 
-def interleave(functions: Mapping[str, Callable[[], Any]], num_rounds: int) -> dict[str, list[float]]:
+def interleave[Name](functions: Mapping[Name, Callable[[], Any]], num_rounds: int) -> dict[Name, list[float]]:
     """Seconds of each call, until its arrays are computed; a first round is not measured."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[Name, list[float]] = {name: [] for name in functions}
     for round_number in range(num_rounds + 1):
         for name, function in functions.items():
             start_s = time.perf_counter()

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from gnp_kernels import AdamW, Sgd, Updated, blend_update, dots, perturb, squared_norm
-from benchmarks.hardware import h100_mesh
 
+from benchmarks.hardware import h100_mesh
 from gnp_scale.config import ModelConfig
 from gnp_scale.models import zoo
 
