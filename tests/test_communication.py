@@ -3,6 +3,7 @@ than in plain training; with one group twice that."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,8 +90,8 @@ def test_steps_at_which_the_penalty_is_off_are_plain_steps(gated):
 
 
 @pytest.fixture(scope="module")
-def sends(tmp_path_factory):
-    """Bytes of each message to the other of two TPU slices, by step."""
+def tpu_texts(tmp_path_factory):
+    """HLO of the steps for two TPU slices."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/tpu-compiler.txt")
     folder = tmp_path_factory.mktemp("tpu")
@@ -105,13 +106,21 @@ def sends(tmp_path_factory):
     command = [sys.executable, str(script), str(folder)]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return {file.name: sends_between_slices(file.read_text()) for file in folder.iterdir()}
+    return {file.name: file.read_text() for file in folder.iterdir()}
 
 
 @pytest.mark.slow
-def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_one_group_twice_that(sends):
-    plain, grouped, one = sends["plain"], sends["two groups"], sends["one group"]
+def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_one_group_twice_that(tpu_texts):
+    plain, grouped, one = (sends_between_slices(tpu_texts[name]) for name in ("plain", "two groups", "one group"))
     assert sum(grouped) == pytest.approx(sum(plain), rel=EQUAL)
     assert len(grouped) <= len(plain)
     assert sum(one) == pytest.approx(2 * sum(plain), rel=EQUAL)
     assert len(one) <= 2 * len(plain) + 1
+
+
+@pytest.mark.slow
+def test_on_a_tpu_the_arithmetic_between_the_passes_is_in_kernels(tpu_texts):
+    """Those that `train.kernels` "auto" takes, on shards, in the order of the method."""
+    calls = [line for line in tpu_texts["one group"].splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    names = {match[0] for line in calls for match in re.finditer(r"gnp_\w+?(?=[.\"/ ])", line)}
+    assert {"gnp_squared_norm", "gnp_perturb", "gnp_dots", "gnp_blend_update"} <= names

@@ -1,5 +1,7 @@
 """The plain-JAX operations against float64 NumPy and optax: what every kernel is then compared with."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -237,3 +239,24 @@ def test_what_does_not_fit_is_said(name):
 
 def test_the_automatic_choice_on_a_cpu_is_plain_jax():
     assert dispatch.choose("perturb", "auto", jnp.ones(2)) == "reference"
+
+
+def test_perturbing_in_place_saves_one_array_of_parameters():
+    """As the compiler counts temporary memory, for a step whose parameters are donated."""
+
+    def step(w, scale, *, in_place):
+        loss_fn = lambda w: jnp.sum(jnp.tanh(w @ w.T))  # noqa: E731
+        g1 = jax.grad(loss_fn)(w)
+        moved = perturb(w, g1, scale)
+        g2 = jax.grad(loss_fn)(moved)
+        start = {"params": moved, "restore_scale": scale} if in_place else {"params": w}
+        return blend_update(
+            start.pop("params"), g1, g2, (), rule=Sgd(), c1=0.2, c2=0.8, learning_rate=0.1, **start
+        ).params
+
+    w = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    exact, in_place = (
+        jax.jit(partial(step, in_place=flag), donate_argnums=0).lower(w, 0.1).compile().memory_analysis()
+        for flag in (False, True)
+    )
+    assert exact.temp_size_in_bytes - in_place.temp_size_in_bytes == w.size * 4
