@@ -75,11 +75,14 @@ def two_processes(tmp_path_factory):
     return folder / "run"
 
 
-MACHINES = {"one process with half the devices": (1, 4), "four processes": (4, 8)}
+MACHINES = [
+    pytest.param(1, 4, id="one process with half the devices"),
+    pytest.param(4, 8, id="four processes", marks=pytest.mark.long),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "num_devices"), MACHINES.values(), ids=MACHINES.keys())
+@pytest.mark.parametrize(("num_processes", "num_devices"), MACHINES)
 def test_other_processes_and_devices(num_processes, num_devices, two_processes, tmp_path):
     moved_dir = cut_off(two_processes, tmp_path / "moved")
     command = [*COMMAND, "--run-dir", str(moved_dir)]

@@ -141,7 +141,7 @@ def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
     assert "in enter_and_act" in job.output()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_others_end_within_a_minute_of_a_killed_process(stuck):
     """Nobody told them: no goodbye, and no signal."""
     job = stuck(1, Stage.DATA, "die", silence=10)

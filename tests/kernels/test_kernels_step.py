@@ -46,7 +46,15 @@ STEPS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("adamw", marks=pytest.mark.long),
+        pytest.param("sgd, adaptive, masked", marks=pytest.mark.long),
+        "groups on replicas",
+        "gsam in bfloat16",
+    ],
+)
 def test_a_step_with_kernels_is_the_step_without(name, set_mesh):
     """State and metrics on a mesh, in units of a leaf's largest entry.
 
