@@ -135,7 +135,8 @@ def test_the_grace_time_ends_what_is_stuck(left, monkeypatch):
     """The process ends even where its last words are never over."""
     monkeypatch.setenv(VARIABLE, "0.5")
     monkeypatch.setattr(preemption, "_LAST_WORDS_S", 0.2)
-    monkeypatch.setattr(FakeRun, "leave", lambda self: time.sleep(60))
+    # For ever: once the test is over, leaving would end the process that runs the tests.
+    monkeypatch.setattr(FakeRun, "leave", lambda self: threading.Event().wait())
     stop = alone()
     stop.begin(FakeRun(), 7)
     stop.ask("SIGINT")
