@@ -9,6 +9,7 @@ from gnp_kernels import dots
 
 from gnp_scale.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
+from gnp_scale.divergence import HEALTH
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.algebra import perturb
 from gnp_scale.step import make_examples, make_loss, make_train_step
@@ -63,4 +64,5 @@ def test_a_whole_step_in_bfloat16_keeps_float32_state_and_metrics(trained):
     types = jax.tree.map(jax.typeof, state)
     after, metrics = make_train_step(half)(state, batch, phase=Phase.FULL)
     assert jax.tree.map(jax.typeof, after) == types
+    assert metrics.pop(HEALTH).dtype == jnp.int32
     assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}
