@@ -1,0 +1,102 @@
+"""Prints the metrics of the first steps of a run in float64, as JSON: see `COMMAND`.
+
+In this program float64 stands for float32 everywhere. So a change of the order of sums shows in the last digits only,
+and a change of what is computed in the first ones.
+"""
+
+import json
+import platform
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from gnp_scale.config import (
+    Config,
+    DataConfig,
+    GnpConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gnp_scale.data.pipeline import train_batches
+from gnp_scale.gnp import Phase
+from gnp_scale.mesh import make_mesh
+from gnp_scale.step import make_train_step
+from gnp_scale.task import Task
+
+NUM_STEPS = 3
+COMMAND = "python tests/first_steps.py > tests/golden/first_steps.json"
+
+VIT = Config(
+    data=DataConfig(batch_size=16, crop_padding=1, mixup=0.2),
+    model=ModelConfig("vit_mu", patch_size=4, depth=2, dropout=0.1, drop_path=0.1, dtype="float64"),
+    optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+    train=TrainConfig(num_steps=10, ema_decay=0.9, label_smoothing=0.1, kernels="xla"),
+)
+CONV = Config(
+    data=DataConfig(batch_size=16, crop_padding=1, flip=True),
+    model=ModelConfig("resnet18", stem="cifar", dtype="float64"),
+    optim=OptimConfig("sgd", learning_rate=0.1, l2_in_loss=1e-3, clip_norm=5.0),
+    train=TrainConfig(num_steps=10, kernels="xla"),
+)
+NETWORKS = {
+    "vit": VIT,
+    "resnet": CONV,
+    "wide_resnet": replace(CONV, model=ModelConfig("wrn_16_4", dtype="float64")),
+}
+BLENDS = {
+    "paper": GnpConfig(),
+    "unit_norm": GnpConfig(blend="unit_norm"),
+    "gsam": GnpConfig(blend="gsam", alpha=0.4),
+    "decoupled": GnpConfig(blend="decoupled", alpha=1.5),
+}
+VARIANTS = {
+    "plain": GnpConfig(r=0.0),
+    "adaptive": GnpConfig(metric="adaptive", r=0.5),
+    "norm layers": GnpConfig(perturbed="norm"),
+    "momentum": GnpConfig(direction="momentum", alpha=1.0),
+    "reused": GnpConfig(direction="reused", reuse_every=2),
+    "groups": GnpConfig(perturb_groups=2, ascent_fraction=0.5),
+}
+CASES = {f"{network} {blend}": (network, BLENDS[blend]) for network in NETWORKS for blend in BLENDS}
+CASES |= {f"vit {variant}": ("vit", gnp) for variant, gnp in VARIANTS.items()}
+
+
+def first_steps(config: Config) -> list[dict[str, float]]:
+    """The metrics of each of the first steps on one device."""
+    config = replace(config, mesh=MeshConfig(1, 1, 1))
+    with jax.set_mesh(make_mesh(config.mesh)):
+        task = Task.of(config)
+        step, state, rows = make_train_step(task), task.init_state(), []
+        phases = task.gnp.phases(jnp.arange(NUM_STEPS))
+        batches = train_batches(task.dataset, config.data, config.train.seed, 0, NUM_STEPS)
+        for phase, batch in zip(phases, batches, strict=True):
+            state, metrics = step(state, batch, phase=Phase(int(phase)))
+            rows.append({name: float(value) for name, value in metrics.items()})
+    return rows
+
+
+def processor() -> str:
+    """The kind of processor: with another, sums may be taken in another order."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    """Prints the metrics of the cases named on the command line, or of all."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_enable_x64", True)
+    jnp.float32 = jnp.float64
+    names = sys.argv[1:] or list(CASES)
+    metrics = {name: first_steps(replace(NETWORKS[CASES[name][0]], gnp=CASES[name][1])) for name in names}
+    versions = {"jax": jax.__version__, "processor": processor()}
+    print(json.dumps({"command": COMMAND, **versions, "metrics": metrics}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Golden numbers: the first steps of each network, with each blend and variant, compute what they always have."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from first_steps import CASES, COMMAND, NETWORKS, processor
+
+TESTS = Path(__file__).parent
+GOLDEN = json.loads((TESTS / "golden" / "first_steps.json").read_text())
+
+
+def test_the_golden_file_has_all_cases():
+    assert GOLDEN["metrics"].keys() == CASES.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_first_steps_are_those_of_the_golden_file(network):
+    names = [name for name, (used, _) in CASES.items() if used == network]
+    command = [sys.executable, str(TESTS / "first_steps.py"), *names]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["metrics"]
+    # The same to the bit on the same kind of processor; on another one sums may be taken in another order.
+    is_same = (GOLDEN["processor"], GOLDEN["jax"]) == (processor(), jax.__version__)
+    for name in names:
+        for number, (row, golden) in enumerate(zip(found[name], GOLDEN["metrics"][name], strict=True), start=1):
+            expected = golden if is_same else pytest.approx(golden, rel=1e-9)
+            assert row == expected, (
+                f"step {number} of {name} has other numbers than tests/golden/first_steps.json. If they were meant to "
+                f"change, say so in the changelog and make the file again with `{COMMAND}`."
+            )
