@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from first_steps import CASES, COMMAND, NETWORKS, processor
+from first_steps import CASES, COMMAND, processor
 
 TESTS = Path(__file__).parent
 GOLDEN = json.loads((TESTS / "golden" / "first_steps.json").read_text())
@@ -17,10 +17,20 @@ def test_the_golden_file_has_all_cases():
     assert GOLDEN["metrics"].keys() == CASES.keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_first_steps_are_those_of_the_golden_file(network):
-    names = [name for name, (used, _) in CASES.items() if used == network]
+PARTS = {
+    "vit": [name for name, (network, _) in CASES.items() if network == "vit"],
+    "resnet": ["resnet paper"],
+    "wide_resnet": ["wide_resnet gsam"],
+}
+REST = [name for name in CASES if not any(name in names for names in PARTS.values())]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [*(pytest.param(names, marks=pytest.mark.slow, id=part) for part, names in PARTS.items())]
+    + [pytest.param(REST, marks=pytest.mark.long, id="the rest")],
+)
+def test_the_first_steps_are_those_of_the_golden_file(names):
     command = [sys.executable, str(TESTS / "first_steps.py"), *names]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["metrics"]
     # The same to the bit on the same kind of processor; on another one sums may be taken in another order.
