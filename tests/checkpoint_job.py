@@ -8,19 +8,27 @@ import resource
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gnp_scale import runtime
 from gnp_scale.checkpoint import Checkpoints, writer
 from gnp_scale.config import Config, MeshConfig
-from gnp_scale.mesh import FSDP, TENSOR, P, make_mesh, sharding
+from gnp_scale.mesh import FSDP, REPLICATED, TENSOR, P, make_mesh, sharding
 
 
 def state_of(step):
-    """A state that tells its step, on the current mesh."""
+    """A state that tells its step, on the current mesh: one array in shards, one whole, one whole on some devices."""
     w_64x64 = np.random.default_rng(step).standard_normal((64, 64), np.float32)
-    place = sharding(P(FSDP, TENSOR))
-    return {"w": jax.make_array_from_callback(w_64x64.shape, place, lambda index: w_64x64[index])}
+    specs = {"w": P(FSDP, TENSOR), "whole": REPLICATED, "tensor": P(TENSOR)}
+    return {
+        name: jax.make_array_from_callback(w_64x64.shape, sharding(spec), lambda index: w_64x64[index])
+        for name, spec in specs.items()
+    }
+
+
+def all_equal(a, b):
+    return jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda x, y: (x == y).all(), a, b))
 
 
 def limit_files(num_bytes):
@@ -38,7 +46,7 @@ def main():
     with jax.set_mesh(make_mesh(MeshConfig(1, -1, 2))), Checkpoints(options.run_dir, Config()) as checkpoints:
         start, state = checkpoints.restore(state_of(0)) or (0, None)
         if start:
-            equal = jax.jit(lambda a, b: (a["w"] == b["w"]).all())(state, state_of(start))
+            equal = jax.jit(all_equal)(state, state_of(start))
             print(f"restored {start}: {'equal' if equal else 'different'}", flush=True)
         for step in (start + 1, start + 2):
             if is_full:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import subprocess
+import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from gnp_scale.checkpoint import Checkpoints, load_newest, writer
+from gnp_scale.checkpoint import Checkpoints, load_newest, store, writer
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import CheckpointConfig, Config, ConfigError
 from gnp_scale.mesh import FSDP, P
@@ -169,3 +170,51 @@ def test_a_folder_that_became_read_only_ends_the_run(tmp_path):
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         assert "Read-only file system" in save_in_vain(disk, 2)
         assert restored(disk) == 1
+
+
+def test_a_deletion_does_not_meet_one_that_a_kill_has_left(tmp_path):
+    """The name that a checkpoint is deleted under may be taken, and what stands there is deleted too."""
+    config = Config(checkpoint=CheckpointConfig(keep_last=1, num_healthy_reports=0, keep_best=0))
+    left = tmp_path / "checkpoints" / "1.deleted"
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(1, state_of(1), None)
+        left.mkdir(parents=True)
+        (left / "part").touch()
+        checkpoints.save(2, state_of(2), None)
+        while checkpoints.latest_good_step != 2:
+            checkpoints.observe(3, 1.0)
+    with Checkpoints(tmp_path, config):
+        pass
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_write_does_not_wait_for_the_deletion_of_another(tmp_path, monkeypatch):
+    """Deleting a large checkpoint may take minutes: it happens behind training."""
+    end = threading.Event()
+    monkeypatch.setattr(store.shutil, "rmtree", lambda *_, **__: end.wait(60))
+    for name in ("7.deleted", "8.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(8, state_of(8), None)
+        while checkpoints.latest_step != 8:
+            checkpoints.observe(9, 1.0)
+        assert not end.is_set()
+        end.set()
+    assert restored(tmp_path) == 8
+
+
+def test_a_checkpoint_that_cannot_be_deleted_stays_and_is_told(tmp_path, monkeypatch, capsys):
+    config = Config(checkpoint=CheckpointConfig(keep_last=1, num_healthy_reports=0, keep_best=0))
+
+    def refuse(path, target):
+        raise PermissionError("not permitted")
+
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save(1, state_of(1), None)
+        checkpoints.save(2, state_of(2), None)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.Path, "rename", refuse)
+            while checkpoints.latest_good_step != 2:
+                checkpoints.observe(3, 1.0)
+    assert Store(tmp_path).steps() == [1, 2]
+    assert "the checkpoint of step 1 could not be deleted (not permitted): it stays" in capsys.readouterr().err

@@ -13,8 +13,8 @@ from gnp_scale.checkpoint.health import HealthGate
 from gnp_scale.checkpoint.reading import newest_whole, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.store import Store
-from gnp_scale.checkpoint.writer import Writer
-from gnp_scale.config import Config
+from gnp_scale.checkpoint.writer import Writer, one_line
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.progress import announce
 from gnp_scale.state import TrainState
 
@@ -31,8 +31,7 @@ class Checkpoints:
         self._store = Store(run_dir)
         self._gate = HealthGate(settings.num_healthy_reports, settings.spike_factor)
         self._writer = Writer(self._store, settings.num_save_attempts, self._committed)
-        # What is unfinished belongs to a run that was killed: only one at a time writes into a folder.
-        self._store.clear_unfinished()
+        self._store.delete_leftovers()
         self._steps = set(agree.from_main(self._store.steps()))
         self._good = set(agree.from_main(self._store.good_steps()))
         for step in self._steps - self._good:
@@ -67,16 +66,6 @@ class Checkpoints:
     def stored_step(self) -> int:
         """The newest step in the folder, whether or not all processes have seen its commit; 0 where there is none."""
         return max(self._store.steps(), default=0)
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a write is under way."""
-        return self._writer.is_writing
-
-    @property
-    def longest_commit_s(self) -> float:
-        """The longest that a state took from the copy to its commit, since the start of this process."""
-        return self._writer.longest_commit_s
 
     @property
     def latest_scores(self) -> Scores | None:
@@ -115,9 +104,20 @@ class Checkpoints:
     def _set_aside_after(self, last: int, damage: Mapping[int, str]) -> None:
         for step in sorted(step for step in self._steps if step > last):
             self._forget(step)
-            name = self._store.set_aside(step, "damaged" if step in damage else "rolled-back")
+            name = self._set_aside(step, "damaged" if step in damage else "rolled-back")
             what = f"is damaged ({damage[step]}): set" if step in damage else "was set"
             announce(f"the checkpoint of step {step} {what} aside as {name}")
+
+    def _set_aside(self, step: int, word: str) -> str:
+        name, problem = "", None
+        try:
+            name = self._store.set_aside(step, word)
+        except OSError as error:
+            problem = one_line(error)
+        problem = agree.first_problem(problem)
+        if problem is not None:
+            raise ConfigError(f"the checkpoint of step {step} cannot be renamed ({problem}): make its folder writable")
+        return name
 
     def exactness(self) -> str:
         """What going on from the checkpoint that was restored means for the numbers on this mesh, in words."""

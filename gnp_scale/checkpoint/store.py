@@ -5,10 +5,10 @@ or not at all, unless the store loses something afterwards.
 """
 
 import contextlib
+import itertools
 import logging
 import shutil
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from gnp_scale.checkpoint.about import About, DamagedError, unseal
 from gnp_scale.mesh import REPLICATED, sharding
+from gnp_scale.progress import announce
 from gnp_scale.runtime import is_main_process
 
 _COMMIT_MARKER = "commit_success.txt"
 _GOOD_MARKER = "good"
-_UNFINISHED = "*.orbax-checkpoint-tmp*"
+_UNFINISHED = ".orbax-checkpoint-tmp*"
 _DELETED = "deleted"
 
 
@@ -35,19 +36,15 @@ class Write:
 
     def __init__(self, response: Any) -> None:
         self.error: Exception | None = None
-        self.seconds = 0.0
-        """That it took, once it is over."""
         # A daemon: where another process failed, Orbax waits for it long after the write was given up.
         self._thread = threading.Thread(target=self._wait_for, args=(response,), daemon=True)
         self._thread.start()
 
     def _wait_for(self, response: Any) -> None:
-        began_s = time.monotonic()
         try:
             response.result()
         except Exception as error:
             self.error = error
-        self.seconds = time.monotonic() - began_s
 
     @property
     def is_over(self) -> bool:
@@ -87,13 +84,13 @@ class Store:
             with contextlib.suppress(OSError):
                 (self._path(step) / _GOOD_MARKER).touch()
 
-    def prepare(self) -> None:
-        """Makes room for a write, and makes sure that this process can write here.
+    def prepare(self, step: int) -> None:
+        """Makes way for a write of `step`, and makes sure that this process can write here.
 
         Raises:
             OSError: it cannot.
         """
-        self.clear_unfinished()
+        self.clear_unfinished(step)
         # Where Orbax fails in one process, it keeps the others waiting: what can be known before is found out here.
         probe = self.folder / f"probe-{jax.process_index()}"
         probe.mkdir(parents=True, exist_ok=True)
@@ -139,28 +136,55 @@ class Store:
             return ocp.metadata(self._path(step))
 
     def set_aside(self, step: int, word: str) -> str:
-        """Renames the folder of a step so that nothing reads or deletes it any more; returns the new name."""
-        name, number = f"{step}.{word}", 1
-        while (self.folder / name).exists():
-            number += 1
-            name = f"{step}.{word}.{number}"
+        """Renames the folder of a step so that nothing reads or deletes it any more; returns the new name.
+
+        Raises:
+            OSError: the store refuses.
+        """
+        path = self._free_name(step, word)
         if is_main_process():
-            self._path(step).rename(self.folder / name)
-        return name
+            self._path(step).rename(path)
+        return path.name
 
     def delete(self, step: int) -> None:
-        """Deletes a step behind training. It goes at once under its own name, so a kill leaves no half of it."""
-        if is_main_process():
-            gone = self.folder / f"{step}.{_DELETED}"
-            self._path(step).rename(gone)
-            self._deletions.submit(shutil.rmtree, gone, ignore_errors=True)
+        """Deletes a step behind training. It goes at once under its own name, so a kill leaves no half of it.
 
-    def clear_unfinished(self) -> None:
-        """Deletes what killed or failed writes, and killed deletions, have left behind."""
+        Where the store refuses, the step stays.
+        """
         if is_main_process():
-            for pattern in (_UNFINISHED, f"*.{_DELETED}"):
-                for path in self.folder.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
+            try:
+                self._delete_behind(self._path(step))
+            except OSError as error:
+                announce(f"the checkpoint of step {step} could not be deleted ({error}): it stays")
+
+    def clear_unfinished(self, step: int) -> None:
+        """Makes the name free under which a failed write of `step` has left something.
+
+        Raises:
+            OSError: the store refuses.
+        """
+        if is_main_process():
+            for path in self.folder.glob(f"{step}{_UNFINISHED}"):
+                self._delete_behind(path)
+
+    def delete_leftovers(self) -> None:
+        """Deletes, behind training, what killed writes and deletions have left: one run at a time writes here."""
+        if is_main_process():
+            for path in self.folder.glob(f"*.{_DELETED}*"):
+                self._deletions.submit(shutil.rmtree, path, ignore_errors=True)
+            for path in self.folder.glob(f"*{_UNFINISHED}"):
+                # A store that refuses now is told of when a step is written.
+                with contextlib.suppress(OSError):
+                    self._delete_behind(path)
+
+    def _delete_behind(self, path: Path) -> None:
+        gone = self._free_name(int(path.name.partition(".")[0]), _DELETED)
+        path.rename(gone)
+        self._deletions.submit(shutil.rmtree, gone, ignore_errors=True)
+
+    def _free_name(self, step: int, word: str) -> Path:
+        names = itertools.chain([f"{step}.{word}"], (f"{step}.{word}.{number}" for number in itertools.count(2)))
+        return next(path for path in map(self.folder.joinpath, names) if not path.exists())
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from gnp_scale.checkpoint import agree
 from gnp_scale.checkpoint.about import About
+from gnp_scale.checkpoint.host_copy import copy_to_host
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
 from gnp_scale.progress import announce
@@ -38,13 +37,6 @@ class Writer:
         self._write: Write | None = None
         self._num_failures = 0
         self._retry_time = 0.0
-        self.longest_commit_s = 0.0
-        """From the copy to the commit of a state."""
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a write is under way."""
-        return self._write is not None and not self._write.is_over
 
     @property
     def step(self) -> int | None:
@@ -61,7 +53,7 @@ class Writer:
             self._wait()
         if self._job is not None:
             announce(f"the checkpoint of step {step} takes the place of that of step {self._job.step}")
-        self._job = _Job(step, jax.tree.map(_on_host, state), about)
+        self._job = _Job(step, copy_to_host(state), about)
         self._attempt()
 
     def poll(self) -> None:
@@ -107,7 +99,7 @@ class Writer:
     def _attempt(self) -> None:
         assert self._job is not None
         try:
-            self._store.prepare()
+            self._store.prepare(self._job.step)
             problem = None
         except OSError as error:
             problem = one_line(error)
@@ -121,8 +113,6 @@ class Writer:
             self._write = self._store.write(self._job.step, self._job.state, self._job.about)
 
     def _commit(self, step: int) -> None:
-        if self._write is not None:
-            self.longest_commit_s = max(self.longest_commit_s, self._write.seconds)
         self._job = self._write = None
         self._num_failures = 0
         self._on_commit(step)
@@ -132,7 +122,7 @@ class Writer:
         self._num_failures += 1
         failed = f"the checkpoint of step {step} could not be written ({problem})"
         if self._num_failures >= self._num_attempts:
-            self._store.clear_unfinished()
+            self._store.clear_unfinished(step)
             raise ConfigError(
                 f"{failed}, attempt {self._num_failures} of {self._num_attempts}: make {self._store.folder} writable, "
                 "with room, and start the same command again to go on from the checkpoint before"
@@ -146,7 +136,3 @@ def one_line(error: Exception) -> str:
     """An error in one line; of a long one the beginning and the end, where stores put the cause."""
     text = " ".join(str(error).split())
     return (f"{text[:80]} ... {text[-120:]}" if len(text) > 205 else text) or type(error).__name__
-
-
-def _on_host(x: jax.Array) -> jax.Array:
-    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
