@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gnp_scale import preemption
 from gnp_scale.exit_codes import Exit
 from gnp_scale.grace import grace_s
 from gnp_scale.stages import Stage
 
 # A run is killed in the stages that its processes tell of; waiting for data and training follow each other closely.
 STAGES = (Stage.START, Stage.COMPILE, Stage.RESTORE, Stage.DATA, Stage.TRAIN, Stage.EVALUATE, Stage.SAVE)
-SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGKILL,) * 4 + preemption.SIGNALS
 _LATEST_VISIT = {Stage.START: 1, Stage.RESTORE: 1, Stage.DATA: 12, Stage.TRAIN: 12}
 
 _LONELY_S = 90.0

@@ -21,7 +21,6 @@ from gnp_scale.gnp import Phase
 from gnp_scale.goodput import Recorder
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
-from gnp_scale.outlook import Outlook
 from gnp_scale.preemption import StopRequest
 from gnp_scale.progress import ProgressBar, announce, print_summary
 from gnp_scale.report import Reporter
@@ -169,7 +168,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
         evaluate = make_evaluate(task)
         throughput = Throughput(start, config.data.batch_size, task.flops_per_pass(), run.recorder)
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe)
-        run.stop.begin(Outlook(config, start, run.recorder, checkpoints), start)
+        run.stop.begin(start, num_steps, partial(_leave, run))
 
         for step in range(start + 1, num_steps + 1):
             with throughput.waiting_for_data(step):
@@ -200,6 +199,13 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if stops:
                 return step
     return num_steps
+
+
+def _leave(run: _Run) -> str:
+    """Closes the record of a run that is left in the middle, and says what that loses; called from another thread."""
+    made, stored = run.recorder.stages.now.num_made_steps, run.checkpoints.stored_step
+    run.recorder.end(Exit.PREEMPTED)
+    return f"the newest checkpoint is of step {stored}, {max(0, made - stored)} steps are lost"
 
 
 def _show_inputs(writer: MetricWriter, task: Task, batch: Batch) -> None:

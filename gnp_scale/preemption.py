@@ -10,17 +10,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any, NoReturn, Protocol, Self
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
-from gnp_scale.grace import USED, VARIABLE, Plan, Position, grace_s, make_plan
+from gnp_scale.grace import USED, VARIABLE, grace_s
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
+"""What schedulers, shells and terminals send before they kill."""
 
 _NOTICE, _POSITIONS = "gnp_scale/stop/notice", "gnp_scale/stop/positions/"
-_POLL_S = 0.05
 _HEAR_TIMEOUT_MS = 600_000
 _LAST_WORDS_S = 2.0
 """The folder of the run may hang as well."""
@@ -28,32 +28,41 @@ _SECOND_INTERRUPT_S = 1.0
 """A launcher passes on a Ctrl-C that its processes have got from the terminal as well."""
 
 
-class Run(Protocol):
-    """What a request to stop needs to know of the run; read from another thread than that of the run."""
+@dataclass(frozen=True, order=True)
+class Position:
+    """How far a process is: which time it began to train, counted from 1, and the last step that it passed since."""
 
-    num_steps: int
+    attempt: int
+    """Each rollback begins another; 0 before the process trains."""
+    step: int
 
-    def needed_s(self, step: int) -> float:
-        """Seconds until a save after `step`, the next one, is committed."""
-        ...
 
-    @property
-    def is_writing(self) -> bool:
-        """Whether an earlier save is not committed yet."""
-        ...
+@dataclass(frozen=True)
+class Plan:
+    """What all processes do, and why."""
 
-    def leave(self) -> str:
-        """Closes the records of the run; returns what leaving now loses, in words."""
-        ...
+    stop_at: Position | None
+    """Where to save and stop; None stands for leaving at once."""
+    reason: str
+
+
+def make_plan(positions: Sequence[Position], num_steps: int) -> Plan:
+    """The same plan in every process: to stop after the first step that no process has passed."""
+    if any(position.attempt == 0 for position in positions):
+        return Plan(None, "there is nothing new to save since the start")
+    last = max(positions)
+    if last.step >= num_steps:
+        return Plan(last, "the last step is made, and is being saved")
+    return Plan(Position(last.attempt, last.step + 1), f"saving after step {last.step + 1}")
 
 
 class StopRequest:
     """Whether to stop, and after which step. One that watches no signals never stops.
 
     A signal to any process reaches all of them through JAX's coordination service. They exchange the last step that
-    each has passed, and stop after the next one, which none has. Where one does not train yet, or a save would not fit
-    into the grace time, all leave at once, without the main thread: it may be inside a compiler for minutes. A save
-    under way is waited for. Whatever happens, this process has left when the grace time is over.
+    each has passed, and stop after the next one, which none has. A save that fails costs no more than one that was not
+    tried, so it is always tried. Where one process does not train yet, all leave at once, without the main thread: it
+    may be inside a compiler for minutes. Whatever happens, this process has left when the grace time is over.
     """
 
     def __init__(self) -> None:
@@ -62,20 +71,22 @@ class StopRequest:
         self._joined = threading.Event()
         self._client: Any = None
         self._rank, self._num_processes = 0, 1
-        self._run: Run | None = None
         # Held from the moment a process has told its position until the plan is made, and while it leaves: the main
         # thread passes no step meanwhile.
         self._lock = threading.Lock()
         # Never given back: a process leaves once.
         self._leaving = threading.Lock()
-        self._passed: int | None = None
-        self._stop_at: int | None = None
+        self._position = Position(0, 0)
+        self._stop_at: Position | None = None
+        self._num_steps = 0
+        self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
 
     def watch(self) -> Self:
         """Takes the signals from here on. Call it in the main thread, before others are started."""
         # A blocked signal waits for a thread that asks for it, whatever the main thread does and whoever sets handlers.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        _in_thread(self._await_signals)
+        signals = signals_to_take()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        _in_thread(self._await_signals, signals)
         return self
 
     def joined(self, client: Any, rank: int, num_processes: int) -> None:
@@ -85,17 +96,23 @@ class StopRequest:
             _in_thread(self._hear)
         self._joined.set()
 
-    def begin(self, run: Run, start: int) -> None:
-        """Tells that the next step will be that after `start`."""
+    def begin(self, start: int, num_steps: int, leave: Callable[[], str]) -> None:
+        """Tells that the next of the `num_steps` steps will be that after `start`, at first or after a rollback.
+
+        A stop that was planned before a rollback comes after the first step that follows it. `leave`, called from
+        another thread, closes the records of the run and returns what leaving now loses, in words.
+        """
         with self._lock:
-            self._run, self._passed = run, start
+            self._position = Position(self._position.attempt + 1, start)
+            self._num_steps, self._say_what_is_lost = num_steps, leave
+            if self._stop_at is not None and self._stop_at.attempt < self._position.attempt:
+                self._stop_at = Position(self._position.attempt, start + 1)
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`: the same answer in every process. Ask once a step in each of them."""
         with self._lock:
-            if self._stop_at is None:
-                self._passed = step
-            return self._stop_at is not None and step >= self._stop_at
+            self._position = Position(self._position.attempt, step)
+            return self._stop_at is not None and self._position >= self._stop_at
 
     def ask(self, reason: str) -> None:
         """Asks all processes to stop, as a signal does; returns when the plan is made or the others are told."""
@@ -107,11 +124,11 @@ class StopRequest:
             text = f"{reason} in process {self._rank} on {socket.gethostname()}"
             self._client.key_value_set(_NOTICE, text, allow_overwrite=True)
 
-    def _await_signals(self) -> None:
-        name = signal.Signals(signal.sigwait(SIGNALS)).name
+    def _await_signals(self, signals: Sequence[signal.Signals]) -> None:
+        name = signal.Signals(signal.sigwait(signals)).name
         first_s = time.monotonic()
         _in_thread(self.ask, name)
-        while signal.sigwait(SIGNALS) != signal.SIGINT or time.monotonic() - first_s < _SECOND_INTERRUPT_S:
+        while signal.sigwait(signals) != signal.SIGINT or time.monotonic() - first_s < _SECOND_INTERRUPT_S:
             pass
         _say("interrupted again: ending at once, without a save")
         os._exit(Exit.INTERRUPTED)
@@ -140,41 +157,40 @@ class StopRequest:
         os._exit(Exit.PREEMPTED)
 
     def _follow_plan(self, notice: str) -> None:
-        self._lock.acquire()
-        plan = self._agree()
-        if plan.stop_at is None:
-            while self._run is not None and self._run.is_writing and time.monotonic() < self._deadline_s:
-                time.sleep(_POLL_S)
-            self._leave(f"{notice}: {plan.reason}")
+        with self._lock:
+            plan = self._agree()
+            if plan.stop_at is None:
+                self._leave(f"{notice}: {plan.reason}")
+            self._stop_at = plan.stop_at
         if self._rank == 0:
-            _say(f"{notice}: {plan.reason}")
-        self._stop_at = plan.stop_at
-        self._lock.release()
+            _say(f"{notice}: {plan.reason}, within {USED * self._grace_s:g} s")
 
     def _agree(self) -> Plan:
-        left_s = max(0.0, self._deadline_s - time.monotonic())
-        run, passed = self._run, self._passed
-        num_steps, needed_s = (0, 0.0) if run is None or passed is None else (run.num_steps, run.needed_s(passed + 1))
-        own = Position(passed, num_steps, needed_s, left_s)
         if self._client is None:
-            return make_plan([own])
+            return make_plan([self._position], self._num_steps)
+        left_ms = round(1000 * max(0.0, self._deadline_s - time.monotonic()))
         try:
-            self._client.key_value_set(f"{_POSITIONS}{self._rank}", json.dumps(asdict(own)))
+            self._client.key_value_set(f"{_POSITIONS}{self._rank}", json.dumps(asdict(self._position)))
             keys = [f"{_POSITIONS}{rank}" for rank in range(self._num_processes)]
-            texts = [self._client.blocking_key_value_get(key, round(1000 * left_s)) for key in keys]
+            texts = [self._client.blocking_key_value_get(key, left_ms) for key in keys]
         except Exception as error:
             return Plan(None, f"the other processes do not answer ({str(error).partition('\n')[0]})")
-        return make_plan([Position(**json.loads(text)) for text in texts])
+        return make_plan([Position(**json.loads(text)) for text in texts], self._num_steps)
 
     def _leave(self, reason: str) -> NoReturn:
         self._leaving.acquire()
         if self._rank == 0:
-            lost = "no step is lost" if self._run is None else self._run.leave()
-            _say(f"{reason}; {lost}: start the same command again to go on")
+            _say(f"{reason}; {self._say_what_is_lost()}: start the same command again to go on")
             if self._num_processes > 1:
                 # The others lose their coordinator, and with it their exit code, when this process ends.
                 time.sleep(1)
         os._exit(Exit.PREEMPTED)
+
+
+def signals_to_take() -> list[signal.Signals]:
+    """`SIGNALS`, without SIGHUP where whoever started this process ignores the end of the terminal, as nohup does."""
+    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not ignores_hangup]
 
 
 def _in_thread(act: Callable[..., None], *arguments: Any) -> None:

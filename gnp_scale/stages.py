@@ -55,18 +55,15 @@ class Stages:
 
     def __init__(self) -> None:
         self.now = Moment(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
-        self.longest_s = dict.fromkeys(Stage, 0.0)
-        """Of the visits to each stage that are over, with what was nested in them."""
 
     @contextlib.contextmanager
     def enter(self, stage: Stage, step: int) -> Iterator[None]:
         """Inside, the process is in `stage` at `step` (updates made or being made); then in the outer stage again."""
-        outer, began_s = self.now, time.perf_counter()
+        outer = self.now
         self._move(stage, step)
         try:
             yield
         finally:
-            self.longest_s[stage] = max(self.longest_s[stage], time.perf_counter() - began_s)
             self._move(outer.stage, self.now.step)
 
     def _move(self, stage: Stage, step: int) -> None:

@@ -17,7 +17,7 @@ import os, signal, sys, time
 
 rank = int(os.environ["JAX_PROCESS_ID"])
 part = sys.argv[2].split(",")[rank]
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
     signal.signal(number, lambda *_: sys.exit(75))
 print("rank", rank, "of", os.environ["JAX_NUM_PROCESSES"], "by", os.environ["JAX_COORDINATOR_ADDRESS"], *sys.argv[3:])
 sys.stdout.flush()
@@ -69,7 +69,7 @@ def test_the_first_failure_is_shown_and_the_others_are_ended(start):
     assert "rank 1 of 2" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_reaches_every_process(number, start, tmp_path):
     launcher = start("2", "wait,wait")
     _wait_for_logs(tmp_path, 2)

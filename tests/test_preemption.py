@@ -7,43 +7,34 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from launcher import Job
 
 from gnp_scale import preemption, rundir
-from gnp_scale.config import Config, ConfigError, TrainConfig
-from gnp_scale.grace import VARIABLE, Position, grace_s, make_plan
-from gnp_scale.outlook import Outlook
-from gnp_scale.preemption import StopRequest
+from gnp_scale.config import Config, ConfigError
+from gnp_scale.grace import VARIABLE, grace_s
+from gnp_scale.preemption import Position, StopRequest, make_plan
 from gnp_scale.rundir import claimed
-from gnp_scale.stages import Moment, Stage, Stages
 
 LONG_S = 1e6
-FITS = Position(passed=10, num_steps=100, needed_s=3.0, left_s=27.0)
-LATE = Position(passed=10, num_steps=100, needed_s=30.0, left_s=27.0)
-AHEAD = Position(passed=12, num_steps=100, needed_s=3.0, left_s=27.0)
-HURRIED = Position(passed=10, num_steps=100, needed_s=0.0, left_s=2.0)
-COMPILING = Position(passed=None, num_steps=0, needed_s=0.0, left_s=27.0)
-AT_END = Position(passed=100, num_steps=100, needed_s=99.0, left_s=27.0)
+NUM_STEPS = 100
 
 PLANS = {
-    "one process": ([FITS], 11, "saving after step 11 is expected to take 3.0 s of the 27.0 s left"),
-    "the first step that none has passed": ([FITS, AHEAD, FITS], 13, "saving after step 13"),
-    "a save that does not fit": ([LATE], None, "it does not fit"),
-    "one process that is slow to save": ([FITS, LATE], None, "30.0 s of the 27.0 s left"),
-    "one process that heard late": ([FITS, HURRIED], None, "3.0 s of the 2.0 s left"),
-    "nothing measured yet": ([HURRIED], 11, "0.0 s of the 2.0 s left"),
-    "a process that still compiles": ([FITS, COMPILING], None, "nothing new to save"),
-    "the end of the run": ([AT_END, AT_END], 100, "the last step is made"),
+    "one process": ([(1, 10)], (1, 11), "saving after step 11"),
+    "the first step that none has passed": ([(1, 10), (1, 12), (1, 10)], (1, 13), "saving after step 13"),
+    "a process that still compiles": ([(1, 10), (0, 0)], None, "nothing new to save"),
+    "the end of the run": ([(1, NUM_STEPS), (1, 99)], (1, NUM_STEPS), "the last step is made"),
+    "after a rollback": ([(2, 10), (2, 11)], (2, 12), "saving after step 12"),
+    "one process has begun again and one not yet": ([(2, 10), (1, 90)], (2, 11), "saving after step 11"),
+    "one has made the last step and one has gone back": ([(1, NUM_STEPS), (2, 90)], (2, 91), "saving after step 91"),
 }
 
 
 @pytest.mark.parametrize(("positions", "stop_at", "reason"), PLANS.values(), ids=PLANS.keys())
 def test_the_plan_follows_from_where_all_processes_stand(positions, stop_at, reason):
-    plan = make_plan(positions)
-    assert plan.stop_at == stop_at
+    plan = make_plan([Position(*position) for position in positions], NUM_STEPS)
+    assert plan.stop_at == (stop_at and Position(*stop_at))
     assert reason in plan.reason
 
 
@@ -64,23 +55,9 @@ class LeftError(Exception):
     """Stands for the end of a process."""
 
 
-class FakeRun:
-    """A run of 1000 steps whose save takes `needed_s`."""
-
-    num_steps = 1000
-
-    def __init__(self, needed_s=0.0, writes_for_s=0.0):
-        self._needed_s, self._written_s = needed_s, time.monotonic() + writes_for_s
-
-    def needed_s(self, step):
-        return self._needed_s
-
-    @property
-    def is_writing(self):
-        return time.monotonic() < self._written_s
-
-    def leave(self):
-        return "3 steps are lost"
+def begin(stop, start=7, leave=lambda: "3 steps are lost"):
+    """A run of 1000 steps goes on after `start`."""
+    stop.begin(start, 1000, leave)
 
 
 @pytest.fixture
@@ -104,30 +81,36 @@ def alone():
 
 def test_one_process_stops_after_the_next_step():
     stop = alone()
-    stop.begin(FakeRun(), 7)
+    begin(stop)
     assert not stop.reached(8)
     stop.ask("SIGTERM")
     assert [stop.reached(step) for step in (9, 10)] == [True, True]
 
 
-def test_a_save_that_does_not_fit_is_not_tried_and_the_lost_steps_are_told(left, capsys):
+def test_a_stop_planned_before_a_rollback_comes_after_the_first_step_that_follows_it():
     stop = alone()
-    stop.begin(FakeRun(needed_s=LONG_S), 7)
+    begin(stop, 9000)
+    assert not stop.reached(9999)
+    stop.ask("SIGTERM")
+    begin(stop, 9900)
+    assert stop.reached(9901)
+
+
+def test_leaving_before_the_run_trains_loses_no_step(left, capsys):
     with pytest.raises(LeftError):
-        stop.ask("SIGUSR1")
+        alone().ask("SIGUSR2")
     assert left == [75]
-    said = capsys.readouterr().err
-    assert "SIGUSR1: saving after step 8 is expected to take 1000000.0 s" in said
-    assert "it does not fit; 3 steps are lost" in said
+    assert "SIGUSR2: there is nothing new to save since the start; no step is lost" in capsys.readouterr().err
 
 
-def test_a_save_under_way_is_waited_for_before_leaving(left):
+def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):
+    """Else the main thread would wait in `reached` until the grace time is over, with its steps lost."""
     stop = alone()
-    stop.begin(FakeRun(needed_s=LONG_S, writes_for_s=0.3), 7)
-    began_s = time.monotonic()
-    with pytest.raises(LeftError):
+    begin(stop)
+    monkeypatch.setattr(preemption, "make_plan", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         stop.ask("SIGTERM")
-    assert time.monotonic() - began_s >= 0.3
+    assert not stop.reached(8)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -135,61 +118,14 @@ def test_the_grace_time_ends_what_is_stuck(left, monkeypatch):
     """The process ends even where its last words are never over."""
     monkeypatch.setenv(VARIABLE, "0.5")
     monkeypatch.setattr(preemption, "_LAST_WORDS_S", 0.2)
-    # For ever: once the test is over, leaving would end the process that runs the tests.
-    monkeypatch.setattr(FakeRun, "leave", lambda self: threading.Event().wait())
     stop = alone()
-    stop.begin(FakeRun(), 7)
+    # For ever: once the test is over, leaving would end the process that runs the tests.
+    begin(stop, leave=lambda: threading.Event().wait())
     stop.ask("SIGINT")
     time.sleep(0.4)
     assert not left
     time.sleep(1)
     assert left == [75]
-
-
-def outlook_at(moment, is_writing=False):
-    """Of a run from step 20 on with an evaluation every 10 steps, and the exit codes its record was closed with."""
-    longest_s = dict.fromkeys(Stage, 0.0) | {Stage.EVALUATE: 7.0, Stage.SAVE: 2.0, Stage.COMPILE: 100.0}
-    codes = []
-    recorder = SimpleNamespace(stages=SimpleNamespace(now=moment, longest_s=longest_s), end=codes.append)
-    checkpoints = SimpleNamespace(longest_commit_s=5.0, is_writing=is_writing, stored_step=25)
-    config = Config(train=TrainConfig(num_steps=100, eval_every_steps=10))
-    return Outlook(config, 20, recorder, checkpoints), codes
-
-
-# Ten steps in 8 s, and 2 s of waiting for data.
-SECONDS = dict.fromkeys(Stage, 0.0) | {Stage.TRAIN: 8.0, Stage.DATA: 2.0, Stage.COMPILE: 100.0}
-TRAINING = Moment(Stage.TRAIN, 31, 0.0, SECONDS)
-
-
-def test_a_save_is_expected_to_take_what_its_parts_have_taken():
-    step_s, evaluate_s, stage_s, commit_s = 1.0, 7.0, 2.0, 5.0
-    outlook, _ = outlook_at(TRAINING)
-    assert outlook.needed_s(31) == step_s + stage_s + commit_s
-    assert outlook.needed_s(40) == outlook.needed_s(100) == step_s + evaluate_s + stage_s + commit_s
-    outlook, _ = outlook_at(TRAINING, is_writing=True)
-    assert outlook.needed_s(31) == step_s + stage_s + 2 * commit_s
-    nothing_measured, _ = outlook_at(Moment(Stage.TRAIN, 21, 0.0, SECONDS))
-    assert nothing_measured.needed_s(21) == stage_s + commit_s
-
-
-def test_a_save_that_is_being_staged_counts_as_under_way():
-    assert outlook_at(Moment(Stage.SAVE, 30, 0.0, SECONDS))[0].is_writing
-    assert not outlook_at(TRAINING)[0].is_writing
-
-
-def test_leaving_closes_the_record_and_counts_the_steps_that_are_lost():
-    outlook, codes = outlook_at(TRAINING)
-    assert outlook.leave() == "the newest checkpoint is of step 25, 5 steps are lost"
-    assert codes == [75]
-
-
-def test_the_longest_visit_to_a_stage_is_kept_with_what_is_nested_in_it():
-    stages = Stages()
-    for seconds in (0.0, 0.05, 0.0):
-        with stages.enter(Stage.SAVE, 1), stages.enter(Stage.DATA, 1):
-            time.sleep(seconds)
-    assert 0.05 <= stages.longest_s[Stage.DATA] <= stages.longest_s[Stage.SAVE] < 5
-    assert stages.longest_s[Stage.EVALUATE] == 0
 
 
 class Store:
@@ -219,7 +155,7 @@ def test_processes_at_different_steps_stop_after_the_same_one(seed):
 
     def train(rank):
         own = random.Random(f"{seed} {rank}")
-        stops[rank].begin(FakeRun(), 0)
+        begin(stops[rank], 0)
         for step in range(1, 1000):
             while step > min(steps) + 3:
                 time.sleep(0.0002)
@@ -244,6 +180,38 @@ def test_processes_at_different_steps_stop_after_the_same_one(seed):
     assert ends == [ends[0]] * num_processes
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_processes_that_roll_back_stop_after_the_same_step(seed):
+    """A notice may reach them while some have gone back to an earlier step and others have not."""
+    rng, store, num_processes = random.Random(seed), Store(), 3
+    stops = [StopRequest() for _ in range(num_processes)]
+    ends = [(0, 0)] * num_processes
+    in_step = threading.Barrier(num_processes)
+
+    def train(rank):
+        own = random.Random(f"{seed} {rank}")
+        for attempt, (start, last) in enumerate([(0, 8), (5, 40)], start=1):
+            begin(stops[rank], start)
+            for step in range(start + 1, last):
+                time.sleep(own.random() * 0.004)
+                if stops[rank].reached(step):
+                    ends[rank] = attempt, step
+                    return
+                in_step.wait(30)
+
+    for rank, stop in enumerate(stops):
+        stop.joined(store, rank, num_processes)
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in range(num_processes)]
+    for thread in threads:
+        thread.start()
+    time.sleep(rng.random() * 0.04)
+    stops[rng.randrange(num_processes)].ask("SIGTERM")
+    for thread in threads:
+        thread.join(30)
+    assert ends[0] > (0, 0)
+    assert ends == [ends[0]] * num_processes
+
+
 def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "_LOCK_WAIT_S", 0.0)
     with (
@@ -263,8 +231,17 @@ def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
         ([signal.SIGINT, signal.SIGINT], 0, "1.5", 75),
         ([signal.SIGINT, signal.SIGINT], 1.1, "60", 130),
         ([signal.SIGUSR1, signal.SIGTERM], 1.1, "1.5", 75),
+        ([signal.SIGHUP], 0, "0.3", 75),
+        ([signal.SIGUSR2, signal.SIGXCPU], 0, "0.3", 75),
     ],
-    ids=["never joined", "Ctrl-C that a launcher passes on", "second Ctrl-C", "other second signal"],
+    ids=[
+        "never joined",
+        "Ctrl-C that a launcher passes on",
+        "second Ctrl-C",
+        "other second signal",
+        "closed terminal",
+        "signals of batch systems",
+    ],
 )
 def test_a_process_that_is_stuck_ends(numbers, wait_s, grace, code, monkeypatch):
     monkeypatch.setenv(VARIABLE, grace)
@@ -279,6 +256,24 @@ def test_a_process_that_is_stuck_ends(numbers, wait_s, grace, code, monkeypatch)
             process.send_signal(number)
             time.sleep(wait_s)
         assert process.wait(30) == code
+
+
+def test_under_nohup_the_end_of_the_terminal_is_not_noticed(monkeypatch):
+    """The terminal's SIGHUP is ignored, and the SIGTERM that follows is the first signal that counts."""
+    monkeypatch.setenv(VARIABLE, "0.3")
+    program = (
+        "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+        "from gnp_scale.preemption import StopRequest; StopRequest().watch(); print(); time.sleep(60)"
+    )
+    command = [sys.executable, "-u", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 75
 
 
 @pytest.mark.slow

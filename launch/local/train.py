@@ -14,7 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-PREEMPTED = 75
+from gnp_scale.exit_codes import Exit
+from gnp_scale.preemption import signals_to_take
+
 NUM_SHOWN_LINES = 20
 
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.log_dir.mkdir(parents=True, exist_ok=True)
     logs = [options.log_dir / f"{rank}.log" for rank in range(options.num_processes)]
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in signals_to_take():
         signal.signal(number, lambda number, _: signals.append(number))
     processes = _start([sys.executable, "-m", "gnp_scale.cli", "train", options.recipe, *flags], logs)
     failed = _wait(processes, signals, options.grace_s)
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     code = processes[failed].returncode
     print(f"process {failed} was the first to stop, with exit code {code}")
-    if code != PREEMPTED:
+    if code != Exit.PREEMPTED:
         print(f"The end of {logs[failed]}:", *_last_lines(logs[failed]), sep="\n")
     return code if code > 0 else 128 - code
 
