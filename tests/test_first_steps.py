@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from first_steps import CASES, COMMAND, processor
+from first_steps import CASES, COMMAND, NETWORKS, processor
 
 TESTS = Path(__file__).parent
 GOLDEN = json.loads((TESTS / "golden" / "first_steps.json").read_text())
@@ -17,18 +17,16 @@ def test_the_golden_file_has_all_cases():
     assert GOLDEN["metrics"].keys() == CASES.keys()
 
 
-PARTS = {
-    "vit": [name for name, (network, _) in CASES.items() if network == "vit"],
-    "resnet": ["resnet paper"],
-    "wide_resnet": ["wide_resnet gsam"],
-}
-REST = [name for name in CASES if not any(name in names for names in PARTS.values())]
+QUICK = {name for name, (network, _) in CASES.items() if network == "vit"} | {"resnet paper", "wide_resnet gsam"}
+PARTS = {network: [name for name in CASES if CASES[name][0] == network and name in QUICK] for network in NETWORKS}
 
 
 @pytest.mark.parametrize(
     "names",
-    [*(pytest.param(names, marks=pytest.mark.slow, id=part) for part, names in PARTS.items())]
-    + [pytest.param(REST, marks=pytest.mark.long, id="the rest")],
+    [
+        *(pytest.param(names, marks=pytest.mark.slow, id=network) for network, names in PARTS.items()),
+        pytest.param([name for name in CASES if name not in QUICK], marks=pytest.mark.long, id="others"),
+    ],
 )
 def test_the_first_steps_are_those_of_the_golden_file(names):
     command = [sys.executable, str(TESTS / "first_steps.py"), *names]
