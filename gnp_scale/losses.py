@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from gnp_kernels.trees import wide
 
 
 def softmax_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Array:
@@ -52,12 +53,13 @@ def top_k_correct(logits_BxK: jax.Array, label_B: jax.Array, k: int) -> jax.Arra
 
 
 def l2(params: Any, factor: float, mask: Any) -> jax.Array:
-    """factor / 2 * sum of the squares of the parameters where `mask` is True, to be added to the loss.
+    """factor / 2 * sum of the squares of the parameters where `mask` is True, in float32, to be added to the loss.
 
     Args:
-        params: pytree of float32 arrays.
+        params: pytree of arrays, in any floating type.
         factor: the coefficient; the gradient of the term is `factor * params`.
         mask: pytree of bool of the same structure (`optim.decay_mask`).
     """
-    decayed = [w for w, is_decayed in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if is_decayed]
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+    decayed = [wide(w) for w, is_decayed in leaves if is_decayed]
     return factor / 2 * optax.tree.norm(decayed, squared=True)

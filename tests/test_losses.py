@@ -103,6 +103,17 @@ def test_l2_is_half_the_factor_times_the_squares_of_the_masked_leaves():
     assert l2(params, 0.01, jax.tree.map(lambda _: False, mask)) == 0
 
 
+def test_l2_of_bfloat16_parameters_is_summed_in_float32():
+    """Over the many leaves of a deep network as well; the gradient is that of each leaf, in its own type."""
+    leaves = [jnp.asarray(RNG.normal(size=(64, 64)), jnp.bfloat16) for _ in range(160)]
+    value, gradient = jax.value_and_grad(l2)(leaves, 1e-2, [True] * len(leaves))
+    expected = 1e-2 / 2 * sum(np.square(np.asarray(w, np.float64)).sum() for w in leaves)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for w, g in zip(leaves, gradient, strict=True):
+        np.testing.assert_array_equal(g, (1e-2 * w.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)])
 @pytest.mark.parametrize("classes", [None, TENSOR], ids=["whole classes", "sharded classes"])
 def test_sharded_examples_and_classes_give_the_values_of_one_device(set_mesh, shape, classes):
