@@ -11,10 +11,10 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.flops import flops
-from gnp_scale.mesh import BATCH, TENSOR, P
+from gnp_scale.mesh import BATCH, TENSOR, P, sharding
 from gnp_scale.models import transformer, vit, zoo
 from gnp_scale.models.conv_layers import BatchNorm
-from gnp_scale.models.layers import Dense, drop_path, dropout, fold
+from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, Size
 
 
@@ -110,6 +110,34 @@ def test_batch_norm_evaluates_with_the_running_statistics_and_leaves_them():
     np.testing.assert_allclose(module(jnp.asarray(x_BxHxWxC), train=False), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(module.mean[...], before[0])
     np.testing.assert_array_equal(module.variance[...], before[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, set_mesh):
+    """It sums over all examples and tokens, of which bfloat16 would lose count at 256."""
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    x_BxNxD = jax.device_put(jnp.zeros((64, 100, 4), jnp.bfloat16), sharding(P(BATCH, None, TENSOR)))
+    gradient = jax.jit(jax.grad(lambda bias, x: jnp.sum(add_bias(x, bias).astype(jnp.float32))))
+    bias_D = jax.device_put(jnp.zeros(4, dtype), sharding(P(TENSOR)))
+    np.testing.assert_array_equal(gradient(bias_D, x_BxNxD).astype(jnp.float32), np.full(4, 6400.0))
+
+
+def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_float32():
+    """The gradient of a batch that repeats one image is the number of examples times that of the image."""
+    config = ModelConfig("vit_mu", patch_size=4, depth=1, pool="token", dtype="bfloat16")
+    model = zoo.create(config, (8, 8, 3), 10, 4000)
+    params, stats = model.init(jax.random.key(0))
+    params["head"]["kernel"] = jnp.asarray(normal((32, 10)))
+
+    def loss(params: Any, num_examples: int) -> jax.Array:
+        image_BxHxWxC = jnp.broadcast_to(normal((8, 8, 3)), (num_examples, 8, 8, 3))
+        return jnp.sum(model.apply(params, stats, image_BxHxWxC, train=False)[0][:, 0])
+
+    one, many = (jax.jit(jax.grad(loss), static_argnums=1)(params, number) for number in (1, 4000))
+    for name in ("token", "position"):
+        error = np.linalg.norm(many[name] - 4000 * one[name]) / np.linalg.norm(4000 * one[name])
+        # Each entry is rounded in the network itself.
+        assert error < 0.01, (name, error)
 
 
 def test_dropout_keeps_the_mean_and_differs_between_examples():

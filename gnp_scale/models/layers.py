@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from gnp_kernels.trees import wide
 from jax.nn.initializers import Initializer, ones, zeros
 from jax.sharding import PartitionSpec as P
 
@@ -44,8 +45,13 @@ def apply_gathered(
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """`x + bias` along the last dimensions of `x`."""
-    return x + jnp.expand_dims(bias.astype(x.dtype), range(x.ndim - bias.ndim))
+    """`x + bias` along the last dimensions of `x`, in the type of `x`.
+
+    The gradient of the bias is a sum over all examples and tokens. It is taken in float32: the bias gets the shape of
+    `x` before it gets the type of it.
+    """
+    expanded = jnp.expand_dims(wide(bias), range(x.ndim - bias.ndim))
+    return x + jnp.broadcast_to(expanded, x.shape, out_sharding=jax.typeof(x).sharding).astype(x.dtype)
 
 
 class Dense(nnx.Module):

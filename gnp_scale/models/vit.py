@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from gnp_kernels.trees import wide
 from jax.nn.initializers import lecun_normal, normal, zeros
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
@@ -16,7 +17,7 @@ from jax.typing import ArrayLike
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import BATCH, on_mesh
-from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, dropout, fold, param
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, Size
 
 SIZES = {
@@ -122,12 +123,12 @@ class VisionTransformer(nnx.Module):
         patches = jnp.reshape(image_BxHxWxC, shape, out_sharding=on_mesh(mesh.batch_spec(len(shape))))
         x_BxNxD = self.embed(patches).reshape(num_examples, -1, self.size.width)
         if self.config.pool == "token":
-            token_1xD = mesh.gather(self.token[...], SHARDS).astype(x_BxNxD.dtype)
+            token_1xD = mesh.gather(self.token[...], SHARDS)
             shape = (num_examples, 1, self.size.width)
-            token_Bx1xD = jnp.broadcast_to(token_1xD[None], shape, out_sharding=on_mesh(TOKENS))
-            x_BxNxD = jnp.concatenate([token_Bx1xD, x_BxNxD], axis=1)
-        position_NxD = mesh.gather(self.position[...], SHARDS).astype(x_BxNxD.dtype)
-        return x_BxNxD + position_NxD[None]
+            # In float32 before it is the type of the tokens, so that its gradient is summed over examples in that.
+            token_Bx1xD = jnp.broadcast_to(wide(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
+            x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
+        return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))
 
     def _run_blocks(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
         def run(x_BxNxD: jax.Array, layer: tuple[Any, ArrayLike, jax.Array | None]) -> tuple[jax.Array, None]:
