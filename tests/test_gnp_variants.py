@@ -206,6 +206,19 @@ def test_no_pass_sees_more_examples_than_its_part(num_groups, num_accumulated, n
     assert set(seen) == {num_examples}
 
 
+@pytest.mark.parametrize("setting", [{"num_accumulated": 512}, {"gnp": Gnp(alpha=0.8, perturb_groups=512)}], ids=str)
+def test_losses_of_many_parts_are_averaged_in_float32(setting):
+    """A sum in the bfloat16 of a loss would stop growing at 256."""
+
+    def loss_fn(params, batch):
+        loss = jnp.mean(params * batch).astype(jnp.bfloat16)
+        return loss, {"accuracy": loss, "constant": 2.0}
+
+    arguments = {"gnp": Gnp(alpha=0.8)} | setting
+    result = penalize(loss_fn, has_aux=True, **arguments)(jnp.ones(()), jnp.ones(512))
+    assert (result.loss, result.aux["accuracy"], result.aux["constant"]) == (1, 1, 2)
+
+
 def test_parts_of_a_replica_are_cut_from_its_own_examples(set_mesh):
     """With the groups on a mesh axis each of its shards accumulates as often as the whole does."""
     seen = []

@@ -96,7 +96,8 @@ def penalize(
     It is `fn(params, batch, *rest, step=, phase=, state=, momentum=, copy=) -> Penalized`.
 
     Args:
-        loss_fn: as for `value_and_grad`; with more than one part or group its aux is averaged over them.
+        loss_fn: as for `value_and_grad`; with more than one part or group its loss and aux are averaged over them, in
+            float32 at least.
         gnp: the penalty.
         has_aux: whether `loss_fn` returns an auxiliary output beside the loss.
         num_accumulated: equal parts of the batch that are computed one after the other, in every pass.
@@ -148,6 +149,10 @@ def _check_memory(gnp: Gnp, phase: Phase, state: Tree, momentum: Tree) -> None:
             f'The direction "{gnp.direction}" goes along what an earlier step left. Got no {missing}. '
             f"Call the function with {missing}=..., a tree like the parameters."
         )
+
+
+def _wide_tree(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: wide(jnp.asarray(x)), tree)
 
 
 class _Weights(NamedTuple):
@@ -208,8 +213,11 @@ class _Passes(NamedTuple):
             moved = self.perturbed(weights, g1, r)
             loss_perturbed, _, g2 = self.mean_gradient(moved, group, rest, parts_per_group)
             result = self.blended(r, alpha, loss, aux, g1, loss_perturbed, g2)
-            # Of groups, it is the mean of u that goes on.
-            return result if num_groups == 1 else result._replace(grad=result.grad.like(weights.master))
+            if num_groups == 1:
+                return result
+            # Only the means over the groups are used: that of u, and those of loss and aux, in float32 at least.
+            loss, aux = _wide_tree((result.loss, result.aux))
+            return result._replace(loss=loss, aux=aux, grad=result.grad.like(weights.master))
 
         shared = (weights, rest, r, alpha)
         if num_groups == 1:
@@ -230,7 +238,7 @@ class _Passes(NamedTuple):
         def of_part(part: Tree) -> tuple[jax.Array, Any, Tree]:
             value, g = self.gradient(params, part, *rest)
             loss, aux = value if self.has_aux else (value, None)
-            return loss, aux, g if num_parts == 1 else jax.tree.map(wide, g)
+            return (loss, aux, g) if num_parts == 1 else _wide_tree((loss, aux, g))
 
         return mean_over_parts(of_part, num_parts, batch)
 
