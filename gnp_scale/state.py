@@ -9,6 +9,10 @@ import optax
 
 from gnp_scale.models.zoo import Model
 
+INITIALISATION = 2**32 - 1
+"""Folded into the key of a run's seed for the draws of its parameters: the key of a step folds in its number, which
+stays below 2**31."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -46,13 +50,18 @@ def init_state(
 
     @jax.jit
     def init() -> TrainState:
-        params, batch_stats = model.init(jax.random.key(seed))
+        params, batch_stats = model.init(initial_key(seed))
         ema = jax.tree.map(jnp.copy, (params, batch_stats)) if with_ema else None
         kept = jax.tree.map(jnp.zeros_like, params) if with_kept else None
         copy = copy_of(params, copy_dtype)
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept, copy)
 
     return init()
+
+
+def initial_key(seed: int) -> jax.Array:
+    """The key that the parameters of a run are drawn from."""
+    return jax.random.fold_in(jax.random.key(seed), INITIALISATION)
 
 
 def copy_of(params: Any, dtype: jax.typing.DTypeLike | None) -> Any:

@@ -3,11 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
+from mlp import assert_trees_equal
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import ALL, current_axis_size
+from gnp_scale.models import zoo
+from gnp_scale.state import initial_key
 from gnp_scale.step import make_train_step
 from gnp_scale.task import Task
 
@@ -59,6 +63,35 @@ def test_the_bytes_of_the_state_are_divided_among_the_devices(config, mesh, set_
     total = sum(x.nbytes for x in kernels)
     on_first = sum(x.addressable_data(0).nbytes for x in kernels)
     assert total / num_shards <= on_first <= 1.05 * total / num_shards
+
+
+@pytest.mark.parametrize("name", ["vit_mu", "resnet18"])
+def test_no_key_of_the_initialisation_is_one_of_a_step_or_an_example(name, monkeypatch):
+    """A split gives the keys that folding in 0, 1, ... gives, so two uses of one root would draw the same numbers."""
+    root, of_init, split = jax.random.key(3), [initial_key(3)], jax.random.split
+
+    def recorded(key, num=2):
+        of_init.extend(split(key, num))
+        return split(key, num)
+
+    monkeypatch.setattr(jax.random, "split", recorded)
+    zoo.create(ModelConfig(name), (16, 16, 3), num_classes=10, batch_size=8).init(initial_key(3))
+    fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
+    of_steps = fold_in_each(root, jnp.arange(100))
+    of_examples = jax.vmap(fold_in_each, (0, None))(of_steps, jnp.arange(100)).ravel()
+    assert len(of_init) > 5
+    assert words([*of_init]).isdisjoint(words([root, *of_steps, *of_examples]))
+
+
+def words(keys):
+    return set(map(tuple, jax.random.key_data(jnp.stack(keys)).tolist()))
+
+
+def test_the_state_begins_with_the_parameters_of_the_initial_key(set_mesh):
+    set_mesh()
+    task = Task.of(VIT)
+    params, _ = jax.jit(task.model.init)(initial_key(VIT.train.seed))
+    assert_trees_equal(task.init_state().params, params)
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
