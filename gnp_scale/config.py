@@ -276,7 +276,8 @@ class TrainConfig:
     accumulate_steps: int = 1
     """Equal parts of a batch that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
-    """Decay per step of a moving average of parameters and batch statistics, which is then what is evaluated."""
+    """Decay per update of a moving average of parameters and batch statistics, which is then what is evaluated; lower in
+    the beginning, so that the average does not hold on to the initial parameters (`optim.average_share`)."""
     kernels: Kernels = "auto"
     """Who does the arithmetic of norms, perturbation, blend and update: fused kernels, or XLA and optax; `auto` takes
     kernels on TPUs and GPUs where they fit the optimizer."""

@@ -43,13 +43,13 @@ def make_train_step(task: Task) -> Any:
 
     @partial(jax.jit, donate_argnames="state", static_argnames="phase")
     def train_step(state: TrainState, batch: Batch, *, phase: Phase) -> tuple[TrainState, Metrics]:
-        examples = make_examples(task, batch, state.step)
+        examples, num_updates = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
         momentum = optax.tree.get(state.opt_state, MOMENTUM[config.optim.name]) if gnp.direction == "momentum" else None
         result = penalized_fn(
             state.params,
             examples,
             state.batch_stats,
-            step=state.step,
+            step=num_updates,
             phase=phase,
             state=state.kept,
             momentum=momentum,
@@ -59,11 +59,12 @@ def make_train_step(task: Task) -> Any:
         params, opt_state, copy, norms = update(task, state, result, is_finite)
         batch_stats, ema, kept = result.aux[0], None, result.state
         if config.train.ema_decay is not None:
-            ema = optax.incremental_update((params, batch_stats), state.ema, 1 - config.train.ema_decay)
+            share = optim.average_share(config.train.ema_decay, num_updates)
+            ema = optax.incremental_update((params, batch_stats), state.ema, share)
         old = state.batch_stats, state.ema, state.kept
         batch_stats, ema, kept = _select(is_finite, (batch_stats, ema, kept), old)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, kept, copy)
-        metrics = _metrics(result) | norms | {"optim/learning_rate": rate(optim.num_updates(state.opt_state))}
+        metrics = _metrics(result) | norms | {"optim/learning_rate": rate(num_updates)}
         metrics[divergence.HEALTH] = divergence.health(is_finite, norms["optim/param_norm"])
         if config.divergence.policy == "skip":
             metrics["train/skipped_steps"] = new.step - optim.num_updates(new.opt_state)

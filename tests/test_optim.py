@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gnp_scale.config import Config, ConfigError, ModelConfig, OptimConfig, OptimizerName
 from gnp_scale.mesh import FSDP, TENSOR, P, fit, sharding
-from gnp_scale.optim import decay_mask, learning_rate, make_optimizer
+from gnp_scale.optim import average_share, decay_mask, learning_rate, make_optimizer
 
 NUM_STEPS = 12
 SHAPES = {
@@ -262,3 +262,15 @@ def test_learning_rate_stays_between_zero_and_peak_and_ends_at_its_end(
 def test_combinations_without_a_meaning_are_refused_by_name(build, named):
     with pytest.raises(ConfigError, match=named):
         build()
+
+
+def test_the_average_of_a_short_run_is_not_made_of_its_start():
+    """With 0.9999 it would be so for thousands of updates; it reaches back over a tenth of the run, up to the decay."""
+    assert average_share(0.9999, jnp.asarray(0)) == np.float32(0.9)
+    assert average_share(0.9999, jnp.asarray(10**6)) == np.float32(1e-4)
+    shares = np.asarray(average_share(0.9999, jnp.arange(1000)), np.float64)
+    weights = shares * np.append(np.cumprod((1 - shares)[::-1])[::-1][1:], 1)
+    initial = np.prod(1 - shares)
+    assert initial < 1e-15
+    np.testing.assert_allclose(weights.sum() + initial, 1)
+    assert weights @ np.arange(999, -1, -1) == pytest.approx(100, rel=0.05)

@@ -1,13 +1,16 @@
 """The state of training on every mesh: born sharded, a real division of the bytes, its types kept by a step."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from mlp import assert_trees_equal
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import ALL, current_axis_size
 from gnp_scale.models import zoo
@@ -92,6 +95,32 @@ def test_the_state_begins_with_the_parameters_of_the_initial_key(set_mesh):
     task = Task.of(VIT)
     params, _ = jax.jit(task.model.init)(initial_key(VIT.train.seed))
     assert_trees_equal(task.init_state().params, params)
+
+
+def test_the_penalty_and_the_average_follow_the_updates_as_the_learning_rate_does(set_mesh):
+    """After skipped steps there are fewer updates than steps; the keys and the phase of a step stay those of the step."""
+    set_mesh()
+    schedules = {"r_schedule": "learning_rate", "alpha_schedule": "learning_rate"}
+    config = dataclasses.replace(
+        VIT,
+        data=DataConfig(batch_size=8, eval_batch_size=8),
+        model=ModelConfig("vit_mu", patch_size=4, depth=1),
+        gnp=GnpConfig(r=0.1, alpha=0.5, **schedules),
+        optim=OptimConfig(learning_rate=0.2, warmup_steps=10),
+        train=TrainConfig(num_steps=50, ema_decay=0.9999),
+    )
+    task = Task.of(config)
+    state, train_step = task.init_state(), make_train_step(task)
+    for number, batch in enumerate(train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=3)):
+        state = dataclasses.replace(state, step=state.step + 5)
+        old = jax.tree.map(np.asarray, state.ema)
+        state, metrics = train_step(state, batch, phase=Phase.FULL)
+        share = number / 10
+        got = [metrics[name] for name in ("optim/learning_rate", "gnp/r", "gnp/alpha")]
+        np.testing.assert_allclose(got, [0.2 * share, 0.1 * share, 0.5 * share], rtol=1e-6)
+        new_share, new = 9 / (10 + number), (state.params, state.batch_stats)
+        expected = jax.tree.map(lambda new, old, x=new_share: x * new + (1 - x) * old, new, old)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), state.ema, expected)
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
