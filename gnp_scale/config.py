@@ -120,7 +120,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class GnpConfig:
-    """The penalty on the gradient norm (`docs/method.md`)."""
+    """The penalty on the gradient norm (`docs/method.md`).
+
+    Checked here is each value by itself, and that none is without effect. What goes together is known to
+    `gnp_scale.gnp.Gnp`, and checked as that is made of it (`penalty.make_gnp`).
+    """
 
     r: float = 0.05
     """Radius of the perturbation."""
@@ -151,19 +155,29 @@ class GnpConfig:
     """Length of the linear warm-up of r or alpha."""
 
     def __post_init__(self) -> None:
-        check(self.r >= 0, f"gnp.r is {self.r}: a radius must not be negative")
         check(
             (self.alpha is None) != (self.lam is None),
             f"gnp.alpha is {self.alpha} and gnp.lam is {self.lam}: give one of them and set the other to None",
         )
-        for name in ("alpha", "lam"):
+        for name in ("r", "alpha", "lam"):
             value = getattr(self, name)
             check(
                 value is None or 0 <= value < float("inf"), f"gnp.{name} is {value}: it must be finite and not negative"
             )
+        for name in ("reuse_every", "perturb_groups", "gate_every"):
+            value = getattr(self, name)
+            check(value >= 1, f"gnp.{name} is {value}: it must be at least 1")
+        for name in ("gate_start", "warmup_steps"):
+            value = getattr(self, name)
+            check(value >= 0, f"gnp.{name} is {value}: it must not be negative")
         check(
-            self.alpha is None or self.alpha <= 1 or self.blend == "decoupled",
-            f"gnp.alpha is {self.alpha} with the blend {self.blend}: above 1 it needs the blend decoupled",
+            self.gate_stop is None or self.gate_stop > self.gate_start,
+            f"gnp.gate_stop is {self.gate_stop} with gnp.gate_start {self.gate_start}: it must be above that, or None",
+        )
+        check(0 <= self.gate_probability <= 1, f"gnp.gate_probability is {self.gate_probability}: it must be in [0, 1]")
+        check(
+            0.001 <= self.ascent_fraction <= 1,
+            f"gnp.ascent_fraction is {self.ascent_fraction}: it must be in [0.001, 1]",
         )
         used = {
             "reuse_every": self.direction == "reused",
@@ -276,8 +290,8 @@ class TrainConfig:
     accumulate_steps: int = 1
     """Equal parts of a batch that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
-    """Decay per update of a moving average of parameters and batch statistics, which is then what is evaluated; lower in
-    the beginning, so that the average does not hold on to the initial parameters (`optim.average_share`)."""
+    """Decay per update of a moving average of parameters and batch statistics, which is then what is evaluated. It is
+    lower in the beginning, so that the average does not hold on to the initial parameters (`optim.average_share`)."""
     kernels: Kernels = "auto"
     """Who does the arithmetic of norms, perturbation, blend and update: fused kernels, or XLA and optax; `auto` takes
     kernels on TPUs and GPUs where they fit the optimizer."""

@@ -110,7 +110,9 @@ def _trace(task: Task, rollbacks: Rollbacks) -> dict[int, Callable[[], Any]]:
     What does not fit shows here, before anything is written.
     """
     train_step, state, batch = make_train_step(task), task.abstract_state(), task.abstract_batch()
-    phases = set(rollbacks.phases(task.gnp.phases(np.arange(task.config.train.num_steps))).tolist())
+    planned = task.gnp.phases(np.arange(task.config.train.num_steps))
+    # A later rollback may turn the penalty on again where an earlier one turned it off.
+    phases = {*planned.tolist(), *rollbacks.phases(planned).tolist()}
     if task.config.divergence.plain_steps:
         phases.add(Phase.PLAIN)
     try:

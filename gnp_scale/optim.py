@@ -60,9 +60,9 @@ def num_updates(opt_state: optax.OptState) -> jax.Array:
 def average_share(decay: float, num_updates: jax.Array) -> jax.Array:
     """Share of the newest parameters in their moving average, after `num_updates` updates before it; float32.
 
-    1 - min(decay, (1 + n) / (10 + n)): the average forgets its start at once, and then reaches back over about a tenth of
-    the updates made, until that is as long as `decay` lets it be. So with a decay of 0.9999 that of a short run is not
-    made of its initial parameters. As `ExponentialMovingAverage` of TensorFlow does with `num_updates`, and timm.
+    1 - min(decay, (1 + n) / (10 + n)): the average forgets its start at once, and then reaches back over about a tenth
+    of the updates made, until that is as long as `decay` lets it be. So with a decay of 0.9999 that of a short run is
+    not made of its initial parameters. As `ExponentialMovingAverage` of TensorFlow does with `num_updates`, and timm.
     """
     return jnp.maximum(1 - decay, 9 / (10 + num_updates)).astype(jnp.float32)
 

@@ -1,5 +1,6 @@
 """The penalty that a configuration describes, as a `Gnp`."""
 
+import numpy as np
 import optax
 
 from gnp_scale import gnp, optim
@@ -22,7 +23,7 @@ def make_gnp(config: Config) -> Gnp:
     """The penalty of `config`, with its schedules and gate as functions of the step.
 
     Raises:
-        ConfigError: settings exclude each other.
+        ConfigError: settings exclude each other, at one of the steps of the run at least.
     """
     section = config.gnp
     keeps_momentum = config.optim.name in MOMENTUM and (config.optim.name != "sgd" or config.optim.momentum > 0)
@@ -32,7 +33,7 @@ def make_gnp(config: Config) -> Gnp:
         f"optim.momentum {config.optim.momentum}; choose sgd with momentum, or one of {', '.join(list(MOMENTUM)[1:])}",
     )
     try:
-        return Gnp(
+        penalty = Gnp(
             r=_scheduled(config, section.r, section.r_schedule),
             alpha=None if section.alpha is None else _scheduled(config, section.alpha, section.alpha_schedule),
             lam=None if section.lam is None else _scheduled(config, section.lam, section.alpha_schedule),
@@ -45,8 +46,10 @@ def make_gnp(config: Config) -> Gnp:
             ascent_fraction=section.ascent_fraction,
             gate=_gate(section, config),
         )
+        penalty.check(np.arange(config.train.num_steps))
     except ValueError as error:
         raise ConfigError(f"the section gnp does not hold together: {error}") from error
+    return penalty
 
 
 def _scheduled(config: Config, value: float, schedule: PenaltySchedule) -> float | Schedule:

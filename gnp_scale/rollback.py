@@ -15,6 +15,7 @@ import numpy as np
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data.pipeline import Batches
 from gnp_scale.gnp import Phase
+from gnp_scale.gnp.settings import count_reuses
 from gnp_scale.runtime import is_main_process
 
 ROLLBACKS_FILE = "rollbacks.json"
@@ -41,7 +42,7 @@ class Rollbacks:
 
     def __init__(self, run_dir: Path, config: Config) -> None:
         _check(config)
-        self._path, self._config = run_dir / ROLLBACKS_FILE, config.divergence
+        self._path, self._config, self._gnp = run_dir / ROLLBACKS_FILE, config.divergence, config.gnp
         try:
             records = json.loads(self._path.read_text()) if self._path.exists() else []
             self._records = [Rollback(**record) for record in records]
@@ -68,12 +69,17 @@ class Rollbacks:
         return f"{count}: back to step {good_step}{past}{plain}"
 
     def phases(self, phases: np.ndarray) -> np.ndarray:
-        """The phases of all steps of a run, with the penalty off where a rollback turned it off."""
-        changed = phases.copy()
+        """The phases of all steps of a run, with the penalty off where a rollback turned it off.
+
+        Where it comes on again after that, the direction "reused" begins with a full step.
+        """
+        is_off = np.zeros(len(phases), bool)
         for record in self._records:
-            changed[record.good_step :] = phases[record.good_step :]
-            changed[record.good_step : record.plain_until] = Phase.PLAIN
-        return changed
+            is_off[record.good_step :] = False
+            is_off[record.good_step : record.plain_until] = True
+        if self._gnp.direction == "reused":
+            return count_reuses(phases, is_off, self._gnp.reuse_every)
+        return np.where(is_off, Phase.PLAIN, phases)
 
     def batches(self, read: Callable[[int, int], Batches], start_step: int, num_steps: int) -> Batches:
         """The batches of steps `start_step + 1` to `num_steps`; `read(i, n)` gives n of the stream, from the i-th."""

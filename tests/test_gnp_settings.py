@@ -1,7 +1,9 @@
 """The settings of the penalty: schedules, the steps on which it is on, and what is refused."""
 
 import re
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -84,6 +86,61 @@ def test_wrong_settings_are_errors(arguments, message):
         Gnp(**arguments)
 
 
+def growing(step):
+    return 0.3 * np.asarray(step)
+
+
+SCHEDULES = {
+    "r smaller than lam": (
+        Gnp(r=lambda step: 0.1 * np.asarray(step), lam=0.35),
+        "r=0.1, alpha=3.5 (lam / r) at step 1",
+    ),
+    "lam larger than r": (Gnp(r=0.5, lam=growing), "r=0.5, alpha=1.2 (lam / r) at step 2"),
+    "alpha above 1": (Gnp(alpha=growing, blend="gsam"), "alpha=1.2 at step 4"),
+    "negative r": (Gnp(r=lambda step: 0.1 - 0.05 * np.asarray(step), alpha=1.0), "at step 3"),
+    "r is NaN": (
+        Gnp(r=lambda step: np.where(np.asarray(step) == 2, np.nan, 0.1), alpha=1.0),
+        "Got r=nan, alpha=1.0 at",
+    ),
+    "infinite alpha": (Gnp(alpha=lambda step: 1 / np.float64(5 - step), blend="decoupled"), "alpha=inf at step 5"),
+    "in the window": (Gnp(r=0.1, lam=growing, gate=window(3, 6)), "at step 3"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("direction", ["gradient", "reused"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_with_a_value_that_no_one_can_mean_is_refused_before_the_first_step(name, direction):
+    """It is known as soon as the host asks for the phases; in a program it could only be seen in the numbers."""
+    setting, message = SCHEDULES[name]
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        (setting if setting.blend != "paper" else replace(setting, direction=direction)).phases(np.arange(8))
+    assert "\n" not in str(error.value)
+
+
+SOUND = {
+    "equal but for rounding": Gnp(r=lambda step: jnp.float32(0.3) * (step / 7), lam=lambda step: 0.3 * (step / 7)),
+    "above 1, decoupled": Gnp(r=0.1, lam=growing, blend="decoupled"),
+    "above 1 behind a gate": Gnp(r=0.1, lam=growing, gate=window(0, 1)),
+    "off": Gnp(r=0.0, lam=growing),
+    "off by alpha": Gnp(r=lambda step: -1.0, alpha=0.0),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_other_schedules_are_not_refused(name):
+    SOUND[name].phases(np.arange(8))
+
+
+@pytest.mark.parametrize("name", ["r", "alpha"])
+def test_a_schedule_that_is_nan_inside_a_program_is_never_hidden(name):
+    """It does not turn the penalty off."""
+    setting = Gnp(**{"r": 0.1, "alpha": 1.0} | {name: lambda step: jnp.nan * step})
+    fn = jax.jit(value_and_grad(lambda w, batch: jnp.sum(w**2), setting))
+    _, u = fn(jnp.ones(2), jnp.ones(2), step=jnp.asarray(1))
+    assert np.isnan(u).all()
+
+
 def mean_of_line(params, batch):
     return jnp.mean(batch @ params["kernel"] + params["bias"])
 
@@ -109,6 +166,12 @@ WRONG = {
         lambda: Gnp(alpha=0.8, direction="momentum"),
         'The direction "momentum" has no g1 to blend with. Got alpha=0.8, lam=None. Give alpha=1.',
     ),
+    "lam above r": (
+        lambda: Gnp(r=0.05, lam=1.0),
+        "alpha may exceed 1 with blend=\"decoupled\" only. Got 20.0 (lam=1.0 / r=0.05) with 'paper'. Give alpha in",
+    ),
+    "a NumPy alpha": (lambda: Gnp(alpha=np.float32(1.5)), "alpha may exceed 1"),
+    "a NumPy NaN": (lambda: Gnp(r=np.float32("nan"), alpha=1.0), "Gnp.r must be finite and not negative. Got nan."),
     "alpha above 1": (lambda: Gnp(alpha=1.5), 'alpha may exceed 1 with blend="decoupled" only. Got 1.5'),
     "no groups": (lambda: Gnp(alpha=1.0, perturb_groups=0), "Gnp.perturb_groups must be at least 1. Got 0."),
     "reuse never": (lambda: Gnp(alpha=1.0, reuse_every=0), "Gnp.reuse_every must be at least 1. Got 0."),

@@ -219,6 +219,16 @@ def test_losses_of_many_parts_are_averaged_in_float32(setting):
     assert (result.loss, result.aux["accuracy"], result.aux["constant"]) == (1, 1, 2)
 
 
+def test_reusing_what_was_never_kept_says_that_the_penalty_is_off():
+    """As after a first full step that was skipped."""
+    fn = penalize(lambda w, batch: jnp.sum(w**2 * batch), Gnp(alpha=0.8, direction="reused"))
+    w = jnp.ones(3)
+    for kept, is_on in ((jnp.zeros(3), 0), (jnp.ones(3), 1)):
+        result = fn(w, w, phase=Phase.REUSE, state=kept)
+        assert result.telemetry["on"] == is_on
+        assert bool((result.grad == 2 * w).all()) != bool(is_on)
+
+
 def test_parts_of_a_replica_are_cut_from_its_own_examples(set_mesh):
     """With the groups on a mesh axis each of its shards accumulates as often as the whole does."""
     seen = []

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import faults
 import numpy as np
@@ -13,7 +14,7 @@ from gnp_scale import loop
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import CheckpointConfig, ConfigError, DivergenceConfig, GnpConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import Gnp, Phase
 from gnp_scale.loop import train
 from gnp_scale.rollback import ROLLBACKS_FILE, Rollbacks
 from gnp_scale.runtime import Exit
@@ -58,6 +59,48 @@ def test_the_penalty_is_off_for_a_while_after_a_rollback(tmp_path):
     np.testing.assert_array_equal(rollbacks.phases(planned), [plain, full, full, plain, plain, plain, full])
     rollbacks.add(1, 5)
     np.testing.assert_array_equal(rollbacks.phases(planned), [plain, plain, plain, plain, full, full, full])
+
+
+P, F, R = Phase.PLAIN, Phase.FULL, Phase.REUSE
+# The plan, pairs of (good, bad) steps with the number of plain steps after each, and what is made of it; k = 3.
+REUSES = {
+    "none": ("FRRFRRFRR", [], "FRRFRRFRR"),
+    "to the start": ("FRRFRRFRR", [(0, 3, 1)], "PFRRFRRFR"),
+    "to a reused direction": ("FRRFRRFRR", [(4, 6, 2)], "FRRFPPFRR"),
+    "without plain steps": ("FRRFRRFRR", [(4, 6, 0)], "FRRFRRFRR"),
+    "behind a gate": ("PPFPRPRPF", [(3, 6, 2)], "PPFPPPFPR"),
+    "twice": ("FRRFRRFRR", [(0, 3, 1), (5, 7, 1)], "PFRRFPFRR"),
+    "from where the count began again": ("FRRFRRFRR", [(0, 3, 1), (3, 7, 0)], "PFRRFRRFR"),
+    "into the plain steps of before": ("FRRFRRFRR", [(1, 3, 5), (4, 7, 0)], "FPPPFRRFR"),
+    "before those of before": ("FRRFRRFRR", [(4, 6, 3), (2, 5, 0)], "FRRFRRFRR"),
+}
+
+
+@pytest.mark.parametrize(("plan", "rollbacks", "expected"), REUSES.values(), ids=REUSES.keys())
+@pytest.mark.parametrize("starts_again", [False, True], ids=["at once", "started again"])
+def test_after_plain_steps_a_direction_is_made_before_it_is_reused(plan, rollbacks, expected, starts_again, tmp_path):
+    """What a state keeps from before a rollback is too old, and at the start of a run there is nothing."""
+
+    def make(plain_steps=0):
+        config = with_policy("rollback", max_rollbacks=9, plain_steps=plain_steps)
+        return Rollbacks(tmp_path, replace(config, gnp=GnpConfig(direction="reused", reuse_every=3)))
+
+    for good, bad, plain_steps in rollbacks:
+        made = make(plain_steps)
+        made.add(good, bad)
+    made = make() if starts_again or not rollbacks else made
+    phases = {"P": P, "F": F, "R": R}
+    got = made.phases(np.array([phases[letter] for letter in plan]))
+    np.testing.assert_array_equal(got, [phases[letter] for letter in expected])
+
+
+def test_there_is_a_program_for_what_a_later_rollback_turns_on_again(tmp_path, monkeypatch):
+    """A run whose penalty is off to its end may go back with other settings of `divergence`."""
+    task = SimpleNamespace(config=DIGITS, gnp=Gnp(alpha=0.8), abstract_state=lambda: None, abstract_batch=lambda: None)
+    lowered = SimpleNamespace(lower=lambda state, batch, phase: SimpleNamespace(compile=lambda: phase))
+    monkeypatch.setattr(loop, "make_train_step", lambda task: lowered)
+    rollbacks = rollbacks_of(tmp_path, (0, 3), plain_steps=10**6)
+    assert loop._trace(task, rollbacks).keys() == {Phase.PLAIN, Phase.FULL}
 
 
 @pytest.mark.parametrize("text", ["[", '[{"good_step": 1}]', '{"good_step": 1}'])

@@ -98,7 +98,7 @@ def test_the_state_begins_with_the_parameters_of_the_initial_key(set_mesh):
 
 
 def test_the_penalty_and_the_average_follow_the_updates_as_the_learning_rate_does(set_mesh):
-    """After skipped steps there are fewer updates than steps; the keys and the phase of a step stay those of the step."""
+    """After skipped steps there are fewer updates than steps."""
     set_mesh()
     schedules = {"r_schedule": "learning_rate", "alpha_schedule": "learning_rate"}
     config = dataclasses.replace(

@@ -132,11 +132,10 @@ def penalize(
         if gnp.direction == "momentum":
             result = passes.along_momentum(weights, batch, rest, r, momentum)
         elif phase == Phase.REUSE:
-            result = passes.reusing(weights, batch, rest, alpha, state)
+            result = passes.reusing(weights, batch, rest, r, alpha, state)
         else:
             result = passes.both(weights, batch, rest, r, alpha)
-        is_on = gnp.is_active(r, alpha)
-        return result._replace(telemetry=result.telemetry | settings(r, alpha, is_on))
+        return result._replace(telemetry=settings(r, alpha, gnp.is_active(r, alpha)) | result.telemetry)
 
     return fn
 
@@ -192,14 +191,16 @@ class _Passes(NamedTuple):
         telemetry = {"loss_perturbed": wide(loss), "grad_norm_perturbed": g2_norm, "update_grad_norm": g2_norm}
         return Penalized(loss, aux, self.written(Blend(1.0, g2, 0.0, None), weights), telemetry, None, None)
 
-    def reusing(self, weights: _Weights, batch: Tree, rest: Any, alpha: Scalar, kept: Tree) -> Penalized:
+    def reusing(self, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, kept: Tree) -> Penalized:
         """u = g1 + alpha * ||g1|| / ||kept|| * kept (arXiv 2203.02714, algorithm 1)."""
         loss, aux, g1 = self.mean_gradient(weights.differentiated, batch, rest, self.num_accumulated)
         dots = ops.dots(g1, kept, implementation=self.implementation)
         g1_norm = jnp.sqrt(dots.a_a)
         # Division by an infinite norm would hide it.
         c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
-        telemetry = {"grad_norm": g1_norm, "update_grad_norm": blend_norm(1.0, c2, dots)}
+        # Nothing is kept as long as every full step was skipped.
+        is_on = self.gnp.is_active(r, alpha) & (dots.b_b != 0)
+        telemetry = {"grad_norm": g1_norm, "update_grad_norm": blend_norm(1.0, c2, dots), "on": wide(is_on)}
         return Penalized(loss, aux, self.written(Blend(1.0, g1, c2, kept), weights), telemetry, kept, None)
 
     def both(self, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar) -> Penalized:

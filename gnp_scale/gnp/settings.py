@@ -20,6 +20,10 @@ Direction = Literal["gradient", "momentum", "reused"]
 Metric = Literal["euclidean", "adaptive"]
 
 
+_LARGEST_ALPHA = 1 + 1e-6
+"""Of a blend that is no extrapolation; above 1, as lam / r may be by rounding."""
+
+
 class Phase(IntEnum):
     """What a step computes; chosen on the host, so that each phase is compiled by itself."""
 
@@ -113,9 +117,11 @@ class Gnp:
                 'The direction "momentum" has no g1 to blend with. '
                 f"Got alpha={self.alpha}, lam={self.lam}. Give alpha=1."
             )
-        if self.blend != "decoupled" and is_number(self.alpha) and cast(float, self.alpha) > 1:
+        alpha = self.values()[1] if is_number(self.r) and is_number(self.lam) else self.alpha
+        of_lam = "" if self.lam is None else f" (lam={self.lam} / r={self.r})"
+        if self.blend != "decoupled" and is_number(alpha) and cast(float, alpha) > _LARGEST_ALPHA:
             raise ValueError(
-                f'alpha may exceed 1 with blend="decoupled" only. Got {self.alpha} with {self.blend!r}. '
+                f'alpha may exceed 1 with blend="decoupled" only. Got {alpha}{of_lam} with {self.blend!r}. '
                 "Give alpha in [0, 1], or that blend."
             )
 
@@ -136,8 +142,11 @@ class Gnp:
         return any(is_number(value) and value == 0 for value in strengths)
 
     def is_active(self, r: Any, alpha: Any) -> Any:
-        """Whether the penalty has an effect with these values; with "gsam" alpha = 0 is SAM."""
-        return (r > 0) & ((alpha > 0) | (self.blend == "gsam"))
+        """Whether the penalty has an effect with these values; with "gsam" alpha = 0 is SAM.
+
+        NaN has one: it turns u into NaN, where the penalty would else be off without a word.
+        """
+        return _is_on(r) & (_is_on(alpha) | (self.blend == "gsam"))
 
     def is_on(self, step: Any) -> Any:
         """Whether the penalty is on at `step`: r and alpha are positive, and the gate is open."""
@@ -147,22 +156,68 @@ class Gnp:
         on = self.is_active(r, alpha)
         return on if self.gate is None else on & _at(self.gate, step)
 
+    def check(self, steps: np.ndarray) -> None:
+        """Checks what the schedules give at `steps`; to be asked on the host, before the first of them.
+
+        Raises:
+            ValueError: at a step whose gate is open, r or alpha is negative or not finite, or alpha is above 1 with a
+                blend other than "decoupled".
+        """
+        if self.is_plain:
+            return
+        is_open = True if self.gate is None else np.asarray(self.gate(steps))
+        r, alpha = (np.asarray(value) for value in self.values(steps))
+        largest = np.inf if self.blend == "decoupled" else _LARGEST_ALPHA
+        is_sound = (r >= 0) & np.isfinite(r) & (alpha >= 0) & np.isfinite(alpha) & (alpha <= largest)
+        wrong = np.flatnonzero(np.broadcast_to(~is_sound & is_open, steps.shape))
+        if wrong.size:
+            r, alpha = (np.broadcast_to(value, steps.shape)[wrong[0]] for value in (r, alpha))
+            raise ValueError(
+                "The schedules of a penalty give finite r and alpha that are not negative, and alpha at most 1 but for "
+                f'blend="decoupled". Got r={r}, alpha={alpha}{"" if self.lam is None else " (lam / r)"} at step '
+                f"{steps[wrong[0]]}. Change the schedule; with lam, let it fall as r does, or give alpha."
+            )
+
     def phases(self, steps: np.ndarray) -> np.ndarray:
-        """The `Phase` of each of `steps`; to be asked on the host, once, for all steps of a run."""
+        """The `Phase` of each of `steps`; to be asked on the host, once, for all steps of a run.
+
+        Raises:
+            ValueError: a schedule gives what `check` refuses, at a step up to the last of `steps`.
+        """
         all_steps = np.arange(steps.max() + 1)
+        self.check(all_steps)
         on = np.broadcast_to(np.asarray(self.is_on(all_steps)), all_steps.shape)
-        # "reused" counts the steps on which the penalty is on: the first of them is a full one.
-        reuses = (self.direction == "reused") & ((np.cumsum(on) - 1) % self.reuse_every != 0)
-        return np.where(on, np.where(reuses, Phase.REUSE, Phase.FULL), Phase.PLAIN)[steps]
+        phases = np.where(on, Phase.FULL, Phase.PLAIN)
+        if self.direction == "reused":
+            phases = count_reuses(phases, np.zeros_like(on), self.reuse_every)
+        return phases[steps]
 
     def num_passes(self, phase: Phase) -> float:
         """Forward and backward passes over the batch that a step of this phase costs."""
         return 1 + self.ascent_fraction if phase == Phase.FULL and self.direction != "momentum" else 1
 
 
+def count_reuses(phases: np.ndarray, is_forgotten: np.ndarray, reuse_every: int) -> np.ndarray:
+    """The phases of the direction "reused" at the steps 0, 1, ...: every `reuse_every`-th with the penalty on is full.
+
+    The penalty is off where `phases` are plain, and where `is_forgotten`. After a step of the latter kind the count
+    begins again, so that the first step with the penalty on is full: what was kept is too old, or was never made.
+    """
+    on = (phases != Phase.PLAIN) & ~is_forgotten
+    num_on = np.cumsum(on)
+    num_since = num_on - np.maximum.accumulate(np.where(is_forgotten, num_on, 0))
+    is_full = (num_since - 1) % reuse_every == 0
+    return np.where(on, np.where(is_full, Phase.FULL, Phase.REUSE), Phase.PLAIN)
+
+
 def is_number(value: Any) -> bool:
     """Whether a setting is a number, known before anything is traced."""
-    return isinstance(value, int | float)
+    return isinstance(value, int | float | np.number)
+
+
+def _is_on(value: Any) -> Any:
+    """Whether a value is positive, or NaN."""
+    return (value > 0) | (value != value)
 
 
 def _at(value: float | Schedule | Gate | None, step: Any) -> Any:
