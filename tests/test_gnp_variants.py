@@ -12,7 +12,7 @@ import pytest
 from mlp import BATCH_OF_16, PARAMS, float64, mlp_loss, on_device, ulps
 from oracles import asam, euclidean, only, wsam
 
-from gnp_scale.gnp import Gnp, bernoulli, every, penalize, window
+from gnp_scale.gnp import Gnp, Phase, bernoulli, every, penalize, window
 from gnp_scale.mesh import REPLICA, P, sharding
 
 NUM_STEPS, RATE, DECAY = 5, 0.3, 0.9
