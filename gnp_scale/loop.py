@@ -21,6 +21,7 @@ from gnp_scale.gnp import Phase
 from gnp_scale.goodput import Recorder
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
+from gnp_scale.models import zoo
 from gnp_scale.preemption import StopRequest
 from gnp_scale.progress import ProgressBar, announce, print_summary
 from gnp_scale.report import Reporter
@@ -65,6 +66,9 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 steps = _trace(task, rollbacks)
             with claimed(run_dir, config), Recorder(run_dir, stages, is_main_process()) as recorder:
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
+                num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
+                if advice := zoo.batch_norm_advice(config.model, config.data.batch_size, num_parts):
+                    announce(advice)
                 with Checkpoints(run_dir, config) as checkpoints:
                     run = _Run(task, run_dir, steps, rollbacks, recorder, checkpoints, stop or StopRequest())
                     last = _train_on(run)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import collectives
 from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.flops import flops
-from gnp_scale.mesh import BATCH, TENSOR, P, sharding
+from gnp_scale.mesh import ALL, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import transformer, vit, zoo
 from gnp_scale.models.conv_layers import BatchNorm
 from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
@@ -83,7 +84,7 @@ def test_transformer_block_is_the_published_one(layer, oracle, parallel):
     np.testing.assert_allclose(got, expected, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("num_groups", [1, 2, 16])
+@pytest.mark.parametrize("num_groups", [1, 2, 8, 16])
 def test_batch_norm_has_statistics_of_groups_of_consecutive_examples(num_groups, set_mesh):
     set_mesh(replica=2, fsdp=2, tensor=2)
     module, w = randomised(BatchNorm(jax.random.key(0), 3, 16 // num_groups))
@@ -99,6 +100,32 @@ def test_batch_norm_has_statistics_of_groups_of_consecutive_examples(num_groups,
     np.testing.assert_allclose(got, expected.reshape(x_BxHxWxC.shape), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(module.mean[...], 0.9 * before[0] + 0.1 * mean.mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(module.variance[...], 0.9 * before[1] + 0.1 * variance.mean((0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(("num_groups", "num_forward", "num_backward"), [(1, 2, 4), (2, 2, 4), (8, 0, 1), (16, 0, 1)])
+def test_batch_norm_of_groups_on_one_device_each_communicates_at_the_end_only(
+    num_groups, num_forward, num_backward, mesh, set_mesh
+):
+    """What is left are gradients and running statistics together, which no layer waits for."""
+    set_mesh(*mesh)
+    module = BatchNorm(jax.random.key(0), 3, 32 // num_groups)
+    graph, *arrays = nnx.split(module, nnx.Param, nnx.BatchStat)
+    params, stats = map(nnx.to_pure_dict, arrays)
+
+    def run(params, x):
+        module = nnx.merge(graph, params, stats)
+        return module(x, train=True), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+    def loss(params, x):
+        y, stats = run(params, x)
+        return jnp.sum(y**3), stats
+
+    x = jax.device_put(jnp.ones((32, 4, 4, 3)), sharding(batch_spec(4, ALL)))
+    both = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    for fn, expected in ((lambda *args: run(*args)[0], num_forward), (both, num_backward)):
+        found = collectives(jax.jit(fn).lower(params, x).compile().as_text())
+        assert [one.kind for one in found] == ["all-reduce"] * expected
 
 
 def test_batch_norm_evaluates_with_the_running_statistics_and_leaves_them():
@@ -138,6 +165,25 @@ def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_
         error = np.linalg.norm(many[name] - 4000 * one[name]) / np.linalg.norm(4000 * one[name])
         # Each entry is rounded in the network itself.
         assert error < 0.01, (name, error)
+
+
+ADVICE = {
+    "transformer": (ModelConfig("vit_mu"), 64, 1, None),
+    "one group": (ModelConfig("resnet18"), 64, 1, "--model.num-bn-groups 8, of 8 examples each, would cost none"),
+    "parts": (ModelConfig("resnet18"), 64, 4, "--model.num-bn-groups 32, of 2 examples each, would cost none"),
+    "one example each": (ModelConfig("resnet18"), 64, 8, None),
+    "groups of its own": (ModelConfig("resnet18", num_bn_groups=2), 64, 1, None),
+}
+
+
+@pytest.mark.parametrize(("config", "batch_size", "num_parts", "expected"), ADVICE.values(), ids=ADVICE.keys())
+def test_who_leaves_batch_statistics_to_the_default_is_told_what_they_cost(
+    config, batch_size, num_parts, expected, set_mesh
+):
+    assert zoo.batch_norm_advice(config, batch_size, num_parts) is None
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    advice = zoo.batch_norm_advice(config, batch_size, num_parts)
+    assert advice is None if expected is None else expected in advice
 
 
 def test_dropout_keeps_the_mean_and_differs_between_examples():

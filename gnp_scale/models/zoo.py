@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig, check
 from gnp_scale.models import resnet, vit, wide_resnet
 
@@ -92,6 +93,29 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
         vit.check_shapes(config, image_shape)
         return Model(build)
     return Model(partial(build, bn_group_size=batch_size // config.num_bn_groups))
+
+
+def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> str | None:
+    """What batch statistics over the whole batch cost on the current mesh, and what would cost less; None if nothing.
+
+    It is advice only: `model.num_bn_groups` belongs to the experiment, and never follows from the machine by itself.
+
+    Args:
+        config: The network.
+        batch_size: Examples of a training step.
+        num_parts: Parts of the batch that are computed one after the other.
+    """
+    has_batch_norm = "num_bn_groups" not in _FAMILIES[config.name][1]
+    num_devices = mesh.current_axis_size(mesh.ALL)
+    num_groups = num_devices * num_parts
+    can_be_cut = batch_size % num_groups == 0 and batch_size > num_groups
+    if not has_batch_norm or config.num_bn_groups != 1 or num_devices == 1 or not can_be_cut:
+        return None
+    return (
+        f"model.num_bn_groups is 1: batch statistics over {num_devices} devices cost each normalisation layer two "
+        f"all-reduces in every forward and two in every backward pass; --model.num-bn-groups {num_groups}, of "
+        f"{batch_size // num_groups} examples each, would cost none, and is another experiment"
+    )
 
 
 def _unknown_name(name: str) -> str:
