@@ -100,8 +100,10 @@ def test_tends_to_the_exact_gradient_of_the_penalised_loss():
         _, h_d = jax.jvp(gradient, (params,), (d,))
         exact = jax.tree.map(lambda g, h_d: g + lam * h_d, g, h_d)
         for r in radii:
-            result = penalize(mlp_loss, Gnp(r=r, lam=lam))(params, batch)
-            error = optax.tree.norm(optax.tree.sub(result.grad, exact))
+            # The blend that lets alpha = lam / r exceed 1 gives the two parts of the same u.
+            result = penalize(mlp_loss, Gnp(r=r, lam=lam, blend="decoupled"))(params, batch)
+            u = optax.tree.add(result.grad, result.displacement)
+            error = optax.tree.norm(optax.tree.sub(u, exact))
             errors.append((error, abs(result.telemetry["curvature"] - optax.tree.vdot(d, h_d))))
     slopes = np.polyfit(np.log(radii), np.log(errors), 1)[0]
     assert np.all((slopes > 0.9) & (slopes < 1.1)), slopes
@@ -268,6 +270,66 @@ def test_returns_what_jax_value_and_grad_returns(tree, has_aux, jit):
     assert not np.array_equal(jax.tree.leaves(u)[0], jax.tree.leaves(g1)[0])
 
 
+ARGUMENTS = {
+    "first": (0, lambda w, b: (w, BATCH_OF_16)),
+    "second": (1, lambda w, b: (BATCH_OF_16, w)),
+    "last": (-1, lambda w, b: (BATCH_OF_16, w)),
+    "several": ((0, 2), lambda w, b: (w, BATCH_OF_16, b)),
+    "several, turned round": ([2, 0], lambda w, b: (w, BATCH_OF_16, b)),
+    "one in a sequence": ((0,), lambda w, b: (w, BATCH_OF_16)),
+}
+
+
+@pytest.mark.parametrize("gnp", [Gnp(r=0.5, alpha=0.8), Gnp(r=0.5, alpha=0.8, perturb_groups=2), PLAIN], ids=str)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_argnums_and_keywords_are_those_of_jax(name, gnp):
+    """Several arguments are one tree of parameters, with one norm over all; the batch is the first of the others."""
+    argnums, arrange = ARGUMENTS[name]
+    heads = {key: w for key, w in PARAMS.items() if key.startswith("head")}
+    hidden = {key: w for key, w in PARAMS.items() if key.startswith("hidden")}
+    args = arrange(*map(partial(on_device, dtype="float32"), (hidden, heads) if "several" in name else (PARAMS, {})))
+
+    def loss_fn(*args, factor, offset=0.0):
+        batch = next(arg for arg in args if "x_BxD" in arg)
+        params = {key: w for arg in args if "x_BxD" not in arg for key, w in arg.items()}
+        return factor * mlp_loss(params, batch) + offset
+
+    keywords = {"factor": jnp.asarray(2.0), "offset": 3.0}
+    loss, u = jax.jit(value_and_grad(loss_fn, gnp, argnums=argnums))(*args, **keywords)
+    expected_loss, g1 = jax.value_and_grad(loss_fn, argnums=argnums)(*args, **keywords)
+    assert jax.tree.structure(u) == jax.tree.structure(g1)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    whole = value_and_grad(lambda *args: loss_fn(*args, **keywords), gnp)(on_device(PARAMS, "float32"), BATCH_OF_16)[1]
+    trees = [u] if isinstance(u, dict) else u
+    assert ulps({key: leaf for tree in trees for key, leaf in tree.items()}, jax.tree.map(np.float64, whole)) <= 8
+
+
+def test_a_loss_of_parameters_alone_needs_no_batch():
+    loss, u = value_and_grad(lambda w, *, factor: factor * jnp.sum(w**2) / 2, Gnp(r=0.5, alpha=1.0))(
+        jnp.asarray([3.0, 4.0]), factor=2.0
+    )
+    assert loss == 25
+    np.testing.assert_allclose(u, [2 * 3.3, 2 * 4.4], rtol=1e-6)
+
+
+CALLS = {
+    "nothing": (0, lambda fn: fn(), "Got argnums=0 and 0 positional arguments"),
+    "by keyword": (0, lambda fn: fn(w=jnp.ones(2)), "Pass those to be differentiated by place"),
+    "too far": ((0, 2), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "Got argnums=(0, 2) and 2 positional arguments"),
+    "twice": ((0, -2), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "each once"),
+    "no batch": ((0, 1), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "Pass the batch by place"),
+    "batch by keyword": (0, lambda fn: fn(jnp.ones(2), batch=jnp.ones(2)), "Pass the batch by place"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_without_its_parameters_or_its_batch_is_an_error(name):
+    argnums, call, message = CALLS[name]
+    fn = value_and_grad(lambda w, batch: jnp.vdot(w, batch), Gnp(alpha=1.0, perturb_groups=2), argnums=argnums)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(fn)
+
+
 def test_bfloat16_gradients_are_blended_in_float32():
     """u is rounded to bfloat16 once, at the end; telemetry keeps float32."""
     params, batch = on_device(PARAMS, "bfloat16"), on_device(BATCH_OF_16, "bfloat16")
@@ -314,7 +376,7 @@ def place(leaf, spec):
 
 RISE = optax.linear_schedule(0.0, 0.4, 4)
 FALL = optax.cosine_decay_schedule(0.8, 10)
-SCHEDULED = [{"r": RISE, "alpha": 0.8}, {"r": 0.1, "alpha": FALL}, {"r": 0.1, "lam": RISE}, {"r": RISE, "lam": 0.02}]
+SCHEDULED = [{"r": RISE, "alpha": 0.8}, {"r": 0.1, "alpha": FALL}, {"r": 0.5, "lam": RISE}, {"r": RISE, "lam": 0.02}]
 
 
 @pytest.mark.parametrize("blend", BLENDS)
