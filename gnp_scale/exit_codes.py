@@ -2,6 +2,8 @@
 
 from enum import IntEnum
 
+from gnp_scale.config import ConfigError
+
 
 class Exit(IntEnum):
     """Exit codes of `gnp-scale`. Start the same command again after any other, a death by a signal included.
@@ -22,3 +24,10 @@ class Exit(IntEnum):
     """The loss is not finite any more: starting again would come to the same."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C with nothing saved: by a second one while training, or in another command."""
+
+
+def exit_code(error: BaseException) -> Exit:
+    """The exit code of a process that this error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED

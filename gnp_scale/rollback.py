@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from gnp_scale.config import Config, ConfigError, check
+from gnp_scale.consensus import from_main
 from gnp_scale.data.pipeline import Batches
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.settings import count_reuses
+from gnp_scale.rundir import replace_file
 from gnp_scale.runtime import is_main_process
 
 ROLLBACKS_FILE = "rollbacks.json"
@@ -43,9 +45,10 @@ class Rollbacks:
     def __init__(self, run_dir: Path, config: Config) -> None:
         _check(config)
         self._path, self._config, self._gnp = run_dir / ROLLBACKS_FILE, config.divergence, config.gnp
+        # The file system of another host may still show it an older file.
+        text = from_main(_read(self._path) if is_main_process() else "")
         try:
-            records = json.loads(self._path.read_text()) if self._path.exists() else []
-            self._records = [Rollback(**record) for record in records]
+            self._records = [Rollback(**record) for record in json.loads(text)]
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{self._path} is damaged ({error}): repair it, or begin a new run") from error
 
@@ -62,7 +65,7 @@ class Rollbacks:
         record = Rollback(good_step, bad_step, passed, good_step + self._config.plain_steps)
         self._records.append(record)
         if is_main_process():
-            _write(self._path, self._records)
+            replace_file(self._path, json.dumps([asdict(record) for record in self._records], indent=2) + "\n")
         past = f", past {bad_step - good_step} batches" if self._config.pass_bad_batches else ""
         plain = f", without the penalty until step {record.plain_until}" if self._config.plain_steps else ""
         count = f"rollback {len(self._records)} of at most {self._config.max_rollbacks}"
@@ -112,8 +115,5 @@ def _check(config: Config) -> None:
     )
 
 
-def _write(path: Path, records: list[Rollback]) -> None:
-    """Makes `records` the content of `path`, which a kill leaves either old or new."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n")
-    new.replace(path)
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else "[]"

@@ -32,20 +32,34 @@ def claimed(run_dir: Path, config: Config) -> Iterator[None]:
     Raises:
         ConfigError: the folder holds a run with another configuration, or a run that goes on right now.
     """
-    _check_same_run(run_dir, config)
     if not is_main_process():
+        # What the main process finds wrong ends this one as well.
         yield
         return
+    _check_same_run(run_dir, config)
     with contextlib.ExitStack() as stack:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
-            new_file = run_dir / f"{CONFIG_FILE}.new"
-            new_file.write_text(recipe.to_json(config))
-            new_file.replace(run_dir / CONFIG_FILE)
+            replace_file(run_dir / CONFIG_FILE, recipe.to_json(config))
         except OSError as error:
             raise ConfigError(f"{run_dir} cannot be a run folder ({error}): choose another --run-dir") from error
         yield
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Makes `text` the content of `path`, which a kill or a loss of power leaves either old or new."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _lock(file: int, run_dir: Path) -> None:

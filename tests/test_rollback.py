@@ -1,6 +1,7 @@
 """After a rollback a run reads on where it says, and ends as one that never saw the batches that were passed over."""
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 from faults import DIGITS, rows_of, stop_after, with_policy
 from launcher import Job
 
-from gnp_scale import loop
+from gnp_scale import loop, rollback
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import CheckpointConfig, ConfigError, DivergenceConfig, GnpConfig
 from gnp_scale.data.pipeline import train_batches
@@ -108,6 +109,28 @@ def test_a_damaged_file_of_rollbacks_is_named(text, tmp_path):
     (tmp_path / ROLLBACKS_FILE).write_text(text)
     with pytest.raises(ConfigError, match=f"{ROLLBACKS_FILE} is damaged"):
         rollbacks_of(tmp_path)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_records_are_those_that_the_main_process_reads(monkeypatch, tmp_path, is_main):
+    """The file system of another host may still show it an older file, or none."""
+    rollbacks_of(tmp_path, (4, 6))
+    told = (tmp_path / ROLLBACKS_FILE).read_text()
+    given = []
+    monkeypatch.setattr(rollback, "is_main_process", lambda: is_main)
+    monkeypatch.setattr(rollback, "from_main", lambda text: given.append(text) or told)
+    folder = tmp_path if is_main else tmp_path / "stale"
+    read = rollbacks_of(folder).batches(lambda first, count: iter(range(first, first + count)), 4, 6)
+    assert list(read) == [6, 7]
+    assert given == [told if is_main else ""]
+
+
+def test_a_record_is_on_the_disk_before_the_run_goes_back(monkeypatch, tmp_path):
+    """File and folder: after a loss of power the run would take other batches than it did."""
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    rollbacks_of(tmp_path, (4, 6))
+    assert synced == [str(tmp_path / f"{ROLLBACKS_FILE}.new"), str(tmp_path)]
 
 
 IMPOSSIBLE = {

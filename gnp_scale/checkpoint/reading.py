@@ -1,6 +1,5 @@
 """Reading: only what is whole, and the same in every process."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from gnp_scale.config import Config, ConfigError, MeshConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.progress import announce
 from gnp_scale.rundir import changes
+from gnp_scale.runtime import is_main_process
 from gnp_scale.state import TrainState
 
 
@@ -100,12 +100,17 @@ def _check_same_run(store: Store, step: int, about: About, config: Config) -> No
 
 
 def stored_scores(store: Store, steps: Iterable[int]) -> dict[int, Scores]:
-    """The evaluations that checkpoints were saved with, where there was one and it can be read."""
-    scores = {}
-    for step in steps:
-        with contextlib.suppress(Exception):  # A damaged one is dealt with when it is to be restored.
-            scores[step] = store.about(step)["scores"]
-    return {step: values for step, values in scores.items() if values}
+    """The evaluations that checkpoints were saved with, where there was one and the main process can read it."""
+    scores = agree.from_main([(step, _scores(store, step)) for step in steps if is_main_process()])
+    return {step: values for step, values in scores if values}
+
+
+def _scores(store: Store, step: int) -> Scores | None:
+    try:
+        return store.about(step)["scores"]
+    except Exception:
+        # A damaged one is dealt with when it is to be restored; there is no list of what it makes a reader raise.
+        return None
 
 
 def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainState]:
@@ -149,7 +154,7 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
 
 
 def _steps(run_dir: Path, store: Store) -> list[int]:
-    steps = store.steps()
+    steps = agree.from_main(store.steps() if is_main_process() else [])
     if not steps:
         raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
     return steps

@@ -1,0 +1,62 @@
+"""What all processes know alike, whatever each of them has read or measured; in one process it costs nothing.
+
+Values pass through JAX's coordination service, beside the devices, so a training step under way is not in their way.
+Every process calls the same functions in the same order. A wait has no end of its own: the watchdog ends the run if a
+process does not come, and time in which all processes are stopped does not count.
+"""
+
+import json
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+_KEY = "gnp_scale/consensus"
+_WAIT_MS = 60_000
+_MOST_ROUNDS = 100
+"""Of values of the main process, until one round waits for all processes, so that what was stored can be deleted."""
+
+
+class _Rounds:
+    """Counts rounds, the same in every process; an epoch begins with a round of all processes."""
+
+    epoch = number = 0
+
+
+def from_all[T](value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks; waits for all of them. What JSON holds can be sent."""
+    state = distributed.global_state
+    if state.client is None:
+        return [value]
+    _Rounds.epoch, _Rounds.number = _Rounds.epoch + 1, 0
+    key = f"{_KEY}/{_Rounds.epoch}"
+    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(value))
+    if state.process_id == 0:
+        values = [_get(state.client, f"{key}/{rank}") for rank in range(state.num_processes)]
+        state.client.key_value_set(f"{key}/all", json.dumps(values))
+        # All are in this round, so nobody reads those before any more.
+        state.client.key_value_delete(f"{_KEY}/{_Rounds.epoch - 1}/")
+    return _get(state.client, f"{key}/all")
+
+
+def from_main[T](value: T) -> T:
+    """The value of the main process, whatever the others were given; the main process does not wait for them."""
+    state = distributed.global_state
+    if state.client is None:
+        return value
+    if _Rounds.number == _MOST_ROUNDS:
+        return from_all(value)[0]
+    _Rounds.number += 1
+    key = f"{_KEY}/{_Rounds.epoch}/main/{_Rounds.number}"
+    if state.process_id == 0:
+        state.client.key_value_set(key, json.dumps(value))
+    return _get(state.client, key)
+
+
+def _get(client: Any, key: str) -> Any:
+    while True:
+        try:
+            return json.loads(client.blocking_key_value_get(key, _WAIT_MS))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise

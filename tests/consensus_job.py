@@ -1,0 +1,28 @@
+"""What `test_consensus.py` runs in several processes: many rounds, of which the coordination service keeps few."""
+
+import jax
+from jax._src import distributed
+
+from gnp_scale import runtime
+from gnp_scale.consensus import from_all, from_main
+
+NUM_ROUNDS = 350
+
+
+def main():
+    runtime.start()
+    rank, client = distributed.global_state.process_id, distributed.global_state.client
+    most_keys = 0
+    for number in range(NUM_ROUNDS):
+        assert from_main([rank, number]) == [0, number]
+        most_keys = max(most_keys, len(client.key_value_dir_get("gnp_scale/consensus/")))
+    for number in range(NUM_ROUNDS):
+        assert from_all((rank, number)) == [[n, number] for n in range(jax.process_count())]
+    assert from_main({"loss": float("inf")}) == {"loss": float("inf")}
+    num_keys = len(client.key_value_dir_get("gnp_scale/consensus/"))
+    print(f"at most {most_keys} keys, {num_keys} at the end", flush=True)
+    return runtime.leave(0)
+
+
+if __name__ == "__main__":
+    main()
