@@ -9,35 +9,35 @@ from pathlib import Path
 from typing import NoReturn
 
 from gnp_scale.config import Config, ConfigError
-from gnp_scale.exit_codes import Exit
+from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.preemption import StopRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command named by `arguments`; returns the exit code. A user's mistake is one line and exit code 2."""
-    code = _run(arguments)
+    code, reason = _run(arguments)
     if "gnp_scale.runtime" not in sys.modules:
         return code
     from gnp_scale import runtime
 
-    return runtime.leave(code)
+    return runtime.leave(code, reason)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
+    """The exit code, and why the command failed, if it did by an error."""
     try:
         options, flags = _parser().parse_known_args(arguments)
         if flags and not options.takes_flags:
             raise ConfigError(f"there is no option {flags[0]}: see gnp-scale {options.name} --help")
-        return options.command(options, flags)
-    except ConfigError as error:
-        print(f"gnp-scale: {error}", file=sys.stderr)
-        return Exit.WRONG_CONFIG
-    except KeyboardInterrupt:
-        print("gnp-scale: interrupted", file=sys.stderr)
-        return Exit.INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        return Exit.FAILED
+        return options.command(options, flags), None
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        reason = "interrupted" if code == Exit.INTERRUPTED else str(error)
+        if code == Exit.FAILED:
+            traceback.print_exc()
+        else:
+            print(f"gnp-scale: {reason}", file=sys.stderr)
+        return code, reason.partition("\n")[0]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gnp_scale import PROCESS_START_S
-from gnp_scale.config import ConfigError
-from gnp_scale.exit_codes import Exit
+from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.stages import Stage, Stages
 
 GOODPUT_FILE = "goodput.jsonl"
@@ -99,7 +98,8 @@ class Recorder:
         self.stages = stages
         self._path, self._is_writer = run_dir / GOODPUT_FILE, is_writer
         self._earlier = read_life(run_dir).starts
-        self._began = time.time() - (time.perf_counter() - PROCESS_START_S)
+        self._entered, self._entered_s = time.time(), _clock_s()
+        self._began = self._entered - (time.perf_counter() - PROCESS_START_S)
         self._logged_step = (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
         self._from_step: int | None = None
         self._num_rolled_back_steps = 0
@@ -116,7 +116,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.end(Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED)
+            self.end(exit_code(error))
         self._stop()
 
     def _stop(self) -> None:
@@ -149,7 +149,7 @@ class Recorder:
         now, now_s = self.stages.now, time.perf_counter()
         return {
             "began": round(self._began, 3),
-            "time": round(self._began + now_s - PROCESS_START_S, 3),
+            "time": round(self._entered + _clock_s() - self._entered_s, 3),
             "stage": now.stage,
             "from_step": self._from_step,
             "step": now.num_made_steps,
@@ -171,6 +171,11 @@ class Recorder:
             append(self._path, line)
         except OSError as error:
             print(f"gnp-scale: {self._path} cannot be written ({error}): its record has a gap", file=sys.stderr)
+
+
+def _clock_s() -> float:
+    """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def append_interval_s(age_s: float) -> float:

@@ -18,7 +18,7 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.divergence import DivergedError, Guard
 from gnp_scale.evaluate import make_evaluate
 from gnp_scale.gnp import Phase
-from gnp_scale.goodput import Recorder
+from gnp_scale.goodput import Recorder, append_exit
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
 from gnp_scale.models import zoo
@@ -56,7 +56,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
         ConfigError: the configuration is wrong for the data or the machine, or the folder holds a different run.
     """
     stages = Stages()
-    with Watchdog(run_dir, stages):
+    with Watchdog(stages, run_dir) as watchdog:
         check_agreement(config)
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
@@ -65,6 +65,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
             with stages.enter(Stage.COMPILE, 0):
                 steps = _trace(task, rollbacks)
             with claimed(run_dir, config), Recorder(run_dir, stages, is_main_process()) as recorder:
+                watchdog.on_end = partial(append_exit, run_dir)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
                 if advice := zoo.batch_norm_advice(config.model, config.data.batch_size, num_parts):
@@ -94,13 +95,14 @@ def _tell_end(run: _Run, last: int | None) -> Exit:
 
 
 def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
-    """(step, scores) of the newest checkpoint in `run_dir`, evaluated as `config` says.
+    """(step, scores) of the newest checkpoint in `run_dir`, evaluated as `config` says; writes nothing there.
 
     Raises:
         ConfigError: there is no checkpoint, or the configuration is wrong for the data or the machine.
     """
     stages = Stages()
-    with Watchdog(run_dir, stages), jax.set_mesh(make_mesh(config.mesh)):
+    with Watchdog(stages, None), jax.set_mesh(make_mesh(config.mesh)):
+        check_agreement(config)
         task = Task.of(config)
         with stages.enter(Stage.RESTORE, 0):
             step, state = load_newest(run_dir, task.abstract_state())

@@ -4,34 +4,61 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import itertools
+import json
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import jax
 from jax._src import cloud_tpu_init, distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 
-from gnp_scale import __version__
-from gnp_scale.budgets import VARIABLE, budgets_s
+from gnp_scale import __version__, awake
+from gnp_scale.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.config import Config, ConfigError
+from gnp_scale.consensus import from_all
 from gnp_scale.exit_codes import Exit
-from gnp_scale.stages import Stage
 
 NUM_CPU_DEVICES = 8
 """Devices made of the host's CPU where `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` name no other number."""
 
-_meetings = itertools.count()
+_HEARTBEAT_S = 7 * 24 * 3600
+"""JAX would end processes that were stopped together for longer; the watchdog finds a silent one sooner."""
+
+FAILURE = "gnp_scale/watchdog/main/failure"
+"""Key of the first `Failure` of the run in the coordination service."""
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain")
+"""What numbers and the stream of examples depend on."""
 
 _LEAVE_S = 60
-"""For how long a process that has finished waits for the others; one that failed waits less."""
-_FAILED_LEAVE_S = 10
+"""For how long a process that leaves waits for the others; where one of them is silent, it waits less."""
+_HUNG_LEAVE_S = 10
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process ends, which the others do as well, and with the same exit code."""
+
+    code: int
+    reason: str
+
+    def publish(self) -> None:
+        """Tells it to the other processes, if it is the first of the run."""
+        client = distributed.global_state.client
+        assert client is not None, "there are no others"
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.key_value_set(FAILURE, json.dumps(asdict(self)))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """What `publish` sent."""
+        return cls(**json.loads(text))
 
 
 def start() -> None:
@@ -90,28 +117,26 @@ def _in_tpu_pod() -> bool:
 def _join(address: str, num_processes: int | None, process_id: int | None) -> None:
     # It would take SIGTERM, and nothing else; `preemption.py` has another way to all processes.
     jax.config.update("jax_enable_preemption_service", False)
-    budgets = budgets_s()
-    bound_s = budgets["join"]
-    # Where its own time-outs pass, JAX aborts with a stack trace: they are longer than ours.
+    bound_s = budgets_s()["join"]
+    # Where its own time-outs pass, JAX aborts with a stack trace, and they count the time of a stopped process.
     with _deadline(bound_s, functools.partial(_give_up_joining, address, bound_s)):
         jax.distributed.initialize(
             num_processes=num_processes,
             process_id=process_id,
-            initialization_timeout=round(2 * bound_s) + 10,
-            heartbeat_timeout_seconds=round(2 * budgets["silence"]) + 10,
+            initialization_timeout=_HEARTBEAT_S,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
         )
 
 
 @contextlib.contextmanager
 def _deadline(seconds: float, act: Callable[[], Any]) -> Iterator[None]:
-    """Calls `act`, in another thread, unless what is inside is over within `seconds`."""
-    timer = threading.Timer(seconds, act)
-    timer.daemon = True
-    timer.start()
+    """Calls `act`, in another thread, unless what is inside is over within `seconds` in which this process runs."""
+    is_over = threading.Event()
+    threading.Thread(target=lambda: awake.wait(is_over, seconds) or act(), daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        is_over.set()
 
 
 def _give_up_joining(address: str, bound_s: float) -> NoReturn:
@@ -138,9 +163,7 @@ def meet() -> None:
 
     The first collective has less patience: Gloo gives the others 30 s, and one may compile for longer than another.
     """
-    client = distributed.global_state.client
-    if client is not None:
-        client.wait_at_barrier(f"gnp_scale/meeting/{next(_meetings)}", round(1000 * budgets_s()[Stage.COMPILE]))
+    from_all(None)
 
 
 def is_main_process() -> bool:
@@ -149,45 +172,43 @@ def is_main_process() -> bool:
 
 
 def check_agreement(config: Config) -> None:
-    """Confirms, before anything is compiled, that all processes have the same versions and configuration.
+    """Confirms, before anything is compiled, that all processes have the same versions, configuration and budgets.
 
     The folder of data sets may be another one on each host.
 
     Raises:
         ConfigError: one of them differs from process 0; every process raises.
     """
-    client, num_processes = distributed.global_state.client, distributed.global_state.num_processes
-    if client is None:
-        return
-    rank, timeout_ms = distributed.global_state.process_id, round(1000 * budgets_s()["join"])
     shared = replace(config, data=replace(config.data, root=""))
     digest = hashlib.sha256(repr(shared).encode()).hexdigest()[:12]
-    versions = f"gnp-scale {__version__}, jax {jax.__version__}, jaxlib {importlib.metadata.version('jaxlib')}"
-    mine = f"{versions}, configuration {digest}"
-    client.key_value_set(f"gnp_scale/agreement/{rank}", f"{mine} on {socket.gethostname()}")
-    theirs = [client.blocking_key_value_get(f"gnp_scale/agreement/{n}", timeout_ms) for n in range(num_processes)]
-    parts = [line.rpartition(" on ")[0] for line in theirs]
-    different = [n for n, part in enumerate(parts) if part != parts[0]]
-    if different:
-        n = different[0]
-        raise ConfigError(f"process {n} has {theirs[n]}, but process 0 has {theirs[0]}: start all with the same")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+    changed = [f"{name}={seconds:g}" for name, seconds in budgets_s().items() if seconds != DEFAULTS_S[name]]
+    mine = f"gnp-scale {__version__}, {versions}, configuration {digest}, {VARIABLE}={','.join(changed)}"
+    theirs = from_all((mine, socket.gethostname()))
+    for n, (line, host) in enumerate(theirs):
+        if line != theirs[0][0]:
+            other = " on ".join(theirs[0])
+            raise ConfigError(f"process {n} has {line} on {host}, but process 0 has {other}: start all with the same")
 
 
-def leave(code: int) -> int:
+def leave(code: int, reason: str | None = None) -> int:
     """Returns `code` in one process; several leave together, each with its own code, and this never returns.
 
-    JAX would wait for the others for minutes and then abort. Here the wait is bounded, and a process that others have
-    left behind still exits with its code.
+    The `reason` why this process fails, if it does, ends the others with the same code. JAX would wait for them for
+    minutes and then abort. Here the wait is bounded, and a process that others have left behind still exits with its
+    code.
     """
-    client = distributed.global_state.client
-    if client is None:
+    state = distributed.global_state
+    if state.client is None:
         return code
     sys.stdout.flush()
     sys.stderr.flush()
-    wait_s = _LEAVE_S if code in (Exit.FINISHED, Exit.PREEMPTED) else _FAILED_LEAVE_S
+    wait_s = _HUNG_LEAVE_S if code == Exit.HUNG else _LEAVE_S
     with _deadline(wait_s + 5, functools.partial(os._exit, code)), contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.wait_at_barrier("gnp_scale/leave", 1000 * wait_s)
-    if distributed.global_state.process_id == 0:
+        if reason is not None:
+            Failure(code, f"process {state.process_id} on {socket.gethostname()} failed: {reason}").publish()
+        state.client.wait_at_barrier("gnp_scale/leave", 1000 * wait_s)
+    if state.process_id == 0:
         # The others lose their coordinator, and with it their exit code, when this process ends.
         threading.Event().wait(1)
     os._exit(code)

@@ -1,9 +1,10 @@
 """Which stage a process is in, at which step and since when, and the seconds that each stage took."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from gnp_scale import PROCESS_START_S
@@ -50,11 +51,13 @@ class Moment:
 class Stages:
     """Records the stages of this process, which begins in `Stage.START`.
 
-    One thread enters stages; any other may read `now`, which is replaced as a whole and never changed.
+    One thread enters stages; any other may read `now`, which is replaced as a whole and never changed, or `skip`.
     """
 
     def __init__(self) -> None:
         self.now = Moment(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
+        self._skipped_s = 0.0
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def enter(self, stage: Stage, step: int) -> Iterator[None]:
@@ -67,5 +70,12 @@ class Stages:
             self._move(outer.stage, self.now.step)
 
     def _move(self, stage: Stage, step: int) -> None:
-        now_s = time.perf_counter()
-        self.now = Moment(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)
+        with self._lock:
+            now_s = time.perf_counter()
+            self.now = Moment(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)
+
+    def skip(self, seconds: float) -> None:
+        """Counts the last `seconds` to no stage: this process was stopped meanwhile."""
+        with self._lock:
+            self._skipped_s += seconds
+            self.now = replace(self.now, since_s=min(self.now.since_s + seconds, time.perf_counter()))

@@ -5,10 +5,11 @@ import faulthandler
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,18 +18,18 @@ from typing import NoReturn, Self
 import jax
 from jax._src import distributed
 
+from gnp_scale import lifeline, runtime
+from gnp_scale.awake import AwakeClock
 from gnp_scale.budgets import VARIABLE, budgets_s
-from gnp_scale.exit_codes import Exit
-from gnp_scale.goodput import append_exit
+from gnp_scale.exit_codes import Exit, exit_code
+from gnp_scale.runtime import FAILURE, Failure
 from gnp_scale.stages import Stage, Stages
 
-_REPORTS, _MAIN = "gnp_scale/watchdog/reports/", "gnp_scale/watchdog/main/"
-_VERDICT = f"{_MAIN}verdict"
+_REPORTS, _MAIN = "gnp_scale/watchdog/reports/", FAILURE.removesuffix("failure")
 _STDERR = 2
 _GRACE_S = 3.0
 """For how long a process may come to its own end after another one has failed."""
-_DUMP_S = 10.0
-"""A hung file system must not keep a hung process alive."""
+_LAST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Report:
     beat: int
     """Rises with each report; 0 before the first."""
     heard_s: float
-    """When this process first saw it, on its own clock: clocks of hosts are not compared."""
+    """When this process first saw it, on a clock of its own that stands while it is stopped."""
 
     def encode(self) -> str:
         """The part of it that is sent."""
@@ -92,33 +93,45 @@ def _where(report: Report) -> str:
 
 
 class Watchdog:
-    """While it is entered, ends this process with `Exit.HUNG` once the run hangs; all stacks go to the run folder.
+    """While it is entered, ends this process once the run hangs, with `Exit.HUNG`, or fails, with the code of that.
 
     Every process reports to process 0, which judges by `budgets_s()`; the others notice when process 0 is silent. Both
-    happen in threads: the main one may be stuck. A process that leaves with an error tells the others.
+    happen in threads: the main one may be stuck. A process that leaves with an error tells the others. Time in which
+    this process was stopped is no silence of the others, and belongs to no stage.
+
+    All stacks of a hung process go to standard error, and to `stacks_dir` unless that is None.
     """
 
-    def __init__(self, run_dir: Path, stages: Stages) -> None:
-        self._run_dir, self._stages, self._budgets = run_dir, stages, budgets_s()
+    def __init__(self, stages: Stages, stacks_dir: Path | None) -> None:
+        self._stages, self._stacks_dir, self._budgets = stages, stacks_dir, budgets_s()
         self._silence_s = self._budgets["silence"]
         self._poll_s = min(2.0, self._silence_s / 20)
+        self._clock = AwakeClock(self._poll_s, on_stop=self._skip)
         state = distributed.global_state
         self._client, self._rank, self._num_processes = state.client, state.process_id, state.num_processes
         self._own_key = f"{_MAIN}report" if self._rank == 0 else f"{_REPORTS}{self._rank}"
         self._host = socket.gethostname()
-        now_s = time.monotonic()
+        now_s = self._clock.now_s()
         # Process 0 hears from all, the others from process 0; until it is heard, a process is taken to start.
         ranks = range(self._num_processes) if self._rank == 0 else (0,)
         self._reports = {n: Report(n, "an unknown host", Stage.START, 0, 0.0, 0, 0, now_s) for n in ranks}
-        self._verdict: str | None = None
-        self._failure: str | None = None
+        self._heard: Failure | None = None
+        self._own: Failure | None = None
         self._is_ending = False
+        self.on_end: Callable[[Exit], object] = lambda code: None
+        """Called before it ends the process; to be set once there is a record to close."""
         self._left = threading.Event()
         watch = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         exchange = threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True)
         self._threads = [watch] if self._client is None else [watch, exchange]
 
     def __enter__(self) -> Self:
+        faulthandler.register(lifeline.STACKS_SIGNAL, _STDERR)
+        command = [sys.executable, "-I", "-S", lifeline.__file__, str(os.getpid()), str(2 * self._silence_s)]
+        self._lifeline = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        assert self._lifeline.stdin is not None
+        self._beat = self._lifeline.stdin.fileno()
+        os.set_blocking(self._beat, False)
         for thread in self._threads:
             thread.start()
         return self
@@ -127,42 +140,49 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
-            self._await_verdict(error)
+            self._await_failure(error)
         if self._is_ending:
             self._threads[0].join()
         if error is not None:
             summary = f"{type(error).__name__}: {error}".partition("\n")[0]
-            self._failure = f"process {self._rank} on {self._host} failed at step {self._stages.now.step}: {summary}"
+            where = f"process {self._rank} on {self._host} failed at step {self._stages.now.step}"
+            self._own = Failure(exit_code(error), f"{where}: {summary}")
         self._left.set()
         for thread in self._threads:
             thread.join(_GRACE_S)
-        faulthandler.cancel_dump_traceback_later()
+        self._lifeline.kill()
+        self._lifeline.communicate()
 
-    def _await_verdict(self, error: Exception) -> None:
+    def _await_failure(self, error: Exception) -> None:
         """Such an error may be the death of another process: then the watching thread ends this one meanwhile."""
         wait_s = self._silence_s + 3 * self._poll_s
         reason = str(error).partition("\n")[0]
         _say(f"{reason}; waiting {wait_s:.0f} s to see whether another process is dead")
         self._left.wait(wait_s)
 
+    def _skip(self, seconds: float) -> None:
+        self._stages.skip(seconds)
+        if seconds > self._silence_s:
+            _say(f"process {self._rank} was stopped for {seconds:.0f} s, which does not count")
+
     def _report(self, beat: int) -> Report:
-        now = self._stages.now
+        now_s, now = self._clock.now_s(), self._stages.now
         in_stage_s = time.perf_counter() - now.since_s
-        return Report(self._rank, self._host, now.stage, now.step, in_stage_s, now.number, beat, time.monotonic())
+        return Report(self._rank, self._host, now.stage, now.step, in_stage_s, now.number, beat, now_s)
 
     def _watch(self) -> None:
         while not self._left.wait(self._poll_s):
-            # Where even this thread does not run, a library holds Python's lock, or the process was stopped.
-            faulthandler.dump_traceback_later(2 * self._silence_s, exit=True, file=_STDERR)
-            if self._verdict is None:
-                self._verdict = self._judge()
-            elif self._left.wait(_GRACE_S):
-                return
-            if self._verdict is not None:
-                self._end(self._verdict)
+            self._clock.now_s()
+            with contextlib.suppress(OSError):
+                os.write(self._beat, b".")
+            if self._heard is not None and not self._left.wait(_GRACE_S):
+                self._end(self._heard)
+            reason = self._judge()
+            if reason is not None:
+                self._end(Failure(Exit.HUNG, reason))
 
     def _judge(self) -> str | None:
-        now_s = time.monotonic()
+        now_s = self._clock.now_s()
         others = [report for report in self._reports.values() if report.rank != self._rank]
         silent = find_silent(others, now_s, self._silence_s)
         if silent is not None or self._rank != 0:
@@ -184,13 +204,12 @@ class Watchdog:
         assert self._client is not None
         self._client.key_value_set(self._own_key, self._report(beat).encode(), allow_overwrite=True)
         texts = dict(self._client.key_value_dir_get(_MAIN))
-        verdict = texts.pop(_VERDICT, None)
-        self._verdict = self._verdict or verdict
+        failure = texts.pop(FAILURE, None)
+        if failure is not None:
+            self._heard = Failure.decode(failure)
         if self._rank == 0:
             texts |= dict(self._client.key_value_dir_get(_REPORTS))
-            if self._verdict is not None:
-                self._client.key_value_set(_VERDICT, self._verdict, allow_overwrite=True)
-        now_s = time.monotonic()
+        now_s = self._clock.now_s()
         heard = {report.rank: report for report in (Report.decode(text, now_s) for text in texts.values())}
         # Whoever has been heard and is not listed any more has left.
         known = {rank: report for rank, report in self._reports.items() if report.beat == 0 or rank in heard}
@@ -200,27 +219,34 @@ class Watchdog:
     def _say_goodbye(self) -> None:
         assert self._client is not None
         self._client.key_value_delete(self._own_key)
-        if self._failure is not None:
-            self._client.key_value_set(_VERDICT, self._failure, allow_overwrite=True)
+        if self._own is not None:
+            self._own.publish()
 
-    def _end(self, verdict: str) -> NoReturn:
+    def _end(self, failure: Failure) -> NoReturn:
         self._is_ending = True
-        _say(f"{verdict}: ending with exit code {int(Exit.HUNG)}; {VARIABLE} changes what is allowed")
-        dump = threading.Thread(target=self._dump, args=(verdict,), daemon=True)
-        dump.start()
-        dump.join(_DUMP_S)
-        if self._client is not None and self._rank == 0:
-            # The others end by this verdict, too, which they can only hear while process 0 lives.
-            time.sleep(2 * self._poll_s + _GRACE_S + 1)
-        os._exit(Exit.HUNG)
+        is_hung = failure.code == Exit.HUNG
+        allowed = f"; {VARIABLE} changes what is allowed" if is_hung else ""
+        _say(f"{failure.reason}: ending with exit code {failure.code}{allowed}")
+        # A hung file system must not keep a hung process alive.
+        last_words = threading.Thread(target=self._leave_word, args=(failure, is_hung), daemon=True)
+        last_words.start()
+        if self._rank == 0 and self._client is not None:
+            failure.publish()
+        last_words.join(_LAST_WORDS_S)
+        if self._rank == 0 or self._heard is not None:
+            runtime.leave(failure.code)
+        # Nobody answers where process 0 is silent.
+        os._exit(failure.code)
 
-    def _dump(self, verdict: str) -> None:
-        faulthandler.dump_traceback(_STDERR)
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        append_exit(self._run_dir, Exit.HUNG)
-        with (self._run_dir / f"stacks-{self._rank}.txt").open("a") as file:
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {verdict}", file=file, flush=True)
-            faulthandler.dump_traceback(file)
+    def _leave_word(self, failure: Failure, is_hung: bool) -> None:
+        if is_hung:
+            faulthandler.dump_traceback(_STDERR)
+        self.on_end(Exit(failure.code))
+        if is_hung and self._stacks_dir is not None:
+            self._stacks_dir.mkdir(parents=True, exist_ok=True)
+            with (self._stacks_dir / f"stacks-{self._rank}.txt").open("a") as file:
+                print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure.reason}", file=file, flush=True)
+                faulthandler.dump_traceback(file)
 
 
 def _say(message: str) -> None:

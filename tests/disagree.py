@@ -3,14 +3,17 @@
 import os
 
 from gnp_scale import runtime
+from gnp_scale.budgets import VARIABLE
 from gnp_scale.config import Config, TrainConfig
 
 
 def small() -> Config:
-    """Another seed in each process, or another version in process 1."""
+    """Another seed in each process, or another version, or other budgets, in process 1."""
     rank = int(os.environ["JAX_PROCESS_ID"])
     if os.environ["GNP_SCALE_TEST_DISAGREE"] == "seed":
         return Config(train=TrainConfig(seed=rank))
-    if rank == 1:
+    if rank == 1 and os.environ["GNP_SCALE_TEST_DISAGREE"] == "budgets":
+        os.environ[VARIABLE] = "train=60"
+    elif rank == 1:
         runtime.__version__ = "9.9"
     return Config()

@@ -1,6 +1,6 @@
 """A recipe whose processes freeze, hang, fail or die as they enter a stage: `GNP_SCALE_TEST_STUCK` says which and how.
 
-It reads rank:stage:how, such as 1:save:freeze.
+It reads rank:stage:how, such as 1:save:freeze, or several of these with commas between; `recipe` is as good as a stage.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import signal
 import time
 
 from gnp_scale import stages
-from gnp_scale.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.config import CheckpointConfig, Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.stages import Stage, Stages
 from gnp_scale.task import Task
 
@@ -32,21 +32,34 @@ def _fail():
     raise OSError("no such disk")
 
 
+def _announce():
+    print("here I am", flush=True)
+    time.sleep(UNTIL_REPORTED_S)
+
+
+def _refuse():
+    raise ConfigError("no data set here")
+
+
 ACTS = {
     "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hang": lambda: time.sleep(600),
     "hang_in_native_code": lambda: ctypes.CDLL(None).sleep(600),
     "hang_with_the_lock": lambda: ctypes.PyDLL(None).sleep(600),
+    "announce": _announce,
     "fail": _fail,
+    "refuse": _refuse,
 }
 
 
 def small() -> Config:
     """Trains the digits for a moment, if nothing is to happen."""
-    if VARIABLE in os.environ:
-        rank, stage, how = os.environ[VARIABLE].split(":")
+    for entry in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        rank, stage, how = entry.split(":")
         if os.environ.get("JAX_PROCESS_ID", "0") == rank:
+            if stage == "recipe":
+                ACTS[how]()
             _arm(Stage(stage), ACTS[how])
     return SMALL
 

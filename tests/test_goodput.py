@@ -78,6 +78,29 @@ def test_stages_account_for_every_second_once():
     assert seconds[Stage.TRAIN] < 0.05
 
 
+def test_a_stop_belongs_to_no_stage():
+    stages = Stages()
+    with stages.enter(Stage.SAVE, 4):
+        time.sleep(0.05)
+        stages.skip(0.04)
+    assert 0.01 <= stages.longest_s[Stage.SAVE] == pytest.approx(stages.now.seconds[Stage.SAVE], abs=0.01)
+    with stages.enter(Stage.TRAIN, 5):
+        stages.skip(600)
+        assert 0 <= time.perf_counter() - stages.now.since_s < 60, "it was noticed late: in another stage"
+
+
+def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
+    """The clock of the stages stands meanwhile, that of the record does not: the run is not taken for dead."""
+    with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
+        awake_s = recorder.life().wall_s
+        clock_s = goodput._clock_s
+        monkeypatch.setattr(goodput, "_clock_s", lambda: clock_s() + 3600)
+        life = recorder.life()
+        assert life.wall_s == pytest.approx(awake_s + 3600, abs=60)
+        assert life.stage_s["down"] == pytest.approx(3600, abs=1)
+        assert state(life, now=time.time() + 3600).startswith("running")
+
+
 def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost(tmp_path, monkeypatch):
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         recorder.go_on_from(0)

@@ -127,6 +127,7 @@ def test_one_process_leaves_with_its_code():
     ("what", "expected"),
     [
         ("version", "process 1 has gnp-scale 9.9,"),
+        pytest.param("budgets", r"process 1 has .*, GNP_SCALE_BUDGETS_S=train=60 on ", marks=pytest.mark.long),
         pytest.param("seed", r"process 1 has .*, but process 0 has ", marks=pytest.mark.long),
     ],
 )

@@ -65,10 +65,11 @@ def test_budgets_are_replaced_one_by_one(monkeypatch):
 def stuck(monkeypatch, tmp_path):
     """Starts a run in which a process gets stuck: which, in which stage, and how."""
 
-    def start(rank, stage, how, num_processes=2, run="run", **budgets_s):
-        monkeypatch.setenv("GNP_SCALE_TEST_STUCK", f"{rank}:{stage}:{how}")
+    def start(*acts, num_processes=2, run="run", num_steps=12, **budgets_s):
+        monkeypatch.setenv("GNP_SCALE_TEST_STUCK", ",".join(acts))
         monkeypatch.setenv(VARIABLE, ",".join(f"{name}={seconds}" for name, seconds in budgets_s.items()))
         arguments = ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / run)]
+        arguments += ["--train.num-steps", str(num_steps)]
         return Job(tmp_path / f"logs-{run}", arguments, num_processes=num_processes, num_devices=4)
 
     return start
@@ -88,9 +89,9 @@ def end(job, rank):
 def check_freeze(stuck, tmp_path, rank, stage):
     if stage == Stage.RESTORE:
         # Only a run that goes on restores.
-        assert stuck(9, stage, "freeze", num_processes=1).exit_codes() == [0]
+        assert stuck(num_processes=1).exit_codes() == [0]
         (tmp_path / "run" / "checkpoints" / "12").rename(tmp_path / "12")
-    job = stuck(rank, stage, "freeze", silence=10)
+    job = stuck(f"{rank}:{stage}:freeze", silence=10)
     codes, output = end(job, rank), job.output()
     assert codes == [Exit.HUNG], output
     assert f"process {rank} on " in output, output
@@ -118,7 +119,7 @@ def test_a_frozen_process_is_found_in_every_stage(stuck, tmp_path, rank, stage):
 @pytest.mark.slow
 def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
     """It reports that it is there, but its main thread does not come out of a library."""
-    job = stuck(1, Stage.DATA, "hang_in_native_code", data=10)
+    job = stuck("1:data:hang_in_native_code", data=10)
     assert job.exit_codes() == [Exit.HUNG, Exit.HUNG], job.output()
     assert all("process 1 on " in log.read_text() for log in job.logs), job.output()
     assert "is in data of step 6" in job.output()
@@ -130,12 +131,12 @@ def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
     ("how", "code", "expected"),
     [
         ("hang_in_native_code", Exit.HUNG, "process 0 on "),
-        pytest.param("hang_with_the_lock", Exit.FAILED, "Timeout (0:00:12)", marks=pytest.mark.long),
+        ("hang_with_the_lock", -signal.SIGKILL, "no Python ran in process "),
     ],
 )
 def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
-    """Even where a library keeps Python's lock, and no Python runs any more: then with the code of a failure."""
-    job = stuck(0, Stage.SAVE, how, num_processes=1, save=8, silence=6)
+    """Even where a library keeps Python's lock, and no Python runs any more."""
+    job = stuck(f"0:save:{how}", num_processes=1, save=8, silence=6)
     assert job.exit_codes() == [code], job.output()
     assert expected in job.output()
     assert "in enter_and_act" in job.output()
@@ -144,7 +145,7 @@ def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
 @pytest.mark.long
 def test_the_others_end_within_a_minute_of_a_killed_process(stuck):
     """Nobody told them: no goodbye, and no signal."""
-    job = stuck(1, Stage.DATA, "die", silence=10)
+    job = stuck("1:data:die", silence=10)
     job.processes[1].wait(BOUND_S)
     killed_s = time.monotonic()
     codes, output = end(job, 1), job.output()
@@ -155,11 +156,100 @@ def test_the_others_end_within_a_minute_of_a_killed_process(stuck):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_a_process_that_fails_tells_the_others(stuck, rank):
-    job = stuck(rank, Stage.EVALUATE, "fail", silence=30)
-    codes = [process.wait(BOUND_S) for process in job.processes]
-    assert codes[rank] == Exit.FAILED, job.output()
-    assert codes[1 - rank] == Exit.HUNG, job.output()
-    assert f"process {rank} on" in job.logs[1 - rank].read_text()
-    assert "failed at step 5: OSError: no such disk" in job.logs[1 - rank].read_text()
+@pytest.mark.parametrize(
+    ("rank", "stage", "how", "code", "said"),
+    [
+        (0, "evaluate", "fail", Exit.FAILED, "failed at step 5: OSError: no such disk"),
+        (1, "start", "refuse", Exit.WRONG_CONFIG, "failed at step 0: ConfigError: no data set here"),
+        (0, "recipe", "refuse", Exit.WRONG_CONFIG, "failed: no data set here"),
+        pytest.param(1, "recipe", "refuse", Exit.WRONG_CONFIG, "no data set here", marks=pytest.mark.long),
+        pytest.param(1, "evaluate", "fail", Exit.FAILED, "failed at step 5: OSError", marks=pytest.mark.long),
+        pytest.param(1, "compile", "refuse", Exit.WRONG_CONFIG, "no data set here", marks=pytest.mark.long),
+        pytest.param(0, "save", "refuse", Exit.WRONG_CONFIG, "failed at step 8: ConfigError", marks=pytest.mark.long),
+        pytest.param(1, "save", "refuse", Exit.WRONG_CONFIG, "failed at step 8: ConfigError", marks=pytest.mark.long),
+    ],
+)
+def test_a_process_that_fails_ends_the_others_with_its_code(stuck, tmp_path, rank, stage, how, code, said):
+    """So a scheduler that takes the highest code, or the first, does not start again what cannot go well."""
+    job = stuck(f"{rank}:{stage}:{how}", silence=30)
+    assert job.exit_codes() == [code, code], job.output()
+    told = job.logs[1 - rank].read_text()
+    assert f"process {rank} on" in told
+    assert said in told
+    if stage in ("evaluate", "save"):
+        assert read_life(tmp_path / "run").starts[-1].exit == code
+
+
+@pytest.mark.long
+def test_of_two_that_fail_at_once_each_has_its_own_code(stuck):
+    job = stuck("0:evaluate:fail", "1:evaluate:refuse", silence=30)
+    assert job.exit_codes() == [Exit.FAILED, Exit.WRONG_CONFIG], job.output()
+
+
+def stop_for(processes, seconds):
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
+    """For longer than any time-out of its own, and than twice the silence."""
+    job = stuck(num_processes=num_processes, num_steps=60, silence=3, train=15, data=15, evaluate=15, save=15)
+    job.wait_for("step 6/60")
+    stop_for(job.processes, 20)
+    assert job.exit_codes() == [0] * num_processes, job.output()
+    assert f"process {num_processes - 1} was stopped for" in job.output()
+    life = read_life(tmp_path / "run")
+    assert life.stage_s["down"] > 15
+    assert life.num_lost_steps == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["start", "compile", "evaluate", "save"])
+def test_a_run_may_be_stopped_in_any_stage(stuck, stage):
+    job = stuck(f"0:{stage}:announce", f"1:{stage}:announce", silence=3, join=10, **{stage: 15})
+    job.wait_for("here I am")
+    stop_for(job.processes, 30)
+    assert job.exit_codes() == [0, 0], job.output()
+
+
+@pytest.mark.long
+def test_a_run_may_be_stopped_while_it_joins(stuck):
+    job = stuck(silence=3, join=40)
+    job.processes[1].send_signal(signal.SIGSTOP)
+    time.sleep(10)
+    stop_for(job.processes, 60)
+    assert job.exit_codes() == [0, 0], job.output()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_was_stopped_alone_ends_after_the_others(stuck, rank):
+    """Without process 0, JAX aborts it, or it hears from nobody."""
+    job = stuck(num_steps=5000, silence=5)
+    job.wait_for("step 6/5000")
+    job.processes[rank].send_signal(signal.SIGSTOP)
+    assert job.processes[1 - rank].wait(BOUND_S) == Exit.HUNG, job.output()
+    job.processes[rank].send_signal(signal.SIGCONT)
+    assert job.processes[rank].wait(BOUND_S) in (Exit.HUNG, -signal.SIGABRT), job.output()
+
+
+@pytest.mark.slow
+def test_an_evaluation_leaves_the_folder_as_it_was(stuck, tmp_path, monkeypatch):
+    """Even if it hangs, beside the run: what it says is not about the run."""
+    assert stuck(num_processes=1).exit_codes() == [0]
+    run_dir = tmp_path / "run"
+    before = {path: path.stat().st_mtime_ns for path in [run_dir, *run_dir.rglob("*")]}
+    evaluation = Job(tmp_path / "logs-eval", ["eval", str(run_dir)], num_devices=4)
+    assert evaluation.exit_codes() == [0], evaluation.output()
+    monkeypatch.setenv(VARIABLE, "evaluate=0.1,silence=2")
+    hung = Job(tmp_path / "logs-hung", ["eval", str(run_dir)], num_devices=4)
+    assert hung.exit_codes() == [Exit.HUNG], hung.output()
+    assert "is in evaluate of step 12" in hung.output()
+    assert "in evaluate_run" in hung.output(), "stacks are printed"
+    assert {path: path.stat().st_mtime_ns for path in [run_dir, *run_dir.rglob("*")]} == before
+    assert read_life(run_dir).starts[-1].exit == Exit.FINISHED
