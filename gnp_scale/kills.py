@@ -16,9 +16,9 @@ STAGES = (Stage.START, Stage.COMPILE, Stage.RESTORE, Stage.DATA, Stage.TRAIN, St
 SIGNALS = (signal.SIGKILL,) * 4 + preemption.SIGNALS
 _LATEST_VISIT = {Stage.START: 1, Stage.RESTORE: 1, Stage.DATA: 12, Stage.TRAIN: 12}
 
-_LONELY_S = 90.0
+_LONELY_S = 120.0
 """For how long a process may live on when another one was killed: in a drill it notices silence after 10 s, and waits
-60 s for one that does not join."""
+60 s for one that does not join, or joins and says nothing."""
 
 
 @dataclass(frozen=True)

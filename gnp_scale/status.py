@@ -26,7 +26,7 @@ _STAGES = {
     Stage.DATA: "data wait",
     Stage.EVALUATE: "evaluation",
     Stage.SAVE: "save stall",
-    "down": "between starts, stopped",
+    "down": "down",
 }
 
 

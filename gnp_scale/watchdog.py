@@ -60,13 +60,13 @@ class Report:
         return Report(rank, host, Stage(stage), step, in_stage_s, moment, beat, heard_s)
 
 
-def find_silent(reports: Iterable[Report], now_s: float, silence_s: float) -> str | None:
-    """Names the process that has been silent for longest, if that is more than `silence_s`."""
-    heard = [report for report in reports if report.beat > 0]
-    last = min(heard, key=lambda report: report.heard_s, default=None)
-    if last is None or now_s - last.heard_s <= silence_s:
-        return None
-    return f"{_where(last)} and silent for {now_s - last.heard_s:.0f} s (allowed: silence={silence_s:g})"
+def find_silent(reports: Iterable[Report], now_s: float, budgets: Mapping[str, float]) -> str | None:
+    """Names a process that has been silent for longer than `silence`, or than `join` if it was never heard."""
+    for report in sorted(reports, key=lambda report: report.heard_s):
+        budget, silent_s = "silence" if report.beat > 0 else "join", now_s - report.heard_s
+        if silent_s > budgets[budget]:
+            return f"{_where(report)} and silent for {silent_s:.0f} s (allowed: {budget}={budgets[budget]:g})"
+    return None
 
 
 def find_late(reports: Iterable[Report], now_s: float, budgets: Mapping[str, float]) -> str | None:
@@ -121,9 +121,8 @@ class Watchdog:
         self.on_end: Callable[[Exit], object] = lambda code: None
         """Called before it ends the process; to be set once there is a record to close."""
         self._left = threading.Event()
-        watch = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        exchange = threading.Thread(target=self._exchange, name="watchdog-exchange", daemon=True)
-        self._threads = [watch] if self._client is None else [watch, exchange]
+        acts = [self._watch] if self._client is None else [self._watch, self._exchange]
+        self._threads = [threading.Thread(target=act, daemon=True) for act in acts]
 
     def __enter__(self) -> Self:
         faulthandler.register(lifeline.STACKS_SIGNAL, _STDERR)
@@ -156,8 +155,7 @@ class Watchdog:
     def _await_failure(self, error: Exception) -> None:
         """Such an error may be the death of another process: then the watching thread ends this one meanwhile."""
         wait_s = self._silence_s + 3 * self._poll_s
-        reason = str(error).partition("\n")[0]
-        _say(f"{reason}; waiting {wait_s:.0f} s to see whether another process is dead")
+        _say(f"{str(error).partition('\n')[0]}; waiting {wait_s:.0f} s to see whether another process is dead")
         self._left.wait(wait_s)
 
     def _skip(self, seconds: float) -> None:
@@ -184,7 +182,7 @@ class Watchdog:
     def _judge(self) -> str | None:
         now_s = self._clock.now_s()
         others = [report for report in self._reports.values() if report.rank != self._rank]
-        silent = find_silent(others, now_s, self._silence_s)
+        silent = find_silent(others, now_s, self._budgets)
         if silent is not None or self._rank != 0:
             return silent
         return find_late([*others, self._report(0)], now_s, self._budgets)
@@ -225,8 +223,8 @@ class Watchdog:
     def _end(self, failure: Failure) -> NoReturn:
         self._is_ending = True
         is_hung = failure.code == Exit.HUNG
-        allowed = f"; {VARIABLE} changes what is allowed" if is_hung else ""
-        _say(f"{failure.reason}: ending with exit code {failure.code}{allowed}")
+        advice = f"; {VARIABLE} changes what is allowed" if is_hung else ""
+        _say(f"{failure.reason}: ending with exit code {failure.code}{advice}")
         # A hung file system must not keep a hung process alive.
         last_words = threading.Thread(target=self._leave_word, args=(failure, is_hung), daemon=True)
         last_words.start()

@@ -63,7 +63,7 @@ def test_kills_come_to_every_stage_with_every_signal_to_one_and_to_all():
         (signal.SIGTERM, (-15, -15), 3.0, False),
         (signal.SIGTERM, (75, 75), 31.0, False),
         (signal.SIGKILL, (76, -9), 13.0, True),
-        (signal.SIGKILL, (-6, -9), 91.0, False),
+        (signal.SIGKILL, (-6, -9), 121.0, False),
     ],
 )
 def test_what_a_kill_is_to_lead_to(number, codes, end_s, is_expected, monkeypatch):

@@ -42,11 +42,14 @@ def test_whoever_holds_up_the_others_is_named(reports, named):
     assert verdict is None if named is None else named in verdict
 
 
-def test_the_longest_silent_process_is_named_but_none_that_was_never_heard():
+def test_the_longest_silent_process_is_named_and_one_that_was_never_heard_after_longer():
+    budgets = {"silence": 45.0, "join": 300.0}
     reports = [report(0, Stage.TRAIN, 7, 1, heard_s=50.0), report(1, Stage.SAVE, 7, 1, heard_s=40.0)]
     unheard = report(2, Stage.START, 0, 0, beat=0, heard_s=0.0)
-    assert find_silent([*reports, unheard], 84.0, 45.0) is None
-    assert find_silent([*reports, unheard], 86.0, 45.0).startswith("process 1 on host1 is in save of step 7 and silent")
+    assert find_silent([*reports, unheard], 84.0, budgets) is None
+    assert find_silent([*reports, unheard], 86.0, budgets).startswith("process 1 on host1 is in save of step 7 and si")
+    assert find_silent([unheard], 299.0, budgets) is None
+    assert find_silent([unheard], 301.0, budgets).endswith("silent for 301 s (allowed: join=300)")
 
 
 @pytest.mark.parametrize("text", ["train", "train=", "train=-1", "train=nan", "training=60", "train=60;save=5"])
@@ -143,9 +146,10 @@ def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
 
 
 @pytest.mark.long
-def test_the_others_end_within_a_minute_of_a_killed_process(stuck):
-    """Nobody told them: no goodbye, and no signal."""
-    job = stuck("1:data:die", silence=10)
+@pytest.mark.parametrize("stage", ["recipe", "data", "save"])
+def test_the_others_end_within_a_minute_of_a_killed_process(stuck, stage):
+    """Nobody told them: no goodbye, and no signal; it may have joined and not been heard yet."""
+    job = stuck(f"1:{stage}:die", silence=10, join=25)
     job.processes[1].wait(BOUND_S)
     killed_s = time.monotonic()
     codes, output = end(job, 1), job.output()
