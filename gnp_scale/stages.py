@@ -56,7 +56,6 @@ class Stages:
 
     def __init__(self) -> None:
         self.now = Moment(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
-        self._skipped_s = 0.0
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -77,5 +76,4 @@ class Stages:
     def skip(self, seconds: float) -> None:
         """Counts the last `seconds` to no stage: this process was stopped meanwhile."""
         with self._lock:
-            self._skipped_s += seconds
             self.now = replace(self.now, since_s=min(self.now.since_s + seconds, time.perf_counter()))
