@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import time
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp_scale.checkpoint import Checkpoints, about, fingerprint
+from gnp_scale.checkpoint import Checkpoints, exactness, fingerprint
 from gnp_scale.checkpoint.retention import kept
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, TrainConfig
@@ -130,9 +131,9 @@ def test_resuming_says_whether_it_is_exact(state, tmp_path, monkeypatch):
     run(tmp_path, config(every_steps=1), state, 1)
     with Checkpoints(tmp_path, config()) as checkpoints:
         checkpoints.restore(state)
-        assert "bitwise" in checkpoints.exactness()
-        monkeypatch.setattr(about, "_versions", lambda: {"jax": "0.0.1", "a library of later": "1"})
-        assert "other versions of jax, a library of later" in checkpoints.exactness()
+        assert checkpoints.exactness() == "on the same mesh: the run is bitwise the one that was not interrupted"
+        monkeypatch.setattr(exactness, "version", lambda name: "0.0.1" if name == "scipy" else metadata.version(name))
+        assert "other versions of scipy: numbers, and examples, may differ" in checkpoints.exactness()
 
 
 def test_no_checkpoint_is_one_line(tmp_path):

@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from gnp_scale.checkpoint import agree
-from gnp_scale.checkpoint.about import About, describe, exactness
+from gnp_scale.checkpoint.about import About, describe
+from gnp_scale.checkpoint.exactness import exactness
 from gnp_scale.checkpoint.health import HealthGate
 from gnp_scale.checkpoint.reading import newest_whole, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
@@ -122,7 +123,7 @@ class Checkpoints:
     def exactness(self) -> str:
         """What going on from the checkpoint that was restored means for the numbers on this mesh, in words."""
         assert self._resumed is not None, "nothing was restored"
-        return exactness(self._resumed)
+        return exactness(self._resumed, self._config)
 
     def is_due(self, step: int, scores: Scores | None) -> bool:
         """Whether to save after `step`: by number, by time, or as the best evaluation; the same in every process."""

@@ -47,6 +47,11 @@ def tuning_of(op: str) -> Tuning:
     return _trials.get(op) or _measured(path(kind)).get(op, _DEFAULTS[op])
 
 
+def tunings() -> dict[str, dict[str, int]]:
+    """What `tuning_of` says of every operation, as plain numbers."""
+    return {op: asdict(tuning_of(op)) for op in _DEFAULTS}
+
+
 @contextlib.contextmanager
 def trial(op: str, tuning: Tuning | None) -> Iterator[None]:
     """While it is entered, `op` is traced with `tuning`, unless that is None."""

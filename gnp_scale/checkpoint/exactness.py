@@ -1,0 +1,138 @@
+"""What the bits of a run depend on besides its configuration, and what a difference means for a run that goes on.
+
+Everything here is stored with each checkpoint. What an earlier version did not store is taken to be unknown, and the
+words say so.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+from gnp_kernels.tuning import tunings
+
+from gnp_scale import __version__, fused
+from gnp_scale.config import Config
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
+_KERNEL_LIBRARIES = ("jax-triton", "triton")
+_RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
+_COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_IRRELEVANT_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
+_VECTORS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm")
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""Otherwise XLA takes whichever algorithm it measures to be the fastest, at each start."""
+
+
+def circumstances(config: Config) -> dict[str, Any]:
+    """Versions, random generator, mesh, processes, devices and compiler settings of a run of `config`, as JSON values.
+
+    Of several processes those of the one that asks.
+    """
+    kernels = fused.implementation(config)
+    return {
+        "versions": _versions(kernels),
+        "random": {name: getattr(jax.config, name) for name in _RANDOM},
+        "mesh": dict(jax.sharding.get_abstract_mesh().shape),
+        "num_processes": jax.process_count(),
+        "device": jax.devices()[0].device_kind,
+        "compiled": _compiled(kernels),
+    }
+
+
+def _versions(kernels: str) -> dict[str, str | None]:
+    names = _LIBRARIES + (_KERNEL_LIBRARIES if kernels == "triton" else ())
+    return {"gnp_scale": __version__} | {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _compiled(kernels: str) -> dict[str, str | None]:
+    """What decides how a program is compiled, and with it the order of its sums."""
+    flags = {
+        name: [flag for flag in os.environ.get(name, "").split() if _is_relevant(flag)] for name in _COMPILER_FLAGS
+    }
+    return {
+        "kernels": kernels,
+        "block sizes of kernels": _digest(tunings()) if kernels == "triton" else None,
+        "JAX_DEFAULT_MATMUL_PRECISION": jax.config.jax_default_matmul_precision,
+        **{name: " ".join(sorted(values)) for name, values in flags.items()},
+        # Of accelerators, it names the compiler and driver.
+        "back end": " ".join(jax.devices()[0].client.platform_version.split()),
+        "CPU": _cpu() if jax.default_backend() == "cpu" else None,
+    }
+
+
+def _is_relevant(flag: str) -> bool:
+    return not flag.startswith(_IRRELEVANT_FLAGS)
+
+
+def _cpu() -> str:
+    """Model and vector instructions of the host's CPU, which XLA compiles for."""
+    info = Path("/proc/cpuinfo")
+    first = info.read_text().partition("\n\n")[0] if info.exists() else ""
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    features = (fields.get("flags") or fields.get("Features") or "").split()
+    vectors = sorted(name for name in features if name.startswith(_VECTORS))
+    return f"{fields.get('model name') or platform.machine()} ({_digest(vectors)})"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def exactness(saved: Mapping[str, Any], config: Config) -> str:
+    """What resuming a run of `config`, here, from a checkpoint saved in these circumstances means, in words."""
+    here = circumstances(config)
+    other = _different(saved, here, "versions")
+    if other:
+        return f"saved with other versions of {', '.join(other)}: numbers, and examples, may differ"
+    other = _different(saved, here, "random")
+    if other:
+        return f"saved with another {', '.join(other)}: numbers, and examples, may differ"
+    rounding = "the same examples, numbers equal but for rounding"
+    if any(saved[key] != here[key] for key in ("mesh", "num_processes", "device")):
+        return f"saved on {_words(saved)}, now on {_words(here)}: {rounding}"
+    other = _different(saved, here, "compiled")
+    if other:
+        changes = (f"{name} {saved['compiled'][name]} -> {here['compiled'][name]}" for name in other)
+        return f"on the same mesh, with another {', '.join(changes)}: {rounding}"
+    if jax.default_backend() == "gpu" and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        return (
+            f"on the same mesh: {rounding}, as XLA chooses its algorithms for a GPU anew; bitwise if all starts have "
+            f"XLA_FLAGS={_DETERMINISTIC}"
+        )
+    unknown = _unknown(saved, here)
+    if unknown:
+        return (
+            "on the same mesh: the run is bitwise the one that was not interrupted, if what the checkpoint does not "
+            f"tell is as it was ({', '.join(unknown)})"
+        )
+    return "on the same mesh: the run is bitwise the one that was not interrupted"
+
+
+def _different(saved: Mapping[str, Any], here: Mapping[str, Any], topic: str) -> list[str]:
+    """What is known of both and differs."""
+    then, now = saved.get(topic, {}), here[topic]
+    return [name for name in now if name in then and then[name] != now[name]]
+
+
+def _unknown(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterable[str]:
+    """What a checkpoint of an earlier version does not tell, of what means anything here."""
+    topics = ("versions", "random", "compiled")
+    return [name for t in topics for name, now in here[t].items() if now and name not in saved.get(t, {})]
+
+
+def _words(machine: Mapping[str, Any]) -> str:
+    axes = " x ".join(f"{axis} {size}" for axis, size in machine["mesh"].items())
+    return f"{axes} ({machine['device']}, {machine['num_processes']} processes)"
