@@ -7,16 +7,8 @@ loads it, applies the flags, and writes and reads configurations as JSON.
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-class ConfigError(ValueError):
-    """A mistake in the configuration: one line that says what was wrong, what was given and what to change."""
-
-
-def check(condition: bool, message: str) -> None:
-    """Raises `ConfigError(message)` unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
+from gnp_scale.checks import ConfigError as ConfigError
+from gnp_scale.checks import check, check_values, local_path
 
 DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "synthetic"]
 OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
@@ -69,6 +61,8 @@ class DataConfig:
     synthetic_num_classes: int = 10
 
     def __post_init__(self) -> None:
+        check_values("data", self)
+        object.__setattr__(self, "root", str(local_path("data.root", self.root)))
         for name in _COUNTS:
             value = getattr(self, name)
             check(value >= 1, f"data.{name} is {value}: it must be at least 1")
@@ -109,6 +103,7 @@ class ModelConfig:
     a multiple of the number of devices (times that of accumulated parts) they cost none."""
 
     def __post_init__(self) -> None:
+        check_values("model", self)
         for name in ("patch_size", "num_bn_groups"):
             value = getattr(self, name)
             check(value >= 1, f"model.{name} is {value}: it must be at least 1")
@@ -157,6 +152,7 @@ class GnpConfig:
     """Length of the linear warm-up of r or alpha."""
 
     def __post_init__(self) -> None:
+        check_values("gnp", self)
         check(
             (self.alpha is None) != (self.lam is None),
             f"gnp.alpha is {self.alpha} and gnp.lam is {self.lam}: give one of them and set the other to None",
@@ -237,9 +233,10 @@ class OptimConfig:
     """Largest global norm of the gradient that the optimizer sees."""
 
     def __post_init__(self) -> None:
+        check_values("optim", self)
         check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}: it must be positive")
         check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: it must not be negative")
-        for name in ("weight_decay", "l2_in_loss"):
+        for name in ("eps", "weight_decay", "l2_in_loss"):
             value = getattr(self, name)
             check(value >= 0, f"optim.{name} is {value}: it must not be negative")
         check(
@@ -273,6 +270,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        check_values("mesh", self)
         sizes = (self.replica, self.fsdp, self.tensor)
         check(
             all(size >= 1 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
@@ -304,9 +302,11 @@ class TrainConfig:
     eval_every_steps: int = 100
 
     def __post_init__(self) -> None:
+        check_values("train", self)
         for name in ("num_steps", "log_every_steps", "eval_every_steps", "accumulate_steps"):
             value = getattr(self, name)
             check(value >= 1, f"train.{name} is {value}: it must be at least 1")
+        check(self.num_steps < 2**31, f"train.num_steps is {self.num_steps}: steps are counted in 31 bits")
         check(0 <= self.seed < 2**32, f"train.seed is {self.seed}: it must be in [0, 2**32)")
         check(
             0 <= self.label_smoothing < 1,
@@ -338,6 +338,7 @@ class DivergenceConfig:
     """Steps after a rollback that are made without the penalty."""
 
     def __post_init__(self) -> None:
+        check_values("divergence", self)
         for name, lowest in {"max_skipped_steps": 1, "max_rollbacks": 1, "plain_steps": 0}.items():
             value = getattr(self, name)
             check(value >= lowest, f"divergence.{name} is {value}: it must be at least {lowest}")
@@ -374,6 +375,7 @@ class CheckpointConfig:
     """Attempts at saving in a row, with growing waits between them, after which a run ends if all of them failed."""
 
     def __post_init__(self) -> None:
+        check_values("checkpoint", self)
         for name in ("every_steps", "every_minutes", "keep_every_steps"):
             value = getattr(self, name)
             check(value is None or value > 0, f"checkpoint.{name} is {value}: it must be positive, or None")

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import io
 import json
 import re
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import tyro
 
+from gnp_scale.checks import closest, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 
 
@@ -26,22 +28,17 @@ def load(name: str) -> Config:
     Raises:
         ConfigError: there is no such file or function, or it does not return a `Config`.
     """
-    path, _, function_name = name.partition(":")
-    if not function_name:
-        raise ConfigError(f"recipe {name!r} names no function: write it as file.py:function")
-    file = next((file for file in (Path(path), Path(__file__).parent / path) if file.is_file()), None)
+    path, function_name = split_recipe(name)
+    given = local_path("the recipe", path)
+    file = next((file for file in (given, Path(__file__).parent / given) if file.is_file()), None)
     if file is None:
         raise ConfigError(f"recipe file {path!r} does not exist: give the path of a Python file")
     found = functions(file)
     if function_name not in found:
-        hint = _closest(function_name, found)
+        hint = closest(function_name, found)
         raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found)}")
-    try:
+    with _told(file, f"recipe {name} fails"):
         config = found[function_name]()
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"recipe {name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"recipe {name} returned a {type(config).__name__}: it must return a gnp_scale.config.Config")
     return config
@@ -50,19 +47,23 @@ def load(name: str) -> Config:
 def functions(file: Path) -> dict[str, Callable[[], Any]]:
     """The recipes of a file: its own functions, without those whose names begin with an underscore.
 
+    The file may import others of its folder, behind all modules that are installed.
+
     Raises:
         ConfigError: the file is not Python, or fails to load.
     """
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    file = file.resolve()
+    # Not its bare name: json.py must not be taken for the module json.
+    spec = importlib.util.spec_from_file_location(f"recipe {file}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"recipe file {file} is not Python: give a file whose name ends in .py")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     module = importlib.util.module_from_spec(spec)
-    try:
+    # Dataclasses look up the module that they are defined in.
+    sys.modules[module.__name__] = module
+    with _told(file, f"recipe file {file} fails to load"):
         spec.loader.exec_module(module)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"recipe file {file} fails to load: {type(error).__name__}: {error}") from error
     return {
         name: value
         for name, value in vars(module).items()
@@ -70,16 +71,33 @@ def functions(file: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
-def override(config: Config, flags: Sequence[str], prog: str = "gnp-scale train FILE:FUNCTION") -> Config:
+@contextlib.contextmanager
+def _told(file: Path, what: str) -> typing.Iterator[None]:
+    """Turns whatever the recipe in `file` raises into one line that says where."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file.resolve())]
+        where = f" in line {frames[-1].lineno}" if frames else ""
+        raise ConfigError(f"{what}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def override(
+    config: Config,
+    flags: Sequence[str],
+    prog: str = "gnp-scale train FILE:FUNCTION",
+    others: Sequence[str] = (),
+) -> Config:
     """`config` with values replaced by flags such as `--gnp.alpha 0.6`; `--help` prints them all and exits.
+
+    Of a flag that is given twice the last one counts. `others` are options of the command that are not given here.
 
     Raises:
         ConfigError: a flag is misspelt, or its value is of the wrong type, out of range, or fits the rest badly.
     """
-    known = {f"--{key}".replace("_", "-") for key in flatten(config)}
-    for flag in (flag.partition("=")[0] for flag in flags):
-        if flag.startswith("--") and flag != "--help" and _canonical(flag) not in known:
-            raise ConfigError(f"there is no option {flag}: {_closest(_canonical(flag), known)}--help lists them all")
+    _check_flags(config, flags, others)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -90,13 +108,29 @@ def override(config: Config, flags: Sequence[str], prog: str = "gnp-scale train 
         raise ConfigError(_first_paragraph(messages.getvalue())) from None
 
 
+def _check_flags(config: Config, flags: Sequence[str], others: Sequence[str]) -> None:
+    values = {f"--{key}".replace("_", "-"): value for key, value in flatten(config).items()}
+    for flag, after in zip(flags, [*flags[1:], None], strict=True):
+        name, equals, value = flag.partition("=")
+        canonical = _canonical(name)
+        if not name.startswith("--") or name == "--help":
+            continue
+        if canonical not in values:
+            raise ConfigError(
+                f"there is no option {name}: {closest(canonical.lower(), [*values, *others])}--help lists them all"
+            )
+        if "" in (value if equals else None, after):
+            raise ConfigError(f"{name} is empty: give a value, or leave it out")
+        if isinstance(values[canonical], bool) and (equals or (after or "").lower() in _WORDS_OF_FLAGS):
+            off = canonical.replace(".", ".no-", 1)
+            raise ConfigError(f"{name} takes no value: write {canonical}, or {off} for the opposite")
+
+
+_WORDS_OF_FLAGS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
 def _canonical(flag: str) -> str:
     return flag.replace("_", "-").replace(".no-", ".")
-
-
-def _closest(word: str, candidates: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def _first_paragraph(box: str) -> str:
@@ -123,24 +157,27 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The configuration that `to_json` wrote.
+    """The configuration that `to_json` of this or an earlier version wrote.
+
+    A key that it does not have stands for an option that came later, whose default does what was done before.
 
     Raises:
-        ConfigError: the text is not JSON, or its keys are not those of this version.
+        ConfigError: the text is not JSON, or it has an option, or a value, that this version does not have.
     """
     try:
         sections = json.loads(text)
-        config = Config(**{name: _section(name, values) for name, values in sections.items()})
-        missing = set(flatten(config)) - {f"{name}.{key}" for name, values in sections.items() for key in values}
-        if missing:
-            raise ConfigError(f"it has no {', '.join(sorted(missing))}")
-        return config
+        return Config(**{name: _section(name, values) for name, values in sections.items()})
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"a stored configuration does not fit this version of gnp_scale: {error}") from error
 
 
 def _section(name: str, values: dict[str, Any]) -> Any:
     section = typing.get_type_hints(Config).get(name)
-    if section is None:
-        raise ConfigError(f"there is no section {name!r}")
+    known = {field.name for field in dataclasses.fields(section)} if section else set()
+    unknown = {f"{name}.{key} = {value!r}" for key, value in values.items() if key not in known}
+    if section is None or unknown:
+        raise ConfigError(
+            f"it has {', '.join(sorted(unknown)) or name}, which this version does not know: use the version that made "
+            "it, or start anew with another --run-dir"
+        )
     return section(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

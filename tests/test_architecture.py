@@ -10,9 +10,10 @@ import gnp_scale
 ROOT = Path(gnp_scale.__file__).parent
 # A module imports only from layers above its own, or from its own layer's package.
 LAYERS = (
+    {"checks"},
     {"config", "stages", "awake", "consensus", "lifeline"},
     {"exit_codes"},
-    {"budgets", "goodput", "grace"},
+    {"budgets", "goodput", "grace", "environment"},
     {"recipe", "local_job", "preemption", "mesh", "runtime", "flops", "ops", "losses"},
     {"gnp", "data", "models", "optim", "rundir", "throughput", "tensorboard", "kills", "progress"},
     {"state", "metrics", "penalty", "fused", "divergence", "rollback"},

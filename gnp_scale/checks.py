@@ -1,0 +1,115 @@
+"""Checks of what a user gives: the error they raise, the values of a section of the configuration, and paths."""
+
+import difflib
+import functools
+import os
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_LARGEST_INT = 2**32 - 1
+_LARGEST_FLOAT = float.fromhex("0x1.fffffep127")  # of float32, in which steps are computed
+
+
+class ConfigError(ValueError):
+    """A mistake in the configuration: one line that says what was wrong, what was given and what to change."""
+
+
+class DeviceError(RuntimeError):
+    """Devices that do not start, in one line; starting again may help."""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def check_values(name: str, section: Any) -> None:
+    """Checks that every field of the dataclass `section`, called `name`, holds a value of its type.
+
+    Numbers must be finite in float32, and whole ones fit into 32 bits: no field means anything by infinity, and None
+    stands for "no limit".
+
+    Raises:
+        ConfigError: a field does not.
+    """
+    for key, kind in _hints(type(section)).items():
+        value = getattr(section, key)
+        words = _misfit(value, kind)
+        check(words is None, f"{name}.{key} is {value!r}: it must be {words}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _misfit(value: Any, kind: Any) -> str | None:
+    """What a field of type `kind` must be, in words, if `value` is not that."""
+    arguments = typing.get_args(kind)
+    match typing.get_origin(kind):
+        case types.UnionType:
+            others = [_misfit(value, other) for other in arguments]
+            return None if None in others else " or ".join(word for word in others if word)
+        case typing.Literal:
+            return None if value in arguments else f"one of {', '.join(map(repr, arguments))}"
+        case origin if origin is tuple:
+            fits = isinstance(value, tuple) and all(_misfit(entry, arguments[0]) is None for entry in value)
+            return None if fits else f"a tuple, with {_misfit(None, arguments[0])} in each place"
+    fits, words = _PLAIN[kind]
+    return None if fits(value) else words
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_INT
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= _LARGEST_FLOAT
+
+
+_PLAIN: dict[Any, tuple[Any, str]] = {
+    int: (_is_whole, "a whole number of at most 32 bits"),
+    float: (_is_number, "a finite number"),
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    str: (lambda value: isinstance(value, str), "a string"),
+    types.NoneType: (lambda value: value is None, "None"),
+}
+
+
+def local_path(option: str, text: str) -> Path:
+    """The path on this machine's file systems that was given as `option`, with `~` expanded.
+
+    Raises:
+        ConfigError: it is empty, a URL, or in the home of nobody.
+    """
+    check(text != "", f"{option} is empty: give a path (a shell variable that is not set leaves an empty one)")
+    check(
+        "://" not in text,
+        f"{option} is {text}: object stores and URLs are not supported; mount the bucket as a folder (for example "
+        "with gcsfuse or mountpoint-s3) and give that",
+    )
+    expanded = os.path.expanduser(text)
+    check(not expanded.startswith("~"), f"{option} is {text}: there is no such home folder; give the whole path")
+    return Path(expanded)
+
+
+def split_recipe(name: str) -> tuple[str, str]:
+    """(path, function) of a recipe named `file.py:function`, at the last colon.
+
+    Raises:
+        ConfigError: it names no function.
+    """
+    path, _, function = name.rpartition(":")
+    check(path != "" and function.isidentifier(), f"recipe {name!r} names no function: write it as file.py:function")
+    return path, function
+
+
+def closest(word: str, candidates: Iterable[str]) -> str:
+    """A hint at the candidate that looks most like `word`; empty where none does."""
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}? " if close else ""
