@@ -4,19 +4,27 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
+from gnp_scale.consensus import from_all, from_main
 from gnp_scale.runtime import is_main_process
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
 _LOCK_WAIT_S = 15.0
 """A start may come before the one that it follows has quite ended."""
+
+_TOKEN_FILE = "start"
+_SIGHT_WAIT_S = 90.0
+"""Clients of NFS may take a minute to see a new file."""
 
 _FREE_TO_CHANGE = (
     *("mesh.", "checkpoint.", "divergence.", "train.kernels"),
@@ -29,22 +37,68 @@ _FREE_TO_CHANGE = (
 def claimed(run_dir: Path, config: Config) -> Iterator[None]:
     """Makes `run_dir` the folder of `config`, or confirms that it is; inside, no other start of a run can have it.
 
+    Every process calls it, and all of them see the same folder, or all raise.
+
     Raises:
-        ConfigError: the folder holds a run with another configuration, or a run that goes on right now.
+        ConfigError: the folder holds a run with another configuration, or a run that goes on right now; or it is not
+            one folder.
     """
-    if not is_main_process():
-        # What the main process finds wrong ends this one as well.
-        yield
-        return
-    _check_same_run(run_dir, config)
+    token = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
-            replace_file(run_dir / CONFIG_FILE, recipe.to_json(config))
-        except OSError as error:
-            raise ConfigError(f"{run_dir} cannot be a run folder ({error}): choose another --run-dir") from error
+        problem = _claim(run_dir, config, token, stack) if is_main_process() else None
+        problem = _agreed(run_dir, token, problem)
+        if problem is not None:
+            raise ConfigError(problem)
         yield
+
+
+def _claim(run_dir: Path, config: Config, token: str, stack: contextlib.ExitStack) -> str | None:
+    """Claims the folder for as long as `stack` lives, with a `token` in it; returns what is in the way, if anything."""
+    try:
+        _check_same_run(run_dir, config)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
+        replace_file(run_dir / CONFIG_FILE, recipe.to_json(config))
+        if jax.process_count() > 1:
+            (run_dir / _TOKEN_FILE).write_text(token)
+    except ConfigError as error:
+        return str(error)
+    except OSError as error:
+        return f"{run_dir} cannot be a run folder ({error}): choose another --run-dir"
+    return None
+
+
+def _agreed(run_dir: Path, token: str, problem: str | None) -> str | None:
+    """The `problem` of process 0, or that another does not see its `token` in the run folder; the same in all."""
+    if jax.process_count() == 1:
+        return problem
+    file = run_dir / _TOKEN_FILE
+    mine = f"{run_dir.absolute()} on {socket.gethostname()}"
+    problem, token, main = from_main((problem, token, mine))
+    if problem is not None:
+        return problem
+    others = from_all(None if _comes_to_hold(file, token) else mine)
+    if is_main_process():
+        file.unlink(missing_ok=True)
+    return next(
+        (
+            f"process {rank} has another run folder, {other}, than process 0, {main}: give all the same --run-dir, on "
+            "a file system that they share"
+            for rank, other in enumerate(others)
+            if other is not None
+        ),
+        None,
+    )
+
+
+def _comes_to_hold(file: Path, token: str) -> bool:
+    deadline_s = time.monotonic() + _SIGHT_WAIT_S
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError):
+            if file.read_text() == token:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -11,16 +11,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import jax
 from jax._src import cloud_tpu_init, distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 
-from gnp_scale import __version__, awake
+from gnp_scale import __version__, awake, environment
 from gnp_scale.budgets import DEFAULTS_S, VARIABLE, budgets_s
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config, ConfigError, DataConfig, check
 from gnp_scale.consensus import from_all
 from gnp_scale.exit_codes import Exit
 
@@ -62,24 +61,35 @@ class Failure:
 
 
 def start() -> None:
-    """Readies JAX: the compilation cache, CPU devices where there is no accelerator, and the other processes.
+    """Readies JAX: CPU devices where there is no accelerator, the other processes, and the compilation cache.
 
-    Call it once, before anything asks JAX for its devices. Compiled steps are kept in `JAX_COMPILATION_CACHE_DIR`, or
-    in the user's cache folder, so that a run that starts again does not compile again. Processes that do not find
-    each other within the budget `join` end with one line and `Exit.HUNG`.
+    Call it once, before anything asks JAX for its devices. Processes that do not find each other within the budget
+    `join` end with one line and `Exit.HUNG`.
 
     Raises:
-        ConfigError: the environment names some, but not all, of coordinator, number of processes and rank.
+        ConfigError: the environment names some, but not all, of coordinator, number of processes and rank; or holds
+            what training cannot work with.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gnp_scale" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+    environment.check_jax_settings()
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         _join(os.environ["JAX_COORDINATOR_ADDRESS"], *_read_environment())
     elif _in_cluster():
         _join("that the launcher names", None, None)
+    else:
+        num_processes = environment.number("JAX_NUM_PROCESSES", 1)
+        check(
+            num_processes == 1,
+            f"JAX_NUM_PROCESSES is {num_processes}, but JAX_COORDINATOR_ADDRESS is not set: set it to host:port of "
+            "process 0, or unset both",
+        )
+    environment.keep_compiled(is_writer=distributed.global_state.process_id == 0)
+
+
+def check_devices() -> None:
+    """Starts the devices, after `start`; raises what `environment.check_devices` does."""
+    environment.check_devices(is_main=distributed.global_state.process_id == 0)
 
 
 def _read_environment() -> tuple[int, int]:
@@ -102,7 +112,7 @@ def _read_environment() -> tuple[int, int]:
 
 def _in_cluster() -> bool:
     """Whether a launcher that JAX recognises started several processes: Slurm, Open MPI, or a TPU pod."""
-    several = any(int(os.environ.get(name, "1")) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any(environment.number(name, 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     return several or _in_tpu_pod()
 
 
@@ -115,6 +125,7 @@ def _in_tpu_pod() -> bool:
 
 
 def _join(address: str, num_processes: int | None, process_id: int | None) -> None:
+    environment.bypass_proxies()
     # It would take SIGTERM, and nothing else; `preemption.py` has another way to all processes.
     jax.config.update("jax_enable_preemption_service", False)
     bound_s = budgets_s()["join"]
@@ -147,6 +158,8 @@ def _give_up_joining(address: str, bound_s: float) -> NoReturn:
         what = f"the coordinator at {address} answers, but some of the processes are missing: see which never started"
     except (OSError, ValueError) as error:
         what = f"no coordinator answers at {address} ({error}): check the address, and that process 0 runs there"
+    proxy = os.environ.get(environment.PROXY)
+    what += f"; {environment.PROXY} is {proxy}, which the processes may not reach each other through" if proxy else ""
     message = f"gnp-scale: not joined after {bound_s:.0f} s: {what} (budget join of {VARIABLE})"
     print(message, file=sys.stderr, flush=True)
     os._exit(Exit.HUNG)
@@ -179,7 +192,7 @@ def check_agreement(config: Config) -> None:
     Raises:
         ConfigError: one of them differs from process 0; every process raises.
     """
-    shared = replace(config, data=replace(config.data, root=""))
+    shared = replace(config, data=replace(config.data, root=DataConfig.root))
     digest = hashlib.sha256(repr(shared).encode()).hexdigest()[:12]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
     changed = [f"{name}={seconds:g}" for name, seconds in budgets_s().items() if seconds != DEFAULTS_S[name]]

@@ -2,14 +2,21 @@
 
 import os
 
-from gnp_scale import runtime
+import stuck
+
+from gnp_scale import rundir, runtime
 from gnp_scale.budgets import VARIABLE
 from gnp_scale.config import Config, TrainConfig
 
 
 def small() -> Config:
-    """Another seed in each process, or another version, or other budgets, in process 1."""
+    """Another seed or run folder in each process, or another version, or other budgets, in process 1."""
     rank = int(os.environ["JAX_PROCESS_ID"])
+    if os.environ["GNP_SCALE_TEST_DISAGREE"].startswith("/"):
+        # As if each had a disk of its own at the same place.
+        os.chdir(f"{os.environ['GNP_SCALE_TEST_DISAGREE']}/{rank}")
+        rundir._SIGHT_WAIT_S = 1.0
+        return stuck.SMALL
     if os.environ["GNP_SCALE_TEST_DISAGREE"] == "seed":
         return Config(train=TrainConfig(seed=rank))
     if rank == 1 and os.environ["GNP_SCALE_TEST_DISAGREE"] == "budgets":

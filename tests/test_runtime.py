@@ -13,9 +13,9 @@ from jax._src import cloud_tpu_init, distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 from launcher import Job
 
-from gnp_scale import runtime
+from gnp_scale import recipe, runtime
 from gnp_scale.budgets import VARIABLE
-from gnp_scale.config import ConfigError
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 
 JOIN_S = 5
@@ -27,6 +27,14 @@ def address():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(autouse=True)
+def same_cache():
+    """Starting sets it."""
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def train_alone(run_dir, address, rank):
@@ -70,6 +78,8 @@ def test_processes_that_do_not_find_each_other_give_up(tmp_path, address, rank, 
     [
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "write it as host:port"),
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:http"}, "write it as host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "", "JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS is not set"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:80", "JAX_NUM_PROCESSES": "2"}, "set both to numbers"),
         (
             {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:80", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
@@ -84,6 +94,14 @@ def test_an_environment_that_cannot_be_right_is_told_at_once(monkeypatch, enviro
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=expected):
         runtime.start()
+
+
+@pytest.mark.parametrize("environment", [{"JAX_COORDINATOR_ADDRESS": ""}, {"JAX_NUM_PROCESSES": "1"}])
+def test_what_names_no_others_is_one_process(monkeypatch, joins, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    runtime.start()
+    assert joins == []
 
 
 @pytest.fixture
@@ -139,3 +157,27 @@ def test_processes_that_do_not_agree_end_before_anything_is_compiled(tmp_path, m
         (line,) = [line for line in log.read_text().splitlines() if line.startswith("gnp-scale:")]
         assert re.search(expected, line)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_run_folders_end_before_they_train(tmp_path, monkeypatch):
+    """Each with a disk of its own would leave half of the files in each."""
+    monkeypatch.setenv("GNP_SCALE_TEST_DISAGREE", str(tmp_path))
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    job = Job(tmp_path, ["train", "tests/disagree.py:small", "--run-dir", "run"], num_processes=2)
+    assert job.exit_codes() == [Exit.WRONG_CONFIG, Exit.WRONG_CONFIG], job.output()
+    for log in job.logs:
+        (line,) = [line for line in log.read_text().splitlines() if line.startswith("gnp-scale:")]
+        assert re.search(rf"process 1 has another run folder, {tmp_path}/1/run on \S+, than process 0, ", line)
+    assert not list((tmp_path / "0" / "run").glob("start*"))
+    assert not (tmp_path / "1" / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_all_processes_end_with_2_where_the_folder_holds_another_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(recipe.to_json(Config()))
+    job = Job(tmp_path, ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run")], num_processes=2)
+    assert job.exit_codes() == [Exit.WRONG_CONFIG, Exit.WRONG_CONFIG], job.output()
+    assert "holds a run with another configuration" in job.logs[1].read_text()

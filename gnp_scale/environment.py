@@ -1,0 +1,130 @@
+"""What the environment of a process says about compiled programs, networks and devices, and what is made of it."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import jax
+from jax._src import hardware_utils
+
+from gnp_scale.checks import ConfigError, DeviceError, check
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_PROBE_BYTES = 2**20
+"""A compiled step has megabytes: a disk that is nearly full has no room for it."""
+PROXY = "grpc_proxy"
+_FALL_BACK = "may be present on this machine"
+
+
+def say(message: str) -> None:
+    """Tells the user something before there is a run to report on."""
+    print(f"gnp-scale: {message}", file=sys.stderr, flush=True)
+
+
+def number(name: str, default: int) -> int:
+    """The whole number in an environment variable; `default` where it is not set or empty.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    text = os.environ.get(name, "") or str(default)
+    check(text.isdecimal(), f"{name} is {text!r}: set it to a whole number, or unset it")
+    return int(text)
+
+
+def check_jax_settings() -> None:
+    """Raises ConfigError for settings of JAX, by environment variables, that training cannot work with."""
+    for name, variable in {"jax_enable_x64": "JAX_ENABLE_X64", "jax_disable_jit": "JAX_DISABLE_JIT"}.items():
+        check(not getattr(jax.config, name), f"{variable} is on, which training does not work with: unset it")
+
+
+def keep_compiled(is_writer: bool) -> None:
+    """Has JAX keep compiled programs in `JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder.
+
+    The variable set to nothing turns that off. Where the folder cannot be written, which only `is_writer` does, what it
+    holds is still used, and a line says why nothing is added.
+    """
+    # What JAX says of a program that it cannot keep is no reason to end, whatever PYTHONWARNINGS makes of warnings.
+    warnings.filterwarnings("default", message="Error (read|writ)ing persistent compilation cache")
+    folder = os.environ.get(_CACHE, _user_cache())
+    if folder == "" or "://" in (folder or ""):
+        return
+    problem = "there is no home folder" if folder is None else _problem(Path(folder)) if is_writer else None
+    exists = folder is not None and os.path.isdir(folder)
+    jax.config.update("jax_compilation_cache_dir", folder if exists or problem is None else None)
+    if problem is not None:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
+        say(f"compiled programs are not kept, so every start compiles anew ({problem}): set {_CACHE} to a folder")
+
+
+def _user_cache() -> str | None:
+    """The folder for this project in the user's cache folder, by the XDG base directory specification."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    return os.path.join(base, "gnp_scale", "xla") if os.path.isabs(base) else None
+
+
+def _problem(folder: Path) -> str | None:
+    """Why nothing can be written into `folder`, None where it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def bypass_proxies() -> None:
+    """Lets the processes of a run talk to each other directly, whatever proxy stands in the environment.
+
+    gRPC takes `grpc_proxy` before `https_proxy` and `http_proxy`, and empty for none. A `grpc_proxy` that the user set
+    stays.
+    """
+    jax.config.update("jax_check_proxy_envs", False)
+    if PROXY not in os.environ:
+        os.putenv(PROXY, "")
+
+
+def check_devices(is_main: bool) -> None:
+    """Starts the devices; says where an accelerator is there that is not used.
+
+    Raises:
+        ConfigError: `JAX_PLATFORMS` names a platform that JAX does not know here.
+        DeviceError: a device does not start.
+    """
+    asked = jax.config.jax_platforms
+    logger = logging.getLogger("jax._src.xla_bridge")
+    with contextlib.ExitStack() as stack:
+
+        def is_needed(record: logging.LogRecord) -> bool:
+            return _FALL_BACK not in record.getMessage()
+
+        logger.addFilter(is_needed)
+        stack.callback(logger.removeFilter, is_needed)
+        try:
+            platform = jax.default_backend()
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split()) or "JAX found no device of that platform"
+            if "not in the list of known backends" in reason:
+                raise ConfigError(f"JAX_PLATFORMS is {asked}: {reason}") from error
+            what = f"the devices do not start, JAX_PLATFORMS is {asked}" if asked else "the devices do not start"
+            raise DeviceError(f"{what}: {reason}") from error
+    unused = None if asked or platform != "cpu" else unused_accelerator()
+    if unused is not None and is_main:
+        say(f"{unused}: training on the CPU (JAX_PLATFORMS=cpu says that this is meant)")
+
+
+def unused_accelerator() -> str | None:
+    """The accelerator of this machine that JAX, which has found none, could use, and how; None where there is none."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hardware_utils.has_visible_nvidia_gpu() and not hidden:
+        return "this machine has an NVIDIA GPU that JAX cannot use; pip install '.[cuda]' has what it needs"
+    num_chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+    if num_chips > 0:
+        return "this machine has a TPU that JAX cannot use; pip install '.[tpu]' has what it needs"
+    return None

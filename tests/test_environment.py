@@ -1,0 +1,249 @@
+"""In an odd, poor or wrong environment a run does without what is missing, or one line says what to change."""
+
+import errno
+import logging
+import os
+import pwd
+import re
+import tempfile
+import warnings
+
+import jax
+import pytest
+from jax._src import hardware_utils
+from launcher import Job
+
+from gnp_scale import environment
+from gnp_scale.checks import ConfigError, DeviceError, local_path
+from gnp_scale.exit_codes import Exit
+
+CACHE_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture(autouse=True)
+def same_settings():
+    before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
+    with warnings.catch_warnings():
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def no_variables(monkeypatch):
+    """Nothing says where compiled programs are kept, and this user has no home."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_entry(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+
+
+@pytest.mark.parametrize("xdg", [None, "", "relative", "../up"])
+def test_the_cache_folder_is_in_the_home_where_no_absolute_one_is_named(xdg, no_variables, monkeypatch, tmp_path):
+    """By the XDG specification an empty or relative path is no path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if xdg is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    environment.keep_compiled(is_writer=True)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "gnp_scale" / "xla")
+
+
+def test_the_cache_folder_may_be_named(no_variables, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    environment.keep_compiled(is_writer=True)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "x" / "gnp_scale" / "xla")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "y"))
+    environment.keep_compiled(is_writer=True)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "y")
+
+
+def test_without_a_home_nothing_is_kept_and_that_is_said_once(no_variables, capsys):
+    environment.keep_compiled(is_writer=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is no home folder" in line
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_folder_that_cannot_be_made_is_none(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/no/folder")
+    environment.keep_compiled(is_writer=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/proc/no" in line
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_full_disk_is_still_read_but_not_written(monkeypatch, capsys, tmp_path):
+    def full(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    environment.keep_compiled(is_writer=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == float("inf")
+
+
+@pytest.mark.parametrize("folder", ["", "gs://bucket/cache"])
+def test_what_jax_knows_better_is_left_to_it(folder, monkeypatch, capsys):
+    """Nothing is the user's way to turn the cache off, and JAX reads buckets itself."""
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    environment.keep_compiled(is_writer=True)
+    assert jax.config.jax_compilation_cache_dir == before
+    assert capsys.readouterr().err == ""
+
+
+def test_a_process_that_does_not_write_the_cache_does_not_try(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/no/folder")
+    environment.keep_compiled(is_writer=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_fills_up_later_ends_nothing(monkeypatch, tmp_path):
+    """Not even where PYTHONWARNINGS makes an error of a warning, as these tests do."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    environment.keep_compiled(is_writer=True)
+    text = "Error writing persistent compilation cache entry for 'jit_step': OSError: full"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn(text, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == [text]
+
+
+@pytest.fixture
+def found_only_a_cpu(monkeypatch):
+    """JAX has looked for accelerators by itself."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(hardware_utils, "has_visible_nvidia_gpu", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jax.config.update("jax_platforms", None)
+    yield
+    jax.config.update("jax_platforms", "cpu")
+
+
+def test_an_accelerator_that_is_not_used_is_told(found_only_a_cpu, monkeypatch, capsys):
+    environment.check_devices(is_main=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has an NVIDIA GPU that JAX cannot use; pip install '.[cuda]'" in line
+    monkeypatch.setattr(hardware_utils, "has_visible_nvidia_gpu", lambda: False)
+    monkeypatch.setattr(hardware_utils, "num_available_tpu_chips_and_device_id", lambda: (4, None))
+    environment.check_devices(is_main=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has a TPU that JAX cannot use; pip install '.[tpu]'" in line
+
+
+@pytest.mark.parametrize("why", ["asked for the CPU", "hid the GPU", "no accelerator", "another process says it"])
+def test_there_is_no_false_alarm(why, found_only_a_cpu, monkeypatch, capsys):
+    match why:
+        case "asked for the CPU":
+            jax.config.update("jax_platforms", "cpu")
+        case "hid the GPU":
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        case "no accelerator":
+            monkeypatch.setattr(hardware_utils, "has_visible_nvidia_gpu", lambda: False)
+    environment.check_devices(is_main=why != "another process says it")
+    assert capsys.readouterr().err == ""
+
+
+def test_jax_does_not_say_it_a_second_time(found_only_a_cpu, monkeypatch, caplog):
+    logger = logging.getLogger("jax._src.xla_bridge")
+
+    def default_backend():
+        logger.warning("An NVIDIA GPU may be present on this machine, but ...")
+        logger.warning("CUDA backend failed to initialize: no driver")
+        return "cpu"
+
+    monkeypatch.setattr(jax, "default_backend", default_backend)
+    environment.check_devices(is_main=True)
+    assert [record.getMessage() for record in caplog.records] == ["CUDA backend failed to initialize: no driver"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "part"),
+    [
+        (RuntimeError("Backend 'foo' is not in the list of known backends: ['cpu']."), ConfigError, "['cpu']"),
+        (RuntimeError("the TPU is in use\nby process 7"), DeviceError, "the TPU is in use by process 7"),
+        (AssertionError(), DeviceError, "JAX found no device of that platform"),
+    ],
+)
+def test_devices_that_do_not_start_are_one_line(raised, kind, part, monkeypatch):
+    """Another process may give a device back, so that only a platform that is not there is a mistake."""
+
+    def default_backend():
+        raise raised
+
+    monkeypatch.setattr(jax, "default_backend", default_backend)
+    with pytest.raises(kind, match=re.escape(part)) as error:
+        environment.check_devices(is_main=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["jax_enable_x64", "jax_disable_jit"])
+def test_settings_of_jax_that_training_cannot_work_with(name):
+    jax.config.update(name, True)
+    try:
+        with pytest.raises(ConfigError, match=f"{name.upper()} is on"):
+            environment.check_jax_settings()
+    finally:
+        jax.config.update(name, False)
+
+
+@pytest.mark.parametrize(("text", "number"), [("", 3), ("7", 7)])
+def test_an_empty_variable_is_none(text, number, monkeypatch):
+    monkeypatch.setenv("GNP_SCALE_TEST_NUMBER", text)
+    assert environment.number("GNP_SCALE_TEST_NUMBER", 3) == number
+
+
+def test_a_variable_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2(x1)")
+    with pytest.raises(ConfigError, match=r"SLURM_STEP_NUM_TASKS is '2\(x1\)'"):
+        environment.number("SLURM_STEP_NUM_TASKS", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is empty"),
+        ("gs://bucket/run", "mount the bucket"),
+        ("s3://bucket/run", "mount the bucket"),
+        ("~no-such-user-of-test/run", "no such home folder"),
+    ],
+)
+def test_a_path_that_is_none_is_refused(text, part):
+    with pytest.raises(ConfigError, match=part):
+        local_path("--run-dir", text)
+
+
+WRONG = {
+    "unknown platform": ({"JAX_PLATFORMS": "foo"}, "JAX_PLATFORMS is foo: "),
+    "value that JAX refuses": ({"JAX_ENABLE_X64": "maybe"}, "JAX does not start with the variables JAX_"),
+    "rank without a coordinator": ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS is not set"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variables", "part"), WRONG.values(), ids=WRONG)
+def test_a_wrong_variable_is_one_line(variables, part, tmp_path):
+    job = Job(tmp_path, ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run")], variables=variables)
+    assert job.exit_codes() == [Exit.WRONG_CONFIG]
+    (line,) = job.output().splitlines()
+    assert line.startswith("gnp-scale: ")
+    assert part in line
+
+
+@pytest.mark.slow
+def test_processes_find_each_other_past_a_proxy(tmp_path):
+    proxy = "http://127.0.0.1:9"
+    variables = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "ALL_PROXY"), proxy)
+    job = Job(
+        tmp_path / "log",
+        ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run")],
+        num_processes=2,
+        variables=variables | {"GNP_SCALE_BUDGETS_S": "join=60"},
+    )
+    assert job.exit_codes() == [Exit.FINISHED] * 2, job.output()
+    assert "proxy" not in job.output()
