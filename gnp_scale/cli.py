@@ -2,12 +2,17 @@
 
 import argparse
 import json
+import os
+import platform
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from gnp_scale import __version__
+from gnp_scale.checks import DeviceError, closest, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.preemption import StopRequest
@@ -33,7 +38,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         reason = "interrupted" if code == Exit.INTERRUPTED else str(error)
-        if code == Exit.FAILED:
+        if code == Exit.FAILED and not isinstance(error, DeviceError):
             traceback.print_exc()
         else:
             print(f"gnp-scale: {reason}", file=sys.stderr)
@@ -44,41 +49,65 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}: see {self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(name) for name in action.choices]
+            self.error(f"there is no {action.metavar} {value}: {closest(value, names)}it is one of {', '.join(names)}")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib"))
+        print(f"gnp-scale {__version__}, {libraries}, Python {platform.python_version()}")
+        parser.exit()
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} is less than {lowest}")
+        return value
+
+    whole_number.__name__ = "int"
+    return whole_number
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="gnp-scale", description="Training with a penalty on the gradient norm.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
         "train", help="train a recipe, or go on with its run", add_help=False, allow_abbrev=False
     )
     train.add_argument("recipe", nargs="?")
-    train.add_argument("--run-dir", type=Path)
+    train.add_argument("--run-dir")
     train.add_argument("--kernels")
     train.set_defaults(command=_train, takes_flags=True)
 
     evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run", allow_abbrev=False)
-    evaluate.add_argument(
-        "run_dir", metavar="RUN", type=Path, help="folder of the run (flags of data and mesh may follow)"
-    )
+    evaluate.add_argument("run_dir", metavar="RUN", help="folder of the run (flags of data and mesh may follow)")
     evaluate.set_defaults(command=_eval, takes_flags=True)
 
     fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
-    fingerprint.add_argument("run_dir", metavar="RUN", type=Path, help="folder of the run")
-    fingerprint.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    fingerprint.add_argument("run_dir", metavar="RUN", help="folder of the run")
+    fingerprint.add_argument("--step", type=_at_least(0), help="which checkpoint (default: the newest)")
     fingerprint.set_defaults(command=_fingerprint, takes_flags=False)
 
     status = commands.add_parser("status", help="where a run stands, and what became of its time")
-    status.add_argument("run_dir", metavar="RUN", type=Path, help="folder of the run, which may be running")
+    status.add_argument("run_dir", metavar="RUN", help="folder of the run, which may be running")
     status.set_defaults(command=_status, takes_flags=False)
 
     drill = commands.add_parser("drill", help="kill runs of a recipe at random, and compare", allow_abbrev=False)
     drill.add_argument("recipe", metavar="RECIPE", help="FILE:FUNCTION (flags of train may follow)")
-    drill.add_argument("--run-dir", type=Path, help="a new folder for all of its runs (default: runs/drill-RECIPE)")
-    drill.add_argument("--num-kills", type=int, default=10, help="in all (default: %(default)s)")
-    drill.add_argument("--num-processes", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
-    drill.add_argument("--num-devices", type=int, default=4, help="of the CPU, over all processes (default: 4)")
-    drill.add_argument("--seed", type=int, default=0, help="of what is killed and when (default: %(default)s)")
+    drill.add_argument("--run-dir", help="a new folder for all of its runs (default: runs/drill-RECIPE)")
+    drill.add_argument("--num-kills", type=_at_least(1), default=10, help="in all (default: %(default)s)")
+    drill.add_argument("--num-processes", type=_at_least(1), nargs="+", default=[1, 2, 4], help="default: 1 2 4")
+    drill.add_argument(
+        "--num-devices", type=_at_least(1), default=4, help="of the CPU, over all processes (default: 4)"
+    )
+    drill.add_argument("--seed", type=_at_least(0), default=0, help="of what is killed and when (default: %(default)s)")
     drill.set_defaults(command=_drill, takes_flags=True)
 
     data = commands.add_parser("data", help="get data sets").add_subparsers(required=True, metavar="COMMAND")
@@ -91,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="COMMAND")
     kernels = bench.add_parser("kernels", help="check the kernels, time them against XLA, and find their best blocks")
     kernels.add_argument("--model", default="vit_b", help="network whose parameters are used (default: %(default)s)")
-    kernels.add_argument("--rounds", type=int, default=20, help="calls that are timed (default: %(default)s)")
+    kernels.add_argument("--rounds", type=_at_least(2), default=20, help="calls that are timed (default: %(default)s)")
     kernels.add_argument("--no-tuning", action="store_true", help="keep the block sizes that are there")
     kernels.set_defaults(command=_bench_kernels, takes_flags=False)
     return parser
@@ -101,48 +130,85 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    if options.recipe is None:
-        _explain_train(flags)
+    if options.recipe is None or {"-h", "--help"} & set(flags):
+        return _explain_train(options.recipe, flags)
+    if ":" not in options.recipe and any(":" in flag for flag in flags):
+        raise ConfigError("the recipe comes first: gnp-scale train FILE:FUNCTION, and then the flags")
+    run_dir = _run_dir(options, "")
     stop = StopRequest().watch()
+    _import_jax()
     from gnp_scale import recipe, runtime
 
     runtime.start()
     stop.joined(*runtime.coordination())
+    runtime.check_devices()
     from gnp_scale.loop import train
 
     if options.kernels is not None:
         flags = [*flags, "--train.kernels", options.kernels]
-    config = recipe.override(recipe.load(options.recipe), flags, _TRAIN_USAGE)
-    return train(config, options.run_dir or Path("runs") / _name(options.recipe), stop)
+    return train(recipe.override(recipe.load(options.recipe), flags, *_TRAIN), run_dir, stop)
 
 
-def _name(recipe: str) -> str:
-    path, _, function = recipe.partition(":")
-    return f"{Path(path).stem}-{function}"
+_TRAIN = (
+    "gnp-scale train FILE:FUNCTION [--run-dir RUN] [--kernels auto|xla|triton|pallas]",
+    ("--run-dir", "--kernels"),
+)
 
 
-def _explain_train(flags: Sequence[str]) -> NoReturn:
+def _explain_train(name: str | None, flags: Sequence[str]) -> int:
+    """Prints all options, with the values of the recipe if there is one."""
+    if not {"-h", "--help"} & set(flags):
+        raise ConfigError("train needs a recipe: gnp-scale train configs/digits.py:quickstart, for example")
+    if name is not None:
+        _on_cpu()
     from gnp_scale import recipe
 
-    recipe.override(Config(), [flag for flag in flags if flag in ("-h", "--help")], _TRAIN_USAGE)
-    raise ConfigError("train needs a recipe: gnp-scale train configs/digits.py:quickstart, for example")
+    recipe.override(Config() if name is None else recipe.load(name), ["--help"], *_TRAIN)
+    return Exit.FINISHED
 
 
-_TRAIN_USAGE = "gnp-scale train FILE:FUNCTION [--run-dir RUN] [--kernels auto|xla|triton|pallas]"
+def _run_dir(options: argparse.Namespace, prefix: str) -> Path:
+    path, function = split_recipe(options.recipe)
+    given = options.run_dir
+    return Path("runs") / f"{prefix}{Path(path).stem}-{function}" if given is None else local_path("--run-dir", given)
+
+
+def _import_jax() -> Any:
+    """Imports JAX, which reads environment variables and refuses some values of them."""
+    try:
+        import jax
+    except ValueError as error:
+        names = ", ".join(name for name in os.environ if name.startswith("JAX_"))
+        raise ConfigError(f"JAX does not start with the variables {names}: {error}") from error
+    return jax
+
+
+def _on_cpu() -> None:
+    """Keeps this process from the accelerators, which a run may be using."""
+    _import_jax().config.update("jax_platforms", "cpu")
+
+
+def _existing_run(text: str) -> Path:
+    if ".py:" in text:
+        raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or what --run-dir named")
+    return local_path("RUN", text)
 
 
 def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    run_dir = _existing_run(options.run_dir)
+    _import_jax()
     from gnp_scale import recipe, runtime
     from gnp_scale.rundir import stored_config
 
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"eval has no option {flag}: only those of data and mesh, as the run decides the rest")
-    config = recipe.override(stored_config(options.run_dir), flags, "gnp-scale eval RUN")
+    config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN")
     runtime.start()
+    runtime.check_devices()
     from gnp_scale.loop import evaluate_run
 
-    step, scores = evaluate_run(config, options.run_dir)
+    step, scores = evaluate_run(config, run_dir)
     if runtime.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED
@@ -151,22 +217,24 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
 def _status(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.status import print_status
 
-    print_status(options.run_dir)
+    print_status(_existing_run(options.run_dir))
     return Exit.FINISHED
 
 
 def _fingerprint(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    _on_cpu()
     from gnp_scale.checkpoint import fingerprint
 
-    step, digest = fingerprint(options.run_dir, options.step)
+    step, digest = fingerprint(_existing_run(options.run_dir), options.step)
     print(f"{digest}  step {step}")
     return Exit.FINISHED
 
 
 def _drill(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    folder = _run_dir(options, "drill-")
+    _import_jax()
     from gnp_scale.drill import drill
 
-    folder = options.run_dir or Path("runs") / f"drill-{_name(options.recipe)}"
     arguments = [options.recipe, *flags]
     return drill(arguments, folder, options.num_processes, options.num_kills, options.num_devices, options.seed)
 
@@ -174,16 +242,16 @@ def _drill(options: argparse.Namespace, flags: Sequence[str]) -> int:
 def _download(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.data.download import download
 
-    download(options.dataset, Path(options.root), options.url)
+    download(options.dataset, local_path("--root", options.root), options.url)
     return Exit.FINISHED
 
 
 def _bench_kernels(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    if options.rounds < 2:
-        raise ConfigError(f"--rounds is {options.rounds}: medians need at least 2")
+    _import_jax()
     from gnp_scale import runtime
 
     runtime.start()
+    runtime.check_devices()
     from gnp_scale.bench import bench_kernels
 
     bench_kernels(options.model, options.rounds, tune=not options.no_tuning)

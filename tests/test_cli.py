@@ -3,10 +3,12 @@
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 from launcher import Job, run
 
+from gnp_scale import __version__
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.cli import main
 from gnp_scale.metrics import read_metrics
@@ -54,7 +56,24 @@ def test_a_mistake_is_one_line_and_exit_code_2(flags, part, tmp_path):
         (["eval", "runs", "--optim.name", "lion"], "eval has no option --optim.name"),
         (["data", "download", "imagenet"], "imagenet"),
         (["train"], "needs a recipe"),
-        (["trian"], "invalid choice"),
+        (["trian"], "there is no COMMAND trian: did you mean train?"),
+        (["data", "donwload"], "did you mean download?"),
+        ([], "COMMAND"),
+        (["status", RECIPE], "is a recipe: give the folder of its run"),
+        (["fingerprint", RECIPE], "is a recipe: give the folder of its run"),
+        (["eval", "gs://bucket/run"], "RUN is gs://bucket/run"),
+        (["train", RECIPE, "--run-dir", "gs://bucket/run"], "mount the bucket"),
+        (["train", RECIPE, "--run-dir="], "--run-dir is empty"),
+        (["train", "--gnp.r", "0.1", RECIPE], "the recipe comes first"),
+        (["train", "runs/digits"], "names no function"),
+        (["data", "download", "cifar10", "--root", "s3://bucket"], "mount the bucket"),
+        (["drill", RECIPE, "--seed", "-1"], "argument --seed: -1 is less than 0"),
+        (["drill", RECIPE, "--num-kills", "0"], "argument --num-kills: 0 is less than 1"),
+        (["drill", RECIPE, "--num-processes", "1", "0"], "argument --num-processes: 0 is less than 1"),
+        (["drill", RECIPE, "--num-devices", "-4"], "argument --num-devices: -4 is less than 1"),
+        (["drill", "configs/digits.py"], "names no function"),
+        (["fingerprint", "runs", "--step", "-1"], "argument --step: -1 is less than 0"),
+        (["bench", "kernels", "--rounds", "1"], "argument --rounds: 1 is less than 2"),
     ],
     ids=" ".join,
 )
@@ -78,6 +97,21 @@ def test_help_lists_every_section_and_is_readable(tmp_path):
     assert "gnp-scale train FILE:FUNCTION [--run-dir RUN]" in text
     for flag in ("--data.batch-size", "--gnp.alpha", "--mesh.fsdp", "--train.num-steps", "--checkpoint.every-steps"):
         assert flag in text
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_after_a_recipe_shows_its_values(flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", RECIPE, flag])
+    assert stop.value.code == 0
+    assert "(default: vit_mu)" in capsys.readouterr().out
+
+
+def test_version_names_the_libraries_too(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"gnp-scale {__version__}, jax {jax.__version__}, jaxlib ")
 
 
 @pytest.mark.slow
