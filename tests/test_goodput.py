@@ -79,11 +79,11 @@ def test_stages_account_for_every_second_once():
 
 
 def test_a_stop_belongs_to_no_stage():
-    stages = Stages()
+    stages, began_s = Stages(), time.perf_counter()
     with stages.enter(Stage.SAVE, 4):
         time.sleep(0.05)
         stages.skip(0.04)
-    assert 0.01 <= stages.longest_s[Stage.SAVE] == pytest.approx(stages.now.seconds[Stage.SAVE], abs=0.01)
+    assert 0.01 <= stages.now.seconds[Stage.SAVE] <= time.perf_counter() - began_s - 0.04
     with stages.enter(Stage.TRAIN, 5):
         stages.skip(600)
         assert 0 <= time.perf_counter() - stages.now.since_s < 60, "it was noticed late: in another stage"
