@@ -33,20 +33,20 @@ COMMAND = "python tests/first_steps.py > tests/golden/first_steps.json"
 
 VIT = Config(
     data=DataConfig(batch_size=16, crop_padding=1, mixup=0.2),
-    model=ModelConfig("vit_mu", patch_size=4, depth=2, dropout=0.1, drop_path=0.1, dtype="float64"),
+    model=ModelConfig("vit_mu", patch_size=4, depth=2, dropout=0.1, drop_path=0.1),
     optim=OptimConfig("adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
     train=TrainConfig(num_steps=10, ema_decay=0.9, label_smoothing=0.1, kernels="xla"),
 )
 CONV = Config(
     data=DataConfig(batch_size=16, crop_padding=1, flip=True),
-    model=ModelConfig("resnet18", stem="cifar", dtype="float64"),
+    model=ModelConfig("resnet18", stem="cifar"),
     optim=OptimConfig("sgd", learning_rate=0.1, l2_in_loss=1e-3, clip_norm=5.0),
     train=TrainConfig(num_steps=10, kernels="xla"),
 )
 NETWORKS = {
     "vit": VIT,
     "resnet": CONV,
-    "wide_resnet": replace(CONV, model=ModelConfig("wrn_16_4", dtype="float64")),
+    "wide_resnet": replace(CONV, model=ModelConfig("wrn_16_4")),
 }
 BLENDS = {
     "paper": GnpConfig(),
@@ -68,7 +68,8 @@ CASES |= {f"vit {variant}": ("vit", gnp) for variant, gnp in VARIANTS.items()}
 
 def first_steps(config: Config) -> list[dict[str, float]]:
     """The metrics of each of the first steps on one device."""
-    config = replace(config, mesh=MeshConfig(1, 1, 1))
+    config = replace(config, mesh=MeshConfig(1, 1, 1), model=replace(config.model))
+    object.__setattr__(config.model, "dtype", "float64")  # No type that a user may choose.
     with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
         step, state, rows = make_train_step(task), task.init_state(), []
