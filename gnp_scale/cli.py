@@ -3,16 +3,14 @@
 import argparse
 import json
 import os
-import platform
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from gnp_scale import __version__
-from gnp_scale.checks import DeviceError, closest, local_path, split_recipe
+from gnp_scale.arguments import Parser, Version, at_least
+from gnp_scale.checks import DeviceError, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.preemption import StopRequest
@@ -45,37 +43,9 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
         return code, reason.partition("\n")[0]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}: see {self.prog} --help")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value not in action.choices:
-            names = [str(name) for name in action.choices]
-            self.error(f"there is no {action.metavar} {value}: {closest(value, names)}it is one of {', '.join(names)}")
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib"))
-        print(f"gnp-scale {__version__}, {libraries}, Python {platform.python_version()}")
-        parser.exit()
-
-
-def _at_least(lowest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < lowest:
-            raise argparse.ArgumentTypeError(f"{value} is less than {lowest}")
-        return value
-
-    whole_number.__name__ = "int"
-    return whole_number
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gnp-scale", description="Training with a penalty on the gradient norm.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print versions and exit")
+    parser = Parser(prog="gnp-scale", description="Training with a penalty on the gradient norm.")
+    parser.add_argument("--version", action=Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -92,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
     fingerprint.add_argument("run_dir", metavar="RUN", help="folder of the run")
-    fingerprint.add_argument("--step", type=_at_least(0), help="which checkpoint (default: the newest)")
+    fingerprint.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
     fingerprint.set_defaults(command=_fingerprint, takes_flags=False)
 
     status = commands.add_parser("status", help="where a run stands, and what became of its time")
@@ -102,12 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     drill = commands.add_parser("drill", help="kill runs of a recipe at random, and compare", allow_abbrev=False)
     drill.add_argument("recipe", metavar="RECIPE", help="FILE:FUNCTION (flags of train may follow)")
     drill.add_argument("--run-dir", help="a new folder for all of its runs (default: runs/drill-RECIPE)")
-    drill.add_argument("--num-kills", type=_at_least(1), default=10, help="in all (default: %(default)s)")
-    drill.add_argument("--num-processes", type=_at_least(1), nargs="+", default=[1, 2, 4], help="default: 1 2 4")
-    drill.add_argument(
-        "--num-devices", type=_at_least(1), default=4, help="of the CPU, over all processes (default: 4)"
-    )
-    drill.add_argument("--seed", type=_at_least(0), default=0, help="of what is killed and when (default: %(default)s)")
+    drill.add_argument("--num-kills", type=at_least(1), default=10, help="in all (default: %(default)s)")
+    drill.add_argument("--num-processes", type=at_least(1), nargs="+", default=[1, 2, 4], help="default: 1 2 4")
+    drill.add_argument("--num-devices", type=at_least(1), default=4, help="of the CPU, over all processes (default: 4)")
+    drill.add_argument("--seed", type=at_least(0), default=0, help="of what is killed and when (default: %(default)s)")
     drill.set_defaults(command=_drill, takes_flags=True)
 
     data = commands.add_parser("data", help="get data sets").add_subparsers(required=True, metavar="COMMAND")
@@ -120,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure this machine").add_subparsers(required=True, metavar="COMMAND")
     kernels = bench.add_parser("kernels", help="check the kernels, time them against XLA, and find their best blocks")
     kernels.add_argument("--model", default="vit_b", help="network whose parameters are used (default: %(default)s)")
-    kernels.add_argument("--rounds", type=_at_least(2), default=20, help="calls that are timed (default: %(default)s)")
+    kernels.add_argument("--rounds", type=at_least(2), default=20, help="calls that are timed (default: %(default)s)")
     kernels.add_argument("--no-tuning", action="store_true", help="keep the block sizes that are there")
     kernels.set_defaults(command=_bench_kernels, takes_flags=False)
     return parser

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import re
 import sys
@@ -110,7 +111,7 @@ def override(
 
 def _check_flags(config: Config, flags: Sequence[str], others: Sequence[str]) -> None:
     values = {f"--{key}".replace("_", "-"): value for key, value in flatten(config).items()}
-    for flag, after in zip(flags, [*flags[1:], None], strict=True):
+    for flag, after in itertools.pairwise([*flags, "--"]):
         name, equals, value = flag.partition("=")
         canonical = _canonical(name)
         if not name.startswith("--") or name == "--help":
@@ -119,9 +120,9 @@ def _check_flags(config: Config, flags: Sequence[str], others: Sequence[str]) ->
             raise ConfigError(
                 f"there is no option {name}: {closest(canonical.lower(), [*values, *others])}--help lists them all"
             )
-        if "" in (value if equals else None, after):
+        if "" in (value if equals else name, after):
             raise ConfigError(f"{name} is empty: give a value, or leave it out")
-        if isinstance(values[canonical], bool) and (equals or (after or "").lower() in _WORDS_OF_FLAGS):
+        if isinstance(values[canonical], bool) and (equals or after.lower() in _WORDS_OF_FLAGS):
             off = canonical.replace(".", ".no-", 1)
             raise ConfigError(f"{name} takes no value: write {canonical}, or {off} for the opposite")
 

@@ -11,7 +11,7 @@ ROOT = Path(gnp_scale.__file__).parent
 # A module imports only from layers above its own, or from its own layer's package.
 LAYERS = (
     {"checks"},
-    {"config", "stages", "awake", "consensus", "lifeline"},
+    {"config", "arguments", "stages", "awake", "consensus", "lifeline"},
     {"exit_codes"},
     {"budgets", "goodput", "grace", "environment"},
     {"recipe", "local_job", "preemption", "mesh", "runtime", "flops", "ops", "losses"},

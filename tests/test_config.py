@@ -56,6 +56,10 @@ def test_flags_replace_values_and_nothing_else():
     )
 
 
+def test_without_flags_nothing_is_replaced():
+    assert recipe.override(Config(), []) == Config()
+
+
 def test_of_a_flag_that_is_given_twice_the_last_counts():
     """So a launch script can append what its user overrides."""
     flags = "--gnp.r 0.1 --data.flip --gnp.r 0.2 --data.no-flip"

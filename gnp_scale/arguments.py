@@ -1,0 +1,46 @@
+"""What the parsers of the command line have in common."""
+
+import argparse
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from gnp_scale import __version__
+from gnp_scale.checks import ConfigError, closest
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ConfigError, in one line, for what it cannot parse; a misspelt command is answered by the nearest."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        raise ConfigError(f"{message}: see {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(name) for name in action.choices]
+            self.error(f"there is no {action.metavar} {value}: {closest(value, names)}it is one of {', '.join(names)}")
+
+
+class Version(argparse.Action):
+    """Prints the versions of what a bug report needs, and ends the process."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Does so."""
+        libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib"))
+        print(f"gnp-scale {__version__}, {libraries}, Python {platform.python_version()}")
+        parser.exit()
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number, and not less than `lowest`."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} is less than {lowest}")
+        return value
+
+    whole_number.__name__ = "int"
+    return whole_number
