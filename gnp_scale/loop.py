@@ -61,11 +61,12 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
-            rollbacks = Rollbacks(run_dir, config)
             with stages.enter(Stage.COMPILE, 0):
-                steps = _trace(task, rollbacks)
+                steps = _trace(task, Rollbacks(run_dir, config))
             with claimed(run_dir, config), Recorder(run_dir, stages, is_main_process()) as recorder:
                 watchdog.on_end = partial(append_exit, run_dir)
+                # Until here an earlier start may have been at work.
+                rollbacks = Rollbacks(run_dir, config)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
                 if advice := zoo.batch_norm_advice(config.model, config.data.batch_size, num_parts):

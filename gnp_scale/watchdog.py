@@ -111,10 +111,9 @@ class Watchdog:
         self._client, self._rank, self._num_processes = state.client, state.process_id, state.num_processes
         self._own_key = f"{_MAIN}report" if self._rank == 0 else f"{_REPORTS}{self._rank}"
         self._host = socket.gethostname()
-        now_s = self._clock.now_s()
         # Process 0 hears from all, the others from process 0; until it is heard, a process is taken to start.
         ranks = range(self._num_processes) if self._rank == 0 else (0,)
-        self._reports = {n: Report(n, "an unknown host", Stage.START, 0, 0.0, 0, 0, now_s) for n in ranks}
+        self._reports = {n: Report(n, "an unknown host", Stage.START, 0, 0.0, 0, 0, self._clock.now_s()) for n in ranks}
         self._heard: Failure | None = None
         self._own: Failure | None = None
         self._is_ending = False

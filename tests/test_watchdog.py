@@ -215,9 +215,9 @@ def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["start", "compile", "evaluate", "save"])
 def test_a_run_may_be_stopped_in_any_stage(stuck, stage):
-    job = stuck(f"0:{stage}:announce", f"1:{stage}:announce", silence=3, join=10, **{stage: 15})
+    job = stuck(f"0:{stage}:announce", f"1:{stage}:announce", silence=3, join=30, **{stage: 40})
     job.wait_for("here I am")
-    stop_for(job.processes, 30)
+    stop_for(job.processes, 45)
     assert job.exit_codes() == [0, 0], job.output()
 
 
