@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 
-STACKS_SIGNAL = signal.SIGUSR2
-"""Has the training process print all stacks; it is handled outside of Python."""
+STACKS_SIGNAL = signal.SIGQUIT
+"""Has the training process print all stacks and go on, as `Ctrl-\\` does; it is handled outside of Python."""
 _TICKS = 20
 _STACKS_S = 2.0
 
