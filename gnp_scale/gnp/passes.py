@@ -61,8 +61,8 @@ def value_and_grad(
         other arguments, and those by keyword, go into every pass as they are. Without groups there need be none.
 
     Raises:
-        ValueError: the blend or direction needs `penalize`; or, in a call, the arguments are not those of `argnums`, or
-            there is no batch to cut.
+        ValueError: the blend or direction needs `penalize`; or, in a call, the arguments are not those of `argnums`,
+            there is no batch to cut, or parameters that are to be perturbed are narrower than float32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -204,6 +204,17 @@ class _Weights(NamedTuple):
         """Where the clean pass takes its gradient."""
         return self.master if self.copy is None else self.copy
 
+    @property
+    def copy_dtype(self) -> Any:
+        """The one type of the copy; None where there is none."""
+        dtypes = {x.dtype for x in jax.tree.leaves(self.copy)}
+        if len(dtypes) > 1:
+            raise ValueError(
+                "A copy of the parameters to differentiate at is of one type. "
+                f"Got {', '.join(sorted(map(str, dtypes)))}. Cast all of them to one."
+            )
+        return dtypes.pop() if dtypes else None
+
 
 class _Passes(NamedTuple):
     """The passes of each phase."""
@@ -237,8 +248,8 @@ class _Passes(NamedTuple):
         g1_norm = jnp.sqrt(dots.a_a)
         # Division by an infinite norm would hide it.
         c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
-        # Nothing is kept as long as every full step was skipped.
-        is_on = self.gnp.is_active(r, alpha) & (dots.b_b != 0)
+        # Nothing is kept as long as every full step was skipped; at a minimum there is nothing to keep.
+        is_on = self.gnp.is_active(r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
         telemetry = {"grad_norm": g1_norm, "update_grad_norm": blend_norm(1.0, c2, dots), "on": wide(is_on)}
         return Penalized(loss, aux, self.written(Blend(1.0, g1, c2, kept), weights), telemetry, kept, None)
 
@@ -290,7 +301,7 @@ class _Passes(NamedTuple):
             r,
             adaptive=self.gnp.metric == "adaptive",
             mask=self.gnp.mask,
-            dtype=None if weights.copy is None else jax.tree.leaves(weights.copy)[0].dtype,
+            dtype=weights.copy_dtype,
             implementation=self.implementation,
         )
 
