@@ -331,20 +331,44 @@ def test_a_call_without_its_parameters_or_its_batch_is_an_error(name):
 
 
 def test_bfloat16_gradients_are_blended_in_float32():
-    """u is rounded to bfloat16 once, at the end; telemetry keeps float32."""
-    params, batch = on_device(PARAMS, "bfloat16"), on_device(BATCH_OF_16, "bfloat16")
+    """u is that of the two bfloat16 gradients, in the float32 of the parameters."""
+    params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "bfloat16")
+    copy = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     r, alpha = 2.0, 0.7
-    _, g1 = value_and_grad(mlp_loss, PLAIN)(params, batch)
+    g1 = jax.grad(mlp_loss)(copy, batch)
     wide = {name: np.asarray(g, np.float64) for name, g in g1.items()}
     scale = r / np.sqrt(inner(wide, wide))
     perturbed = {name: jnp.asarray(np.float64(w) + scale * wide[name], "bfloat16") for name, w in params.items()}
     g2 = jax.grad(mlp_loss)(perturbed, batch)
-    result = penalize(mlp_loss, Gnp(r=r, alpha=alpha))(params, batch)
-    expected = {
-        name: jnp.asarray((1 - alpha) * g + alpha * np.float64(g2[name]), "bfloat16") for name, g in wide.items()
-    }
-    assert_trees_equal(result.grad, expected)
+    result = penalize(mlp_loss, Gnp(r=r, alpha=alpha))(params, batch, copy=copy)
+    expected = {name: (1 - alpha) * g + alpha * np.float64(g2[name]) for name, g in wide.items()}
+    assert {u.dtype for u in result.grad.values()} == {jnp.dtype("float32")}
+    assert ulps(result.grad, expected) <= 4
     assert {value.dtype for value in result.telemetry.values()} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("others", ["float32", None], ids=["mixed", "all"])
+def test_narrow_parameters_are_not_perturbed(dtype, others):
+    """Rounding would take most of the perturbation away, without a word. Masked or off they may be narrow."""
+    params = {name: w.astype(others or dtype) for name, w in on_device(PARAMS, "float32").items()}
+    params["hidden_bias_H"] = params["hidden_bias_H"].astype(dtype)
+    batch = on_device(BATCH_OF_16, dtype)
+    first = "hidden_bias_H" if others else "head_bias_K"
+    with pytest.raises(ValueError, match=rf"float32 at least.* Got {dtype} at {first}\. Keep the parameters") as error:
+        value_and_grad(mlp_loss, Gnp(alpha=0.8))(params, batch)
+    assert "\n" not in str(error.value)
+    assert_trees_equal(value_and_grad(mlp_loss, PLAIN)(params, batch), jax.value_and_grad(mlp_loss)(params, batch))
+    if others:
+        masked = Gnp(alpha=0.8, mask=lambda path: path != first)
+        assert value_and_grad(mlp_loss, masked)(params, batch)[1][first].dtype == dtype
+
+
+def test_a_copy_is_of_one_type():
+    params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
+    copy = params | {"head_bias_K": params["head_bias_K"].astype(jnp.bfloat16)}
+    with pytest.raises(ValueError, match=r"is of one type\. Got bfloat16, float32\. Cast all"):
+        penalize(mlp_loss, Gnp(alpha=0.8))(params, batch, copy=copy)
 
 
 @pytest.mark.parametrize("blend", BLENDS)

@@ -139,6 +139,12 @@ def test_a_zero_gradient_gives_a_zero_update():
     assert_trees_equal(u, zero)
 
 
+def test_narrow_parameters_are_not_perturbed():
+    transform, w = penalize_updates(Gnp(alpha=0.8)), jnp.ones(3, jnp.bfloat16)
+    with pytest.raises(ValueError, match="Got bfloat16 at the only one"):
+        transform.update(w, transform.init(w), w, grad_fn=lambda w: w)
+
+
 REFUSED = {
     "momentum": (Gnp(alpha=1.0, direction="momentum"), "direction='momentum'"),
     "reused": (Gnp(alpha=1.0, direction="reused"), "direction='reused'"),

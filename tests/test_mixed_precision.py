@@ -11,7 +11,8 @@ from gnp_scale.config import Config, DataConfig, ModelConfig, OptimConfig, Train
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.divergence import HEALTH
 from gnp_scale.gnp import Phase
-from gnp_scale.gnp.algebra import perturb
+from gnp_scale.gnp.algebra import perturb, weighted_sum
+from gnp_scale.state import copy_of
 from gnp_scale.step import make_examples, make_loss, make_train_step
 from gnp_scale.task import Task
 
@@ -22,13 +23,14 @@ CONFIG = Config(
     train=TrainConfig(num_steps=100),
 )
 R = 0.05
+WIDE = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width=384, num_heads=6))
 
 
 @pytest.fixture
-def trained(set_mesh):
+def trained(set_mesh, request):
     """A task, its state after 30 plain updates, and a batch."""
     set_mesh()
-    task = Task.of(CONFIG)
+    task = Task.of(getattr(request, "param", CONFIG))
     state, train_step = task.init_state(), make_train_step(task)
     for batch in train_batches(task.dataset, CONFIG.data, seed=0, start_step=0, num_steps=30):
         state, _ = train_step(state, batch, phase=Phase.PLAIN)
@@ -41,20 +43,44 @@ def gradient(task, state, batch):
 
 
 @pytest.mark.slow
-def test_the_difference_of_the_gradients_survives_bfloat16(trained):
+@pytest.mark.parametrize("trained", [CONFIG, WIDE], ids=["0.2 M parameters", "3.6 M parameters"], indirect=True)
+@pytest.mark.parametrize("copy_dtype", [None, "bfloat16"], ids=["float32 gradients", "bfloat16 gradients"])
+def test_the_difference_of_the_gradients_survives_bfloat16(trained, copy_dtype):
     """g2 - g1, which is all that the penalty adds, keeps its direction though each gradient is rounded."""
     task, state, batch = trained
-    half = Task.of(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype="bfloat16")))
+    half = Task.of(dataclasses.replace(task.config, model=dataclasses.replace(task.config.model, dtype="bfloat16")))
 
-    def difference(gradient):
-        g1 = gradient(state.params)
-        g2 = gradient(perturb(state.params, g1, R))
-        assert {g.dtype for g in jax.tree.leaves(g2)} == {jnp.dtype("float32")}
-        return jax.tree.map(jnp.subtract, g2, g1)
+    def difference(gradient, dtype):
+        g1 = gradient(copy_of(state.params, dtype or "float32"))
+        g2 = gradient(perturb(state.params, g1, R, dtype=dtype))
+        assert {g.dtype for g in jax.tree.leaves(g2)} == {jnp.dtype(dtype or "float32")}
+        return weighted_sum(1.0, g2, -1.0, g1)
 
-    expected, got = difference(gradient(task, state, batch)), difference(gradient(half, state, batch))
+    expected = difference(gradient(task, state, batch), None)
+    got = difference(gradient(half, state, batch), copy_dtype)
     products = dots(expected, got)
     assert products.a_b / jnp.sqrt(products.a_a * products.b_b) >= 0.99
+
+
+# Weights of 20 million parameters, perturbed by their share of r: the type they are kept in, and how far they move.
+KEPT_IN = {"float32": (0.99, 1.01), "bfloat16": (0.0, 0.5)}
+
+
+@pytest.mark.parametrize("kept_in", KEPT_IN)
+def test_the_bfloat16_copy_of_20_million_parameters_moves_by_r_along_the_gradient_if_they_are_float32(kept_in):
+    """Few entries move, by much more than eps each. Which they are is decided by bits that bfloat16 does not have, so
+    that the mean is right with float32 parameters, and with bfloat16 ones most of the perturbation is lost."""
+    w, g = (jax.random.normal(jax.random.key(seed), (20_000_000,)) for seed in range(2))
+    w = (0.03 * w).astype(kept_in).astype(jnp.float32)
+    eps = R * g / jnp.linalg.norm(g)
+    copy, moved = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (w, perturb(w, g, R)))
+    displacement = moved - copy
+    along_eps = jnp.vdot(displacement, eps) / R**2
+    lowest, highest = KEPT_IN[kept_in]
+    assert lowest < along_eps < highest
+    assert jnp.mean(displacement != 0) < 0.25
+    if kept_in == "float32":
+        assert 2 < jnp.linalg.norm(displacement) / R < 5
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def perturb(
     A norm that is not finite makes the perturbed ones NaN.
 
     Raises:
-        ValueError: `mask` chooses no parameter.
+        ValueError: `mask` chooses no parameter, or one that is narrower than float32.
     """
     chosen = jax.tree.map_with_path(lambda path, _: mask is None or mask(path_name(path)), params)
     if mask is not None and not any(jax.tree.leaves(chosen)):
@@ -60,12 +60,29 @@ def perturb(
             "The mask of a penalty chooses at least one parameter. "
             f"Got one that is False for all of {_names(params)}. Give another mask, or none."
         )
+    _check_wide(params, chosen)
     d, w = (jax.tree.map(lambda x, is_chosen: x if is_chosen else None, tree, chosen) for tree in (direction, params))
     length = jnp.sqrt(ops.squared_norm(d, w if adaptive else None, implementation=implementation))
     scale = jnp.where(jnp.isfinite(length), ratio(r, length), jnp.nan)
     return ops.perturb(
         params, direction, scale, adaptive=adaptive, mask=chosen, dtype=dtype, implementation=implementation
     )
+
+
+def _check_wide(params: Tree, chosen: Tree) -> None:
+    """Raises ValueError if a parameter that is to be perturbed cannot hold w + eps.
+
+    Most entries of eps are smaller than half the distance from w to its neighbour in such a type, and rounding to
+    nearest then gives w again: with 22 million bfloat16 parameters and r = 0.05 a fifth of the perturbation is left.
+    The low bits of a float32 w are what decides, without bias, which entries of its bfloat16 copy move.
+    """
+    for (path, w), is_chosen in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(chosen), strict=True):
+        if is_chosen and jnp.finfo(w.dtype).bits < 32:
+            raise ValueError(
+                "Perturbed parameters are float32 at least, as a narrower type rounds most of w + eps back to w. "
+                f"Got {w.dtype} at {path_name(path) or 'the only one'}. Keep the parameters in float32 and cast them "
+                "in the loss, or leave these out by a mask."
+            )
 
 
 def blend_weights(blend: str, alpha: Scalar, dots: Dots) -> tuple[Any, Any]:
