@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gnp_scale import output
 from gnp_scale.arguments import Parser, Version, at_least
 from gnp_scale.checks import DeviceError, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
@@ -18,7 +19,12 @@ from gnp_scale.preemption import StopRequest
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command named by `arguments`; returns the exit code. A user's mistake is one line and exit code 2."""
+    output.protect()
     code, reason = _run(arguments)
+    lost = output.lost_results()
+    if lost is not None and code == Exit.FINISHED:
+        output.say(lost)
+        code = Exit.FAILED
     if "gnp_scale.runtime" not in sys.modules:
         return code
     from gnp_scale import runtime
@@ -39,7 +45,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
         if code == Exit.FAILED and not isinstance(error, DeviceError):
             traceback.print_exc()
         else:
-            print(f"gnp-scale: {reason}", file=sys.stderr)
+            output.say(reason)
         return code, reason.partition("\n")[0]
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 from rich.table import Table
 
 from gnp_scale.budgets import VARIABLE as BUDGETS
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import check
+from gnp_scale.console import make_console
 from gnp_scale.exit_codes import Exit
 from gnp_scale.goodput import append
 from gnp_scale.kills import STAGES, Kill, Outcome
@@ -204,4 +204,4 @@ def _print(outcomes: Sequence[Outcome]) -> None:
         shown = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
         end_s = max(outcome.end_s for outcome in group)
         table.add_row(str(num_processes), who, stage, what, str(len(group)), shown, f"{end_s:.1f} s")
-    Console(width=120).print(table)
+    make_console().print(table, width=120)

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -12,17 +11,13 @@ import jax
 from jax._src import hardware_utils
 
 from gnp_scale.checks import ConfigError, DeviceError, check
+from gnp_scale.output import say
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _PROBE_BYTES = 2**20
 """A compiled step has megabytes: a disk that is nearly full has no room for it."""
 PROXY = "grpc_proxy"
 _FALL_BACK = "may be present on this machine"
-
-
-def say(message: str) -> None:
-    """Tells the user something before there is a run to report on."""
-    print(f"gnp-scale: {message}", file=sys.stderr, flush=True)
 
 
 def number(name: str, default: int) -> int:

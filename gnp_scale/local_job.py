@@ -40,7 +40,7 @@ class LocalJob:
 
     def output(self) -> str:
         """All that the processes have printed so far."""
-        return "\n".join(log.read_text() for log in self.logs)
+        return "\n".join(log.read_text(errors="replace") for log in self.logs)
 
     @property
     def is_whole(self) -> bool:

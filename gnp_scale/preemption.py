@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
 from gnp_scale.grace import USED, VARIABLE, grace_s
+from gnp_scale.output import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """What schedulers, shells and terminals send before they kill."""
@@ -130,7 +130,7 @@ class StopRequest:
         _in_thread(self.ask, name)
         while signal.sigwait(signals) != signal.SIGINT or time.monotonic() - first_s < _SECOND_INTERRUPT_S:
             pass
-        _say("interrupted again: ending at once, without a save")
+        say("interrupted again: ending at once, without a save")
         os._exit(Exit.INTERRUPTED)
 
     def _hear(self) -> None:
@@ -163,7 +163,7 @@ class StopRequest:
                 self._leave(f"{notice}: {plan.reason}")
             self._stop_at = plan.stop_at
         if self._rank == 0:
-            _say(f"{notice}: {plan.reason}, within {USED * self._grace_s:g} s")
+            say(f"{notice}: {plan.reason}, within {USED * self._grace_s:g} s")
 
     def _agree(self) -> Plan:
         if self._client is None:
@@ -180,7 +180,7 @@ class StopRequest:
     def _leave(self, reason: str) -> NoReturn:
         self._leaving.acquire()
         if self._rank == 0:
-            _say(f"{reason}; {self._say_what_is_lost()}: start the same command again to go on")
+            say(f"{reason}; {self._say_what_is_lost()}: start the same command again to go on")
             if self._num_processes > 1:
                 # The others lose their coordinator, and with it their exit code, when this process ends.
                 time.sleep(1)
@@ -195,7 +195,3 @@ def signals_to_take() -> list[signal.Signals]:
 
 def _in_thread(act: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=act, args=arguments, daemon=True).start()
-
-
-def _say(message: str) -> None:
-    print(f"gnp-scale: {message}", file=sys.stderr, flush=True)

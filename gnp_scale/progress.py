@@ -1,29 +1,41 @@
 """What a person sees of a run: a progress bar with rate and ETA, or lines where there is no terminal; the summary."""
 
+import contextlib
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gnp_scale.console import make_console
 from gnp_scale.runtime import is_main_process
 
-console = Console(stderr=True)
+console = make_console(stderr=True)
 _SHOWN = {"train/loss": "loss", "eval/top1": "test accuracy", "perf/images_per_s": "images/s"}
 
 
 def announce(message: str) -> None:
     """Says something once, from the main process."""
     if is_main_process():
-        console.print(message, highlight=False, soft_wrap=True)
+        _show(message)
+
+
+def _show(what: RenderableType) -> None:
+    """Prints above the bar, if there is one; training does not end because nobody can read it."""
+    with contextlib.suppress(OSError, ValueError):
+        console.print(what, soft_wrap=isinstance(what, str))
 
 
 class ProgressBar:
-    """A bar on a terminal; elsewhere, such as in a log file, a line for each report. Silent where `shown` is False."""
+    """A bar on a terminal; a line for each report in a log file, or on a terminal that cannot move its cursor.
+
+    Silent where `shown` is False.
+    """
 
     def __init__(self, start_step: int, num_steps: int, shown: bool) -> None:
         columns = (
@@ -31,11 +43,12 @@ class ProgressBar:
             MofNCompleteColumn(),
             BarColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
         )
-        self._bar = Progress(*columns, console=console, disable=not (shown and console.is_terminal))
+        has_cursor = console.is_terminal and not console.is_dumb_terminal
+        self._bar = Progress(*columns, console=console, disable=not (shown and has_cursor))
         self._task = self._bar.add_task("train", total=num_steps, completed=start_step, values="compiling")
-        self._prints_lines = shown and not console.is_terminal
+        self._prints_lines = shown and not has_cursor
         self._num_steps = num_steps
         self._latest: dict[str, float] = {}
 
@@ -57,7 +70,7 @@ class ProgressBar:
         self._latest |= scalars
         self._bar.update(self._task, values=_words(self._latest))
         if self._prints_lines:
-            console.print(f"step {step}/{self._num_steps}  {_words(scalars)}", highlight=False)
+            _show(f"step {step}/{self._num_steps}  {_words(scalars)}")
 
 
 def _words(scalars: Mapping[str, float]) -> str:
@@ -67,16 +80,21 @@ def _words(scalars: Mapping[str, float]) -> str:
 def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], seconds: float) -> None:
     """A table of what a run came to, where it is, and how to look at it."""
     table = Table(title="finished", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("steps", f"{step:,}")
     table.add_row("test accuracy", f"{scalars['eval/top1']:.2%}")
     table.add_row("test accuracy, top 5", f"{scalars['eval/top5']:.2%}")
     table.add_row("test loss", f"{scalars['eval/loss']:.4f}")
     table.add_row("time since start", f"{seconds:.0f} s")
     table.add_row("run folder", str(run_dir))
-    console.print(table)
+    _show(table)
     tensorboard = Path(sys.executable).with_name("tensorboard")
-    console.print(f"watch it: {_short(tensorboard)} --logdir {_short(run_dir)}", highlight=False, soft_wrap=True)
+    _show(f"watch it: {shlex.join([_short(tensorboard), '--logdir', _short(run_dir)])}")
 
 
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _short(path: Path) -> str:
+    # The folder that the process was started in may be gone.
+    with contextlib.suppress(OSError, ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -22,6 +22,7 @@ from gnp_scale.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.config import Config, ConfigError, DataConfig, check
 from gnp_scale.consensus import from_all
 from gnp_scale.exit_codes import Exit
+from gnp_scale.output import say
 
 NUM_CPU_DEVICES = 8
 """Devices made of the host's CPU where `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` name no other number."""
@@ -160,8 +161,7 @@ def _give_up_joining(address: str, bound_s: float) -> NoReturn:
         what = f"no coordinator answers at {address} ({error}): check the address, and that process 0 runs there"
     proxy = os.environ.get(environment.PROXY)
     what += f"; {environment.PROXY} is {proxy}, which the processes may not reach each other through" if proxy else ""
-    message = f"gnp-scale: not joined after {bound_s:.0f} s: {what} (budget join of {VARIABLE})"
-    print(message, file=sys.stderr, flush=True)
+    say(f"not joined after {bound_s:.0f} s: {what} (budget join of {VARIABLE})")
     os._exit(Exit.HUNG)
 
 

@@ -23,6 +23,7 @@ from gnp_scale.awake import AwakeClock
 from gnp_scale.budgets import VARIABLE, budgets_s
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.runtime import FAILURE, Failure
+from gnp_scale.output import say
 from gnp_scale.stages import Stage, Stages
 
 _REPORTS, _MAIN = "gnp_scale/watchdog/reports/", FAILURE.removesuffix("failure")
@@ -154,13 +155,13 @@ class Watchdog:
     def _await_failure(self, error: Exception) -> None:
         """Such an error may be the death of another process: then the watching thread ends this one meanwhile."""
         wait_s = self._silence_s + 3 * self._poll_s
-        _say(f"{str(error).partition('\n')[0]}; waiting {wait_s:.0f} s to see whether another process is dead")
+        say(f"{str(error).partition('\n')[0]}; waiting {wait_s:.0f} s to see whether another process is dead")
         self._left.wait(wait_s)
 
     def _skip(self, seconds: float) -> None:
         self._stages.skip(seconds)
         if seconds > self._silence_s:
-            _say(f"process {self._rank} was stopped for {seconds:.0f} s, which does not count")
+            say(f"process {self._rank} was stopped for {seconds:.0f} s, which does not count")
 
     def _report(self, beat: int) -> Report:
         now_s, now = self._clock.now_s(), self._stages.now
@@ -223,7 +224,7 @@ class Watchdog:
         self._is_ending = True
         is_hung = failure.code == Exit.HUNG
         advice = f"; {VARIABLE} changes what is allowed" if is_hung else ""
-        _say(f"{failure.reason}: ending with exit code {failure.code}{advice}")
+        say(f"{failure.reason}: ending with exit code {failure.code}{advice}")
         # A hung file system must not keep a hung process alive.
         last_words = threading.Thread(target=self._leave_word, args=(failure, is_hung), daemon=True)
         last_words.start()
@@ -244,7 +245,3 @@ class Watchdog:
             with (self._stacks_dir / f"stacks-{self._rank}.txt").open("a") as file:
                 print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure.reason}", file=file, flush=True)
                 faulthandler.dump_traceback(file)
-
-
-def _say(message: str) -> None:
-    print(f"gnp-scale: {message}", file=sys.stderr, flush=True)

@@ -10,8 +10,8 @@ import gnp_scale
 ROOT = Path(gnp_scale.__file__).parent
 # A module imports only from layers above its own, or from its own layer's package.
 LAYERS = (
-    {"checks"},
-    {"config", "arguments", "stages", "awake", "consensus", "lifeline"},
+    {"checks", "output", "console"},
+    {"config", "arguments", "stages", "awake", "consensus", "lifeline", "files"},
     {"exit_codes"},
     {"budgets", "goodput", "grace", "environment"},
     {"recipe", "local_job", "preemption", "mesh", "runtime", "flops", "ops", "losses"},

@@ -1,0 +1,129 @@
+"""Standard output and standard error that may end, fill up or block: a run goes on without them.
+
+A command has its results on standard output, and what it tells a person while it runs on standard error.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import select
+import stat
+import sys
+from typing import TextIO
+
+_PATIENCE_S = 1.0
+"""For how long a write waits for whoever reads standard error, before lines are left out."""
+
+
+def say(message: str) -> None:
+    """Says one line on standard error, after the name of the program; never raises."""
+    # Of an unprotected process, standard error may be closed (ValueError) or gone.
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"gnp-scale: {message}\n")
+            sys.stderr.flush()
+
+
+def protect() -> None:
+    """Lets no later write to the standard streams raise, and none to standard error block for long.
+
+    Call it at the start of a process. Streams that someone has replaced are left alone.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            _open_null(fd, name)
+    if sys.__stdout__ is sys.stdout:
+        sys.stdout = _text(_Results(1), sys.stdout.encoding)
+    if sys.__stderr__ is sys.stderr:
+        _unblock(2)
+        sys.stderr = _text(_Messages(2), sys.stderr.encoding)
+
+
+def lost_results() -> str | None:
+    """Why standard output is not whole, in one line; None where it is, or where its reader wanted no more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    error = raw.error if isinstance(raw, _Results) else None
+    if error is None or error.errno == errno.EPIPE:
+        return None
+    return f"standard output cannot be written ({error.strerror})"
+
+
+class _Stream(io.RawIOBase):
+    """A file descriptor; `error` is the last one of a write to it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+
+class _Results(_Stream):
+    """Takes nothing more after an error: results with a gap are worse than a part of them."""
+
+    def write(self, data: bytes, /) -> int:  # pyrefly: ignore
+        if self.error is None:
+            try:
+                return os.write(self._fd, data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
+class _Messages(_Stream):
+    """Leaves out what cannot be written now, and marks the gap."""
+
+    def write(self, data: bytes, /) -> int:  # pyrefly: ignore
+        try:
+            if self.error is not None:
+                self._write(f"\ngnp-scale: lines are missing here ({self.error.strerror})\n".encode())
+                self.error = None
+            return self._write(data)
+        except OSError as error:
+            self.error = error
+            return len(data)
+
+    def _write(self, data: bytes) -> int:
+        patience_s = _PATIENCE_S if self.error is None else 0.0
+        if not select.select([], [self._fd], [], patience_s)[1]:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads them")
+        # A pipe that is ready takes so much at once.
+        return os.write(self._fd, data[: select.PIPE_BUF])
+
+
+def _text(raw: _Stream, encoding: str) -> TextIO:
+    by_line = raw.fileno() == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="backslashreplace", line_buffering=by_line)
+
+
+def _open_null(fd: int, name: str) -> None:
+    """Python has no stream for a descriptor that was closed; the next file that is opened would get its number."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != fd:
+        os.dup2(null, fd)
+        os.close(null)
+    setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def _unblock(fd: int) -> None:
+    """Opens the terminal or pipe behind `fd` anew, so that only this process has it non-blocking.
+
+    From then on what libraries write there does not block either. What cannot be opened (a socket, a terminal of
+    another user) stays as it is.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        with contextlib.suppress(OSError):
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            os.dup2(own, fd)
+            os.close(own)
