@@ -4,19 +4,21 @@
 a SIGKILL leaves; a line with an exit code closes the start before it. Nothing here needs JAX or a device.
 """
 
+import contextlib
+import itertools
 import json
-import os
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gnp_scale import PROCESS_START_S
 from gnp_scale.exit_codes import Exit, exit_code
+from gnp_scale.files import Outage, append_line, newest_row, read_rows
+from gnp_scale.output import say
 from gnp_scale.stages import Stage, Stages
 
 GOODPUT_FILE = "goodput.jsonl"
@@ -49,6 +51,9 @@ class Start:
         return 0 if self.from_step is None else max(0, self.step - self.from_step) + self.num_rolled_back_steps
 
 
+_FIELDS = tuple(field.name for field in fields(Start))
+
+
 @dataclass(frozen=True)
 class Life:
     """All starts of a run, and what they come to; `now` is the Unix time until which a running one is counted."""
@@ -57,8 +62,12 @@ class Life:
 
     @property
     def wall_s(self) -> float:
-        """From the beginning of the first start to the last sign of life."""
-        return self.starts[-1].time - self.starts[0].began if self.starts else 0.0
+        """From the beginning of the first start to the last sign of life.
+
+        Where the clock was set back between two starts, no time passed between them.
+        """
+        alive_s = sum(start.time - start.began for start in self.starts)
+        return alive_s + sum(max(0.0, new.began - old.time) for old, new in itertools.pairwise(self.starts))
 
     @property
     def stage_s(self) -> dict[str, float]:
@@ -80,7 +89,8 @@ class Life:
     def lost_s(self) -> float:
         """Seconds of training that went into lost steps, at the mean time of a step."""
         num_made_steps = sum(start.num_made_steps for start in self.starts)
-        return self.stage_s[Stage.TRAIN] * self.num_lost_steps / max(1, num_made_steps)
+        # Where the record has a gap, more steps may be lost than it knows of.
+        return self.stage_s[Stage.TRAIN] * min(1.0, self.num_lost_steps / max(1, num_made_steps))
 
     @property
     def goodput(self) -> float:
@@ -97,10 +107,10 @@ class Recorder:
     def __init__(self, run_dir: Path, stages: Stages, is_writer: bool) -> None:
         self.stages = stages
         self._path, self._is_writer = run_dir / GOODPUT_FILE, is_writer
-        self._earlier = read_life(run_dir).starts
+        self._outage = Outage(self._path, "the record of the run's time has a gap")
+        self._earlier, self._logged_step = _history(run_dir)
         self._entered, self._entered_s = time.time(), _clock_s()
         self._began = self._entered - (time.perf_counter() - PROCESS_START_S)
-        self._logged_step = (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
         self._from_step: int | None = None
         self._num_rolled_back_steps = 0
         self._first_step_s: float | None = None
@@ -170,7 +180,18 @@ class Recorder:
         try:
             append(self._path, line)
         except OSError as error:
-            print(f"gnp-scale: {self._path} cannot be written ({error}): its record has a gap", file=sys.stderr)
+            self._outage.begin(error)
+        else:
+            self._outage.end("the record goes on")
+
+
+def _history(run_dir: Path) -> tuple[tuple[Start, ...], int | None]:
+    """The earlier starts of a run and its last logged step; nothing where they cannot be read."""
+    try:
+        return read_life(run_dir).starts, (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
+    except OSError as error:
+        say(f"the record of earlier starts cannot be read ({error}): time and goodput are those of this start alone")
+        return (), None
 
 
 def _clock_s() -> float:
@@ -184,61 +205,48 @@ def append_interval_s(age_s: float) -> float:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line, whole or not at all, and whatever other process adds one at the same time."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(file, f"{json.dumps(line)}\n".encode())
-    finally:
-        os.close(file)
+    """Adds a line, whatever other process adds one at the same time.
+
+    Raises:
+        OSError: it could not be written; a part of it is passed over by readers.
+    """
+    append_line(path, json.dumps(line).encode())
 
 
 def append_exit(run_dir: Path, code: Exit) -> None:
     """Closes the newest start of the run: for a process that ends it in place of the main one."""
-    append(run_dir / GOODPUT_FILE, {"time": round(time.time(), 3), "exit": int(code)})
+    path = run_dir / GOODPUT_FILE
+    try:
+        append(path, {"time": round(time.time(), 3), "exit": int(code)})
+    except OSError as error:
+        Outage(path, "the exit code is not recorded").begin(error)
 
 
 def read_life(run_dir: Path) -> Life:
-    """The life of the run in `run_dir` as its record tells it; of no starts where there is none."""
+    """The life of the run in `run_dir` by its record; of no starts without one. Raises what `read_rows` does."""
     starts: list[Start] = []
-    for row in _rows(run_dir / GOODPUT_FILE):
-        if "began" in row:
-            start = _parse(row)
-            if starts and starts[-1].began == start.began:
-                # What ended it may have been told by another process, between two lines of this one.
-                known_exit = starts.pop().exit
-                start = start if start.exit is not None else replace(start, exit=known_exit)
-            starts.append(start)
-        elif starts and "exit" in row:
-            starts[-1] = replace(starts[-1], **row)
-        elif starts and "logged_step" in row:
-            # Of the start before: its metrics reach further than its last line here.
-            starts[-1] = replace(starts[-1], step=max(starts[-1].step, row["logged_step"]))
+    for row in read_rows(run_dir / GOODPUT_FILE):
+        # What lacks a field, or has it otherwise, is damaged or of another version.
+        with contextlib.suppress(KeyError, TypeError):
+            _follow(starts, row)
     return Life(tuple(starts))
 
 
+def _follow(starts: list[Start], row: Mapping[str, Any]) -> None:
+    """Brings `starts` up to date with one more line of the record."""
+    if "began" in row:
+        start = _parse(row)
+        if starts and starts[-1].began == start.began:
+            # What ended it may have been told by another process, between two lines of this one.
+            known_exit = starts.pop().exit
+            start = start if start.exit is not None else replace(start, exit=known_exit)
+        starts.append(start)
+    elif starts and "exit" in row:
+        starts[-1] = replace(starts[-1], time=max(starts[-1].time, row["time"]), exit=row["exit"])
+    elif starts and "logged_step" in row:
+        # Of the start before: its metrics reach further than its last line here.
+        starts[-1] = replace(starts[-1], step=max(starts[-1].step, row["logged_step"]))
+
+
 def _parse(line: Mapping[str, Any]) -> Start:
-    return Start(**line)
-
-
-def newest_row(path: Path, key: str) -> dict[str, Any] | None:
-    """The last whole JSON object with `key` among the lines at the end of a file; None where there is none."""
-    rows = [row for row in _rows(path, tail_bytes=1 << 18) if key in row]
-    return rows[-1] if rows else None
-
-
-def _rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The JSON objects that stand in the lines of a file; what a kill left half-written is passed over."""
-    try:
-        with path.open("rb") as file:
-            if tail_bytes is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+    return Start(**{name: line[name] for name in _FIELDS if name in line})

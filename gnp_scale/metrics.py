@@ -6,70 +6,76 @@ for a value that is not finite, so it stands there as the string "nan", "inf" or
 
 import json
 import math
-import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gnp_scale.config import ConfigError
+from gnp_scale.files import RecordFile, append_line, replace_file
+from gnp_scale.output import say
 from gnp_scale.tensorboard import TensorBoard
 
 METRICS_FILE = "metrics.jsonl"
+DAMAGED_FILE = "metrics.jsonl.damaged"
+"""Where the lines go that cannot be read: bytes that a power cut or a full disk has left."""
+
+# A line also begins where half of another one, or a block of zeros, ends without a line break.
+_BOUNDARY = re.compile(rb'(?<=\n)|(?=\{"step": )')
+
+type _Line = tuple[bytes, dict[str, float] | None]
+"""A line, and its row; None where it is damaged, or cut short."""
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The logged steps of a run, in order; a last line that a kill left half-written is not among them.
-
-    Raises:
-        ConfigError: a line before the last is not the JSON object of a step.
-    """
+    """The logged steps of a run, in order; what cannot be read, such as a line that was cut short, is passed over."""
     path = run_dir / METRICS_FILE
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(_decode(line))
-        except (ValueError, AttributeError) as error:
-            if number < len(lines):
-                raise ConfigError(f"{path}, line {number}, is damaged ({error}): repair or remove that line") from error
-    return rows
+    return [row for _, row in _lines(path.read_bytes() if path.exists() else b"") if row is not None]
 
 
 class MetricWriter:
     """Writes metrics into `run_dir` from the process for which `is_writer` holds; on the others it does nothing.
 
-    A run that starts again at `start_step` first drops the lines of later steps, which it is about to repeat.
+    A run that starts again at `start_step` first drops the lines of later steps, which it is about to repeat. A disk
+    that is full or fails later on does not end the run; see `RecordFile`.
+
+    Raises:
+        ConfigError: `metrics.jsonl` cannot be read.
     """
 
     def __init__(self, run_dir: Path, is_writer: bool, start_step: int) -> None:
         self.board: TensorBoard | None = None
         if not is_writer:
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(run_dir) if row["step"] <= start_step]
-        _replace(run_dir / METRICS_FILE, rows)
-        self._file = (run_dir / METRICS_FILE).open("r+b", buffering=0)
-        self._last_row = rows[-1] if rows else {"step": -1}
-        self._last_row_start = self._file.seek(0, os.SEEK_END) - len(_encode(rows[-1]) if rows else b"")
+        path = run_dir / METRICS_FILE
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            start, last = _keep_until(path, start_step)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be used ({error.strerror}): make it readable and writable") from error
+        self._last_row = _decode(last) if last else {}
+        self._file = RecordFile(path, start, last)
         self.board = TensorBoard(run_dir, start_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Logs `scalars` at `step`, which never falls; what is added to the last step joins the line it has."""
         if self.board is None:
             return
-        assert step >= self._last_row["step"], f"step {step} after step {self._last_row['step']}"
-        if step > self._last_row["step"]:
-            self._last_row = {"step": step}
-            self._last_row_start = self._file.seek(0, os.SEEK_END)
-        self._last_row |= {name: float(value) for name, value in scalars.items()}
-        self._file.seek(self._last_row_start)
-        self._file.write(_encode(self._last_row))
-        self._file.truncate()
+        last_step = self._last_row.get("step", -1)
+        assert step >= last_step, f"step {step} after step {last_step}"
+        values = {name: float(value) for name, value in scalars.items()}
+        if step > last_step:
+            self._last_row = {"step": step, **values}
+            self._file.append(_encode(self._last_row))
+        else:
+            self._last_row |= values
+            self._file.amend(_encode(self._last_row))
         self.board.scalars(step, scalars)
 
     def sync(self) -> None:
         """Waits until the disk has what is written: who loses a machine after a save must not lose lines before it."""
         if self.board is not None:
-            os.fsync(self._file)
+            self._file.sync()
+            self.board.sync()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -87,16 +93,48 @@ def _encode(row: Mapping[str, float]) -> bytes:
 
 def _decode(line: bytes) -> dict[str, float]:
     row = {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
-    if "step" not in row:
-        raise ValueError("it names no step")
+    if not isinstance(row["step"], int) or not all(isinstance(value, int | float) for value in row.values()):
+        raise ValueError("not the numbers of a step")
     return row
 
 
-def _replace(path: Path, rows: list[dict[str, float]]) -> None:
-    """Makes `rows` the content of `path`, which a kill leaves either old or new."""
-    new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.writelines(_encode(row) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+def _lines(data: bytes) -> Iterator[_Line]:
+    for line in _BOUNDARY.split(data):
+        try:
+            yield line, _decode(line)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if line:
+                yield line, None
+
+
+def _keep_until(path: Path, start_step: int) -> tuple[int, bytes]:
+    """Where the line of the newest step up to `start_step` begins in the file, and that line; (0, b"") without one.
+
+    Damaged lines are moved to another file, so that no damage keeps a run from starting.
+    """
+    lines = list(_lines(path.read_bytes() if path.exists() else b""))
+    num_damaged = sum(row is None for _, row in lines)
+    if num_damaged:
+        lines = _without_damage(path, lines, num_damaged)
+    kept = [number for number, (_, row) in enumerate(lines) if row is not None and row["step"] <= start_step]
+    if not kept:
+        return 0, b""
+    return sum(len(line) for line, _ in lines[: kept[-1]]), _ended(lines[kept[-1]][0])
+
+
+def _without_damage(path: Path, lines: list[_Line], num_damaged: int) -> list[_Line]:
+    whole: list[_Line] = [(_ended(line), row) for line, row in lines if row is not None]
+    aside = path.with_name(DAMAGED_FILE)
+    try:
+        append_line(aside, b"".join(_ended(line) for line, row in lines if row is None).removesuffix(b"\n"))
+        replace_file(path, b"".join(line for line, _ in whole))
+    except OSError as error:
+        # On a full disk, say: whoever reads the file passes them over.
+        say(f"damaged lines of {path} ({num_damaged}) cannot be moved to {aside.name} ({error.strerror})")
+        return lines
+    say(f"damaged lines of {path} ({num_damaged}) are in {aside.name} now")
+    return whole
+
+
+def _ended(line: bytes) -> bytes:
+    return line if line.endswith(b"\n") else line + b"\n"

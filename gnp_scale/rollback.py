@@ -15,9 +15,9 @@ import numpy as np
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.consensus import from_main
 from gnp_scale.data.pipeline import Batches
+from gnp_scale.files import replace_file
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.settings import count_reuses
-from gnp_scale.rundir import replace_file
 from gnp_scale.runtime import is_main_process
 
 ROLLBACKS_FILE = "rollbacks.json"
@@ -39,7 +39,7 @@ class Rollbacks:
     """All rollbacks of the life of a run, in the order in which they happened; the same in every process.
 
     Raises:
-        ConfigError: the file of them is damaged, or `config` asks for rollbacks that cannot be.
+        ConfigError: the file of them is damaged or cannot be read, or `config` asks for rollbacks that cannot be.
     """
 
     def __init__(self, run_dir: Path, config: Config) -> None:
@@ -58,14 +58,18 @@ class Rollbacks:
         return self._config.policy == "rollback" and len(self._records) < self._config.max_rollbacks
 
     def add(self, good_step: int, bad_step: int) -> str:
-        """Records that the run goes back from `bad_step` to `good_step`; returns what that means, in words."""
+        """Records that the run goes back from `bad_step` to `good_step`; returns what that means, in words.
+
+        Raises:
+            ConfigError: the record cannot be written.
+        """
         passed = int(self._passed_batches(bad_step)[good_step])
         if self._config.pass_bad_batches:
             passed = int(self._passed_batches(bad_step)[bad_step - 1]) + bad_step - good_step
         record = Rollback(good_step, bad_step, passed, good_step + self._config.plain_steps)
         self._records.append(record)
         if is_main_process():
-            replace_file(self._path, json.dumps([asdict(record) for record in self._records], indent=2) + "\n")
+            _write(self._path, self._records)
         past = f", past {bad_step - good_step} batches" if self._config.pass_bad_batches else ""
         plain = f", without the penalty until step {record.plain_until}" if self._config.plain_steps else ""
         count = f"rollback {len(self._records)} of at most {self._config.max_rollbacks}"
@@ -116,4 +120,18 @@ def _check(config: Config) -> None:
 
 
 def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else "[]"
+    try:
+        return path.read_text() if path.exists() else "[]"
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): repair it, or begin a new run") from error
+
+
+def _write(path: Path, records: list[Rollback]) -> None:
+    text = json.dumps([asdict(record) for record in records], indent=2) + "\n"
+    try:
+        replace_file(path, text.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written ({error.strerror}), and without it a later start would not know of this "
+            "rollback: make room, and start the same command again"
+        ) from error

@@ -15,6 +15,7 @@ import jax
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.consensus import from_all, from_main
+from gnp_scale.files import replace_file
 from gnp_scale.runtime import is_main_process
 
 CONFIG_FILE = "config.json"
@@ -58,13 +59,16 @@ def _claim(run_dir: Path, config: Config, token: str, stack: contextlib.ExitStac
         _check_same_run(run_dir, config)
         run_dir.mkdir(parents=True, exist_ok=True)
         _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
-        replace_file(run_dir / CONFIG_FILE, recipe.to_json(config))
+        text = recipe.to_json(config)
+        # What is right already needs no room on the disk.
+        if not (run_dir / CONFIG_FILE).exists() or (run_dir / CONFIG_FILE).read_text() != text:
+            replace_file(run_dir / CONFIG_FILE, text.encode())
         if jax.process_count() > 1:
             (run_dir / _TOKEN_FILE).write_text(token)
     except ConfigError as error:
         return str(error)
     except OSError as error:
-        return f"{run_dir} cannot be a run folder ({error}): choose another --run-dir"
+        return f"{run_dir} cannot be a run folder ({error}): make it writable, with room, or choose another --run-dir"
     return None
 
 
@@ -101,31 +105,18 @@ def _comes_to_hold(file: Path, token: str) -> bool:
     return False
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Makes `text` the content of `path`, which a kill or a loss of power leaves either old or new."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _lock(file: int, run_dir: Path) -> None:
     """Takes the lock, which the kernel gives back however this process ends, and writes its owner into the file."""
     deadline_s = time.monotonic() + _LOCK_WAIT_S
     while not _is_locked(file):
         if time.monotonic() > deadline_s:
-            owner = os.pread(file, 200, 0).decode(errors="replace").strip()
+            owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
             raise ConfigError(f"{run_dir} is in use by {owner}: wait for its end, or choose another --run-dir")
         time.sleep(0.2)
     os.ftruncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    # The name is for the message above alone: a full disk may do without it.
+    with contextlib.suppress(OSError):
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def _is_locked(file: int) -> bool:
@@ -171,4 +162,4 @@ def stored_config(run_dir: Path) -> Config:
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {CONFIG_FILE}): give the folder of a run") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read ({error}): restore it from a copy, or begin a new run") from error

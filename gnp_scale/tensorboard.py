@@ -1,15 +1,20 @@
 """TensorBoard event files of a run: scalars, the configuration, example images and the charts of the penalty."""
 
+import socket
+import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
 from gnp_scale import recipe
 from gnp_scale.config import Config
+from gnp_scale.files import RecordFile
 
 # Charts of the CUSTOM SCALARS tab and the metrics drawn together in each.
 CHARTS = {
@@ -21,7 +26,6 @@ CHARTS = {
 }
 _SMALLEST_SIDE = 128  # pixels at which a single image can be recognised on a screen
 _MAX_IMAGES = 16
-_FLUSH_S = 1  # the seconds of points that a killed process may lose here; metrics.jsonl loses none
 
 
 class TensorBoard:
@@ -32,44 +36,67 @@ class TensorBoard:
     """
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
-        # tensorboardX names a file by host and second, and overwrites the one of a restart within that second.
-        suffix = f".{time.time_ns()}"
-        self._writer = SummaryWriter(
-            str(run_dir), purge_step=start_step + 1, flush_secs=_FLUSH_S, filename_suffix=suffix
-        )
+        # Of tensorboardX only the contents are used: its writing thread ends with the first error of the disk, and
+        # then blocks whoever writes.
+        self._file = RecordFile(_new_file(run_dir))
+        self._add(0, Event(file_version="brain.Event:2"))
+        self._add(start_step + 1, Event(session_log=SessionLog(status=SessionLog.START)))
         charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in CHARTS.items()}
-        self._writer.add_custom_scalars({"penalty on the gradient norm": charts})
+        self._add_values(0, summary.custom_scalars({"penalty on the gradient norm": charts}))
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one point to the chart of each name."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        self._add_values(step, *(summary.scalar(name, value) for name, value in scalars.items()))
 
     def config(self, config: Config) -> None:
         """Shows the configuration in the TEXT tab, and in HPARAMS beside the run's `eval/top1`."""
-        self._writer.add_text("config", f"```json\n{recipe.to_json(config)}\n```")
         values = {
             key: str(value) if isinstance(value, tuple) else value
             for key, value in recipe.flatten(config).items()
             if value is not None
         }
-        # SummaryWriter.add_hparams would write a second run, in a folder named by the time.
-        experiment, session, _ = hparams(values, {"eval/top1": 0.0})
-        events = self._writer.file_writer
-        assert events is not None
-        events.add_summary(experiment)
-        events.add_summary(session)
+        experiment, session, _ = summary.hparams(values, {"eval/top1": 0.0})
+        text = summary.text("config", f"```json\n{recipe.to_json(config)}\n```")
+        self._add_values(0, text, experiment, session)
 
     def images(
         self, step: int, name: str, image_BxHxWxC: np.ndarray, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         """Shows the first images of a normalised batch, `(pixel / 255 - mean) / std` with a value for each channel."""
         grid_BxHxWxC = visible(image_BxHxWxC[:_MAX_IMAGES], mean, std)
-        self._writer.add_images(name, grid_BxHxWxC, step, dataformats="NHWC")
+        self._add_values(step, summary.image(name, grid_BxHxWxC, dataformats="NHWC"))
+
+    def sync(self) -> None:
+        """Waits until the disk has what is written."""
+        self._file.sync()
 
     def close(self) -> None:
-        """Writes what is still queued."""
-        self._writer.close()
+        """Writes what is still to be written."""
+        self._file.close()
+
+    def _add_values(self, step: int, *summaries: Summary) -> None:
+        self._add(step, Event(summary=Summary(value=[value for each in summaries for value in each.value])))
+
+    def _add(self, step: int, event: Event) -> None:
+        event.step, event.wall_time = step, time.time()
+        self._file.append(_encode(event))
+
+
+def _encode(event: Event) -> bytes:
+    """The event as a TFRecord: its length and its bytes, each with a checksum."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+def _new_file(run_dir: Path) -> Path:
+    """A name after those of all event files that are there: TensorBoard reads them in the order of their names.
+
+    They begin with the second in which they were made, but clocks go back.
+    """
+    seconds = [path.name.split(".")[3] for path in run_dir.glob("events.out.tfevents.*")]
+    newest = max((int(text) for text in seconds if text.isdecimal()), default=0)
+    return run_dir / f"events.out.tfevents.{max(int(time.time()), newest + 1):010}.{socket.gethostname()}"
 
 
 def visible(image_BxHxWxC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

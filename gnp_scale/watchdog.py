@@ -22,8 +22,8 @@ from gnp_scale import lifeline, runtime
 from gnp_scale.awake import AwakeClock
 from gnp_scale.budgets import VARIABLE, budgets_s
 from gnp_scale.exit_codes import Exit, exit_code
-from gnp_scale.runtime import FAILURE, Failure
 from gnp_scale.output import say
+from gnp_scale.runtime import FAILURE, Failure
 from gnp_scale.stages import Stage, Stages
 
 _REPORTS, _MAIN = "gnp_scale/watchdog/reports/", FAILURE.removesuffix("failure")

@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 
 import jax
 import pytest
+from small_disk import disk  # noqa: F401
 
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh

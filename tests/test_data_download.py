@@ -184,6 +184,14 @@ def test_a_folder_that_cannot_be_written_is_told(server: Server, tmp_path: Path)
         fetch(server, tmp_path)
 
 
+def test_a_full_disk_is_told_and_what_has_arrived_is_kept(server: Server, disk):
+    disk.fill()
+    with pytest.raises(DownloadError, match=r"^cannot write data set toy to .*No space left"):
+        fetch(server, disk.path)
+    disk.free()
+    assert files_in(fetch(server, disk.path)) == {"file.bin": CONTENT}
+
+
 def archive_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:

@@ -6,6 +6,8 @@ import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from launcher import Job, run
 
 from gnp_scale import cli, goodput
@@ -43,6 +45,47 @@ def test_the_life_of_a_run_adds_up(starts, num_lost_steps, lost_s, goodput, down
     assert life.goodput == pytest.approx(goodput)
     assert life.stage_s["down"] == down_s
     assert sum(life.stage_s.values()) == pytest.approx(life.wall_s)
+
+
+SPANS = st.lists(
+    st.tuples(
+        st.floats(-1e9, 1e9),  # when it began, by a clock that jumps
+        st.floats(0, 1e5),  # seconds in training
+        st.floats(0, 1e5),  # and in other stages
+        st.integers(0, 100),
+        st.integers(0, 100),
+    ),
+    max_size=5,
+)
+
+
+@given(SPANS)
+def test_no_jump_of_the_clock_makes_time_negative(spans):
+    """Nor does a record that lacks starts: then more steps are lost than it knows of."""
+    life = Life(
+        tuple(
+            start(began, began + train + other, from_step, step, train, compile=other)
+            for began, train, other, from_step, step in spans
+        )
+    )
+    assert 0 <= life.goodput <= 1 + 1e-6
+    assert life.wall_s >= 0
+    assert all(seconds >= 0 for seconds in life.stage_s.values())
+    assert sum(life.stage_s.values()) == pytest.approx(life.wall_s, abs=1e-3)
+
+
+def test_a_clock_that_is_set_back_changes_nothing_within_a_start(tmp_path, monkeypatch):
+    times = iter([1e9, 1e8, 0.0, -1e9, -2e9])
+    monkeypatch.setattr(goodput.time, "time", lambda: next(times))
+    recorder = Recorder(tmp_path, Stages(), is_writer=True)
+    recorder.go_on_from(0)
+    lines = [recorder._line() for _ in range(3)]
+    assert lines[0]["began"] <= lines[0]["time"] <= lines[1]["time"] <= lines[2]["time"]
+    append(tmp_path / GOODPUT_FILE, lines[-1])
+    append_exit(tmp_path, Exit.HUNG)
+    (only,) = read_life(tmp_path).starts
+    assert (only.time, only.exit) == (lines[-1]["time"], Exit.HUNG)
+    assert Recorder(tmp_path, Stages(), is_writer=True).life().wall_s >= 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Metrics keep their values on the way to the run folder, survive kills, and count FLOPs and seconds rightly."""
 
+import errno
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from gnp_scale import goodput, stages, throughput
+from gnp_scale import goodput, metrics, stages, throughput
+from gnp_scale.config import ConfigError
 from gnp_scale.flops import flops, peak_flops_per_s
 from gnp_scale.goodput import Recorder
 from gnp_scale.mesh import FSDP, batch_spec
-from gnp_scale.metrics import METRICS_FILE, MetricWriter, read_metrics
+from gnp_scale.metrics import DAMAGED_FILE, METRICS_FILE, MetricWriter, read_metrics
 from gnp_scale.stages import Stage, Stages
 from gnp_scale.throughput import Throughput
+
+
+def raiser(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 def log(run_dir, start_step, rows):
@@ -55,7 +65,7 @@ def test_sync_waits_for_the_disk_with_all_lines(tmp_path, monkeypatch):
     rows_at_sync = {}
 
     def fsync(file):
-        rows_at_sync[str(getattr(file, "name", file))] = read_metrics(tmp_path)
+        rows_at_sync[os.readlink(f"/proc/self/fd/{file}")] = read_metrics(tmp_path)
 
     with MetricWriter(tmp_path, is_writer=True, start_step=0) as writer:
         monkeypatch.setattr("os.fsync", fsync)
@@ -104,19 +114,52 @@ def test_a_half_written_last_line_is_dropped(tmp_path, num_bytes_kept):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
 
 
-def test_damage_before_the_last_line_is_an_error(tmp_path):
-    (tmp_path / METRICS_FILE).write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is damaged"):
-        MetricWriter(tmp_path, is_writer=True, start_step=3)
+GOOD = b'{"step": 1}\n'
+DAMAGES = {
+    "half a line": b'{"st\n',
+    "half a line before a whole one": b'{"step": 2, "tra',
+    "zeros where a power cut came": b"\0" * 4096,
+    "not the object of a step": b'[1, 2]\n"text"\n{"loss": 1}\n{"step": null}\n{"step": 2, "loss": []}\n',
+    "bytes that are no text": b"\xff\xfe\n",
+    "deep": b"[" * 100_000 + b"\n",
+}
 
 
-def test_lines_are_dropped_in_a_new_file_never_in_place(tmp_path):
-    """A kill in the middle leaves the old file, and whoever is reading it reads it whole."""
-    log(tmp_path, 0, [(1, {}), (2, {})])
-    with (tmp_path / METRICS_FILE).open() as reader:
-        log(tmp_path, 1, [(2, {"train/loss": 0.5})])
-        assert reader.read() == '{"step": 1}\n{"step": 2}\n'
-    assert [path.name for path in tmp_path.glob("metrics*")] == [METRICS_FILE]
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_lines_are_moved_aside_and_told(tmp_path, capsys, damage):
+    """A run never becomes unstartable because of its log."""
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(GOOD + damage + b'{"step": 3}\n{"step": 4}\n')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4]
+    log(tmp_path, 3, [(5, {})])
+    assert path.read_bytes() == GOOD + b'{"step": 3}\n{"step": 5}\n'
+    assert (tmp_path / DAMAGED_FILE).read_bytes().rstrip(b"\n") == damage.rstrip(b"\n")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert DAMAGED_FILE in line
+    log(tmp_path, 5, [(6, {})])
+    assert not capsys.readouterr().err
+
+
+def test_damage_that_cannot_be_moved_stays_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(GOOD + b'{"st\n{"step": 3}\n{"step": 4}\n')
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "replace_file", raiser(errno.ENOSPC))
+        log(tmp_path, 3, [(5, {})])
+    assert path.read_bytes() == GOOD + b'{"st\n{"step": 3}\n{"step": 5}\n'
+    assert "(1) cannot be moved" in capsys.readouterr().err
+
+
+def test_a_last_line_without_its_line_break_is_whole(tmp_path):
+    (tmp_path / METRICS_FILE).write_bytes(GOOD.rstrip())
+    log(tmp_path, 1, [(2, {})])
+    assert (tmp_path / METRICS_FILE).read_bytes() == GOOD + b'{"step": 2}\n'
+
+
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / METRICS_FILE).mkdir()
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be used \(Is a directory\)"):
+        MetricWriter(tmp_path, is_writer=True, start_step=0)
 
 
 def test_other_processes_write_nothing(tmp_path):

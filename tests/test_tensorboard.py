@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gnp_scale import tensorboard
 from gnp_scale.config import Config
 from gnp_scale.metrics import MetricWriter, read_metrics
 from gnp_scale.tensorboard import CHARTS, visible
@@ -170,6 +171,18 @@ def test_images_arrive_enlarged_and_unnormalised(server):
     image = np.asarray(Image.open(io.BytesIO(png)))
     assert image.shape == (128, 3 * 128, 3)
     assert (image == 128).all(), "a normalised 0 with mean 0.5 is middle grey"
+
+
+def test_each_start_has_a_file_that_is_read_after_the_others(tmp_path, monkeypatch):
+    """However many starts there are within a second, and wherever the clock jumps to."""
+    names = []
+    for now in (1.8e9, 1.8e9, 1.8e9 + 0.5, 1.7e9, 5.0, 1.9e9):
+        monkeypatch.setattr(tensorboard.time, "time", lambda now=now: now)
+        before = set(tmp_path.iterdir())
+        with MetricWriter(tmp_path, is_writer=True, start_step=0):
+            names += sorted(path.name for path in set(tmp_path.iterdir()) - before if "tfevents" in path.name)
+    assert len(names) == 6
+    assert names == sorted(names)
 
 
 @pytest.mark.parametrize(

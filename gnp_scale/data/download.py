@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import os
 import shutil
 import tarfile
 import tempfile
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gnp_scale.config import ConfigError
+from gnp_scale.console import make_console
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
@@ -88,8 +90,8 @@ def download(
     if not base_url.startswith(("https://", "http://")):
         raise DownloadError(f"--url is {base_url}: give an address that begins with https:// or http://")
     folder = Path(root) / name
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(*columns, TimeRemainingColumn(), console=console or Console(stderr=True))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    progress = Progress(*columns, TimeRemainingColumn(), console=console or make_console(stderr=True))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with progress:
@@ -162,6 +164,8 @@ def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -
                 file.write(chunk)
                 num_bytes += len(chunk)
                 report(num_bytes, total)
+            file.flush()
+            os.fsync(file.fileno())
     if total is not None and num_bytes < total:
         raise ConnectionError(f"the connection ended after {num_bytes} of {total} bytes")
 

@@ -1,0 +1,222 @@
+"""Files that outlive kills, power cuts and full disks: replaced whole, or appended to record by record."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gnp_scale.output import say
+
+_SYNC_EVERY = 1000
+"""Records; those that the disk has for sure are forgotten."""
+MAX_RECORDS = 100_000
+"""That are kept while they cannot be written: about 100 MB of metrics. Then the oldest ones are given up."""
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Makes `data` the content of `path`; a kill, a power cut or an error leaves either the old or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old content stands.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+    # The new content is safe. Some file systems cannot sync a folder, and need not.
+    with contextlib.suppress(OSError):
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Adds a line, whatever other process adds one at the same time; it ends one that was cut short before.
+
+    Raises:
+        OSError: the line is not there, or cut short.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        was_cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        data = b"\n" * was_cut + line + b"\n"
+        while data:
+            data = data[os.write(file, data) :]
+    finally:
+        os.close(file)
+
+
+def newest_row(path: Path, key: str) -> dict[str, Any] | None:
+    """The last whole JSON object with `key` among the lines at the end of a file; None where there is none."""
+    rows = [row for row in read_rows(path, tail_bytes=1 << 18) if key in row]
+    return rows[-1] if rows else None
+
+
+def read_rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """The JSON objects that stand in the lines of a file; what was cut short or damaged is passed over.
+
+    Raises:
+        OSError: the file is there, but cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+class Outage:
+    """Tells once that a file cannot be written, and once that it can be again."""
+
+    def __init__(self, path: Path, consequence: str) -> None:
+        self._path, self._consequence = path, consequence
+        self.reason: str | None = None
+
+    def begin(self, error: OSError) -> None:
+        """Tells that a write failed."""
+        if self.reason is None:
+            say(f"{self._path} cannot be written ({error.strerror or error}): {self._consequence}")
+        self.reason = error.strerror or str(error)
+
+    def end(self, what: str) -> None:
+        """Tells that a write succeeded; `what` says what became of the file."""
+        if self.reason is not None:
+            self.reason = None
+            say(f"{self._path} can be written again: {what}")
+
+
+class RecordFile:
+    """Appends records to a file that nobody else writes; errors of the disk do not end the process.
+
+    The first `start` bytes of the file stay, and the record `last`, if any, follows; the rest goes. Records that cannot
+    be written now are kept, and written when the next one comes. Since some file systems tell only when they sync that
+    they have lost something, all records since the last `sync` are kept.
+    """
+
+    def __init__(self, path: Path, start: int = 0, last: bytes = b"") -> None:
+        self._path = path
+        self._file: int | None = None
+        self._records = [last] if last else []
+        self._start = self._end = start
+        """Where the first of the records begins, and where the first begins that is not written."""
+        self._num_written = 0
+        self._num_lost = 0
+        self._outage = Outage(path, "what is new is kept in memory until then")
+        self._write()
+
+    def append(self, record: bytes) -> None:
+        """Adds a record."""
+        self._records.append(record)
+        if len(self._records) > MAX_RECORDS:
+            self._forget_first()
+        self._write()
+        if self._outage.reason is None and len(self._records) > _SYNC_EVERY:
+            self.sync()
+
+    def amend(self, record: bytes) -> None:
+        """Puts a record in the place of the last one."""
+        if self._num_written == len(self._records):
+            self._num_written -= 1
+            self._end -= len(self._records[-1])
+        self._records[-1] = record
+        self._write()
+
+    def sync(self) -> None:
+        """Waits until the disk has all records, unless it cannot take them."""
+        self._write()
+        if self._outage.reason is not None or not self._records:
+            return
+        assert self._file is not None
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            self._num_written, self._end = 0, self._start
+            self._fail(error)
+        else:
+            self._records = self._records[-1:]
+            self._start = self._end - len(self._records[0])
+            self._num_written = 1
+
+    def close(self) -> None:
+        """Writes what can be written, and says what could not be."""
+        self.sync()
+        self._write()
+        num_lost = self._num_lost + len(self._records) - self._num_written
+        if num_lost:
+            say(f"{num_lost} records of {self._path} are lost ({self._outage.reason})")
+        self._close_file()
+
+    def _write(self) -> None:
+        try:
+            file = self._opened()
+            for record in self._records[self._num_written :]:
+                _write_whole(file, record, self._end)
+                self._end += len(record)
+                self._num_written += 1
+            os.ftruncate(file, self._end)
+        except OSError as error:
+            self._fail(error)
+        else:
+            self._outage.end(f"{self._num_lost} records are lost" if self._num_lost else "nothing is lost")
+            self._num_lost = 0
+
+    def _opened(self) -> int:
+        if self._file is not None:
+            return self._file
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        size = os.fstat(self._file).st_size
+        if size < self._end:
+            # Somebody has made the file anew, or shorter: no hole is left before what follows.
+            self._start = min(size, self._start)
+            self._end, self._num_written = self._start, 0
+        return self._file
+
+    def _fail(self, error: OSError) -> None:
+        self._outage.begin(error)
+        # A stale handle of a network file system stays stale: the next attempt opens the file anew.
+        self._close_file()
+
+    def _forget_first(self) -> None:
+        first = self._records.pop(0)
+        if self._num_written:
+            self._num_written -= 1
+            self._start += len(first)
+        else:
+            self._num_lost += 1
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+            self._file = None
+
+
+def _write_whole(file: int, data: bytes, offset: int) -> None:
+    while data:
+        num_written = os.pwrite(file, data, offset)
+        data, offset = data[num_written:], offset + num_written
