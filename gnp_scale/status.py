@@ -2,17 +2,19 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from gnp_scale.config import ConfigError
+from gnp_scale.console import make_console
 from gnp_scale.exit_codes import Exit
-from gnp_scale.goodput import METRICS_FILE, Life, Start, append_interval_s, newest_row, read_life
+from gnp_scale.files import newest_row
+from gnp_scale.goodput import METRICS_FILE, Life, Start, append_interval_s, read_life
 from gnp_scale.stages import Stage
 
-_ENDED = {
+_ENDED: Mapping[int, str] = {
     Exit.FINISHED: "finished",
     Exit.PREEMPTED: "preempted, saved",
     Exit.HUNG: "hung",
@@ -34,23 +36,37 @@ def print_status(run_dir: Path) -> None:
     """Prints tables of the state of the run in `run_dir`, which may be running, and of its time.
 
     Raises:
-        ConfigError: the folder holds no run.
+        ConfigError: the folder holds no run, or cannot be read.
     """
-    console = Console(highlight=False)
-    life = read_life(run_dir)
-    console.print(_overview(run_dir, life))
+    console = make_console()
+    try:
+        num_steps = _num_steps(run_dir)
+        life = read_life(run_dir)
+        overview = _overview(run_dir, life, num_steps)
+    except OSError as error:
+        raise ConfigError(f"{run_dir} cannot be read ({error.strerror}): give the folder of a run") from error
+    console.print(overview)
     if life.starts:
         console.print(_times(life), _starts(life))
 
 
-def _overview(run_dir: Path, life: Life) -> Table:
+def _num_steps(run_dir: Path) -> int:
+    path = run_dir / "config.json"
     try:
-        num_steps = json.loads((run_dir / "config.json").read_text())["train"]["num_steps"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{run_dir} holds no run ({error}): give the folder of a run") from None
+        return int(json.loads(path.read_text())["train"]["num_steps"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{run_dir} holds no run (it has no {path.name}): give the folder of a run") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or begin a new run") from error
+
+
+def _overview(run_dir: Path, life: Life, num_steps: int) -> Table:
     loss = newest_row(run_dir / METRICS_FILE, "train/loss")
     saved = _newest_checkpoint(run_dir)
-    table = Table(title=str(run_dir), show_header=False)
+    table = Table(title="run", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("folder", str(run_dir))
     table.add_row("state", state(life, time.time()))
     table.add_row("step", f"{life.starts[-1].step if life.starts else 0:,} of {num_steps:,}")
     table.add_row("loss", f"{float(loss['train/loss']):.4g} at step {loss['step']:,}" if loss else "not logged yet")
@@ -67,7 +83,7 @@ def state(life: Life, now: float) -> str:
         return "not started"
     last = life.starts[-1]
     if last.exit is not None:
-        return _ENDED.get(Exit(last.exit), f"failed, exit code {last.exit}")
+        return _ENDED.get(last.exit, f"failed, exit code {last.exit}")
     silent_s = now - last.time
     if silent_s < 3 * append_interval_s(last.time - last.began) + 10:
         return f"running: {last.stage}"
