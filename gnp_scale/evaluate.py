@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gnp_scale import losses
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
+from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.state import TrainState
 from gnp_scale.task import Task
 
@@ -18,15 +19,25 @@ type Totals = dict[str, jax.Array]
 METRICS = ("loss", "top1", "top5")
 
 
-def make_evaluate(task: Task) -> Callable[[TrainState], dict[str, float]]:
+def trace_eval_step(task: Task) -> jax.stages.Lowered:
+    """The program of one batch of an evaluation, to be compiled; what does not fit shows here."""
+    total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(REPLICATED))
+    totals = dict.fromkeys((*METRICS, "count"), total)
+    return _make_eval_step(task).lower(*task.abstract_state().evaluated, task.abstract_eval_batch(), totals)
+
+
+def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], dict[str, float]]:
     """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats and shares of the test images.
 
     The host waits for the devices once, at the end.
+
+    Args:
+        task: What is evaluated.
+        get_step: Returns the compiled program of `trace_eval_step`; called when there is something to evaluate.
     """
-    eval_step = _make_eval_step(task)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        totals = _zero_totals()
+        eval_step, totals = get_step(), _zero_totals()
         for batch in eval_batches(task.dataset.test, task.config.data):
             totals = eval_step(*state.evaluated, batch, totals)
         sums = jax.device_get(totals)
@@ -35,7 +46,7 @@ def make_evaluate(task: Task) -> Callable[[TrainState], dict[str, float]]:
     return evaluate
 
 
-def _make_eval_step(task: Task) -> Callable[..., Totals]:
+def _make_eval_step(task: Task) -> Any:
     """The sums of loss and correct answers, with those of a batch added; padding, told by its mask, adds nothing."""
 
     @partial(jax.jit, donate_argnames="totals")

@@ -143,7 +143,8 @@ class Recorder:
 
     def first_step_is_computed(self) -> None:
         """Tells that the first update of this start is computed."""
-        self._first_step_s = time.perf_counter() - PROCESS_START_S
+        if self._first_step_s is None:
+            self._first_step_s = time.perf_counter() - PROCESS_START_S
 
     def end(self, code: Exit) -> None:
         """Closes the record of this start with where it stands and its exit code."""

@@ -1,12 +1,11 @@
 """The training loop."""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +15,14 @@ from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.divergence import DivergedError, Guard
-from gnp_scale.evaluate import make_evaluate
+from gnp_scale.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.gnp import Phase
 from gnp_scale.goodput import Recorder, append_exit
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.metrics import MetricWriter
 from gnp_scale.models import zoo
 from gnp_scale.preemption import StopRequest
+from gnp_scale.programs import Programs
 from gnp_scale.progress import ProgressBar, announce, print_summary
 from gnp_scale.report import Reporter
 from gnp_scale.rollback import Rollbacks
@@ -35,6 +35,10 @@ from gnp_scale.task import Task
 from gnp_scale.throughput import Throughput
 from gnp_scale.watchdog import Watchdog
 
+_EVALUATION = "evaluation"
+type _Name = Phase | str
+"""Of a program: the phase of a step, or the evaluation."""
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -42,7 +46,7 @@ class _Run:
 
     task: Task
     run_dir: Path
-    steps: dict[int, Callable[[], Any]]
+    programs: Programs[_Name]
     rollbacks: Rollbacks
     recorder: Recorder
     checkpoints: Checkpoints
@@ -62,8 +66,12 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
             with stages.enter(Stage.COMPILE, 0):
-                steps = _trace(task, Rollbacks(run_dir, config))
-            with claimed(run_dir, config), Recorder(run_dir, stages, is_main_process()) as recorder:
+                traced = _trace(task, Rollbacks(run_dir, config))
+            with (
+                claimed(run_dir, config),
+                Recorder(run_dir, stages, is_main_process()) as recorder,
+                Programs(traced) as programs,
+            ):
                 watchdog.on_end = partial(append_exit, run_dir)
                 # Until here an earlier start may have been at work.
                 rollbacks = Rollbacks(run_dir, config)
@@ -72,7 +80,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 if advice := zoo.batch_norm_advice(config.model, config.data.batch_size, num_parts):
                     announce(advice)
                 with Checkpoints(run_dir, config) as checkpoints:
-                    run = _Run(task, run_dir, steps, rollbacks, recorder, checkpoints, stop or StopRequest())
+                    run = _Run(task, run_dir, programs, rollbacks, recorder, checkpoints, stop or StopRequest())
                     last = _train_on(run)
                 code = _tell_end(run, last)
                 recorder.end(code)
@@ -107,12 +115,14 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
         task = Task.of(config)
         with stages.enter(Stage.RESTORE, 0):
             step, state = load_newest(run_dir, task.abstract_state())
+        with stages.enter(Stage.COMPILE, step):
+            eval_step = trace_eval_step(task).compile()
         with stages.enter(Stage.EVALUATE, step):
-            return step, make_evaluate(task)(state)
+            return step, make_evaluate(task, lambda: eval_step)(state)
 
 
-def _trace(task: Task, rollbacks: Rollbacks) -> dict[int, Callable[[], Any]]:
-    """The step of each phase of the run, traced and to be compiled by a call, which is done once.
+def _trace(task: Task, rollbacks: Rollbacks) -> dict[_Name, jax.stages.Lowered]:
+    """The step of each phase of the run, and that of the evaluation.
 
     What does not fit shows here, before anything is written.
     """
@@ -123,7 +133,8 @@ def _trace(task: Task, rollbacks: Rollbacks) -> dict[int, Callable[[], Any]]:
     if task.config.divergence.plain_steps:
         phases.add(Phase.PLAIN)
     try:
-        return {phase: cache(train_step.lower(state, batch, phase=Phase(phase)).compile) for phase in phases}
+        steps = {phase: train_step.lower(state, batch, phase=Phase(phase)) for phase in phases}
+        return {**steps, _EVALUATION: trace_eval_step(task)}
     except ConfigError:
         raise
     except ValueError as error:
@@ -140,6 +151,7 @@ def _train_on(run: _Run) -> int | None:
     None stands for a run that diverged and may not go back.
     """
     task, stages, checkpoints = run.task, run.recorder.stages, run.checkpoints
+    run.programs.start(_needed(run, checkpoints.latest_step or 0))
     with stages.enter(Stage.RESTORE, 0):
         start, state = checkpoints.restore(task.abstract_state()) or (0, task.init_state())
     if 0 < start < task.config.train.num_steps:
@@ -159,6 +171,13 @@ def _train_on(run: _Run) -> int | None:
         announce(f"{diverged}; {run.rollbacks.add(start, bad_step)}")
 
 
+def _needed(run: _Run, start: int) -> list[_Name]:
+    """The programs that a run from step `start` on is made of; those of the steps come first."""
+    phases = run.rollbacks.phases(run.task.gnp.phases(np.arange(run.task.config.train.num_steps)))
+    names = [Phase(phase) for phase in np.unique(phases[start:])]
+    return [*names, _EVALUATION] if names else []
+
+
 def _train_from(start: int, state: TrainState, run: _Run) -> int:
     """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the one it stopped after."""
     task, config, stages, checkpoints = run.task, run.task.config, run.recorder.stages, run.checkpoints
@@ -168,27 +187,34 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
     with (
         MetricWriter(run.run_dir, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, is_main_process()) as bar,
-        contextlib.closing(run.rollbacks.batches(read, start, num_steps)) as batches,
+        contextlib.closing(run.rollbacks.batches(read, start, num_steps)) as stream,
         stages.enter(Stage.TRAIN, start),
     ):
+        with stages.enter(Stage.DATA, start + 1):
+            # From the first batch on, threads read ahead: here, while programs are being compiled.
+            batches = itertools.chain(list(itertools.islice(stream, 1)), stream)
         with stages.enter(Stage.COMPILE, start):
-            compiled = {phase: run.steps[phase]() for phase in set(phases[start:].tolist())}
+            num_passes = np.array([task.gnp.num_passes(phase) for phase in Phase])[phases]
+            throughput = Throughput(
+                start, config.data.batch_size, lambda: task.flops_per_pass, num_passes, run.recorder
+            )
+            compiled = {name: run.programs.get(name) for name in _needed(run, start)}
             meet()
-        evaluate = make_evaluate(task)
-        throughput = Throughput(start, config.data.batch_size, task.flops_per_pass(), run.recorder)
+        evaluate = make_evaluate(task, partial(run.programs.get, _EVALUATION))
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe)
         run.stop.begin(start, num_steps, partial(_leave, run))
 
         for step in range(start + 1, num_steps + 1):
             with throughput.waiting_for_data(step):
                 batch = next(batches)
-            if step == 1:
-                with throughput.paused(Stage.COMPILE, step, after=batch):
-                    _show_inputs(writer, task, batch)
-            phase = Phase(phases[step - 1])
-            state, metrics = compiled[phase](state, batch)
+            state, metrics = compiled[phases[step - 1]](state, batch)
             reporter.release()
-            throughput.count(task.gnp.num_passes(phase), metrics)
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                run.recorder.first_step_is_computed()
+            if step == 1:
+                with throughput.paused(Stage.COMPILE, step, after=metrics):
+                    _show_inputs(writer, task, batch)
             bar.advance(step)
             reporter.hold(step, metrics, is_logged=step % config.train.log_every_steps == 0)
 

@@ -1,5 +1,6 @@
 """The state of training: all that one step hands to the next, and all that a checkpoint holds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class TrainState:
         return (self.params, self.batch_stats) if self.ema is None else self.ema
 
 
-def init_state(
+def make_init(
     model: Model,
     optimizer: optax.GradientTransformation,
     seed: int,
@@ -45,8 +46,11 @@ def init_state(
     with_ema: bool,
     with_kept: bool,
     copy_dtype: jax.typing.DTypeLike | None,
-) -> TrainState:
-    """The state before the first update, born sharded on the current mesh: no device ever holds all of it."""
+) -> Callable[[], TrainState]:
+    """`init()`: the state before the first update, born sharded on the current mesh: no device ever holds all of it.
+
+    It is jitted, so that its shapes and its arrays come of one tracing.
+    """
 
     @jax.jit
     def init() -> TrainState:
@@ -56,7 +60,7 @@ def init_state(
         copy = copy_of(params, copy_dtype)
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept, copy)
 
-    return init()
+    return init
 
 
 def initial_key(seed: int) -> jax.Array:

@@ -1,6 +1,9 @@
 """What a configuration stands for: data set, network, optimizer and penalty, on the current mesh."""
 
-from typing import NamedTuple, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +20,12 @@ from gnp_scale.gnp import Gnp
 from gnp_scale.models import zoo
 from gnp_scale.models.zoo import Model
 from gnp_scale.penalty import make_gnp
-from gnp_scale.state import TrainState, init_state
+from gnp_scale.state import TrainState, make_init
 
 
-class Task(NamedTuple):
-    """The parts that training and evaluation are made of."""
+@dataclass(frozen=True)
+class Task:
+    """The parts that training and evaluation are made of; it belongs to the mesh that it was made on."""
 
     config: Config
     dataset: Dataset
@@ -36,20 +40,22 @@ class Task(NamedTuple):
         """The task of `config`, checked against the current mesh.
 
         Raises:
-            ConfigError: the data are missing, or the parts do not fit each other or the mesh.
+            ConfigError: the data are missing, or the parts do not fit each other or the mesh. Tracing a step shows
+                what else does not fit.
         """
         check_divisible(config.data)
         dataset = sources.load(config.data)
         model = zoo.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
-        task = cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
-        # Tracing shows what does not fit before anything is written or takes long; a run traces its updates as well.
-        jax.eval_shape(task._forward, *task._forward_arguments(config.data.eval_batch_size))
-        return task
+        return cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
 
     def init_state(self) -> TrainState:
         """The state before the first update."""
-        return init_state(
+        return self._init()
+
+    @cached_property
+    def _init(self) -> Callable[[], TrainState]:
+        return make_init(
             self.model,
             self.optimizer,
             self.config.train.seed,
@@ -66,34 +72,44 @@ class Task(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without its arrays."""
+        return self._abstract_state
 
+    @cached_property
+    def _abstract_state(self) -> TrainState:
         def on_mesh(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             # What JAX leaves without a sharding is whole on every device.
             spec = mesh.REPLICATED if x.sharding is None else x.sharding.spec
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(spec))
 
-        return jax.tree.map(on_mesh, jax.eval_shape(self.init_state))
+        return jax.tree.map(on_mesh, jax.eval_shape(self._init))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a training batch as it comes from the host."""
-        num_examples = self.config.data.batch_size
+        return self._abstract_batch(self.config.data.batch_size, {})
+
+    def abstract_eval_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The same of a batch of the test split, with its mask."""
+        size = self.config.data.eval_batch_size
+        return self._abstract_batch(size, {"mask": ((size,), jnp.float32)})
+
+    def _abstract_batch(self, num_examples: int, more: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         entries = {
             "image": ((num_examples, *self.dataset.image_shape), jnp.uint8),
             "label": ((num_examples,), jnp.int32),
+            **more,
         }
         return {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=mesh.sharding(mesh.batch_spec(len(shape))))
             for name, (shape, dtype) in entries.items()
         }
 
+    @cached_property
     def flops_per_pass(self) -> int:
         """FLOPs of one forward and backward pass over a batch, three times those of the forward pass."""
-        return 3 * flops(self._forward, *self._forward_arguments(self.config.data.batch_size))
 
-    def _forward(self, state: TrainState, image: jax.Array) -> jax.Array:
-        return self.model.apply(state.params, state.batch_stats, image, train=False)[0]
+        def forward(state: TrainState, image: jax.Array) -> jax.Array:
+            return self.model.apply(state.params, state.batch_stats, image, train=False)[0]
 
-    def _forward_arguments(self, num_examples: int) -> tuple[TrainState, jax.ShapeDtypeStruct]:
-        shape = (num_examples, *self.dataset.image_shape)
-        sharding = mesh.sharding(mesh.batch_spec(len(shape)))
-        return self.abstract_state(), jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+        image = self.abstract_batch()["image"]
+        image = jax.ShapeDtypeStruct(image.shape, jnp.float32, sharding=image.sharding)
+        return 3 * flops(forward, self.abstract_state(), image)

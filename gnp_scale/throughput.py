@@ -2,10 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from gnp_scale.flops import peak_flops_per_s
 from gnp_scale.goodput import Recorder
@@ -18,25 +19,23 @@ class Throughput:
     A step is what passes in the stages TRAIN and DATA: whatever is not training stands inside
     `with throughput.paused(...)`, and fetching a batch inside `with throughput.waiting_for_data(...)`. Steps are
     dispatched asynchronously, so a window is honest only if it begins and ends where the host has waited for the
-    device: read the metrics of the last step before a report.
+    device: read the metrics of its last step before a report. Later steps may be dispatched by then.
     """
 
-    def __init__(self, start_step: int, batch_size: int, flops_per_pass: int, recorder: Recorder) -> None:
-        self._batch_size = batch_size
-        self._flops_per_pass = flops_per_pass
-        self._num_passes = 0.0
-        self._step = start_step
-        self._stages, self._recorder = recorder.stages, recorder
+    def __init__(
+        self,
+        start_step: int,
+        batch_size: int,
+        flops_per_pass: Callable[[], int],
+        num_passes: np.ndarray,
+        recorder: Recorder,
+    ) -> None:
+        """`num_passes` are those of each step of the run; the FLOPs are asked for where a device's peak is known."""
+        self._batch_size, self._num_passes = batch_size, num_passes
+        self._peak = peak_flops_per_s(jax.devices()[0].device_kind)
+        self._flops_per_pass = 0 if self._peak is None else flops_per_pass()
+        self._step, self._stages, self._life = start_step, recorder.stages, recorder.life
         self._trained_s, self._waited_s = self._seconds()
-        self._is_first_step = True
-
-    def count(self, num_passes: float, metrics: Any) -> None:
-        """Counts the passes of one more step, whose metrics they are."""
-        self._num_passes += num_passes
-        if self._is_first_step:
-            jax.block_until_ready(metrics)
-            self._recorder.first_step_is_computed()
-            self._is_first_step = False
 
     @contextlib.contextmanager
     def paused(self, stage: Stage, step: int, after: Any) -> Iterator[None]:
@@ -67,17 +66,14 @@ class Throughput:
             "perf/images_per_s": self._batch_size * num_steps / window_s,
             "perf/step_ms": 1000 * window_s / num_steps,
             "perf/data_wait_ms": 1000 * (waited_s - self._waited_s) / num_steps,
-            "perf/goodput": self._recorder.life().goodput,
+            "perf/goodput": self._life().goodput,
         }
-        metrics |= _utilisation(self._flops_per_pass * self._num_passes / window_s)
-        self._step, self._trained_s, self._waited_s, self._num_passes = step, trained_s, waited_s, 0.0
+        if self._peak is not None:
+            num_flops = self._flops_per_pass * self._num_passes[self._step : step].sum()
+            metrics["perf/mfu"] = num_flops / (window_s * jax.device_count() * self._peak)
+        self._step, self._trained_s, self._waited_s = step, trained_s, waited_s
         return metrics
 
     def _seconds(self) -> tuple[float, float]:
         seconds = self._stages.now.total_s(time.perf_counter())
         return seconds[Stage.TRAIN], seconds[Stage.DATA]
-
-
-def _utilisation(flops_per_s: float) -> dict[str, float]:
-    peak = peak_flops_per_s(jax.devices()[0].device_kind)
-    return {} if peak is None else {"perf/mfu": flops_per_s / (jax.device_count() * peak)}

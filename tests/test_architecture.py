@@ -14,7 +14,7 @@ LAYERS = (
     {"config", "arguments", "stages", "awake", "consensus", "lifeline", "files"},
     {"exit_codes"},
     {"budgets", "goodput", "grace", "environment"},
-    {"recipe", "local_job", "preemption", "mesh", "runtime", "flops", "ops", "losses"},
+    {"recipe", "programs", "local_job", "preemption", "mesh", "runtime", "flops", "ops", "losses"},
     {"gnp", "data", "models", "optim", "rundir", "throughput", "tensorboard", "kills", "progress"},
     {"state", "metrics", "penalty", "fused", "divergence", "rollback"},
     {"task", "report", "watchdog", "status"},

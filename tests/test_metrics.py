@@ -193,7 +193,7 @@ def recorder(clock, tmp_path):
 
 
 def test_throughput_counts_training_time_only(clock, recorder):
-    timing = Throughput(start_step=100, batch_size=32, flops_per_pass=1, recorder=recorder)
+    timing = Throughput(100, 32, flops_per_pass=lambda: 1, num_passes=np.ones(120), recorder=recorder)
     with timing.waiting_for_data(101):
         clock(1)
     clock(4)
@@ -216,11 +216,20 @@ def test_throughput_counts_training_time_only(clock, recorder):
 
 def test_mfu_is_the_part_of_the_peak_of_all_devices(clock, recorder, monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops_per_s", lambda kind: 100.0)
-    timing = Throughput(start_step=0, batch_size=1, flops_per_pass=400, recorder=recorder)
-    for num_passes in (2, 1):
-        timing.count(num_passes, metrics=())
+    timing = Throughput(0, 1, flops_per_pass=lambda: 400, num_passes=np.array([2, 1, 2, 1.5]), recorder=recorder)
     clock(2)
     assert timing.read(2)["perf/mfu"] == 3 * 400 / (2 * 8 * 100)
+    clock(1)
+    assert timing.read(4)["perf/mfu"] == 3.5 * 400 / (1 * 8 * 100)
+
+
+def test_without_a_known_peak_no_flops_are_counted(recorder):
+    """It would trace the network once more."""
+
+    def count():
+        raise AssertionError("nobody asks for them")
+
+    Throughput(0, 1, flops_per_pass=count, num_passes=np.ones(1), recorder=recorder)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The training step with kernels: its numbers, on CPU devices through Pallas' interpreter."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def config_of(optimizer, gnp, dtype="float32"):
 
 def states(config, implementation):
     """The state and metrics after each step."""
-    task = Task.of(config)._replace(implementation=implementation)
+    task = dataclasses.replace(Task.of(config), implementation=implementation)
     state, train_step = task.init_state(), make_train_step(task)
     batches = train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=NUM_STEPS)
     found = []

@@ -1,0 +1,42 @@
+"""The programs of a run: all of them traced at the start, and compiled side by side."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+MAX_AT_ONCE = 2
+"""Compilations at a time: of a large network, each takes gigabytes of the host's memory."""
+
+
+class Programs[Name: Hashable]:
+    """Compiles each of the programs once, in threads, from the moment that it is first asked for.
+
+    The compiler does not hold Python's lock, so whatever else there is to do at the start goes on meanwhile.
+    """
+
+    def __init__(self, traced: Mapping[Name, jax.stages.Lowered]) -> None:
+        self._traced = dict(traced)
+        self._compiled: dict[Name, Future[Any]] = {}
+        self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="compile")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def start(self, names: Iterable[Name]) -> None:
+        """Begins to compile these, in this order, if that has not begun; returns at once."""
+        for name in names:
+            if name not in self._compiled:
+                self._compiled[name] = self._threads.submit(self._traced.pop(name).compile)
+
+    def get(self, name: Name) -> Any:
+        """The compiled program; waits for it."""
+        self.start([name])
+        return self._compiled[name].result()

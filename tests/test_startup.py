@@ -1,0 +1,93 @@
+"""What the start of a run does once only, and what it does at the same time."""
+
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import faults
+import jax
+import pytest
+from jax._src import monitoring
+
+from gnp_scale import loop
+from gnp_scale.config import ModelConfig
+from gnp_scale.loop import train
+from gnp_scale.metrics import read_metrics
+from gnp_scale.models.zoo import Model
+from gnp_scale.programs import MAX_AT_ONCE, Programs
+from gnp_scale.runtime import Exit
+
+PATIENCE_S = 300.0
+SMALL = replace(faults.with_policy("rollback"), model=ModelConfig(name="vit_mu", patch_size=2, depth=1))
+
+
+@pytest.fixture
+def compiled():
+    """Counts compilations by the name of the function, those that the cache answers included."""
+    names = Counter()
+
+    def count(event, duration_secs, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names[details["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield names
+    monitoring.unregister_event_duration_listener(count)
+
+
+@pytest.mark.slow
+def test_the_state_is_traced_once_and_each_program_compiled_once_even_after_a_rollback(tmp_path, monkeypatch, compiled):
+    """Where the state begins anew: no checkpoint is good at step 4."""
+    traced, init = [], Model.init
+    monkeypatch.setattr(Model, "init", lambda self, key: traced.append(key) or init(self, key))
+    faults.poison(monkeypatch.setattr, (4, 0))
+    assert train(SMALL, tmp_path) == Exit.FINISHED
+    assert [row["step"] for row in read_metrics(tmp_path) if "eval/top1" in row] == [8, 16]
+    assert len(traced) == 1
+    assert {name: compiled[name] for name in ("jit(init)", "jit(train_step)", "jit(eval_step)")} == {
+        "jit(init)": 1,
+        "jit(train_step)": 1,
+        "jit(eval_step)": 1,
+    }
+
+
+@pytest.mark.slow
+def test_the_first_batch_is_read_while_programs_are_compiled(tmp_path, monkeypatch):
+    is_read, read, compile_program = threading.Event(), loop.train_batches, jax.stages.Lowered.compile
+
+    def noted(*arguments):
+        for batch in read(*arguments):
+            is_read.set()
+            yield batch
+
+    def compile_late(lowered):
+        assert is_read.wait(PATIENCE_S), "no batch was asked for"
+        return compile_program(lowered)
+
+    monkeypatch.setattr(loop, "train_batches", noted)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_late)
+    assert train(SMALL, tmp_path) == Exit.FINISHED
+
+
+class Traced:
+    """Stands in for a traced program that is compiled only beside another one."""
+
+    def __init__(self, both, running, most):
+        self._both, self._running, self._most = both, running, most
+
+    def compile(self):
+        self._running.append(self)
+        self._most.append(len(self._running))
+        self._both.wait(PATIENCE_S)
+        self._running.remove(self)
+        return self
+
+
+def test_two_programs_are_compiled_at_a_time_and_none_twice():
+    both, running, most = threading.Barrier(MAX_AT_ONCE), [], []
+    traced = {name: Traced(both, running, most) for name in range(4)}
+    with Programs(traced) as programs:
+        programs.start([0, 1])
+        programs.start(range(4))
+        assert [programs.get(name) for name in (3, 0, 1, 2, 0)] == [traced[name] for name in (3, 0, 1, 2, 0)]
+    assert (len(most), max(most)) == (4, MAX_AT_ONCE)
