@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gnp_scale import PROCESS_START_S, recipe
-from gnp_scale.checkpoint import Checkpoints, load_newest
+from gnp_scale.checkpoint import Checkpoints, agree, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.divergence import DivergedError, Guard
@@ -163,10 +163,10 @@ def _train_on(run: _Run) -> int | None:
         except DivergedError as error:
             bad_step, diverged = error.step, f"diverged: {error}"
         # Out here the frames of the error are gone, and with them the arrays of the state that is to be replaced.
-        if not run.rollbacks.may_roll_back:
-            announce(diverged)
-            return None
         with stages.enter(Stage.RESTORE, bad_step):
+            if not run.rollbacks.may_roll_back:
+                announce(diverged)
+                return None
             start, state = checkpoints.roll_back(task.abstract_state()) or (0, task.init_state())
         announce(f"{diverged}; {run.rollbacks.add(start, bad_step)}")
 
@@ -201,14 +201,13 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             compiled = {name: run.programs.get(name) for name in _needed(run, start)}
             meet()
         evaluate = make_evaluate(task, partial(run.programs.get, _EVALUATION))
-        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe)
+        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, agree.from_main)
         run.stop.begin(start, num_steps, partial(_leave, run))
 
         for step in range(start + 1, num_steps + 1):
             with throughput.waiting_for_data(step):
                 batch = next(batches)
             state, metrics = compiled[phases[step - 1]](state, batch)
-            reporter.release()
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 run.recorder.first_step_is_computed()

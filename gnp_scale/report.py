@@ -1,6 +1,8 @@
 """The one way of metrics out of a run: device -> host -> run folder and terminal."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 
@@ -9,11 +11,24 @@ from gnp_scale.metrics import MetricWriter
 from gnp_scale.progress import ProgressBar
 from gnp_scale.throughput import Throughput
 
+MAX_QUEUED_STEPS = 8
+"""Steps that may be dispatched beyond the one whose metrics are read next."""
+_QUEUED_MS = 100.0
+"""For how long they may keep a device busy: a stop waits for them, and after a bad step they are in vain."""
+
+
+class _Held(NamedTuple):
+    step: int
+    metrics: Mapping[str, jax.Array]
+    is_logged: bool
+
 
 class Reporter:
-    """Holds the metrics of a step until the next one is dispatched, and only then reads them.
+    """Holds the metrics of the last steps on the devices, and reads those of a step some steps later.
 
-    So the device never waits for the host. Of a step that is not to be logged, one scalar is read: how it went.
+    So a device has work while the host does something else. Of a step that is not to be logged, one scalar is read:
+    how it went. Until the first step is logged, one step is queued; then as many as take `_QUEUED_MS`, at least 1 and
+    at most `MAX_QUEUED_STEPS`. That number is the same in every process, so that all decide at the same step.
     """
 
     def __init__(
@@ -23,34 +38,44 @@ class Reporter:
         throughput: Throughput,
         guard: Guard,
         observe: Callable[[int, float], None],
+        from_main: Callable[[int], int],
     ) -> None:
+        """`observe(step, loss)` takes the loss of each logged step; `from_main` is that of `checkpoint.agree`."""
         self._writer, self._bar, self._throughput, self._guard, self._observe = writer, bar, throughput, guard, observe
-        self._held: tuple[int, Mapping[str, jax.Array], bool] | None = None
+        self._held: deque[_Held] = deque()
+        self._num_queued, self._from_main = 1, from_main
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], *, is_logged: bool) -> None:
-        """Keeps device scalars to be read by the next `release`."""
-        assert self._held is None, f"step {step} before the metrics of another were released"
-        self._held = step, metrics, is_logged
-
-    def release(self) -> None:
-        """Reads what is held, if anything, and reports it if it is to be logged or is not finite; waits for its step.
+        """Takes the device scalars of a step that was just dispatched, and reads those of an earlier one.
 
         Raises:
-            DivergedError: the run cannot go on from the state after that step.
+            DivergedError: the run cannot go on from the state after the step that was read. Later ones count for
+                nothing.
         """
-        if self._held is None:
-            return
-        (step, metrics, is_logged), self._held = self._held, None
+        self._held.append(_Held(step, metrics, is_logged))
+        while len(self._held) > self._num_queued:
+            self._read(*self._held.popleft())
+
+    def release(self) -> None:
+        """Reads all that is held: after it, the host knows that every step was good. See `hold`."""
+        while self._held:
+            self._read(*self._held.popleft())
+
+    def _read(self, step: int, metrics: Mapping[str, jax.Array], is_logged: bool) -> None:
+        """Waits for `step`, and reports it if it is to be logged or is not finite."""
         health = Health(int(jax.device_get(metrics[HEALTH])))
         scalars = {}
+        measured = self._throughput.read(step) if is_logged else {}
         if is_logged or health != Health.GOOD:
             numbers = jax.device_get({name: value for name, value in metrics.items() if name != HEALTH})
             scalars = {name: float(value) for name, value in numbers.items()}
-            self.report(step, scalars | (self._throughput.read(step) if is_logged else {}))
+            self.report(step, scalars | measured)
         self._guard.judge(step, health, scalars)
         if is_logged:
             # Where the only pass is perturbed, there is no other loss.
             self._observe(step, scalars["train/loss" if "train/loss" in scalars else "train/loss_perturbed"])
+            num_steps = int(_QUEUED_MS / measured["perf/step_ms"])
+            self._num_queued = self._from_main(max(1, min(MAX_QUEUED_STEPS, num_steps)))
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes and shows numbers that are on the host already."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from gnp_scale import loop
+from gnp_scale import loop, report
 from gnp_scale import step as step_module
 from gnp_scale.config import (
     CheckpointConfig,
@@ -100,6 +100,24 @@ def twice():
 
 def with_policy(policy, **settings):
     return replace(DIGITS, divergence=DivergenceConfig(policy, **settings))
+
+
+def deepen_queue(monkeypatch):
+    """Has as many steps queued as can be, once the first of them is logged, however slow they are."""
+    monkeypatch.setattr(report, "_QUEUED_MS", 1e9)
+
+
+def count_batches(monkeypatch):
+    """A list that grows by one with each batch that a run takes."""
+    taken, read = [], loop.train_batches
+
+    def counted(*arguments):
+        for batch in read(*arguments):
+            taken.append(len(taken))
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", counted)
+    return taken
 
 
 def rows_of(run_dir):

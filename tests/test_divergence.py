@@ -22,8 +22,9 @@ from gnp_scale.config import (
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.divergence import HEALTH, DivergedError, Guard, Health, all_finite
 from gnp_scale.gnp import Phase
+from gnp_scale.goodput import read_life
 from gnp_scale.loop import train
-from gnp_scale.report import Reporter
+from gnp_scale.report import MAX_QUEUED_STEPS, Reporter
 from gnp_scale.runtime import Exit
 from gnp_scale.step import make_train_step
 from gnp_scale.task import Task
@@ -152,7 +153,7 @@ class Journal:
     """Stands in for all that a reporter tells: keeps what it is told."""
 
     def __init__(self):
-        self.told = []
+        self.told, self.step_ms = [], 60.0
 
     def write(self, step, scalars):
         self.told.append((step, dict(scalars)))
@@ -161,7 +162,7 @@ class Journal:
         pass
 
     def read(self, step):
-        return {"perf/step_ms": 1.0}
+        return {"perf/step_ms": self.step_ms}
 
     def observe(self, step, loss):
         self.told.append((step, loss))
@@ -176,11 +177,15 @@ def metrics_of(loss, health=Health.GOOD):
     return {"train/loss": jnp.float32(loss), HEALTH: jnp.int32(health)}
 
 
-def test_a_reporter_reads_the_step_that_is_held_and_of_most_only_how_they_went(journal, monkeypatch):
+def reporter_for(journal, policy="stop", from_main=lambda value: value):
+    return Reporter(journal, journal, journal, Guard(DivergenceConfig(policy)), journal.observe, from_main)
+
+
+def test_a_reporter_reads_the_steps_that_are_held_and_of_most_only_how_they_went(journal, monkeypatch):
     """Nothing is read while it is held, and nothing but one scalar of a good step that is not to be logged."""
     read, device_get, metrics = [], jax.device_get, metrics_of(0.5)
     monkeypatch.setattr(jax, "device_get", lambda values: read.append(values) or device_get(values))
-    reporter = Reporter(journal, journal, journal, Guard(DivergenceConfig()), journal.observe)
+    reporter = reporter_for(journal)
     reporter.hold(1, metrics, is_logged=False)
     assert read == []
     reporter.release()
@@ -188,12 +193,41 @@ def test_a_reporter_reads_the_step_that_is_held_and_of_most_only_how_they_went(j
     assert read == [metrics[HEALTH]]
     reporter.hold(2, metrics_of(0.25), is_logged=True)
     reporter.release()
-    assert journal.told == [(2, {"train/loss": 0.25, "perf/step_ms": 1.0}), (2, 0.25)]
+    assert journal.told == [(2, {"train/loss": 0.25, "perf/step_ms": 60.0}), (2, 0.25)]
 
 
-def test_a_reporter_writes_the_step_that_diverged_and_does_not_pass_it_on(journal):
-    reporter = Reporter(journal, journal, journal, Guard(DivergenceConfig()), journal.observe)
+@pytest.mark.parametrize(
+    ("step_ms", "num_queued"), [(1.0, MAX_QUEUED_STEPS), (13.0, 7), (100.0, 1), (5000.0, 1)], ids=str
+)
+def test_as_many_steps_are_queued_as_the_main_process_makes_in_a_moment(step_ms, num_queued, journal, monkeypatch):
+    """One until the first logged step; the clock of this process does not count."""
+    read = []
+    monkeypatch.setattr(Guard, "judge", lambda self, step, health, scalars: read.append(step))
+    told_by_main = []
+    main = reporter_for(journal, from_main=lambda value: told_by_main.append(value) or value)
+    journal.step_ms = step_ms
+    main.hold(1, metrics_of(0.5), is_logged=True)
+    main.release()
+    reporter = reporter_for(journal, from_main=lambda value: told_by_main[0])
+    journal.step_ms = 40.0
+    for step in range(1, 30):
+        reporter.hold(step, metrics_of(0.5), is_logged=step % 2 == 0)
+        assert step - read[-1] == (step > 1 if step < 4 else min(num_queued, step - 2))
+    reporter.release()
+    assert read == [1, *range(1, 30)]
+
+
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+def test_steps_after_one_that_diverged_leave_no_trace(policy, journal):
+    """They are dispatched before it is known."""
+    reporter = reporter_for(journal, policy)
+    journal.step_ms = 10.0
+    reporter.hold(5, metrics_of(0.5), is_logged=True)
+    reporter.release()
+    journal.told.clear()
+    reporter.hold(6, metrics_of(0.5), is_logged=False)
     reporter.hold(7, metrics_of(np.inf, Health.SKIPPED), is_logged=False)
+    reporter.hold(8, metrics_of(0.5), is_logged=True)
     with pytest.raises(DivergedError, match="step 7: train/loss is inf"):
         reporter.release()
     assert journal.told == [(7, {"train/loss": np.inf})]
@@ -213,10 +247,32 @@ def test_a_mistake_in_the_section_is_named(make, part):
         make()
 
 
-# Whole runs. Checkpoints are of steps 5, 10, 15 and 16.
+# Whole runs. Checkpoints are of steps 5, 10, 15 and 16; once step 3 is logged, the queue is as deep as it may be.
+
+
+@pytest.fixture
+def deep_queue(monkeypatch):
+    """The steps of the tests are slow, and would be queued singly."""
+    faults.deepen_queue(monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep_queue")
+def test_what_was_dispatched_after_the_bad_step_counts_for_nothing(tmp_path, monkeypatch, capsys):
+    """Step 11 is known to be bad when step 15 is to be saved."""
+    faults.poison(monkeypatch.setattr, (11, 0))
+    batches = faults.count_batches(monkeypatch)
+    assert train(faults.DIGITS, tmp_path) == Exit.DIVERGED
+    assert len(batches) == 15
+    said = capsys.readouterr().err
+    assert "diverged: step 11: train/loss is nan\nthe newest checkpoint is of step 10\n" in said
+    assert fingerprint(tmp_path)[0] == 10
+    assert max(faults.rows_of(tmp_path)) == 11
+    assert read_life(tmp_path).starts[-1].step == 11
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep_queue")
 @pytest.mark.parametrize("row", [0, -1], ids=["first device", "last device"])
 def test_stop_ends_the_run_at_the_very_step_and_saves_nothing_of_it(row, tmp_path, monkeypatch, capsys):
     """Also where it is a step at which the run would have saved."""
@@ -229,6 +285,7 @@ def test_stop_ends_the_run_at_the_very_step_and_saves_nothing_of_it(row, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep_queue")
 def test_skip_counts_goes_on_and_resumes_bitwise(tmp_path, monkeypatch, capsys):
     faults.poison(monkeypatch.setattr, (4, 0), (10, -1), (11, 3))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -245,6 +302,7 @@ def test_skip_counts_goes_on_and_resumes_bitwise(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep_queue")
 def test_skip_gives_up_after_too_many_steps_in_a_row(tmp_path, monkeypatch, capsys):
     faults.poison(monkeypatch.setattr, (6, 0), (7, 0), (8, 0))
     assert train(faults.with_policy("skip", max_skipped_steps=2), tmp_path) == Exit.DIVERGED

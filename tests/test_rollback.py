@@ -162,22 +162,32 @@ def prompt_saves(monkeypatch):
     monkeypatch.setattr(loop, "Checkpoints", PromptCheckpoints)
 
 
+@pytest.fixture
+def deep_queue(monkeypatch):
+    faults.deepen_queue(monkeypatch)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("prompt_saves")
+@pytest.mark.usefixtures("prompt_saves", "deep_queue")
 def test_rollback_is_the_run_that_never_saw_the_bad_batches(tmp_path, monkeypatch, capsys):
-    """From step 8 back to 5, past the batches of the steps 6, 7 and 8; also if it is stopped at 9 after that."""
+    """From step 7 back to 5, past the batches of the steps 6 and 7. It is known at the evaluation of step 8, or at a
+    stop of the run after step 7, which then stops at that step of the new way.
+    """
     clean, whole, stopped = (tmp_path / name for name in ("clean", "whole", "stopped"))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_batches", jumping_stream(after_step=5, num_batches=3))
+        patch.setattr(loop, "train_batches", jumping_stream(after_step=5, num_batches=2))
         assert train(DIGITS, clean) == Exit.FINISHED
-    faults.poison(monkeypatch.setattr, (8, 0))
+    faults.poison(monkeypatch.setattr, (7, 0))
     config = with_policy("rollback")
-    assert train(config, whole) == Exit.FINISHED
+    with monkeypatch.context() as patch:
+        batches = faults.count_batches(patch)
+        assert train(config, whole) == Exit.FINISHED
+    assert len(batches) == 8 + 11
     said = " ".join(capsys.readouterr().err.split())
-    assert "step 8: train/loss is nan; rollback 1 of at most 3: back to step 5, past 3 batches" in said
+    assert "step 7: train/loss is nan; rollback 1 of at most 3: back to step 5, past 2 batches" in said
     assert fingerprint(whole) == fingerprint(clean)
     assert rows_of(whole) == rows_of(clean)
-    stop_after(monkeypatch, 9, lambda: train(config, stopped))
+    stop_after(monkeypatch, 7, lambda: train(config, stopped))
     assert train(config, stopped) == Exit.FINISHED
     assert fingerprint(stopped) == fingerprint(whole)
     assert rows_of(stopped) == rows_of(whole)
