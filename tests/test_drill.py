@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from gnp_scale import drill
+from gnp_scale import drill, preemption
 from gnp_scale.cli import main
 from gnp_scale.kills import STAGES, Kill, Outcome
 from gnp_scale.stages import Stage
@@ -46,7 +46,7 @@ def test_a_hundred_and_twenty_kills_leave_no_trace(tmp_path):
 def test_kills_come_to_every_stage_with_every_signal_to_one_and_to_all():
     kills = list(itertools.islice(Kill.draw(random.Random(0), num_processes=4), 400))
     assert {kill.stage for kill in kills[:7]} == set(STAGES) == set(Stage)
-    numbers = {signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
+    numbers = {signal.SIGKILL, *preemption.SIGNALS}
     for stage in STAGES:
         assert {kill.signal for kill in kills if kill.stage == stage} == numbers
     assert {kill.victims for kill in kills} == {(0,), (1,), (2,), (3,), (0, 1, 2, 3)}
