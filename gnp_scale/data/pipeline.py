@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gnp_scale.config import DataConfig, check
+from gnp_scale.data.shuffle import examples_at
 from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.mesh import BATCH, batch_spec, current_axis_size, sharding
 
@@ -35,10 +36,10 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
         ConfigError: the devices cannot share the batch equally.
     """
     check_divisible(config)
-    split, ids = dataset.train, shuffled_ids(seed, len(dataset.train))
+    split = dataset.train
 
-    def read(places: range) -> Rows:
-        chosen = _examples_at(ids, places)
+    def read(place: np.ndarray) -> Rows:
+        chosen = examples_at(seed, len(split), place)
         return {"image": split.image[chosen], "label": split.label[chosen]}
 
     return _stream(read, range(start_step, start_step + num_steps), config.batch_size, config)
@@ -55,8 +56,7 @@ def eval_batches(split: Split, config: DataConfig) -> Batches:
     check_divisible(config)
     num_examples = len(split)
 
-    def read(places: range) -> Rows:
-        place = np.arange(places.start, places.stop)
+    def read(place: np.ndarray) -> Rows:
         chosen = np.minimum(place, num_examples - 1)
         mask = (place < num_examples).astype(np.float32)
         return {"image": split.image[chosen], "label": split.label[chosen], "mask": mask}
@@ -65,21 +65,9 @@ def eval_batches(split: Split, config: DataConfig) -> Batches:
     return _stream(read, range(num_batches), config.eval_batch_size, config)
 
 
-def shuffled_ids(seed: int, num_examples: int) -> grain.MapDataset:
-    """Example at each place of an endless stream, in O(1): every epoch is a permutation of its own of all examples."""
-    ids = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
-    # Grain makes what it keeps for each data set at the first access, which must not happen in several threads.
-    _ = ids[0]
-    return ids
-
-
 def batch_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:
     """Examples (int64 B) of the batch of `step`; a batch may end one epoch and begin the next."""
-    return _examples_at(shuffled_ids(seed, num_examples), range(step * batch_size, (step + 1) * batch_size))
-
-
-def _examples_at(ids: grain.MapDataset, places: range) -> np.ndarray:
-    return np.array([ids[place] for place in places])
+    return examples_at(seed, num_examples, step * batch_size + np.arange(batch_size))
 
 
 def check_divisible(config: DataConfig) -> None:
@@ -104,28 +92,27 @@ def row_bounds(rows: NamedSharding, batch_size: int, devices: Iterable[jax.Devic
     return {device: index_of[device][0].indices(batch_size)[:2] for device in devices}
 
 
-def _stream(read: Callable[[range], Rows], steps: range, batch_size: int, config: DataConfig) -> Batches:
-    """Batches of `steps`, read ahead: `read` gives the entries at a range of places of the stream."""
+def _stream(read: Callable[[np.ndarray], Rows], steps: range, batch_size: int, config: DataConfig) -> Batches:
+    """Batches of `steps`, read ahead: `read` gives the entries at places of the stream."""
     mesh = jax.sharding.get_mesh()
     bounds = row_bounds(sharding(batch_spec()), batch_size, mesh.local_devices)
     # Devices along the tensor axis hold the same rows, which are read once.
     distinct = sorted(set(bounds.values()))
+    row = np.concatenate([np.arange(*bound) for bound in distinct])
 
-    def read_step(step: int) -> list[Rows]:
-        start = step * batch_size
-        return [read(range(start + first, start + end)) for first, end in distinct]
+    def read_step(step: int) -> Rows:
+        return read(step * batch_size + row)
 
     options = grain.ReadOptions(min(config.num_threads, config.prefetch_steps), config.prefetch_steps)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(read_step).to_iter_dataset(options)
 
+    def place(rows: np.ndarray) -> jax.Array:
+        return _place(dict(zip(distinct, np.split(rows, len(distinct)), strict=True)), batch_size, mesh)
+
     def place_all() -> Batches:
-        with contextlib.closing(iter(batches)) as parts_of_batches:
-            for parts in parts_of_batches:
-                rows_of = dict(zip(distinct, parts, strict=True))
-                yield {
-                    name: _place({bound: rows[name] for bound, rows in rows_of.items()}, batch_size, mesh)
-                    for name in parts[0]
-                }
+        with contextlib.closing(iter(batches)) as read_batches:
+            for batch in read_batches:
+                yield {name: place(rows) for name, rows in batch.items()}
 
     return place_all()
 
