@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from gnp_scale import divergence, losses, optim
-from gnp_scale.data.augment import augment
+from gnp_scale.data.augment import finish, prepare
 from gnp_scale.fused import fused_update
 from gnp_scale.gnp import Blend, Penalized, Phase, penalize
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
@@ -35,6 +35,7 @@ def make_train_step(task: Task) -> Any:
         gnp,
         has_aux=True,
         num_accumulated=config.train.accumulate_steps,
+        num_together=task.model.bn_group_size,
         group_axis=REPLICA if groups_are_replicas else None,
         implementation=task.implementation,
         writes_u=task.implementation == "reference",
@@ -111,6 +112,7 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
     config = task.config
 
     def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
+        examples = finish(examples, config.data, task.dataset)
         logits_BxK, batch_stats = task.model.apply(
             params, batch_stats, examples["image"], train=True, key_B=examples["key"]
         )
@@ -127,20 +129,24 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
 
 
 def make_examples(task: Task, batch: Batch, step: jax.typing.ArrayLike) -> Batch:
-    """What both passes of `step` see: augmented images, targets, and a key for each example.
+    """What both passes of `step` see: images before they are mixed and normalised, labels, and a key for each example.
 
     A key follows from the seed, the step and the place in the global batch alone.
     """
     key = jax.random.fold_in(jax.random.key(task.config.train.seed), step)
     place_B = jax.sharding.reshard(jnp.arange(task.config.data.batch_size), P(BATCH))
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, place_B)
-    return augment(batch | {"key": key_B}, task.config.data, task.dataset)
+    return prepare(batch | {"key": key_B}, task.config.data)
 
 
 def augmented_images(task: Task, batch: Batch) -> np.ndarray:
     """The images of `batch` as the first update sees them; of a process's many devices, those of the first."""
-    examples = jax.jit(partial(make_examples, task, step=0))(batch)
-    return np.asarray(examples["image"].addressable_data(0))
+
+    @jax.jit
+    def images(batch: Batch) -> jax.Array:
+        return finish(make_examples(task, batch, step=0), task.config.data, task.dataset)["image"]
+
+    return np.asarray(images(batch).addressable_data(0))
 
 
 def _metrics(result: Penalized) -> Metrics:

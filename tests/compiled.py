@@ -36,6 +36,8 @@ class Collective(NamedTuple):
     """Entries of its result that have no dimensions."""
     groups: tuple[tuple[int, ...], ...]
     """The devices that it joins, by their place in the mesh."""
+    arrays: tuple[tuple[str, int], ...]
+    """Type and number of entries of each array of its result on one device."""
 
 
 def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, phase: Phase = Phase.FULL) -> str:
@@ -67,7 +69,8 @@ def _collectives(text: str) -> Iterator[Collective]:
         assert not match["start"], match[0]
         arrays = _ARRAY.findall(match["result"])
         num_scalars = sum(shape == "" for _, shape in arrays)
-        yield Collective(match["kind"], _num_bytes(match["result"]), num_scalars, parse_groups(match["groups"]))
+        sizes = tuple((dtype, _num_entries(shape)) for dtype, shape in arrays)
+        yield Collective(match["kind"], _num_bytes(match["result"]), num_scalars, parse_groups(match["groups"]), sizes)
 
 
 def sends_between_slices(text: str) -> list[int]:
@@ -95,7 +98,8 @@ def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _num_bytes(result: str) -> int:
-    return sum(
-        _NUM_BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size)
-        for dtype, shape in _ARRAY.findall(result)
-    )
+    return sum(_NUM_BYTES[dtype] * _num_entries(shape) for dtype, shape in _ARRAY.findall(result))
+
+
+def _num_entries(shape: str) -> int:
+    return math.prod(int(size) for size in shape.split(",") if size)

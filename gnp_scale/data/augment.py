@@ -1,8 +1,10 @@
-"""Augmentation inside the compiled step: each example by draws from its own key, on the device that holds it.
+"""Augmentation inside the compiled step: each example by draws from its own key.
 
-That is cheaper than on the host (`benchmarks/augmentation.py`).
+That is cheaper than on the host (`benchmarks/augmentation.py`). It has two halves. `prepare` leaves pixels as they are,
+and puts the example that it is mixed with beside each one, on the device that holds it. `finish` makes float32 of
+any part of that, example by example. So what a step cuts into parts, and may have to move, are bytes.
 
-B examples (of this device, inside `_augment_rows`), H rows, W columns, C channels, K classes, Q quantiles.
+B examples (of this device, inside `_prepare_rows`), H rows, W columns, C channels, K classes, Q quantiles.
 """
 
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import scipy.special
 
 from gnp_scale.config import DataConfig
 from gnp_scale.data.sources import Dataset
-from gnp_scale.mesh import BATCH, batch_spec
+from gnp_scale.mesh import BATCH, batch_spec, on_mesh
 
 AUGMENTATION = 2**31 - 1
 """Folded into an example's key for the draws made here: layers fold in their numbers, which stay far below."""
@@ -32,9 +34,21 @@ def augment(batch: Batch, config: DataConfig, dataset: Dataset) -> Batch:
     `batch` holds `image` (uint8 B x H x W x C), `label` (int32 B) and `key` (typed keys, B). The order is crop, flip,
     mixup or CutMix with the next example of the global batch, normalisation. The result does not depend on the mesh.
     """
-    augment_rows = partial(_augment_rows, config=config, dataset=dataset)
-    image_BxHxWxC, target_BxK = _where_the_rows_lie(augment_rows)(batch["image"], batch["label"], batch["key"])
-    return batch | {"image": image_BxHxWxC, "target": target_BxK}
+    return finish(prepare(batch, config), config, dataset)
+
+
+def prepare(batch: Batch, config: DataConfig) -> Batch:
+    """`batch` cropped and flipped; where examples are mixed, `next_image` and `next_label` are those of the next one.
+
+    The next example is that of the global batch, and of its last example the first.
+    """
+    prepare_rows = partial(_prepare_rows, config=config)
+    return batch | _where_the_rows_lie(prepare_rows)(batch["image"], batch["label"], batch["key"])
+
+
+def finish(examples: Batch, config: DataConfig, dataset: Dataset) -> Batch:
+    """What the loss takes of any examples of `prepare`: `image` (float32), `target` (float32 B x K), `label`, `key`."""
+    return _where_the_rows_lie(partial(_finish_rows, config=config, dataset=dataset))(examples)
 
 
 def normalise(image_BxHxWxC: jax.Array, dataset: Dataset) -> jax.Array:
@@ -95,11 +109,14 @@ def beta_quantiles(concentration: float) -> np.ndarray:
     return (np.round(quantile_Q * NUM_QUANTILES) / NUM_QUANTILES).astype(np.float32)
 
 
-def _augment_rows(
-    image_BxHxWxC: jax.Array, label_B: jax.Array, key_B: jax.Array, config: DataConfig, dataset: Dataset
-) -> tuple[jax.Array, jax.Array]:
+def _keys(key_B: jax.Array) -> jax.Array:
+    """Keys (3 x B) of crop, flip and mixing."""
     key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, AUGMENTATION)
-    crop_key_B, flip_key_B, mix_key_B = jax.vmap(partial(jax.random.split, num=3), out_axes=1)(key_B)
+    return jax.vmap(partial(jax.random.split, num=3), out_axes=1)(key_B)
+
+
+def _prepare_rows(image_BxHxWxC: jax.Array, label_B: jax.Array, key_B: jax.Array, config: DataConfig) -> Batch:
+    crop_key_B, flip_key_B, _ = _keys(key_B)
     image = image_BxHxWxC
     if config.crop_padding:
         highest = 2 * config.crop_padding + 1
@@ -108,23 +125,26 @@ def _augment_rows(
         )
     if config.flip:
         image = flip(image, jax.vmap(jax.random.bernoulli)(flip_key_B))
-    target_BxK = jax.nn.one_hot(label_B, dataset.num_classes)
-    if config.mixup:
-        image, target_BxK = _mix(image, target_BxK, mix_key_B, partial(mixup_shares, concentration=config.mixup))
-    if config.cutmix:
-        image, target_BxK = _mix(image, target_BxK, mix_key_B, partial(cutmix_shares, concentration=config.cutmix))
-    return normalise(image, dataset), target_BxK
+    if not (config.mixup or config.cutmix):
+        return {"image": image}
+    return {"image": image, "next_image": _next_example(image), "next_label": _next_example(label_B)}
 
 
-def _mix(
-    image_BxHxWxC: jax.Array, target_BxK: jax.Array, key_B: jax.Array, draw: Callable[..., Shares]
-) -> tuple[jax.Array, jax.Array]:
-    share_BxHxW, share_B = jax.vmap(partial(draw, shape=image_BxHxWxC.shape[1:3]))(key_B)
+def _finish_rows(examples: Batch, config: DataConfig, dataset: Dataset) -> Batch:
+    image_BxHxWxC, target_BxK = examples["image"], jax.nn.one_hot(examples["label"], dataset.num_classes)
+    if "next_image" in examples:
+        draw = partial(mixup_shares if config.mixup else cutmix_shares, concentration=config.mixup or config.cutmix)
+        *_, key_B = _keys(examples["key"])
+        share_BxHxW, share_B = jax.vmap(partial(draw, shape=image_BxHxWxC.shape[1:3]))(key_B)
+        image_BxHxWxC = _mix(share_BxHxW[..., None], image_BxHxWxC, examples["next_image"])
+        next_target_BxK = jax.nn.one_hot(examples["next_label"], dataset.num_classes)
+        target_BxK = _mix(share_B[:, None], target_BxK, next_target_BxK)
+    own = {name: x for name, x in examples.items() if not name.startswith("next_")}
+    return own | {"image": normalise(image_BxHxWxC, dataset), "target": target_BxK}
 
-    def mix(x: jax.Array, share: jax.Array) -> jax.Array:
-        return share * x.astype(jnp.float32) + (1 - share) * _next_example(x).astype(jnp.float32)
 
-    return mix(image_BxHxWxC, share_BxHxW[..., None]), mix(target_BxK, share_B[:, None])
+def _mix(share: jax.Array, x_Bx: jax.Array, next_Bx: jax.Array) -> jax.Array:
+    return share * x_Bx.astype(jnp.float32) + (1 - share) * next_Bx.astype(jnp.float32)
 
 
 def _next_example(x_Bx: jax.Array) -> jax.Array:
@@ -140,4 +160,6 @@ def _next_example(x_Bx: jax.Array) -> jax.Array:
 def _where_the_rows_lie(function: Callable) -> Callable:
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    return jax.shard_map(function, in_specs=batch_spec(), out_specs=batch_spec())
+    # Inside of a `shard_map` that took over some of the axes, the rows lie over the others.
+    spec = on_mesh(batch_spec())
+    return jax.shard_map(function, in_specs=spec, out_specs=spec)

@@ -1,5 +1,10 @@
-"""Cutting a batch into parts of consecutive examples, and averaging a function over them."""
+"""Cutting a batch into parts, and averaging a function over them.
 
+The examples lie on the devices in order. Groups are of consecutive examples, so cutting them moves examples between
+devices. The parts of an accumulation may be of any examples, so each device cuts them from those that it holds.
+"""
+
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -12,11 +17,24 @@ from jax.sharding import PartitionSpec as P
 type Tree = Any
 
 
-def mean_over_parts(fn: Callable[[Tree], Tree], num_parts: int, batch: Tree) -> Tree:
-    """The mean of `fn` over equal parts of `batch`, one after the other, as gradients are accumulated."""
+def mean_over_groups(fn: Callable[[Tree], Tree], num_groups: int, batch: Tree) -> Tree:
+    """The mean of `fn` over equal groups of consecutive examples, one after the other."""
+    return _mean_over(fn, jax.tree.map(partial(_consecutive, num_parts=num_groups), batch))
+
+
+def mean_over_parts(fn: Callable[[Tree], Tree], num_parts: int, batch: Tree, num_together: int) -> Tree:
+    """The mean of `fn` over equal parts of `batch`, one after the other, as gradients are accumulated.
+
+    A part is every `num_parts`-th run of `num_together` consecutive examples. Where the devices cannot share out the
+    runs, it is of consecutive examples.
+    """
     if num_parts == 1:
         return fn(batch)
-    parts = jax.tree.map(partial(_cut, num_parts=num_parts), batch)
+    return _mean_over(fn, jax.tree.map(partial(_dealt, num_parts=num_parts, num_together=num_together), batch))
+
+
+def _mean_over(fn: Callable[[Tree], Tree], parts: Tree) -> Tree:
+    num_parts = len(jax.tree.leaves(parts)[0])
     results = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
 
     def add(total: Tree, part: Tree) -> tuple[Tree, None]:
@@ -48,29 +66,47 @@ def first_part(batch: Tree, fraction: float) -> Tree:
     share = Fraction(fraction).limit_denominator(1000)
 
     def take(x: jax.Array) -> jax.Array:
-        parts = _cut(x, share.denominator)[: share.numerator]
-        shape = (len(x) * share.numerator // share.denominator, *x.shape[1:])
-        return parts.reshape(shape, out_sharding=_spec(x))
+        parts = _consecutive(x, share.denominator)[: share.numerator]
+        num_examples = len(x) * share.numerator // share.denominator
+        return _reshape(parts, (num_examples, *x.shape[1:]), _spec(x))
 
     return batch if share == 1 else jax.tree.map(take, batch)
 
 
-def _cut(x: jax.Array, num_parts: int) -> jax.Array:
-    """`x` with its examples as (parts, examples of a part), each part spread over the devices as the whole is."""
+def _consecutive(x: jax.Array, num_parts: int) -> jax.Array:
+    """`x` as (parts, consecutive examples of a part), each part spread over the devices as the whole is."""
     if len(x) % num_parts:
         raise ValueError(
-            f"A batch is cut into equal parts of consecutive examples. Got {len(x)} examples for {num_parts} parts. "
+            f"A batch is cut into equal parts. Got {len(x)} examples for {num_parts} parts. "
             "Change the batch size, or perturb_groups, ascent_fraction or the number of accumulated parts."
         )
-    spec = _spec(x)
-    out_sharding = None if spec is None else P(None, *spec)
-    return jnp.reshape(x, (num_parts, len(x) // num_parts, *x.shape[1:]), out_sharding=out_sharding)
+    return _reshape(x, (num_parts, len(x) // num_parts, *x.shape[1:]), P(None, *_spec(x)))
 
 
-def _spec(x: jax.Array) -> P | None:
-    """How the examples are spread, None where no axis of the mesh is explicit."""
-    spec = jax.typeof(x).sharding.spec
-    return spec if any(spec) else None
+def _dealt(x: jax.Array, num_parts: int, num_together: int) -> jax.Array:
+    """`x` as (parts, examples of a part); runs of `num_together` examples are dealt to one part after the other."""
+    num_runs, num_left = divmod(len(x), num_parts * num_together)
+    spread, *others = _spec(x)
+    if num_left or num_runs % _num_shards(x):
+        return _consecutive(x, num_parts)
+    runs = _reshape(x, (num_runs, num_parts, num_together, *x.shape[1:]), P(spread, None, None, *others))
+    num_examples = num_runs * num_together
+    return _reshape(jnp.swapaxes(runs, 0, 1), (num_parts, num_examples, *x.shape[1:]), P(None, spread, *others))
+
+
+def _reshape(x: jax.Array, shape: tuple[int, ...], spec: P) -> jax.Array:
+    # Where no axis of the mesh is explicit, nothing is said of shardings.
+    return jnp.reshape(x, shape, out_sharding=spec if any(spec) else None)
+
+
+def _num_shards(x: jax.Array) -> int:
+    sharding = jax.typeof(x).sharding
+    axes = sharding.spec[0] or ()
+    return math.prod(sharding.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def _spec(x: jax.Array) -> P:
+    return jax.typeof(x).sharding.spec
 
 
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:

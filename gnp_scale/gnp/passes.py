@@ -11,7 +11,7 @@ from gnp_kernels.trees import wide
 
 from gnp_scale import ops
 from gnp_scale.gnp.algebra import Blend, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
-from gnp_scale.gnp.parts import first_part, mean_over_axis, mean_over_parts
+from gnp_scale.gnp.parts import first_part, mean_over_axis, mean_over_groups, mean_over_parts
 from gnp_scale.gnp.settings import Gnp, Phase
 from gnp_scale.gnp.telemetry import blend_norm, geometry, settings
 
@@ -126,6 +126,7 @@ def penalize(
     has_aux: bool = False,
     *,
     num_accumulated: int = 1,
+    num_together: int = 1,
     group_axis: str | None = None,
     implementation: Implementation = "reference",
     writes_u: bool = True,
@@ -139,7 +140,9 @@ def penalize(
             float32 at least.
         gnp: the penalty.
         has_aux: whether `loss_fn` returns an auxiliary output beside the loss.
-        num_accumulated: equal parts of the batch that are computed one after the other, in every pass.
+        num_accumulated: equal parts of the batch that are computed one after the other, in every pass. Each device
+            cuts the examples that it holds, so that none moves.
+        num_together: consecutive examples that come into the same part, as those that share batch statistics must.
         group_axis: mesh axis whose shards hold the `perturb_groups`; when None the groups follow one after the other.
             Either way the groups are the same. On the axis, only the mean of u over the groups is communicated.
         implementation: of norms and perturbation (`gnp_kernels`).
@@ -151,7 +154,7 @@ def penalize(
     (the parameters in the type to differentiate in; when None, they are that themselves).
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)
-    passes = _Passes(gradient, has_aux, gnp, num_accumulated, group_axis, implementation, writes_u)
+    passes = _Passes(gradient, has_aux, gnp, num_accumulated, num_together, group_axis, implementation, writes_u)
 
     def fn(
         params: Tree,
@@ -223,6 +226,7 @@ class _Passes(NamedTuple):
     has_aux: bool
     gnp: Gnp
     num_accumulated: int
+    num_together: int
     group_axis: str | None
     implementation: Implementation
     writes_u: bool
@@ -277,7 +281,7 @@ class _Passes(NamedTuple):
         if self.group_axis:
             result = mean_over_axis(of_group, self.group_axis, batch, shared)
         else:
-            result = mean_over_parts(partial(of_group, shared=shared), num_groups, batch)
+            result = mean_over_groups(partial(of_group, shared=shared), num_groups, batch)
         # The norm of the mean, which is not the mean of the norms.
         telemetry = result.telemetry | {"update_grad_norm": norm(result.grad, self.implementation)}
         u = self.written(Blend(1.0, result.grad, 0.0, None), weights)
@@ -291,7 +295,7 @@ class _Passes(NamedTuple):
             loss, aux = value if self.has_aux else (value, None)
             return (loss, aux, g) if num_parts == 1 else _wide_tree((loss, aux, g))
 
-        return mean_over_parts(of_part, num_parts, batch)
+        return mean_over_parts(of_part, num_parts, batch, self.num_together)
 
     def perturbed(self, weights: _Weights, direction: Tree, r: Scalar) -> Tree:
         """Parameters to differentiate at, moved by r along `direction`."""

@@ -35,6 +35,8 @@ class Model:
 
     build: Callable[[jax.Array], Any]
     """The network with parameters drawn from a key."""
+    bn_group_size: int = 1
+    """Consecutive examples of the global batch that share batch statistics; 1 where there are none."""
 
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
         """Parameters and batch statistics before training, every leaf born sharded on the current mesh."""
@@ -92,7 +94,8 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
     if config.name in vit.SIZES:
         vit.check_shapes(config, image_shape)
         return Model(build)
-    return Model(partial(build, bn_group_size=batch_size // config.num_bn_groups))
+    bn_group_size = batch_size // config.num_bn_groups
+    return Model(partial(build, bn_group_size=bn_group_size), bn_group_size)
 
 
 def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> str | None:
