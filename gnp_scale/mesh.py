@@ -11,6 +11,7 @@ Examples are spread over `replica` and `fsdp`. All axes are explicit: a sharding
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -25,6 +26,9 @@ BATCH = (REPLICA, FSDP)
 ALL = (REPLICA, FSDP, TENSOR)
 
 REPLICATED = P()
+
+# Of the parameters that are whole along `fsdp`, on each device.
+MOST_SILENT_MIB, MOST_WHOLE_MIB = 16, 256
 
 
 def batch_spec(ndim: int = 1, axes: tuple[str, ...] = BATCH) -> P:
@@ -97,14 +101,66 @@ def on_mesh(spec: P) -> P | None:
 
 
 def fit(spec: P, shape: tuple[int, ...]) -> P | None:
-    """`spec` without the axes that do not divide the dimension of `shape` they stand at; None without a mesh.
+    """Where a parameter of `shape` lies that is to lie as `spec`; None without a mesh.
 
-    Small leaves (a head of 10 classes, a bias) are whole on every device rather than padded.
+    An axis that does not divide its dimension goes to the largest other one that it divides, if it only says where the
+    parameter is stored: `fsdp`, and `tensor` beside it, which layers gather before they compute. Others are left out.
+    What no dimension takes is left out too, rather than padded: `undivided` tells how much that is.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None
-    fitted = (axes if dim % current_axis_size(axes) == 0 else None for axes, dim in zip(spec, shape, strict=True))
+    wanted = [_names(entry) for entry in spec]
+    fitted = [names if _divides(names, dim) else () for names, dim in zip(wanted, shape, strict=True)]
+    for own, names in enumerate(wanted):
+        if fitted[own] != names and FSDP in names and REPLICA not in names:
+            for axis in names:
+                order = sorted(range(len(shape)), key=lambda place: (place != own, -shape[place]))
+                place = next((place for place in order if _divides((*fitted[place], axis), shape[place])), None)
+                if place is not None:
+                    fitted[place] = (*fitted[place], axis)
     return on_mesh(P(*fitted))
+
+
+def _divides(axes: tuple[str, ...], dim: int) -> bool:
+    return dim % current_axis_size(axes) == 0
+
+
+def undivided(params: Any) -> str | None:
+    """A line about the parameters that are whole along `fsdp`, as no dimension of them takes it; None if they are few.
+
+    Few are 16 MiB on each device together, as biases and scales are. The gradient and each moment take as much again.
+
+    Raises:
+        ConfigError: there are more than 256 MiB of them.
+    """
+    num_shards = current_axis_size(FSDP)
+    leaves = [(_mib_per_device(x), path, x) for path, x in jax.tree.leaves_with_path(params)]
+    whole = [leaf for leaf in leaves if FSDP not in _axes(leaf[2])]
+    num_mib = sum(num_mib for num_mib, *_ in whole)
+    if num_shards == 1 or num_mib <= MOST_SILENT_MIB:
+        return None
+    most, path, largest = max(whole, key=lambda leaf: leaf[0])
+    # The largest power of 2 that divides the mesh and, but for a few, a dimension of each of them.
+    better = num_shards & -num_shards
+    while sum(leaf[0] for leaf in whole if all(dim % better for dim in leaf[2].shape)) > MOST_SILENT_MIB:
+        better //= 2
+    name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), "x".join(map(str, largest.shape))
+    line = (
+        f"{len(whole)} of {len(leaves)} parameters, biases and scales among them, are whole on each device: "
+        f"{num_mib:.0f} MiB, and as much again in the gradient and in each moment. mesh.fsdp {num_shards} divides no "
+        f"dimension of the largest, {name} of {shape} ({most:.1f} MiB). "
+        f"Make --mesh.fsdp {better}, and --mesh.replica {num_shards // better} times as large"
+    )
+    check(num_mib <= MOST_WHOLE_MIB, line)
+    return line
+
+
+def _mib_per_device(x: Any) -> float:
+    return x.size * x.dtype.itemsize / current_axis_size(_axes(x)) / 2**20
+
+
+def _axes(x: Any) -> tuple[str, ...]:
+    return tuple(name for entry in x.sharding.spec for name in _names(entry))
 
 
 def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,)) -> jax.Array:

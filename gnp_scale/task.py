@@ -20,6 +20,7 @@ from gnp_scale.gnp import Gnp
 from gnp_scale.models import zoo
 from gnp_scale.models.zoo import Model
 from gnp_scale.penalty import make_gnp
+from gnp_scale.progress import announce
 from gnp_scale.state import TrainState, make_init
 
 
@@ -47,7 +48,10 @@ class Task:
         dataset = sources.load(config.data)
         model = zoo.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
-        return cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
+        task = cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
+        if notice := mesh.undivided(task.abstract_state().params):
+            announce(notice)
+        return task
 
     def init_state(self) -> TrainState:
         """The state before the first update."""

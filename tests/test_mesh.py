@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from gnp_scale.config import ConfigError, MeshConfig
-from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, fit, gather, make_mesh, resolve
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, batch_spec, fit, gather, make_mesh, resolve
 
 SHAPES = {
     "all to fsdp": (MeshConfig(), 8, MeshConfig(1, 8, 1)),
@@ -39,11 +39,23 @@ def test_two_axes_cannot_both_take_the_rest():
         MeshConfig(replica=-1, fsdp=-1)
 
 
-def test_an_axis_that_does_not_divide_a_dimension_is_left_out(set_mesh):
+FITTED = {
+    "as wanted": (P(FSDP, TENSOR), (8, 6), P(FSDP, TENSOR)),
+    "to another dimension": (P(FSDP, None), (6, 8), P(None, FSDP)),
+    "to the largest that it divides": (P(FSDP, None, None), (6, 8, 12), P(None, None, FSDP)),
+    "beside the axis that the layer computes with": (P(FSDP, TENSOR), (6, 8), P(None, (TENSOR, FSDP))),
+    "both together": (P((FSDP, TENSOR), None), (6, 8), P(TENSOR, FSDP)),
+    "one of both": (P((FSDP, TENSOR)), (4,), P(FSDP)),
+    "what is computed with does not move": (P(FSDP, TENSOR), (8, 3), P(FSDP, None)),
+    "examples do not move": (P(BATCH, None), (6, 8), P(None, None)),
+    "none takes it": (P(FSDP, None), (6, 3), P(None, None)),
+}
+
+
+@pytest.mark.parametrize(("spec", "shape", "fitted"), FITTED.values(), ids=FITTED)
+def test_an_axis_that_does_not_divide_its_dimension_goes_to_another_or_is_left_out(spec, shape, fitted, set_mesh):
     set_mesh(fsdp=4, tensor=2)
-    assert fit(P(FSDP, TENSOR), (8, 6)) == P(FSDP, TENSOR)
-    assert fit(P(FSDP, TENSOR), (6, 8)) == P(None, TENSOR)
-    assert fit(P((FSDP, TENSOR)), (4,)) == P(None)
+    assert fit(spec, shape) == fitted
 
 
 def test_without_a_mesh_nothing_is_sharded():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
-from gnp_scale.mesh import batch_spec, make_mesh, sharding
+from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
 from gnp_scale.models import resnet, wide_resnet, zoo
 
 EPS = np.finfo(np.float32).eps
@@ -89,6 +89,18 @@ def test_numbers_do_not_depend_on_the_mesh(config):
             # A mesh changes the order of sums alone. A sum of n float32 terms moves by some sqrt(n) ulps when it is
             # ordered anew, and a bias of a convolutional network sums n = 16 * 8 * 8; layers add up a few of those.
             assert_close(run(config), expected, num_ulps=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2)])
+def test_kernels_stored_along_another_dimension_give_the_same_numbers(shape, set_mesh):
+    """A width of 34 divides over no mesh: the MLP is stored along its hidden channels, and attention is whole."""
+    config = replace(TRANSFORMER, width=34, depth=1)
+    expected = run(config)
+    set_mesh(*shape)
+    _, params, _ = init(config)
+    assert params["blocks"]["00"]["mlp"]["in_proj"]["kernel"].sharding.spec == P(None, (TENSOR, FSDP))
+    assert_close(run(config), expected, num_ulps=64)
 
 
 @pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
