@@ -13,8 +13,9 @@ other values of `Gnp`. Norms, eps and u are computed in float32 at least. Nothin
 """
 
 from gnp_scale.gnp.algebra import Blend
+from gnp_scale.gnp.drop_in import value_and_grad
 from gnp_scale.gnp.gates import bernoulli, every, window
-from gnp_scale.gnp.passes import Penalized, penalize, value_and_grad
+from gnp_scale.gnp.passes import Penalized, penalize
 from gnp_scale.gnp.settings import Gnp, Phase, Schedule
 from gnp_scale.gnp.transform import penalize_updates
 

@@ -1,6 +1,6 @@
-"""One step of the method, and its drop-in form: every published relative is (direction, blend, gate) over it."""
+"""One step of the method: every published relative is (direction, blend, gate) over it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,89 +35,6 @@ class Penalized(NamedTuple):
     """What the direction "reused" keeps for the next step; None for all others."""
     displacement: Tree
     """alpha * (g2 - g1) for the blend "decoupled": the parameters move by -(learning rate) times it; else None."""
-
-
-def value_and_grad(
-    loss_fn: Callable[..., Any], gnp: Gnp, has_aux: bool = False, argnums: int | Sequence[int] = 0
-) -> Callable[..., Any]:
-    """A drop-in for `jax.value_and_grad` that differentiates the penalised loss.
-
-    Args:
-        loss_fn: `loss_fn(params, batch, ...)`, a mean over the examples of `batch`, a pytree of arrays with the
-            examples first. With `has_aux`, it returns (loss, aux).
-        gnp: the penalty; not one that needs more than the call of `jax.value_and_grad` gives: see `penalize` for those.
-        has_aux: whether `loss_fn` returns an auxiliary output beside the loss.
-        argnums: which positional arguments are the parameters, as in JAX: one of them, or several, which are then one
-            tree, with one norm and one perturbation over all; a mask sees "0/...", "1/..." as their paths, by their
-            order here.
-
-    Returns:
-        `fn(*args, step=None, **kwargs)`, which takes the arguments of `loss_fn` and returns (loss, u), or
-        ((loss, aux), u): loss and aux are those of the clean pass, u is a tree like the parameters, with its types and
-        shardings, and a tuple of such trees where `argnums` is a sequence. `step` is for schedules and gates, and does
-        not go on to `loss_fn`.
-
-        The batch is the first positional argument that is not differentiated. Groups and `ascent_fraction` cut it; all
-        other arguments, and those by keyword, go into every pass as they are. Without groups there need be none.
-
-    Raises:
-        ValueError: the blend or direction needs `penalize`; or, in a call, the arguments are not those of `argnums`,
-            there is no batch to cut, or parameters that are to be perturbed are narrower than float32.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> loss_fn = lambda w, batch: jnp.mean((batch @ w) ** 2) / 2
-        >>> loss, u = value_and_grad(loss_fn, Gnp(r=0.05, alpha=0.8))(jnp.ones(2), jnp.eye(2))
-        >>> print(loss, u)
-        0.5 [0.51414216 0.51414216]
-
-    Reference: equations 4 to 6 and algorithm 1 of arXiv 2202.03599.
-    """
-    if gnp.direction != "gradient" or gnp.blend == "decoupled":
-        raise ValueError(
-            "value_and_grad returns what jax.value_and_grad does: a loss and one gradient. "
-            f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, which needs or gives more. Call penalize instead."
-        )
-
-    def fn(*args: Any, step: Any = None, **kwargs: Any) -> Any:
-        places = _places(argnums, len(args))
-        others = [place for place in range(len(args)) if place not in places]
-        if not others and (gnp.perturb_groups, gnp.ascent_fraction) != (1, 1):
-            raise ValueError(
-                "perturb_groups and ascent_fraction cut the batch, the first positional argument that is not "
-                f"differentiated. Got argnums={argnums} and {len(args)} positional arguments. Pass the batch by place."
-            )
-
-        def loss_of(params: Tree, *rest: Any) -> Any:
-            values = dict(zip((*places, *others), (*params, *rest), strict=False))
-            return loss_fn(*(values[place] for place in range(len(args))), **kwargs)
-
-        one = isinstance(argnums, int)
-        penalized_fn = penalize(lambda params, *rest: loss_of((params,) if one else params, *rest), gnp, has_aux)
-        params = args[places[0]] if one else tuple(args[place] for place in places)
-        batch_and_rest = [args[place] for place in others] or [None]
-
-        def run(phase: Phase) -> Any:
-            result = penalized_fn(params, *batch_and_rest, step=step, phase=phase)
-            return ((result.loss, result.aux) if has_aux else result.loss), result.grad
-
-        if gnp.gate is None:
-            return run(Phase.FULL)
-        return jax.lax.cond(gnp.is_on(step), lambda: run(Phase.FULL), lambda: run(Phase.PLAIN))
-
-    return fn
-
-
-def _places(argnums: int | Sequence[int], num_args: int) -> tuple[int, ...]:
-    """The places of the differentiated arguments, counted from the first."""
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    places = tuple(number + num_args if number < 0 else number for number in numbers)
-    if not places or len(set(places)) < len(places) or not all(0 <= place < num_args for place in places):
-        raise ValueError(
-            "argnums names positional arguments of the loss, each once. "
-            f"Got argnums={argnums} and {num_args} positional arguments. Pass those to be differentiated by place."
-        )
-    return places
 
 
 def penalize(
