@@ -63,6 +63,7 @@ def start_child(silence_s, num_beats, end):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_process_in_which_no_python_runs_is_killed_and_shows_its_stacks():
     child = start_child(4, 5, "hang")
     _, said = child.communicate(timeout=60)
@@ -71,6 +72,7 @@ def test_a_process_in_which_no_python_runs_is_killed_and_shows_its_stacks():
     assert "most recent call first" in said
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_or_ends_is_not_killed():
     child = start_child(4, 80, "end")
     time.sleep(2)
