@@ -158,6 +158,7 @@ STRANGE = ["lr[/b]", "[red]", ":smile:", "a b", "it's", "[link=x]y", "äß"]
 @pytest.mark.parametrize("name", STRANGE)
 def test_text_from_outside_is_printed_as_it_is(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(progress, "console", make_console(stderr=True))
     run_dir = tmp_path / name
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text('{"train": {"num_steps": 7}}')
