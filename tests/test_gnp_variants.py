@@ -242,3 +242,18 @@ def test_parts_of_a_replica_are_cut_from_its_own_examples(set_mesh):
     fn = penalize(loss_fn, Gnp(alpha=0.8, perturb_groups=2), num_accumulated=4, group_axis=REPLICA)
     jax.eval_shape(jax.jit(fn), jax.device_put(on_device(PARAMS, "float32"), sharding(P())), batch)
     assert set(seen) == {2}
+
+
+def test_examples_that_belong_together_come_into_the_same_part():
+    """A loss that normalises pairs of consecutive examples, as batch statistics do, is that of whole pairs."""
+    x_BxD = jnp.asarray(BATCH_OF_16["x_BxD"], jnp.float32)
+
+    def loss_fn(w_D, x_BxD):
+        score_Px2 = jnp.reshape(x_BxD @ w_D, (-1, 2))
+        return jnp.mean(jnp.square(score_Px2[:, 0] - score_Px2[:, 1]))
+
+    def gradient(**options):
+        return penalize(loss_fn, Gnp(alpha=0.8), **options)(jnp.ones(x_BxD.shape[1]), x_BxD).grad
+
+    np.testing.assert_allclose(gradient(num_accumulated=4, num_together=2), gradient(), rtol=1e-5)
+    assert not np.allclose(gradient(num_accumulated=4), gradient(), rtol=1e-2)
