@@ -1,4 +1,4 @@
-"""Documentation runs: every python block of the Markdown pages, and every example in a docstring."""
+"""Documentation is true: every Python block and every example of a docstring runs, and the tests it names are there."""
 
 import doctest
 import importlib
@@ -38,3 +38,16 @@ def test_examples_of_docstrings(path):
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
     assert failed == 0
+
+
+def cited_tests():
+    """(file, words) of each test that docs/reliability.md names."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    for file, words in re.findall(r"`(?:tests/)?(test_\w+\.py)`(?:: ((?:`\w+`(?:, )?)+))?", text):
+        yield from ((file, word) for word in re.findall(r"`(\w+)`", words) or [""])
+
+
+@pytest.mark.parametrize(("file", "words"), sorted(set(cited_tests())))
+def test_a_test_that_the_list_of_disturbances_names_is_there(file, words):
+    names = re.findall(r"^def (test_\w+)", (ROOT / "tests" / file).read_text(), flags=re.MULTILINE)
+    assert any(words in name for name in names), f"{file} has no test with {words!r} in its name"
