@@ -85,8 +85,10 @@ def local_path(option: str, text: str) -> Path:
     """The path on this machine's file systems that was given as `option`, with `~` expanded.
 
     Raises:
-        ConfigError: it is empty, a URL, or in the home of nobody.
+        ConfigError: it is empty, a URL, in the home of nobody, or no text: Orbax writes to no such path.
     """
+    is_text = not any("\ud800" <= character <= "\udfff" for character in text)
+    check(is_text, f"{option} is {text!a}, which is not UTF-8: rename it, or set LC_ALL=C.UTF-8 if it was to be")
     check(text != "", f"{option} is empty: give a path (a shell variable that is not set leaves an empty one)")
     check(
         "://" not in text,

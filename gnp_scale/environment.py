@@ -33,8 +33,13 @@ def number(name: str, default: int) -> int:
 
 def check_jax_settings() -> None:
     """Raises ConfigError for settings of JAX, by environment variables, that training cannot work with."""
-    for name, variable in {"jax_enable_x64": "JAX_ENABLE_X64", "jax_disable_jit": "JAX_DISABLE_JIT"}.items():
-        check(not getattr(jax.config, name), f"{variable} is on, which training does not work with: unset it")
+    for name, needed in {
+        "jax_enable_x64": False,
+        "jax_disable_jit": False,
+        "jax_numpy_dtype_promotion": "standard",
+    }.items():
+        value = getattr(jax.config, name)
+        check(value == needed, f"{name.upper()} is {value}, but training works with {needed} alone: unset it")
 
 
 def keep_compiled(is_writer: bool) -> None:

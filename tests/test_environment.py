@@ -182,14 +182,17 @@ def test_devices_that_do_not_start_are_one_line(raised, kind, part, monkeypatch)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["jax_enable_x64", "jax_disable_jit"])
-def test_settings_of_jax_that_training_cannot_work_with(name):
-    jax.config.update(name, True)
+@pytest.mark.parametrize(
+    ("name", "value"), [("jax_enable_x64", True), ("jax_disable_jit", True), ("jax_numpy_dtype_promotion", "strict")]
+)
+def test_settings_of_jax_that_training_cannot_work_with(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
     try:
-        with pytest.raises(ConfigError, match=f"{name.upper()} is on"):
+        with pytest.raises(ConfigError, match=f"{name.upper()} is {value}"):
             environment.check_jax_settings()
     finally:
-        jax.config.update(name, False)
+        jax.config.update(name, before)
 
 
 @pytest.mark.parametrize(("text", "number"), [("", 3), ("7", 7)])
@@ -211,11 +214,16 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
         ("gs://bucket/run", "mount the bucket"),
         ("s3://bucket/run", "mount the bucket"),
         ("~no-such-user-of-test/run", "no such home folder"),
+        ("runs/\udcc3\udca9", "which is not UTF-8"),
     ],
 )
 def test_a_path_that_is_none_is_refused(text, part):
     with pytest.raises(ConfigError, match=part):
         local_path("--run-dir", text)
+
+
+def test_any_text_is_a_path():
+    assert str(local_path("--run-dir", "läufe/走る/🏃 1")) == "läufe/走る/🏃 1"
 
 
 WRONG = {
