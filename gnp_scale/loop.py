@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -178,6 +179,13 @@ def _needed(run: _Run, start: int) -> list[_Name]:
     return [*names, _EVALUATION] if names else []
 
 
+def _evaluation(run: _Run) -> Any:
+    """The program of an evaluation, which is compiled while training goes on, once every process has it."""
+    program = run.programs.get(_EVALUATION)
+    meet()
+    return program
+
+
 def _train_from(start: int, state: TrainState, run: _Run) -> int:
     """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the one it stopped after."""
     task, config, stages, checkpoints = run.task, run.task.config, run.recorder.stages, run.checkpoints
@@ -198,9 +206,9 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             throughput = Throughput(
                 start, config.data.batch_size, lambda: task.flops_per_pass, num_passes, run.recorder
             )
-            compiled = {name: run.programs.get(name) for name in _needed(run, start)}
+            compiled = {name: run.programs.get(name) for name in _needed(run, start) if name != _EVALUATION}
             meet()
-        evaluate = make_evaluate(task, partial(run.programs.get, _EVALUATION))
+        evaluate = make_evaluate(task, partial(_evaluation, run))
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, agree.from_main)
         run.stop.begin(start, num_steps, partial(_leave, run))
 
