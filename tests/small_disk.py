@@ -1,4 +1,4 @@
-"""A real disk of two megabytes, which a test fills and frees."""
+"""A real disk of a few megabytes, which a test fills and frees."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ _NUM_BYTES = 1 << 21
 
 
 class SmallDisk:
-    """A mounted file system of `_NUM_BYTES`; `path` is its root."""
+    """A mounted file system; `path` is its root."""
 
     def __init__(self, path):
         self.path = path
@@ -29,10 +29,10 @@ class SmallDisk:
         self._filler.unlink()
 
 
-def mounted(path):
-    """Mounts a small disk at `path`, until the generator is closed; skips the test where that is not permitted."""
+def mounted(path, num_bytes=_NUM_BYTES):
+    """Mounts a disk of `num_bytes` at `path`, until the generator is closed; skips where that is not permitted."""
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_NUM_BYTES}", "tmpfs", str(path)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(path)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting a file system is not permitted here")
     try:

@@ -9,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from small_disk import mounted
 
 from gnp_scale.checkpoint import Checkpoints, load_newest, store, writer
 from gnp_scale.checkpoint.store import Store, Write
@@ -134,21 +135,12 @@ def test_a_save_that_was_committed_and_failed_afterwards_is_not_written_again(tm
     assert calls == [1]
 
 
-@contextlib.contextmanager
-def small_disk(folder, size):
-    """A file system of its own in memory."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+small_disk = contextlib.contextmanager(mounted)
 
 
 def test_a_full_disk_ends_the_run_and_a_restart_with_room_goes_on(tmp_path, capsys):
-    with small_disk(tmp_path / "disk", "2500k") as disk:
+    with small_disk(tmp_path / "disk", 2500 * 1024) as mount:
+        disk = mount.path
         with Checkpoints(disk, CONFIG) as checkpoints:
             checkpoints.save(1, state_of(1), None)
         filler = disk / "filler"
@@ -164,7 +156,8 @@ def test_a_full_disk_ends_the_run_and_a_restart_with_room_goes_on(tmp_path, caps
 
 
 def test_a_folder_that_became_read_only_ends_the_run(tmp_path):
-    with small_disk(tmp_path / "disk", "5m") as disk:
+    with small_disk(tmp_path / "disk", 5 * 2**20) as mount:
+        disk = mount.path
         with Checkpoints(disk, CONFIG) as checkpoints:
             checkpoints.save(1, state_of(1), None)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
