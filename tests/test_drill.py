@@ -44,7 +44,7 @@ def test_a_hundred_and_twenty_kills_leave_no_trace(tmp_path):
 
 
 def test_kills_come_to_every_stage_with_every_signal_to_one_and_to_all():
-    kills = list(itertools.islice(Kill.draw(random.Random(0), num_processes=4), 400))
+    kills = list(itertools.islice(Kill.draw(random.Random(0), num_processes=4), 1000))
     assert {kill.stage for kill in kills[:7]} == set(STAGES) == set(Stage)
     numbers = {signal.SIGKILL, *preemption.SIGNALS}
     for stage in STAGES:
