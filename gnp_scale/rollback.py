@@ -91,7 +91,7 @@ class Rollbacks:
     def batches(self, read: Callable[[int, int], Batches], start_step: int, num_steps: int) -> Batches:
         """The batches of steps `start_step + 1` to `num_steps`; `read(i, n)` gives n of the stream, from the i-th."""
         places = np.arange(start_step, num_steps) + self._passed_batches(num_steps)[start_step:]
-        starts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)]
+        starts = sorted({0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)})
         for first, end in itertools.pairwise(starts):
             yield from read(int(places[first]), int(end - first))
 
