@@ -138,15 +138,17 @@ def _evaluate(moment: Moment) -> None:
     assert code.returncode in (Exit.FINISHED, Exit.WRONG_CONFIG), code.stderr
 
 
-def _cut_last_line(moment: Moment) -> None:
-    _when_ended(moment)
-    path = moment.run_dir / "metrics.jsonl"
-    if path.exists():
-        path.write_bytes(path.read_bytes()[:-7])
+def _cut_line(moment: Moment) -> None:
+    """As a kill in the middle of a write leaves the line of a step that is not saved."""
+    if not _stops_unfinished(moment):
+        return
+    with (moment.run_dir / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 23, "train/lo')
 
 
 def _damage_newest_checkpoint(moment: Moment) -> None:
-    _when_ended(moment)
+    if not _stops_unfinished(moment):
+        return
     steps = sorted(int(path.name) for path in (moment.run_dir / "checkpoints").glob("*") if path.name.isdecimal())
     # With one alone a damaged store ends the run; that is another test's affair.
     if len(steps) > 1:
@@ -154,9 +156,10 @@ def _damage_newest_checkpoint(moment: Moment) -> None:
         parts[-1].write_bytes(parts[-1].read_bytes()[:50])
 
 
-def _when_ended(moment: Moment) -> None:
+def _stops_unfinished(moment: Moment) -> bool:
+    """Ends the run; whether it has begun and will be started again."""
     moment.signal(signal.SIGTERM)
-    moment.job.exit_codes()
+    return set(moment.job.exit_codes()) != {Exit.FINISHED} and moment.run_dir.exists()
 
 
 ACTS: dict[str, Callable[[Moment], object]] = {
@@ -165,7 +168,7 @@ ACTS: dict[str, Callable[[Moment], object]] = {
     "suspension": _suspend,
     "second start": _second_start,
     "evaluation beside it": _evaluate,
-    "cut line": _cut_last_line,
+    "cut line": _cut_line,
     "damaged checkpoint": _damage_newest_checkpoint,
 }
 NAMES = (*FAULTS, *ACTS, "rollback")
