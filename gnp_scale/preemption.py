@@ -127,7 +127,10 @@ class StopRequest:
     def _await_signals(self, signals: Sequence[signal.Signals]) -> None:
         name = signal.Signals(signal.sigwait(signals)).name
         first_s = time.monotonic()
-        _in_thread(self.ask, name)
+        try:
+            _in_thread(self.ask, name)
+        except RuntimeError:
+            return  # Python is shutting down, and starts no thread any more: nothing is left to stop.
         while signal.sigwait(signals) != signal.SIGINT or time.monotonic() - first_s < _SECOND_INTERRUPT_S:
             pass
         say("interrupted again: ending at once, without a save")

@@ -258,6 +258,21 @@ def test_a_process_that_is_stuck_ends(numbers, wait_s, grace, code, monkeypatch)
         assert process.wait(30) == code
 
 
+def test_a_signal_while_python_shuts_down_changes_nothing(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        signal.raise_signal(signal.SIGUSR2)
+        stop = StopRequest()
+        monkeypatch.setattr(preemption.threading.Thread, "start", start)
+        stop._await_signals([signal.SIGUSR2])
+        assert not stop.reached(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_under_nohup_the_end_of_the_terminal_is_not_noticed(monkeypatch):
     """The terminal's SIGHUP is ignored, and the SIGTERM that follows is the first signal that counts."""
     monkeypatch.setenv(VARIABLE, "0.3")
