@@ -159,9 +159,7 @@ class GnpConfig:
         )
         for name in ("r", "alpha", "lam"):
             value = getattr(self, name)
-            check(
-                value is None or 0 <= value < float("inf"), f"gnp.{name} is {value}: it must be finite and not negative"
-            )
+            check(value is None or value >= 0, f"gnp.{name} is {value}: it must not be negative")
         for name in ("reuse_every", "perturb_groups", "gate_every"):
             value = getattr(self, name)
             check(value >= 1, f"gnp.{name} is {value}: it must be at least 1")

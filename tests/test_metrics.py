@@ -174,6 +174,7 @@ def clock(monkeypatch):
     """A clock that stands until it is told to go on, in a process that started 10 s ago."""
     now = [1000.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(goodput, "_clock_s", lambda: now[0])
     for module in (stages, goodput):
         monkeypatch.setattr(module, "PROCESS_START_S", 990.0)
 

@@ -101,8 +101,9 @@ def test_there_is_a_program_for_what_a_later_rollback_turns_on_again(tmp_path, m
     task = SimpleNamespace(config=DIGITS, gnp=Gnp(alpha=0.8), abstract_state=lambda: None, abstract_batch=lambda: None)
     lowered = SimpleNamespace(lower=lambda state, batch, phase: SimpleNamespace(compile=lambda: phase))
     monkeypatch.setattr(loop, "make_train_step", lambda task: lowered)
+    monkeypatch.setattr(loop, "trace_eval_step", lambda task: None)
     rollbacks = rollbacks_of(tmp_path, (0, 3), plain_steps=10**6)
-    assert loop._trace(task, rollbacks).keys() == {Phase.PLAIN, Phase.FULL}
+    assert loop._trace(task, rollbacks).keys() == {Phase.PLAIN, Phase.FULL, loop._EVALUATION}
 
 
 @pytest.mark.parametrize("text", ["[", '[{"good_step": 1}]', '{"good_step": 1}'])
