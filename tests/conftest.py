@@ -7,6 +7,7 @@ from pathlib import Path
 # The same steps are compiled by many tests, and by the processes that they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
 
+import hypothesis
 import jax
 import pytest
 from small_disk import disk  # noqa: F401
@@ -17,6 +18,10 @@ from gnp_scale.mesh import make_mesh
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# How long an example takes says more of the machine's other work than of the code.
+hypothesis.settings.register_profile("gnp_scale", deadline=None)
+hypothesis.settings.load_profile("gnp_scale")
 
 
 @pytest.fixture
