@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from gnp_scale import PROCESS_START_S, recipe
-from gnp_scale.checkpoint import Checkpoints, agree, load_newest
+from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
+from gnp_scale.consensus import from_main
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.divergence import DivergedError, Guard
 from gnp_scale.evaluate import make_evaluate, trace_eval_step
@@ -209,7 +210,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             compiled = {name: run.programs.get(name) for name in _needed(run, start) if name != _EVALUATION}
             meet()
         evaluate = make_evaluate(task, partial(_evaluation, run))
-        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, agree.from_main)
+        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, from_main)
         run.stop.begin(start, num_steps, partial(_leave, run))
 
         for step in range(start + 1, num_steps + 1):

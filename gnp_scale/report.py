@@ -40,7 +40,7 @@ class Reporter:
         observe: Callable[[int, float], None],
         from_main: Callable[[int], int],
     ) -> None:
-        """`observe(step, loss)` takes the loss of each logged step; `from_main` is that of `checkpoint.agree`."""
+        """`observe(step, loss)` takes the loss of each logged step; `from_main` is that of `consensus.py`."""
         self._writer, self._bar, self._throughput, self._guard, self._observe = writer, bar, throughput, guard, observe
         self._held: deque[_Held] = deque()
         self._num_queued, self._from_main = 1, from_main
