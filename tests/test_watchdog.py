@@ -250,8 +250,9 @@ def test_an_evaluation_leaves_the_folder_as_it_was(stuck, tmp_path, monkeypatch)
     before = {path: path.stat().st_mtime_ns for path in [run_dir, *run_dir.rglob("*")]}
     evaluation = Job(tmp_path / "logs-eval", ["eval", str(run_dir)], num_devices=4)
     assert evaluation.exit_codes() == [0], evaluation.output()
-    monkeypatch.setenv(VARIABLE, "evaluate=0.1,silence=2")
-    hung = Job(tmp_path / "logs-hung", ["eval", str(run_dir)], num_devices=4)
+    # An evaluation in many small batches outlasts any such budget.
+    monkeypatch.setenv(VARIABLE, "evaluate=0.001,silence=1")
+    hung = Job(tmp_path / "logs-hung", ["eval", str(run_dir), "--data.eval-batch-size", "4"], num_devices=4)
     assert hung.exit_codes() == [Exit.HUNG], hung.output()
     assert "is in evaluate of step 12" in hung.output()
     assert "in evaluate_run" in hung.output(), "stacks are printed"
