@@ -9,27 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp_scale import output
 from gnp_scale.arguments import Parser, Version, at_least
 from gnp_scale.checks import DeviceError, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.preemption import StopRequest
+from gnp_scale.run import streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command named by `arguments`; returns the exit code. A user's mistake is one line and exit code 2."""
-    output.protect()
+    streams.protect()
     code, reason = _run(arguments)
-    lost = output.lost_results()
+    lost = streams.lost_results()
     if lost is not None and code == Exit.FINISHED:
-        output.say(lost)
+        streams.say(lost)
         code = Exit.FAILED
-    if "gnp_scale.runtime" not in sys.modules:
+    if "gnp_scale.run.processes" not in sys.modules:
         return code
-    from gnp_scale import runtime
+    from gnp_scale.run import processes
 
-    return runtime.leave(code, reason)
+    return processes.leave(code, reason)
 
 
 def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
@@ -45,7 +45,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
         if code == Exit.FAILED and not isinstance(error, DeviceError):
             traceback.print_exc()
         else:
-            output.say(reason)
+            streams.say(reason)
         return code, reason.partition("\n")[0]
 
 
@@ -111,11 +111,12 @@ def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
     run_dir = _run_dir(options, "")
     stop = StopRequest().watch()
     _import_jax()
-    from gnp_scale import recipe, runtime
+    from gnp_scale import recipe
+    from gnp_scale.run import processes
 
-    runtime.start()
-    stop.joined(*runtime.coordination())
-    runtime.check_devices()
+    processes.start()
+    stop.joined(*processes.coordination())
+    processes.check_devices()
     from gnp_scale.loop import train
 
     if options.kernels is not None:
@@ -171,25 +172,26 @@ def _existing_run(text: str) -> Path:
 def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     run_dir = _existing_run(options.run_dir)
     _import_jax()
-    from gnp_scale import recipe, runtime
-    from gnp_scale.rundir import stored_config
+    from gnp_scale import recipe
+    from gnp_scale.run import processes
+    from gnp_scale.run.run_dir import stored_config
 
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"eval has no option {flag}: only those of data and mesh, as the run decides the rest")
     config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN")
-    runtime.start()
-    runtime.check_devices()
+    processes.start()
+    processes.check_devices()
     from gnp_scale.loop import evaluate_run
 
     step, scores = evaluate_run(config, run_dir)
-    if runtime.is_main_process():
+    if processes.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED
 
 
 def _status(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    from gnp_scale.status import print_status
+    from gnp_scale.run.status import print_status
 
     print_status(_existing_run(options.run_dir))
     return Exit.FINISHED
@@ -222,10 +224,10 @@ def _download(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 def _bench_kernels(options: argparse.Namespace, flags: Sequence[str]) -> int:
     _import_jax()
-    from gnp_scale import runtime
+    from gnp_scale.run import processes
 
-    runtime.start()
-    runtime.check_devices()
+    processes.start()
+    processes.check_devices()
     from gnp_scale.bench import bench_kernels
 
     bench_kernels(options.model, options.rounds, tune=not options.no_tuning)

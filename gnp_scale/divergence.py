@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gnp_scale.config import DivergenceConfig
-from gnp_scale.progress import announce
+from gnp_scale.run.messages import announce
 
 HEALTH = "train/health"
 """The `Health` of a step among its metrics."""

@@ -17,16 +17,16 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from gnp_scale.budgets import VARIABLE as BUDGETS
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import check
-from gnp_scale.console import make_console
 from gnp_scale.exit_codes import Exit
-from gnp_scale.goodput import append
 from gnp_scale.kills import STAGES, Kill, Outcome
 from gnp_scale.local_job import LocalJob
 from gnp_scale.metrics import read_metrics
-from gnp_scale.stages import Stage
+from gnp_scale.run.budgets import VARIABLE as BUDGETS
+from gnp_scale.run.console import make_console
+from gnp_scale.run.history import append
+from gnp_scale.run.stages import Stage
 
 _KILLS_OF_A_RUN = 4
 _STAGES, _EXAMPLES = "stages-{rank}.jsonl", "examples-{rank}.jsonl"

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from gnp_scale import cli, preemption, stages
-from gnp_scale.goodput import append
-from gnp_scale.stages import Stage
+from gnp_scale import cli, preemption
+from gnp_scale.run import stages
+from gnp_scale.run.history import append
+from gnp_scale.run.stages import Stage
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from gnp_scale import preemption
 from gnp_scale.exit_codes import Exit
 from gnp_scale.grace import grace_s
-from gnp_scale.stages import Stage
+from gnp_scale.run.stages import Stage
 
 # A run is killed in the stages that its processes tell of; waiting for data and training follow each other closely.
 STAGES = (Stage.START, Stage.COMPILE, Stage.RESTORE, Stage.DATA, Stage.TRAIN, Stage.EVALUATE, Stage.SAVE)

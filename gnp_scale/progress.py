@@ -8,27 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gnp_scale.console import make_console
-from gnp_scale.runtime import is_main_process
+from gnp_scale.run import messages
 
-console = make_console(stderr=True)
 _SHOWN = {"train/loss": "loss", "eval/top1": "test accuracy", "perf/images_per_s": "images/s"}
-
-
-def announce(message: str) -> None:
-    """Says something once, from the main process."""
-    if is_main_process():
-        _show(message)
-
-
-def _show(what: RenderableType) -> None:
-    """Prints above the bar, if there is one; training does not end because nobody can read it."""
-    with contextlib.suppress(OSError, ValueError):
-        console.print(what, soft_wrap=isinstance(what, str))
 
 
 class ProgressBar:
@@ -45,8 +30,8 @@ class ProgressBar:
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[values]}", markup=False),
         )
-        has_cursor = console.is_terminal and not console.is_dumb_terminal
-        self._bar = Progress(*columns, console=console, disable=not (shown and has_cursor))
+        has_cursor = messages.console.is_terminal and not messages.console.is_dumb_terminal
+        self._bar = Progress(*columns, console=messages.console, disable=not (shown and has_cursor))
         self._task = self._bar.add_task("train", total=num_steps, completed=start_step, values="compiling")
         self._prints_lines = shown and not has_cursor
         self._num_steps = num_steps
@@ -70,7 +55,7 @@ class ProgressBar:
         self._latest |= scalars
         self._bar.update(self._task, values=_words(self._latest))
         if self._prints_lines:
-            _show(f"step {step}/{self._num_steps}  {_words(scalars)}")
+            messages.show(f"step {step}/{self._num_steps}  {_words(scalars)}")
 
 
 def _words(scalars: Mapping[str, float]) -> str:
@@ -88,9 +73,9 @@ def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], second
     table.add_row("test loss", f"{scalars['eval/loss']:.4f}")
     table.add_row("time since start", f"{seconds:.0f} s")
     table.add_row("run folder", str(run_dir))
-    _show(table)
+    messages.show(table)
     tensorboard = Path(sys.executable).with_name("tensorboard")
-    _show(f"watch it: {shlex.join([_short(tensorboard), '--logdir', _short(run_dir)])}")
+    messages.show(f"watch it: {shlex.join([_short(tensorboard), '--logdir', _short(run_dir)])}")
 
 
 def _short(path: Path) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from gnp_scale.config import Config, ConfigError, check
-from gnp_scale.consensus import from_main
 from gnp_scale.data.pipeline import Batches
-from gnp_scale.files import replace_file
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.settings import count_reuses
-from gnp_scale.runtime import is_main_process
+from gnp_scale.run.consensus import from_main
+from gnp_scale.run.files import replace_file
+from gnp_scale.run.processes import is_main_process
 
 ROLLBACKS_FILE = "rollbacks.json"
 

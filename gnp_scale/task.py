@@ -20,7 +20,7 @@ from gnp_scale.gnp import Gnp
 from gnp_scale.models import zoo
 from gnp_scale.models.zoo import Model
 from gnp_scale.penalty import make_gnp
-from gnp_scale.progress import announce
+from gnp_scale.run.messages import announce
 from gnp_scale.state import TrainState, make_init
 
 

@@ -14,7 +14,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from gnp_scale import recipe
 from gnp_scale.config import Config
-from gnp_scale.files import RecordFile
+from gnp_scale.run.files import RecordFile
 
 # Charts of the CUSTOM SCALARS tab and the metrics drawn together in each.
 CHARTS = {

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from gnp_scale.flops import peak_flops_per_s
-from gnp_scale.goodput import Recorder
-from gnp_scale.stages import Stage
+from gnp_scale.run.history import Recorder
+from gnp_scale.run.stages import Stage
 
 
 class Throughput:

@@ -18,13 +18,14 @@ from typing import NoReturn, Self
 import jax
 from jax._src import distributed
 
-from gnp_scale import lifeline, runtime
-from gnp_scale.awake import AwakeClock
-from gnp_scale.budgets import VARIABLE, budgets_s
+from gnp_scale import lifeline
 from gnp_scale.exit_codes import Exit, exit_code
-from gnp_scale.output import say
-from gnp_scale.runtime import FAILURE, Failure
-from gnp_scale.stages import Stage, Stages
+from gnp_scale.run import processes
+from gnp_scale.run.awake import AwakeClock
+from gnp_scale.run.budgets import VARIABLE, budgets_s
+from gnp_scale.run.processes import FAILURE, Failure
+from gnp_scale.run.stages import Stage, Stages
+from gnp_scale.run.streams import say
 
 _REPORTS, _MAIN = "gnp_scale/watchdog/reports/", FAILURE.removesuffix("failure")
 _STDERR = 2
@@ -232,7 +233,7 @@ class Watchdog:
             failure.publish()
         last_words.join(_LAST_WORDS_S)
         if self._rank == 0 or self._heard is not None:
-            runtime.leave(failure.code)
+            processes.leave(failure.code)
         # Nobody answers where process 0 is silent.
         os._exit(failure.code)
 

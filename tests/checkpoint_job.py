@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnp_scale import runtime
 from gnp_scale.checkpoint import Checkpoints, writer
 from gnp_scale.config import Config, MeshConfig
 from gnp_scale.mesh import FSDP, REPLICATED, TENSOR, P, make_mesh, sharding
+from gnp_scale.run import processes
 
 
 def state_of(step):
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--full-rank", type=int)
     options = parser.parse_args()
-    runtime.start()
+    processes.start()
     writer.FIRST_WAIT_S = 1.0
     is_full = jax.process_index() == options.full_rank
     with jax.set_mesh(make_mesh(MeshConfig(1, -1, 2))), Checkpoints(options.run_dir, Config()) as checkpoints:
@@ -57,7 +57,7 @@ def main():
                 if is_full and checkpoints._writer._num_failures:
                     limit_files(resource.RLIM_INFINITY)
     print(f"saved {start + 2}", flush=True)
-    return runtime.leave(0)
+    return processes.leave(0)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 import jax
 from jax._src import distributed
 
-from gnp_scale import runtime
-from gnp_scale.consensus import from_all, from_main
+from gnp_scale.run import processes
+from gnp_scale.run.consensus import from_all, from_main
 
 NUM_ROUNDS = 350
 
 
 def main():
-    runtime.start()
+    processes.start()
     rank, client = distributed.global_state.process_id, distributed.global_state.client
     most_keys = 0
     for number in range(NUM_ROUNDS):
@@ -21,7 +21,7 @@ def main():
     assert from_main({"loss": float("inf")}) == {"loss": float("inf")}
     num_keys = len(client.key_value_dir_get("gnp_scale/consensus/"))
     print(f"at most {most_keys} keys, {num_keys} at the end", flush=True)
-    return runtime.leave(0)
+    return processes.leave(0)
 
 
 if __name__ == "__main__":

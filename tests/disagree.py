@@ -4,9 +4,9 @@ import os
 
 import stuck
 
-from gnp_scale import rundir, runtime
-from gnp_scale.budgets import VARIABLE
 from gnp_scale.config import Config, TrainConfig
+from gnp_scale.run import processes, run_dir
+from gnp_scale.run.budgets import VARIABLE
 
 
 def small() -> Config:
@@ -15,12 +15,12 @@ def small() -> Config:
     if os.environ["GNP_SCALE_TEST_DISAGREE"].startswith("/"):
         # As if each had a disk of its own at the same place.
         os.chdir(f"{os.environ['GNP_SCALE_TEST_DISAGREE']}/{rank}")
-        rundir._SIGHT_WAIT_S = 1.0
+        run_dir._SIGHT_WAIT_S = 1.0
         return stuck.SMALL
     if os.environ["GNP_SCALE_TEST_DISAGREE"] == "seed":
         return Config(train=TrainConfig(seed=rank))
     if rank == 1 and os.environ["GNP_SCALE_TEST_DISAGREE"] == "budgets":
         os.environ[VARIABLE] = "train=60"
     elif rank == 1:
-        runtime.__version__ = "9.9"
+        processes.__version__ = "9.9"
     return Config()

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from faults import DIGITS, poison, read_metrics
 
-from gnp_scale import rundir
 from gnp_scale.checkpoint import writer
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import CheckpointConfig, Config, DivergenceConfig, TrainConfig
 from gnp_scale.exit_codes import Exit
 from gnp_scale.local_job import LocalJob
-from gnp_scale.stages import Stage, Stages
+from gnp_scale.run import run_dir
+from gnp_scale.run.stages import Stage, Stages
 
 VARIABLE = "GNP_SCALE_TEST_FAULTS"
 NUM_STEPS = 24
@@ -37,7 +37,7 @@ def steady() -> Config:
     for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
         FAULTS[name]()
     # A second start waits for the lock; it need not do so for long.
-    rundir._LOCK_WAIT_S = 1.0
+    run_dir._LOCK_WAIT_S = 1.0
     writer.FIRST_WAIT_S = 0.3
     _slow_down()
     return replace(

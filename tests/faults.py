@@ -24,7 +24,7 @@ from gnp_scale.config import (
 from gnp_scale.data import sources
 from gnp_scale.data.pipeline import batch_indices
 from gnp_scale.metrics import read_metrics
-from gnp_scale.runtime import Exit
+from gnp_scale.run.processes import Exit
 
 WHITE = 255
 DIGITS = Config(

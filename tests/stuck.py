@@ -9,9 +9,9 @@ import os
 import signal
 import time
 
-from gnp_scale import stages
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.stages import Stage, Stages
+from gnp_scale.run import stages
+from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.task import Task
 
 VARIABLE = "GNP_SCALE_TEST_STUCK"

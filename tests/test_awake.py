@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from gnp_scale import awake, lifeline
-from gnp_scale.awake import AwakeClock
+from gnp_scale import lifeline
+from gnp_scale.run import awake
+from gnp_scale.run.awake import AwakeClock
 
 TICK_S = 2.0
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.rundir import claimed, stored_config
+from gnp_scale.run.run_dir import claimed, stored_config
 
 WRONG_FLAGS = {
     "misspelt key": ("--data.batchsize 64", "did you mean --data.batch-size"),

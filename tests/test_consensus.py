@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from launcher import Job
 
-from gnp_scale.consensus import from_all, from_main
+from gnp_scale.run.consensus import from_all, from_main
 
 
 def test_one_process_agrees_with_itself():

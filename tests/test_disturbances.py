@@ -9,11 +9,11 @@ import pytest
 from disturbed import ACTS, FAULTS, NAMES, NUM_STEPS, VARIABLE, Moment, reached
 from faults import rows_of
 
-from gnp_scale.budgets import VARIABLE as BUDGETS
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.exit_codes import Exit
 from gnp_scale.local_job import LocalJob
 from gnp_scale.rollback import ROLLBACKS_FILE
+from gnp_scale.run.budgets import VARIABLE as BUDGETS
 
 TESTS = str(Path(__file__).parent)
 PAIRS = list(itertools.combinations(NAMES, 2))

@@ -13,9 +13,9 @@ import pytest
 from jax._src import hardware_utils
 from launcher import Job
 
-from gnp_scale import environment
 from gnp_scale.checks import ConfigError, DeviceError, local_path
 from gnp_scale.exit_codes import Exit
+from gnp_scale.run import environment
 
 CACHE_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 

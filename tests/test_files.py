@@ -9,15 +9,16 @@ import pytest
 from faults import DIGITS
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from gnp_scale import files, goodput, loop, rollback, rundir
+from gnp_scale import loop, rollback
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.files import RecordFile, append_line, replace_file
-from gnp_scale.goodput import Recorder, read_life
 from gnp_scale.metrics import METRICS_FILE, MetricWriter, read_metrics
 from gnp_scale.rollback import Rollbacks
-from gnp_scale.rundir import claimed
-from gnp_scale.stages import Stages
+from gnp_scale.run import files, history, run_dir
+from gnp_scale.run.files import RecordFile, append_line, replace_file
+from gnp_scale.run.history import Recorder, read_life
+from gnp_scale.run.run_dir import claimed
+from gnp_scale.run.stages import Stages
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE)
 
@@ -230,10 +231,10 @@ def test_the_same_configuration_starts_on_a_full_disk_and_another_is_one_line(di
     with claimed(disk.path, config):
         pass
     changed = replace(config, checkpoint=replace(config.checkpoint, every_steps=77))
-    before = (disk.path / rundir.CONFIG_FILE).read_bytes()
+    before = (disk.path / run_dir.CONFIG_FILE).read_bytes()
     with pytest.raises(ConfigError, match="make it writable, with room"), claimed(disk.path, changed):
         pass
-    assert (disk.path / rundir.CONFIG_FILE).read_bytes() == before
+    assert (disk.path / run_dir.CONFIG_FILE).read_bytes() == before
     assert not list(disk.path.glob("*.new"))
 
 
@@ -260,7 +261,7 @@ def test_the_record_of_time_has_a_gap_and_tells_it_once(disk, capsys):
     assert "can be written again" in second
 
 
-@pytest.mark.parametrize("name", [goodput.GOODPUT_FILE, goodput.METRICS_FILE])
+@pytest.mark.parametrize("name", [history.GOODPUT_FILE, history.METRICS_FILE])
 def test_a_record_that_cannot_be_read_does_not_keep_a_run_from_starting(tmp_path, capsys, name):
     (tmp_path / name).symlink_to(tmp_path / name)
     Recorder(tmp_path, Stages(), is_writer=True)

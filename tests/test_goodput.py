@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launcher import Job, run
 
-from gnp_scale import cli, goodput
+from gnp_scale import cli
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.goodput import GOODPUT_FILE, Life, Recorder, Start, append, append_exit, read_life
 from gnp_scale.metrics import read_metrics
-from gnp_scale.stages import Stage, Stages
-from gnp_scale.status import state
+from gnp_scale.run import history
+from gnp_scale.run.history import GOODPUT_FILE, Life, Recorder, Start, append, append_exit, read_life
+from gnp_scale.run.stages import Stage, Stages
+from gnp_scale.run.status import state
 
 
 def start(began, ended, from_step, step, train, *, rolled_back=0, code=None, **seconds):
@@ -76,7 +77,7 @@ def test_no_jump_of_the_clock_makes_time_negative(spans):
 
 def test_a_clock_that_is_set_back_changes_nothing_within_a_start(tmp_path, monkeypatch):
     times = iter([1e9, 1e8, 0.0, -1e9, -2e9])
-    monkeypatch.setattr(goodput.time, "time", lambda: next(times))
+    monkeypatch.setattr(history.time, "time", lambda: next(times))
     recorder = Recorder(tmp_path, Stages(), is_writer=True)
     recorder.go_on_from(0)
     lines = [recorder._line() for _ in range(3)]
@@ -136,8 +137,8 @@ def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
     """The clock of the stages stands meanwhile, that of the record does not: the run is not taken for dead."""
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         awake_s = recorder.life().wall_s
-        clock_s = goodput._clock_s
-        monkeypatch.setattr(goodput, "_clock_s", lambda: clock_s() + 3600)
+        clock_s = history._clock_s
+        monkeypatch.setattr(history, "_clock_s", lambda: clock_s() + 3600)
         life = recorder.life()
         assert life.wall_s == pytest.approx(awake_s + 3600, abs=60)
         assert life.stage_s["down"] == pytest.approx(3600, abs=1)
@@ -151,7 +152,7 @@ def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost
             recorder.go_on_from(20)
         with recorder.stages.enter(Stage.SAVE, 40):
             recorder.end(Exit.PREEMPTED)
-    monkeypatch.setattr(goodput, "PROCESS_START_S", time.perf_counter())
+    monkeypatch.setattr(history, "PROCESS_START_S", time.perf_counter())
     (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 1.0}\n{"step": 6')
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         recorder.go_on_from(35)
@@ -202,7 +203,7 @@ def test_status_without_a_run_is_a_users_error(tmp_path, capsys):
 
 def test_status_needs_no_jax():
     """So that it is there at once, and on a machine without accelerators."""
-    code = "import sys, gnp_scale.cli, gnp_scale.status; sys.exit('jax' in sys.modules)"
+    code = "import sys, gnp_scale.cli, gnp_scale.run.status; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from gnp_scale import goodput, metrics, stages, throughput
+from gnp_scale import metrics, throughput
 from gnp_scale.config import ConfigError
 from gnp_scale.flops import flops, peak_flops_per_s
-from gnp_scale.goodput import Recorder
 from gnp_scale.mesh import FSDP, batch_spec
 from gnp_scale.metrics import DAMAGED_FILE, METRICS_FILE, MetricWriter, read_metrics
-from gnp_scale.stages import Stage, Stages
+from gnp_scale.run import history, stages
+from gnp_scale.run.history import Recorder
+from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.throughput import Throughput
 
 
@@ -174,8 +175,8 @@ def clock(monkeypatch):
     """A clock that stands until it is told to go on, in a process that started 10 s ago."""
     now = [1000.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(goodput, "_clock_s", lambda: now[0])
-    for module in (stages, goodput):
+    monkeypatch.setattr(history, "_clock_s", lambda: now[0])
+    for module in (stages, history):
         monkeypatch.setattr(module, "PROCESS_START_S", 990.0)
 
     def advance(seconds):

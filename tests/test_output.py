@@ -12,22 +12,23 @@ import termios
 
 import pytest
 
-from gnp_scale import progress, status
+from gnp_scale import progress
 from gnp_scale.config import ConfigError
-from gnp_scale.console import make_console
 from gnp_scale.exit_codes import Exit
 from gnp_scale.metrics import read_metrics
-from gnp_scale.output import say
+from gnp_scale.run import messages, status
+from gnp_scale.run.console import make_console
+from gnp_scale.run.streams import say
 
 TALK = """
 import sys
-from gnp_scale import output
-output.protect()
+from gnp_scale.run import streams
+streams.protect()
 for number in range({num_lines}):
-    output.say(f"line {{number}}")
+    streams.say(f"line {{number}}")
 print("result")
 print("told directly", file=sys.stderr)
-sys.exit(7 if output.lost_results() else 3)
+sys.exit(7 if streams.lost_results() else 3)
 """
 DEADLINE_S = 120
 
@@ -62,7 +63,9 @@ def test_output_that_nobody_takes_ends_nobody(shell, code):
 
 def test_a_descriptor_that_was_closed_is_not_that_of_the_next_file(tmp_path):
     """What a library writes to standard error would else be written into it."""
-    code = "import os; from gnp_scale import output; output.protect(); f = open('next', 'w'); os.write(2, b'noise')"
+    code = (
+        "import os; from gnp_scale.run import streams as s; s.protect(); f = open('next', 'w'); os.write(2, b'noise')"
+    )
     subprocess.run(["bash", "-c", f"{shlex.join([sys.executable, '-c', code])} 2>&-"], cwd=tmp_path, check=True)
     assert (tmp_path / "next").read_text() == ""
 
@@ -82,10 +85,8 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody():
 
 
 def test_a_gap_is_marked_when_somebody_reads_again():
-    code = (
-        "import sys; from gnp_scale import output; output.protect(); say = output.say; [say('x') for _ in range(9999)]"
-    )
-    code += "; print('full', flush=True); sys.stdin.readline(); output.say('again')"
+    code = "import sys; from gnp_scale.run import streams as s; s.protect(); [s.say('x') for _ in range(9999)]"
+    code += "; print('full', flush=True); sys.stdin.readline(); s.say('again')"
     reader, writer = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writer
@@ -145,7 +146,7 @@ class Broken:
 def test_saying_a_line_never_raises(monkeypatch, error):
     monkeypatch.setattr(sys, "stderr", Broken(error))
     say("a line")
-    progress.announce("a line")
+    messages.announce("a line")
     with progress.ProgressBar(0, 10, shown=True) as bar:
         bar.report(1, {"train/loss": 1.0})
     monkeypatch.setattr(sys, "stderr", None)
@@ -158,11 +159,11 @@ STRANGE = ["lr[/b]", "[red]", ":smile:", "a b", "it's", "[link=x]y", "äß"]
 @pytest.mark.parametrize("name", STRANGE)
 def test_text_from_outside_is_printed_as_it_is(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(progress, "console", make_console(stderr=True))
+    monkeypatch.setattr(messages, "console", make_console(stderr=True))
     run_dir = tmp_path / name
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text('{"train": {"num_steps": 7}}')
-    progress.announce(f"run folder {run_dir}")
+    messages.announce(f"run folder {run_dir}")
     progress.print_summary(run_dir, 7, {"eval/top1": 1.0, "eval/top5": 1.0, "eval/loss": 0.0}, 1.0)
     err = capsys.readouterr().err
     assert err.count(str(run_dir)) >= 2
@@ -182,11 +183,13 @@ def test_the_summary_needs_no_working_folder(tmp_path, monkeypatch, capsys):
 
 
 BAR = """
-from gnp_scale import output
-output.protect()
+from gnp_scale.run import streams
+streams.protect()
 from gnp_scale import progress
-from gnp_scale.progress import ProgressBar, announce
-progress.is_main_process = lambda: True
+from gnp_scale.progress import ProgressBar
+from gnp_scale.run import messages
+from gnp_scale.run.messages import announce
+messages.is_main_process = lambda: True
 with ProgressBar(0, 3, True) as bar:
     for step in (1, 2, 3):
         bar.advance(step)
@@ -311,7 +314,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(tmp_path):
 def test_a_table_is_whole_on_a_narrow_screen(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "30")
     folder = tmp_path / ("long" * 20)
-    monkeypatch.setattr(progress, "console", make_console(stderr=True))
+    monkeypatch.setattr(messages, "console", make_console(stderr=True))
     progress.print_summary(folder, 7, {"eval/top1": 1.0, "eval/top5": 1.0, "eval/loss": 0.0}, 1.0)
     cells = [line.split("│")[2].strip() for line in capsys.readouterr().err.splitlines() if line.count("│") == 3]
     assert str(folder) in "".join(cells)

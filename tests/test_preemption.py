@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from launcher import Job
 
-from gnp_scale import preemption, rundir
+from gnp_scale import preemption
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.grace import VARIABLE, grace_s
 from gnp_scale.preemption import Position, StopRequest, make_plan
-from gnp_scale.rundir import claimed
+from gnp_scale.run import run_dir
+from gnp_scale.run.run_dir import claimed
 
 LONG_S = 1e6
 NUM_STEPS = 100
@@ -213,7 +214,7 @@ def test_processes_that_roll_back_stop_after_the_same_step(seed):
 
 
 def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "_LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(run_dir, "_LOCK_WAIT_S", 0.0)
     with (
         claimed(tmp_path, Config()),
         pytest.raises(ConfigError, match=r"is in use by process \d+ on"),

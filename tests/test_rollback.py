@@ -18,7 +18,7 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Gnp, Phase
 from gnp_scale.loop import train
 from gnp_scale.rollback import ROLLBACKS_FILE, Rollbacks
-from gnp_scale.runtime import Exit
+from gnp_scale.run.processes import Exit
 
 
 def rollbacks_of(run_dir, *pairs, **settings):

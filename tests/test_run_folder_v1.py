@@ -21,8 +21,8 @@ from launcher import Job, run
 from gnp_scale import recipe
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.metrics import read_metrics
-from gnp_scale.rundir import changes, stored_config
-from gnp_scale.status import print_status
+from gnp_scale.run.run_dir import changes, stored_config
+from gnp_scale.run.status import print_status
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run_folder_v1"
 RECIPE = f"{FIXTURE / 'recipe.py'}:small"

@@ -13,10 +13,11 @@ from jax._src import cloud_tpu_init, distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 from launcher import Job
 
-from gnp_scale import recipe, runtime
-from gnp_scale.budgets import VARIABLE
+from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
+from gnp_scale.run import processes
+from gnp_scale.run.budgets import VARIABLE
 
 JOIN_S = 5
 
@@ -93,14 +94,14 @@ def test_an_environment_that_cannot_be_right_is_told_at_once(monkeypatch, enviro
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=expected):
-        runtime.start()
+        processes.start()
 
 
 @pytest.mark.parametrize("environment", [{"JAX_COORDINATOR_ADDRESS": ""}, {"JAX_NUM_PROCESSES": "1"}])
 def test_what_names_no_others_is_one_process(monkeypatch, joins, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    runtime.start()
+    processes.start()
     assert joins == []
 
 
@@ -122,22 +123,22 @@ def test_a_tpu_pod_that_is_not_of_gke_is_joined(monkeypatch, joins, num_hosts):
     hosts = [f"10.0.0.{n}" for n in range(num_hosts)]
     monkeypatch.setattr(GceTpuCluster, "_get_worker_list_in_slice", staticmethod(lambda: hosts))
     monkeypatch.setattr(GceTpuCluster, "_get_num_slices", staticmethod(lambda: 1))
-    runtime.start()
+    processes.start()
     assert len(joins) == (num_hosts > 1)
 
 
 @pytest.mark.parametrize(("variable", "value"), [("SLURM_STEP_NUM_TASKS", "2"), ("OMPI_COMM_WORLD_SIZE", "2")])
 def test_a_launcher_of_several_processes_is_joined(monkeypatch, joins, variable, value):
-    runtime.start()
+    processes.start()
     assert joins == []
     monkeypatch.setenv(variable, value)
-    runtime.start()
+    processes.start()
     assert len(joins) == 1
 
 
 def test_one_process_leaves_with_its_code():
     assert distributed.global_state.client is None
-    assert runtime.leave(Exit.DIVERGED) == Exit.DIVERGED
+    assert processes.leave(Exit.DIVERGED) == Exit.DIVERGED
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import time
 import pytest
 from launcher import Job
 
-from gnp_scale.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.goodput import read_life
-from gnp_scale.stages import Stage
+from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
+from gnp_scale.run.history import read_life
+from gnp_scale.run.stages import Stage
 from gnp_scale.watchdog import Report, find_late, find_silent
 
 BOUND_S = 90

@@ -1,6 +1,6 @@
 """Decisions about checkpoints that every process takes alike."""
 
-from gnp_scale.consensus import from_all, from_main
+from gnp_scale.run.consensus import from_all, from_main
 
 __all__ = ["all_true", "first_problem", "from_main"]
 

@@ -16,7 +16,7 @@ from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import Writer, one_line
 from gnp_scale.config import Config, ConfigError
-from gnp_scale.progress import announce
+from gnp_scale.run.messages import announce
 from gnp_scale.state import TrainState
 
 

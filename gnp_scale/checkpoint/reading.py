@@ -19,9 +19,9 @@ from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import one_line
 from gnp_scale.config import Config, ConfigError, MeshConfig
 from gnp_scale.mesh import make_mesh
-from gnp_scale.progress import announce
-from gnp_scale.rundir import changes
-from gnp_scale.runtime import is_main_process
+from gnp_scale.run.messages import announce
+from gnp_scale.run.processes import is_main_process
+from gnp_scale.run.run_dir import changes
 from gnp_scale.state import TrainState
 
 

@@ -18,8 +18,8 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from gnp_scale.checkpoint.about import About, DamagedError, unseal
 from gnp_scale.mesh import REPLICATED, sharding
-from gnp_scale.progress import announce
-from gnp_scale.runtime import is_main_process
+from gnp_scale.run.messages import announce
+from gnp_scale.run.processes import is_main_process
 
 _COMMIT_MARKER = "commit_success.txt"
 _GOOD_MARKER = "good"

@@ -10,7 +10,7 @@ from gnp_scale.checkpoint.about import About
 from gnp_scale.checkpoint.host_copy import copy_to_host
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
-from gnp_scale.progress import announce
+from gnp_scale.run.messages import announce
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
 """After a failed attempt the next one waits; each time twice as long, up to the longest."""

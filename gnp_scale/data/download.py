@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gnp_scale.config import ConfigError
-from gnp_scale.console import make_console
+from gnp_scale.run.console import make_console
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_S = 1.0

@@ -11,7 +11,7 @@ import jax
 from jax._src import hardware_utils
 
 from gnp_scale.checks import ConfigError, DeviceError, check
-from gnp_scale.output import say
+from gnp_scale.run.streams import say
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _PROBE_BYTES = 2**20

@@ -17,12 +17,13 @@ import jax
 from jax._src import cloud_tpu_init, distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 
-from gnp_scale import __version__, awake, environment
-from gnp_scale.budgets import DEFAULTS_S, VARIABLE, budgets_s
+from gnp_scale import __version__
 from gnp_scale.config import Config, ConfigError, DataConfig, check
-from gnp_scale.consensus import from_all
 from gnp_scale.exit_codes import Exit
-from gnp_scale.output import say
+from gnp_scale.run import awake, environment
+from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
+from gnp_scale.run.consensus import from_all
+from gnp_scale.run.streams import say
 
 NUM_CPU_DEVICES = 8
 """Devices made of the host's CPU where `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` name no other number."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gnp_scale.output import say
+from gnp_scale.run.streams import say
 
 _SYNC_EVERY = 1000
 """Records; those that the disk has for sure are forgotten."""

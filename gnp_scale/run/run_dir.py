@@ -14,9 +14,9 @@ import jax
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
-from gnp_scale.consensus import from_all, from_main
-from gnp_scale.files import replace_file
-from gnp_scale.runtime import is_main_process
+from gnp_scale.run.consensus import from_all, from_main
+from gnp_scale.run.files import replace_file
+from gnp_scale.run.processes import is_main_process
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"

@@ -3,7 +3,7 @@
 import os
 
 from gnp_scale.config import ConfigError
-from gnp_scale.stages import Stage
+from gnp_scale.run.stages import Stage
 
 VARIABLE = "GNP_SCALE_BUDGETS_S"
 """Environment variable that replaces some of the defaults, such as `train=60,compile=7200`."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.table import Table
 
 from gnp_scale.config import ConfigError
-from gnp_scale.console import make_console
 from gnp_scale.exit_codes import Exit
-from gnp_scale.files import newest_row
-from gnp_scale.goodput import METRICS_FILE, Life, Start, append_interval_s, read_life
-from gnp_scale.stages import Stage
+from gnp_scale.run.console import make_console
+from gnp_scale.run.files import newest_row
+from gnp_scale.run.history import METRICS_FILE, Life, Start, append_interval_s, read_life
+from gnp_scale.run.stages import Stage
 
 _ENDED: Mapping[int, str] = {
     Exit.FINISHED: "finished",

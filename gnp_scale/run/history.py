@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from gnp_scale import PROCESS_START_S
 from gnp_scale.exit_codes import Exit, exit_code
-from gnp_scale.files import Outage, append_line, newest_row, read_rows
-from gnp_scale.output import say
-from gnp_scale.stages import Stage, Stages
+from gnp_scale.run.files import Outage, append_line, newest_row, read_rows
+from gnp_scale.run.stages import Stage, Stages
+from gnp_scale.run.streams import say
 
 GOODPUT_FILE = "goodput.jsonl"
 METRICS_FILE = "metrics.jsonl"
