@@ -22,7 +22,7 @@ from gnp_scale.config import check
 from gnp_scale.exit_codes import Exit
 from gnp_scale.kills import STAGES, Kill, Outcome
 from gnp_scale.local_job import LocalJob
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 from gnp_scale.run.console import make_console
 from gnp_scale.run.history import append

@@ -19,12 +19,13 @@ from gnp_scale.divergence import DivergedError, Guard
 from gnp_scale.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh, resolve
-from gnp_scale.metrics import MetricWriter
 from gnp_scale.models import zoo
+from gnp_scale.monitoring.metrics import MetricWriter
+from gnp_scale.monitoring.progress import ProgressBar, print_summary
+from gnp_scale.monitoring.reporter import Reporter
+from gnp_scale.monitoring.throughput import Throughput
 from gnp_scale.preemption import StopRequest
 from gnp_scale.programs import Programs
-from gnp_scale.progress import ProgressBar, print_summary
-from gnp_scale.report import Reporter
 from gnp_scale.rollback import Rollbacks
 from gnp_scale.run.consensus import from_main
 from gnp_scale.run.history import Recorder, append_exit
@@ -35,7 +36,6 @@ from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.state import TrainState
 from gnp_scale.step import Batch, augmented_images, make_train_step
 from gnp_scale.task import Task
-from gnp_scale.throughput import Throughput
 from gnp_scale.watchdog import Watchdog
 
 _EVALUATION = "evaluation"

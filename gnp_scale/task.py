@@ -15,10 +15,10 @@ from gnp_scale.config import Config
 from gnp_scale.data import sources
 from gnp_scale.data.pipeline import check_divisible
 from gnp_scale.data.sources import Dataset
-from gnp_scale.flops import flops
 from gnp_scale.gnp import Gnp
 from gnp_scale.models import zoo
 from gnp_scale.models.zoo import Model
+from gnp_scale.monitoring.flops import flops
 from gnp_scale.penalty import make_gnp
 from gnp_scale.run.messages import announce
 from gnp_scale.state import TrainState, make_init

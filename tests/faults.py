@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from gnp_scale import loop, report
+from gnp_scale import loop
 from gnp_scale import step as step_module
 from gnp_scale.config import (
     CheckpointConfig,
@@ -23,8 +23,9 @@ from gnp_scale.config import (
 )
 from gnp_scale.data import sources
 from gnp_scale.data.pipeline import batch_indices
-from gnp_scale.metrics import read_metrics
-from gnp_scale.run.processes import Exit
+from gnp_scale.exit_codes import Exit
+from gnp_scale.monitoring import reporter
+from gnp_scale.monitoring.metrics import read_metrics
 
 WHITE = 255
 DIGITS = Config(
@@ -104,7 +105,7 @@ def with_policy(policy, **settings):
 
 def deepen_queue(monkeypatch):
     """Has as many steps queued as can be, once the first of them is logged, however slow they are."""
-    monkeypatch.setattr(report, "_QUEUED_MS", 1e9)
+    monkeypatch.setattr(reporter, "_QUEUED_MS", 1e9)
 
 
 def count_batches(monkeypatch):

@@ -11,7 +11,7 @@ from launcher import Job, run
 from gnp_scale import __version__
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.cli import main
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring.metrics import read_metrics
 
 RECIPE = "configs/digits.py:quickstart"
 SHORT = (

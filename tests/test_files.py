@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from gnp_scale import loop, rollback
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.metrics import METRICS_FILE, MetricWriter, read_metrics
+from gnp_scale.monitoring.metrics import METRICS_FILE, MetricWriter, read_metrics
 from gnp_scale.rollback import Rollbacks
 from gnp_scale.run import files, history, run_dir
 from gnp_scale.run.files import RecordFile, append_line, replace_file

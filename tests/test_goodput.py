@@ -13,7 +13,7 @@ from launcher import Job, run
 from gnp_scale import cli
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run import history
 from gnp_scale.run.history import GOODPUT_FILE, Life, Recorder, Start, append, append_exit, read_life
 from gnp_scale.run.stages import Stage, Stages

@@ -18,8 +18,8 @@ from launcher import run
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import batch_spec, make_mesh, sharding
-from gnp_scale.metrics import read_metrics
 from gnp_scale.models import resnet
+from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.step import make_train_step
 from gnp_scale.task import Task
 

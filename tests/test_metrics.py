@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from gnp_scale import metrics, throughput
 from gnp_scale.config import ConfigError
-from gnp_scale.flops import flops, peak_flops_per_s
 from gnp_scale.mesh import FSDP, batch_spec
-from gnp_scale.metrics import DAMAGED_FILE, METRICS_FILE, MetricWriter, read_metrics
+from gnp_scale.monitoring import metrics, throughput
+from gnp_scale.monitoring.flops import flops, peak_flops_per_s
+from gnp_scale.monitoring.metrics import DAMAGED_FILE, METRICS_FILE, MetricWriter, read_metrics
+from gnp_scale.monitoring.throughput import Throughput
 from gnp_scale.run import history, stages
 from gnp_scale.run.history import Recorder
 from gnp_scale.run.stages import Stage, Stages
-from gnp_scale.throughput import Throughput
 
 
 def raiser(number):

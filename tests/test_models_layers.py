@@ -11,12 +11,12 @@ from compiled import collectives
 from flax import nnx
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.flops import flops
 from gnp_scale.mesh import ALL, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import transformer, vit, zoo
 from gnp_scale.models.conv_layers import BatchNorm
 from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, Size
+from gnp_scale.monitoring.flops import flops
 
 
 def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

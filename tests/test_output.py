@@ -12,10 +12,10 @@ import termios
 
 import pytest
 
-from gnp_scale import progress
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring import progress
+from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run import messages, status
 from gnp_scale.run.console import make_console
 from gnp_scale.run.streams import say
@@ -185,8 +185,8 @@ def test_the_summary_needs_no_working_folder(tmp_path, monkeypatch, capsys):
 BAR = """
 from gnp_scale.run import streams
 streams.protect()
-from gnp_scale import progress
-from gnp_scale.progress import ProgressBar
+from gnp_scale.monitoring import progress
+from gnp_scale.monitoring.progress import ProgressBar
 from gnp_scale.run import messages
 from gnp_scale.run.messages import announce
 messages.is_main_process = lambda: True

@@ -14,7 +14,7 @@ from launcher import run
 
 from gnp_scale.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.loop import train
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring.metrics import read_metrics
 
 MOVED_AFTER, NUM_STEPS = 4, 8
 

@@ -20,7 +20,7 @@ from launcher import Job, run
 
 from gnp_scale import recipe
 from gnp_scale.checkpoint import fingerprint
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.run_dir import changes, stored_config
 from gnp_scale.run.status import print_status
 

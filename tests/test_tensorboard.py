@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnp_scale import tensorboard
 from gnp_scale.config import Config
-from gnp_scale.metrics import MetricWriter, read_metrics
-from gnp_scale.tensorboard import CHARTS, visible
+from gnp_scale.monitoring import tensorboard
+from gnp_scale.monitoring.metrics import MetricWriter, read_metrics
+from gnp_scale.monitoring.tensorboard import CHARTS, visible
 
 NAMES = {
     "train": ("loss", "loss_perturbed", "accuracy"),

@@ -20,7 +20,7 @@ from gnp_scale.config import (
     TrainConfig,
 )
 from gnp_scale.loop import evaluate_run, train
-from gnp_scale.metrics import read_metrics
+from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.processes import Exit
 
 VIT = ModelConfig(name="vit_mu", patch_size=2, dropout=0.1, drop_path=0.1)

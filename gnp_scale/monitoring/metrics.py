@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gnp_scale.config import ConfigError
+from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.run.files import RecordFile, append_line, replace_file
 from gnp_scale.run.streams import say
-from gnp_scale.tensorboard import TensorBoard
 
 METRICS_FILE = "metrics.jsonl"
 DAMAGED_FILE = "metrics.jsonl.damaged"

@@ -1,0 +1,1 @@
+"""What people see of a run: metrics in files and in TensorBoard, the progress bar, rates."""
