@@ -13,7 +13,7 @@ from gnp_scale.arguments import Parser, Version, at_least
 from gnp_scale.checks import DeviceError, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
-from gnp_scale.preemption import StopRequest
+from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.run import streams
 
 

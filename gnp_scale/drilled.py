@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from gnp_scale import cli, preemption
+from gnp_scale import cli
+from gnp_scale.resilience import preemption
 from gnp_scale.run import stages
 from gnp_scale.run.history import append
 from gnp_scale.run.stages import Stage

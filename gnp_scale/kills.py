@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gnp_scale import preemption
 from gnp_scale.exit_codes import Exit
-from gnp_scale.grace import grace_s
+from gnp_scale.resilience import preemption
+from gnp_scale.resilience.grace import grace_s
 from gnp_scale.run.stages import Stage
 
 # A run is killed in the stages that its processes tell of; waiting for data and training follow each other closely.

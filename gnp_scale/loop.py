@@ -15,8 +15,8 @@ from gnp_scale import PROCESS_START_S, recipe
 from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.divergence import DivergedError, Guard
 from gnp_scale.evaluate import make_evaluate, trace_eval_step
+from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.models import zoo
@@ -24,19 +24,20 @@ from gnp_scale.monitoring.metrics import MetricWriter
 from gnp_scale.monitoring.progress import ProgressBar, print_summary
 from gnp_scale.monitoring.reporter import Reporter
 from gnp_scale.monitoring.throughput import Throughput
-from gnp_scale.preemption import StopRequest
 from gnp_scale.programs import Programs
-from gnp_scale.rollback import Rollbacks
+from gnp_scale.resilience.divergence import DivergedError, Guard
+from gnp_scale.resilience.preemption import StopRequest
+from gnp_scale.resilience.rollback import Rollbacks
+from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run.consensus import from_main
 from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce
-from gnp_scale.run.processes import Exit, check_agreement, is_main_process, meet
+from gnp_scale.run.processes import check_agreement, is_main_process, meet
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.state import TrainState
 from gnp_scale.step import Batch, augmented_images, make_train_step
 from gnp_scale.task import Task
-from gnp_scale.watchdog import Watchdog
 
 _EVALUATION = "evaluation"
 type _Name = Phase | str

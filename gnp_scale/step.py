@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gnp_scale import divergence, losses, optim
+from gnp_scale import losses, optim
 from gnp_scale.data.augment import finish, prepare
 from gnp_scale.fused import fused_update
 from gnp_scale.gnp import Blend, Penalized, Phase, penalize
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
 from gnp_scale.penalty import MOMENTUM
+from gnp_scale.resilience import divergence
 from gnp_scale.state import TrainState, copy_of
 from gnp_scale.task import Task
 

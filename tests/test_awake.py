@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from gnp_scale import lifeline
+from gnp_scale.resilience import lifeline
 from gnp_scale.run import awake
 from gnp_scale.run.awake import AwakeClock
 
@@ -46,7 +46,7 @@ def test_a_wait_ends_by_the_event_or_after_its_time():
 
 CHILD = """
 import faulthandler, os, subprocess, sys, time
-from gnp_scale import lifeline
+from gnp_scale.resilience import lifeline
 faulthandler.register(lifeline.STACKS_SIGNAL, 2)
 command = [sys.executable, "-I", "-S", lifeline.__file__, str(os.getpid()), sys.argv[1]]
 beside = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)

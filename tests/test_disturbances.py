@@ -12,7 +12,7 @@ from faults import rows_of
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.exit_codes import Exit
 from gnp_scale.local_job import LocalJob
-from gnp_scale.rollback import ROLLBACKS_FILE
+from gnp_scale.resilience.rollback import ROLLBACKS_FILE
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 
 TESTS = str(Path(__file__).parent)

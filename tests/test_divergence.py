@@ -20,12 +20,12 @@ from gnp_scale.config import (
     TrainConfig,
 )
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.divergence import HEALTH, DivergedError, Guard, Health, all_finite
+from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import Phase
 from gnp_scale.loop import train
 from gnp_scale.monitoring.reporter import MAX_QUEUED_STEPS, Reporter
+from gnp_scale.resilience.divergence import HEALTH, DivergedError, Guard, Health, all_finite
 from gnp_scale.run.history import read_life
-from gnp_scale.run.processes import Exit
 from gnp_scale.step import make_train_step
 from gnp_scale.task import Task
 

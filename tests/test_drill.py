@@ -7,9 +7,10 @@ import signal
 
 import pytest
 
-from gnp_scale import drill, preemption
+from gnp_scale import drill
 from gnp_scale.cli import main
 from gnp_scale.kills import STAGES, Kill, Outcome
+from gnp_scale.resilience import preemption
 from gnp_scale.run.stages import Stage
 
 # Few steps of a small network, with several evaluations and saves: most of the time goes into starting.

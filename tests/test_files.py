@@ -9,11 +9,12 @@ import pytest
 from faults import DIGITS
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from gnp_scale import loop, rollback
+from gnp_scale import loop
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import METRICS_FILE, MetricWriter, read_metrics
-from gnp_scale.rollback import Rollbacks
+from gnp_scale.resilience import rollback
+from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.run import files, history, run_dir
 from gnp_scale.run.files import RecordFile, append_line, replace_file
 from gnp_scale.run.history import Recorder, read_life

@@ -9,9 +9,9 @@ from gnp_kernels import dots
 
 from gnp_scale.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.divergence import HEALTH
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.algebra import perturb, weighted_sum
+from gnp_scale.resilience.divergence import HEALTH
 from gnp_scale.state import copy_of
 from gnp_scale.step import make_examples, make_loss, make_train_step
 from gnp_scale.task import Task

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from launcher import Job
 
-from gnp_scale import preemption
 from gnp_scale.config import Config, ConfigError
-from gnp_scale.grace import VARIABLE, grace_s
-from gnp_scale.preemption import Position, StopRequest, make_plan
+from gnp_scale.resilience import preemption
+from gnp_scale.resilience.grace import VARIABLE, grace_s
+from gnp_scale.resilience.preemption import Position, StopRequest, make_plan
 from gnp_scale.run import run_dir
 from gnp_scale.run.run_dir import claimed
 
@@ -246,9 +246,8 @@ def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
 )
 def test_a_process_that_is_stuck_ends(numbers, wait_s, grace, code, monkeypatch):
     monkeypatch.setenv(VARIABLE, grace)
-    program = (
-        "import time; from gnp_scale.preemption import StopRequest; StopRequest().watch(); print(); time.sleep(60)"
-    )
+    program = "from gnp_scale.resilience.preemption import StopRequest; StopRequest().watch(); print()"
+    program += "; import time; time.sleep(60)"
     command = [sys.executable, "-u", "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -279,7 +278,7 @@ def test_under_nohup_the_end_of_the_terminal_is_not_noticed(monkeypatch):
     monkeypatch.setenv(VARIABLE, "0.3")
     program = (
         "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-        "from gnp_scale.preemption import StopRequest; StopRequest().watch(); print(); time.sleep(60)"
+        "from gnp_scale.resilience.preemption import StopRequest; StopRequest().watch(); print(); time.sleep(60)"
     )
     command = [sys.executable, "-u", "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

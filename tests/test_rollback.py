@@ -11,14 +11,15 @@ import pytest
 from faults import DIGITS, rows_of, stop_after, with_policy
 from launcher import Job
 
-from gnp_scale import loop, rollback
+from gnp_scale import loop
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import CheckpointConfig, ConfigError, DivergenceConfig, GnpConfig
 from gnp_scale.data.pipeline import train_batches
+from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import Gnp, Phase
 from gnp_scale.loop import train
-from gnp_scale.rollback import ROLLBACKS_FILE, Rollbacks
-from gnp_scale.run.processes import Exit
+from gnp_scale.resilience import rollback
+from gnp_scale.resilience.rollback import ROLLBACKS_FILE, Rollbacks
 
 
 def rollbacks_of(run_dir, *pairs, **settings):

@@ -19,9 +19,9 @@ from gnp_scale.config import (
     OptimConfig,
     TrainConfig,
 )
+from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import evaluate_run, train
 from gnp_scale.monitoring.metrics import read_metrics
-from gnp_scale.run.processes import Exit
 
 VIT = ModelConfig(name="vit_mu", patch_size=2, dropout=0.1, drop_path=0.1)
 # 1,437 training images: an epoch ends in the middle of the batch of step 23, so that stops fall into an epoch.

@@ -11,10 +11,10 @@ from launcher import Job
 
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
+from gnp_scale.resilience.watchdog import Report, find_late, find_silent
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.run.history import read_life
 from gnp_scale.run.stages import Stage
-from gnp_scale.watchdog import Report, find_late, find_silent
 
 BOUND_S = 90
 

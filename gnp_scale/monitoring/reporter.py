@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 
-from gnp_scale.divergence import HEALTH, Guard, Health
 from gnp_scale.monitoring.metrics import MetricWriter
 from gnp_scale.monitoring.progress import ProgressBar
 from gnp_scale.monitoring.throughput import Throughput
+from gnp_scale.resilience.divergence import HEALTH, Guard, Health
 
 MAX_QUEUED_STEPS = 8
 """Steps that may be dispatched beyond the one whose metrics are read next."""

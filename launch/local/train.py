@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gnp_scale.exit_codes import Exit
-from gnp_scale.preemption import signals_to_take
+from gnp_scale.resilience.preemption import signals_to_take
 
 NUM_SHOWN_LINES = 20
 

@@ -18,8 +18,8 @@ from typing import NoReturn, Self
 import jax
 from jax._src import distributed
 
-from gnp_scale import lifeline
 from gnp_scale.exit_codes import Exit, exit_code
+from gnp_scale.resilience import lifeline
 from gnp_scale.run import processes
 from gnp_scale.run.awake import AwakeClock
 from gnp_scale.run.budgets import VARIABLE, budgets_s

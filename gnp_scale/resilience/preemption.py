@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
-from gnp_scale.grace import USED, VARIABLE, grace_s
+from gnp_scale.resilience.grace import USED, VARIABLE, grace_s
 from gnp_scale.run.streams import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
