@@ -19,8 +19,8 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.algebra import norm, weighted_sum
 from gnp_scale.mesh import make_mesh
-from gnp_scale.step import make_examples, make_loss, make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_examples, make_loss, make_train_step
 
 type Tree = Any
 type Rounding = Callable[[Tree, Tree, float], Tree]

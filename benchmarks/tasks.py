@@ -7,8 +7,8 @@ import jax
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.step import Batch, make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import Batch, make_train_step
 
 BATCH_SIZE = 32
 MODELS = {

@@ -19,8 +19,8 @@ from benchmarks.timing import write_report
 from gnp_scale.config import GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh
-from gnp_scale.step import make_examples, make_loss
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_examples, make_loss
 
 R = 0.05
 

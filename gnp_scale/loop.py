@@ -15,7 +15,6 @@ from gnp_scale import PROCESS_START_S, recipe
 from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh, resolve
@@ -24,7 +23,6 @@ from gnp_scale.monitoring.metrics import MetricWriter
 from gnp_scale.monitoring.progress import ProgressBar, print_summary
 from gnp_scale.monitoring.reporter import Reporter
 from gnp_scale.monitoring.throughput import Throughput
-from gnp_scale.programs import Programs
 from gnp_scale.resilience.divergence import DivergedError, Guard
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
@@ -35,9 +33,11 @@ from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import check_agreement, is_main_process, meet
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stage, Stages
-from gnp_scale.state import TrainState
-from gnp_scale.step import Batch, augmented_images, make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.compilation import Programs
+from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
+from gnp_scale.training.setup import Task
+from gnp_scale.training.state import TrainState
+from gnp_scale.training.step import Batch, augmented_images, make_train_step
 
 _EVALUATION = "evaluation"
 type _Name = Phase | str

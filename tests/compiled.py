@@ -10,8 +10,8 @@ import numpy as np
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig
 from gnp_scale.gnp import Phase
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 MESH = MeshConfig(replica=2, fsdp=4)
 # Wide, so that kernels outweigh the vectors that FSDP leaves whole: nothing is run, and width costs no compile time.

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from gnp_scale import loop
-from gnp_scale import step as step_module
 from gnp_scale.config import (
     CheckpointConfig,
     Config,
@@ -26,6 +25,7 @@ from gnp_scale.data.pipeline import batch_indices
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring import reporter
 from gnp_scale.monitoring.metrics import read_metrics
+from gnp_scale.training import step as step_module
 
 WHITE = 255
 DIGITS = Config(

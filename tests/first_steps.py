@@ -25,8 +25,8 @@ from gnp_scale.config import (
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 NUM_STEPS = 3
 COMMAND = "python tests/first_steps.py > tests/golden/first_steps.json"

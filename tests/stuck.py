@@ -12,7 +12,7 @@ import time
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.run import stages
 from gnp_scale.run.stages import Stage, Stages
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
 
 VARIABLE = "GNP_SCALE_TEST_STUCK"
 FIRST_STEPS = {Stage.DATA: 6, Stage.SAVE: 8}

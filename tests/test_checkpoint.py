@@ -15,7 +15,7 @@ from gnp_scale.checkpoint.retention import kept
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, TrainConfig
 from gnp_scale.mesh import FSDP, TENSOR, P
-from gnp_scale.state import TrainState
+from gnp_scale.training.state import TrainState
 
 
 @pytest.fixture

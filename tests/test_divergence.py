@@ -26,8 +26,8 @@ from gnp_scale.loop import train
 from gnp_scale.monitoring.reporter import MAX_QUEUED_STEPS, Reporter
 from gnp_scale.resilience.divergence import HEALTH, DivergedError, Guard, Health, all_finite
 from gnp_scale.run.history import read_life
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 # One step.
 

@@ -5,10 +5,10 @@ import copy
 import jax
 import pytest
 
-from gnp_scale import fused
 from gnp_scale.checkpoint import exactness as module
 from gnp_scale.checkpoint.exactness import circumstances, exactness
 from gnp_scale.config import Config, OptimConfig, TrainConfig
+from gnp_scale.training import fused
 
 BITWISE = "on the same mesh: the run is bitwise the one that was not interrupted"
 ROUNDING = "the same examples, numbers equal but for rounding"

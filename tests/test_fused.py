@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale import fused, ops, optim
 from gnp_scale.config import Config, ConfigError, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import Blend
+from gnp_scale.gnp import Blend, sharded_ops
 from gnp_scale.mesh import FSDP, TENSOR, P
+from gnp_scale.training import fused, optim
 
 SHAPES = {"conv": {"kernel": (3, 3, 8, 16)}, "norm": {"scale": (16,)}, "head": {"kernel": (16, 10), "bias": (10,)}}
 SPECS = {
@@ -65,7 +65,7 @@ def test_five_updates_are_those_of_the_chain(name, axes, set_mesh):
 
     @jax.jit
     def fused_update(params, state, g1, g2):
-        dots = ops.dots(g1, g2, implementation="reference")
+        dots = sharded_ops.dots(g1, g2, implementation="reference")
         norm = jnp.sqrt(0.04 * dots.a_a + 0.32 * dots.a_b + 0.64 * dots.b_b)
         return fused.fused_update(
             config, "reference", params, state, Blend(0.2, g1, 0.8, g2), norm, jnp.bool(True), None
@@ -129,7 +129,7 @@ def test_copies_count_once_in_sums_over_shards(axes, set_mesh, monkeypatch):
     a, b = trees(0), trees(1)
     monkeypatch.setattr(gnp_kernels.dispatch, "choose", lambda *_: "reference")
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64) for tree in (a, b)]
-    dots = jax.jit(lambda: ops.dots(a, b, implementation="pallas"))()
+    dots = jax.jit(lambda: sharded_ops.dots(a, b, implementation="pallas"))()
     np.testing.assert_allclose(dots, [x @ y for x, y in ((flat[0],) * 2, flat, (flat[1],) * 2)], rtol=1e-5)
 
 

@@ -15,8 +15,8 @@ from gnp_scale.data.sources import Dataset, load
 from gnp_scale.gnp import Gnp, Phase, penalize
 from gnp_scale.mesh import REPLICA, batch_spec, sharding
 from gnp_scale.models import resnet
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 NUM_EXAMPLES, SIZE = 64, 56
 # Images are known by their number of entries: other arrays, of channels and tokens, have no multiple of 7 * 7 * 3.

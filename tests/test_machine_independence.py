@@ -20,8 +20,8 @@ from gnp_scale.gnp import Phase
 from gnp_scale.mesh import batch_spec, make_mesh, sharding
 from gnp_scale.models import resnet
 from gnp_scale.monitoring.metrics import read_metrics
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 EPS = np.finfo(np.float32).eps
 # Every computed part of it (a group, or a fourth of the batch) divides over 8 devices, and into whole groups of 8 with

@@ -12,9 +12,9 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.algebra import perturb, weighted_sum
 from gnp_scale.resilience.divergence import HEALTH
-from gnp_scale.state import copy_of
-from gnp_scale.step import make_examples, make_loss, make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.state import copy_of
+from gnp_scale.training.step import make_examples, make_loss, make_train_step
 
 CONFIG = Config(
     data=DataConfig(batch_size=128, eval_batch_size=120),

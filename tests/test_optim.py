@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gnp_scale.config import Config, ConfigError, ModelConfig, OptimConfig, OptimizerName
 from gnp_scale.mesh import FSDP, TENSOR, P, fit, sharding
-from gnp_scale.optim import average_share, decay_mask, learning_rate, make_optimizer
+from gnp_scale.training.optim import average_share, decay_mask, learning_rate, make_optimizer
 
 NUM_STEPS = 12
 SHAPES = {

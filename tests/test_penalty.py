@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale import optim
 from gnp_scale.config import Config, ConfigError, GnpConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import Gnp
-from gnp_scale.penalty import MOMENTUM, make_gnp
+from gnp_scale.training import optim
+from gnp_scale.training.penalty import MOMENTUM, make_gnp
 
 NUM_STEPS = 20
 STEPS = np.arange(NUM_STEPS)

@@ -8,8 +8,8 @@ import pytest
 from gnp_scale import recipe
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import resolve
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 IMAGE_SIZES = {"cifar10": 32, "fashion_mnist": 28, "digits": 8}

@@ -15,7 +15,7 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import train
 from gnp_scale.models.zoo import Model
 from gnp_scale.monitoring.metrics import read_metrics
-from gnp_scale.programs import MAX_AT_ONCE, Programs
+from gnp_scale.training.compilation import MAX_AT_ONCE, Programs
 
 PATIENCE_S = 300.0
 SMALL = replace(faults.with_policy("rollback"), model=ModelConfig(name="vit_mu", patch_size=2, depth=1))

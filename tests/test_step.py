@@ -14,9 +14,9 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import ALL, current_axis_size
 from gnp_scale.models import zoo
-from gnp_scale.state import initial_key
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.state import initial_key
+from gnp_scale.training.step import make_train_step
 
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 VIT = Config(

@@ -17,7 +17,7 @@ from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import Writer, one_line
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run.messages import announce
-from gnp_scale.state import TrainState
+from gnp_scale.training.state import TrainState
 
 
 class Checkpoints:

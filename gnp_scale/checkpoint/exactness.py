@@ -16,8 +16,9 @@ from typing import Any
 import jax
 from gnp_kernels.tuning import tunings
 
-from gnp_scale import __version__, fused
+from gnp_scale import __version__
 from gnp_scale.config import Config
+from gnp_scale.training import fused
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
 _KERNEL_LIBRARIES = ("jax-triton", "triton")

@@ -22,7 +22,7 @@ from gnp_scale.mesh import make_mesh
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
-from gnp_scale.state import TrainState
+from gnp_scale.training.state import TrainState
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gnp_kernels import Dots, Implementation
 from gnp_kernels.trees import wide
 
-from gnp_scale import ops
+from gnp_scale.gnp import sharded_ops
 
 type Tree = Any
 type Scalar = float | jax.Array
@@ -33,7 +33,7 @@ class Blend(NamedTuple):
 
 def norm(a: Tree, implementation: Implementation = "reference") -> jax.Array:
     """||a|| over all leaves."""
-    return jnp.sqrt(ops.squared_norm(a, implementation=implementation))
+    return jnp.sqrt(sharded_ops.squared_norm(a, implementation=implementation))
 
 
 def perturb(
@@ -62,9 +62,9 @@ def perturb(
         )
     _check_wide(params, chosen)
     d, w = (jax.tree.map(lambda x, is_chosen: x if is_chosen else None, tree, chosen) for tree in (direction, params))
-    length = jnp.sqrt(ops.squared_norm(d, w if adaptive else None, implementation=implementation))
+    length = jnp.sqrt(sharded_ops.squared_norm(d, w if adaptive else None, implementation=implementation))
     scale = jnp.where(jnp.isfinite(length), ratio(r, length), jnp.nan)
-    return ops.perturb(
+    return sharded_ops.perturb(
         params, direction, scale, adaptive=adaptive, mask=chosen, dtype=dtype, implementation=implementation
     )
 

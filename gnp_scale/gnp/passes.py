@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gnp_kernels import Implementation
 from gnp_kernels.trees import wide
 
-from gnp_scale import ops
+from gnp_scale.gnp import sharded_ops
 from gnp_scale.gnp.algebra import Blend, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
 from gnp_scale.gnp.parts import first_part, mean_over_axis, mean_over_groups, mean_over_parts
 from gnp_scale.gnp.settings import Gnp, Phase
@@ -165,7 +165,7 @@ class _Passes(NamedTuple):
     def reusing(self, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, kept: Tree) -> Penalized:
         """u = g1 + alpha * ||g1|| / ||kept|| * kept (arXiv 2203.02714, algorithm 1)."""
         loss, aux, g1 = self.mean_gradient(weights.differentiated, batch, rest, self.num_accumulated)
-        dots = ops.dots(g1, kept, implementation=self.implementation)
+        dots = sharded_ops.dots(g1, kept, implementation=self.implementation)
         g1_norm = jnp.sqrt(dots.a_a)
         # Division by an infinite norm would hide it.
         c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
@@ -229,7 +229,7 @@ class _Passes(NamedTuple):
     def blended(
         self, r: Scalar, alpha: Scalar, loss: jax.Array, aux: Any, g1: Tree, loss_perturbed: jax.Array, g2: Tree
     ) -> Penalized:
-        gnp, dots = self.gnp, ops.dots(g1, g2, implementation=self.implementation)
+        gnp, dots = self.gnp, sharded_ops.dots(g1, g2, implementation=self.implementation)
         where_on = partial(jnp.where, gnp.is_active(r, alpha))
         c1, c2 = blend_weights(gnp.blend, alpha, dots)
         # Where a schedule is at 0, u is the plain gradient to the bit, whatever g2 is.

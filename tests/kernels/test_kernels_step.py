@@ -10,8 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
-from gnp_scale.step import make_train_step
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 NUM_STEPS = 2
 

@@ -9,9 +9,9 @@ import optax
 from gnp_kernels import AdamW, Implementation, Sgd
 from gnp_kernels.dispatch import platform
 
-from gnp_scale import ops, optim
 from gnp_scale.config import Config, OptimConfig, check
-from gnp_scale.gnp import Blend
+from gnp_scale.gnp import Blend, sharded_ops
+from gnp_scale.training import optim
 
 type Tree = Any
 
@@ -82,7 +82,7 @@ def fused_update(
     count = optim.num_updates(opt_state)
     rate = optim.learning_rate(config.optim, config.train.num_steps)
     clip = _clip_factor(blend_norm, config.optim.clip_norm)
-    new = ops.blend_update(
+    new = sharded_ops.blend_update(
         params,
         blend.g1,
         blend.g2,

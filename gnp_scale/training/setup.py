@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from gnp_kernels import Implementation
 
-from gnp_scale import fused, mesh, optim
+from gnp_scale import mesh
 from gnp_scale.config import Config
 from gnp_scale.data import sources
 from gnp_scale.data.pipeline import check_divisible
@@ -19,9 +19,10 @@ from gnp_scale.gnp import Gnp
 from gnp_scale.models import zoo
 from gnp_scale.models.zoo import Model
 from gnp_scale.monitoring.flops import flops
-from gnp_scale.penalty import make_gnp
 from gnp_scale.run.messages import announce
-from gnp_scale.state import TrainState, make_init
+from gnp_scale.training import fused, optim
+from gnp_scale.training.penalty import make_gnp
+from gnp_scale.training.state import TrainState, make_init
 
 
 @dataclass(frozen=True)

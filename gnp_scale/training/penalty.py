@@ -3,11 +3,12 @@
 import numpy as np
 import optax
 
-from gnp_scale import gnp, optim
+from gnp_scale import gnp
 from gnp_scale.config import Config, ConfigError, GnpConfig, PenaltySchedule, check
 from gnp_scale.gnp import Gnp
 from gnp_scale.gnp.gates import Gate
 from gnp_scale.gnp.settings import Schedule
+from gnp_scale.training import optim
 
 # Which of its state an optimizer calls its momentum. That of `lars` is in units of updates, and points the other way.
 MOMENTUM = {"sgd": "trace", "adamw": "mu", "lamb": "mu", "lion": "mu"}

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gnp_scale import losses, optim
+from gnp_scale import losses
 from gnp_scale.data.augment import finish, prepare
-from gnp_scale.fused import fused_update
 from gnp_scale.gnp import Blend, Penalized, Phase, penalize
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
-from gnp_scale.penalty import MOMENTUM
 from gnp_scale.resilience import divergence
-from gnp_scale.state import TrainState, copy_of
-from gnp_scale.task import Task
+from gnp_scale.training import optim
+from gnp_scale.training.fused import fused_update
+from gnp_scale.training.penalty import MOMENTUM
+from gnp_scale.training.setup import Task
+from gnp_scale.training.state import TrainState, copy_of
 
 type Batch = dict[str, jax.Array]
 type Metrics = dict[str, Any]

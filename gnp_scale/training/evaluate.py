@@ -11,8 +11,8 @@ from gnp_scale import losses
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
 from gnp_scale.mesh import REPLICATED, sharding
-from gnp_scale.state import TrainState
-from gnp_scale.task import Task
+from gnp_scale.training.setup import Task
+from gnp_scale.training.state import TrainState
 
 type Totals = dict[str, jax.Array]
 

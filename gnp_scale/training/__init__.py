@@ -1,0 +1,1 @@
+"""The parts of a training step: set-up, state, optimizer, update, evaluation."""
