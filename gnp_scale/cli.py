@@ -209,7 +209,7 @@ def _fingerprint(options: argparse.Namespace, flags: Sequence[str]) -> int:
 def _drill(options: argparse.Namespace, flags: Sequence[str]) -> int:
     folder = _run_dir(options, "drill-")
     _import_jax()
-    from gnp_scale.drill import drill
+    from gnp_scale.chaos.drill import drill
 
     arguments = [options.recipe, *flags]
     return drill(arguments, folder, options.num_processes, options.num_kills, options.num_devices, options.seed)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from faults import DIGITS, poison, read_metrics
 
+from gnp_scale.chaos.local_processes import LocalJob
 from gnp_scale.checkpoint import writer
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import CheckpointConfig, Config, DivergenceConfig, TrainConfig
 from gnp_scale.exit_codes import Exit
-from gnp_scale.local_job import LocalJob
 from gnp_scale.run import run_dir
 from gnp_scale.run.stages import Stage, Stages
 

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from gnp_scale.local_job import TIMEOUT_S, LocalJob
+from gnp_scale.chaos.local_processes import TIMEOUT_S, LocalJob
 
 
 class Job(LocalJob):

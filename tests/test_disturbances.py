@@ -9,9 +9,9 @@ import pytest
 from disturbed import ACTS, FAULTS, NAMES, NUM_STEPS, VARIABLE, Moment, reached
 from faults import rows_of
 
+from gnp_scale.chaos.local_processes import LocalJob
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.exit_codes import Exit
-from gnp_scale.local_job import LocalJob
 from gnp_scale.resilience.rollback import ROLLBACKS_FILE
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from gnp_scale import drill
+from gnp_scale.chaos import drill
+from gnp_scale.chaos.faults import STAGES, Kill, Outcome
 from gnp_scale.cli import main
-from gnp_scale.kills import STAGES, Kill, Outcome
 from gnp_scale.resilience import preemption
 from gnp_scale.run.stages import Stage
 

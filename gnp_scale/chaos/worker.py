@@ -1,8 +1,8 @@
-"""A process of a drill: `gnp-scale` that also tells which stages it goes through and which examples it trains on.
+"""A process of a drill: `gnp-scale` that also records the stages it goes through and the examples it trains on.
 
-It is run as `python -m gnp_scale.drilled STAGES EXAMPLES train ...` and appends lines of JSON to two files, in whose
-names `{rank}` stands for its rank: `stage` and `time` of each entry into a stage, the outer one on return included; and
-`step` and `crc32` of this process's rows of each batch that a step has taken.
+It is run as `python -m gnp_scale.chaos.worker STAGES EXAMPLES train ...` and appends lines of JSON to two files; in
+their names, `{rank}` stands for the rank of the process. A line of STAGES holds the `stage` that it enters or returns
+to, and the `time`. A line of EXAMPLES holds the `step` and the `crc32` of this process's rows of its batch.
 """
 
 import contextlib

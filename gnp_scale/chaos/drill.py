@@ -17,11 +17,11 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from gnp_scale.chaos.faults import STAGES, Kill, Outcome
+from gnp_scale.chaos.local_processes import LocalJob
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import check
 from gnp_scale.exit_codes import Exit
-from gnp_scale.kills import STAGES, Kill, Outcome
-from gnp_scale.local_job import LocalJob
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 from gnp_scale.run.console import make_console
@@ -100,7 +100,7 @@ class Drill:
             ["train", *self._arguments, "--run-dir", str(folder / "run")],
             num_processes,
             self._num_devices,
-            entry=("gnp_scale.drilled", str(folder / _STAGES), str(folder / _EXAMPLES)),
+            entry=("gnp_scale.chaos.worker", str(folder / _STAGES), str(folder / _EXAMPLES)),
             variables={BUDGETS: "silence=10,join=60"},
         )
 
