@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import write_report
-from gnp_scale.gnp.algebra import perturb
+from gnp_scale.gnp.blend import perturb
 
 NUM_ENTRIES = 22_000_000
 # Parameters, standard deviation of the weights, radius.

@@ -23,7 +23,7 @@ from gnp_kernels.tpu_estimates import CHIPS, Chip, Kernel, Xla, schedules
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 
 MODELS = {"ViT-B": "vit_b", "ResNet-50": "resnet50"}
 CLIP_NORM, COEFFICIENT, RADIUS, LEARNING_RATE = 1.0, 0.8, 0.05, 1e-3
@@ -126,7 +126,7 @@ def compare(
 
 def parameter_shapes(model: str) -> tuple[tuple[int, ...], ...]:
     """Shapes of all parameters of a network for ImageNet."""
-    network = zoo.create(ModelConfig(model), (224, 224, 3), 1000, 1)
+    network = registry.create(ModelConfig(model), (224, 224, 3), 1000, 1)
     return tuple(x.shape for x in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))[0]))
 
 

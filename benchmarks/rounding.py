@@ -17,7 +17,7 @@ from benchmarks.timing import write_report
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
-from gnp_scale.gnp.algebra import norm, weighted_sum
+from gnp_scale.gnp.blend import norm, weighted_sum
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_examples, make_loss, make_train_step

@@ -5,7 +5,7 @@ from gnp_kernels.bench import bench
 from gnp_kernels.dispatch import choose
 
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 
 IMAGENET_SHAPE, NUM_IMAGENET_CLASSES = (224, 224, 3), 1000
 
@@ -16,7 +16,7 @@ def bench_kernels(model: str, num_rounds: int, *, tune: bool) -> None:
     Raises:
         ConfigError: there is no such network, the numbers of a kernel are wrong, or its blocks cannot be written.
     """
-    network = zoo.create(ModelConfig(model), IMAGENET_SHAPE, NUM_IMAGENET_CLASSES, batch_size=1)
+    network = registry.create(ModelConfig(model), IMAGENET_SHAPE, NUM_IMAGENET_CLASSES, batch_size=1)
     shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
     implementation = choose("perturb", "auto", shapes)
     try:

@@ -77,7 +77,7 @@ class ModelConfig:
     """Which network, and how it computes."""
 
     name: str = "vit_ti"
-    """A name of `gnp_scale.models.zoo`."""
+    """A name of `gnp_scale.models.registry`."""
     patch_size: int = 16
     pool: Literal["average", "token"] = "average"
     """What a vision transformer classifies: the average over tokens or a class token."""

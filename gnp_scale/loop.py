@@ -18,7 +18,7 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import make_mesh, resolve
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 from gnp_scale.monitoring.metrics import MetricWriter
 from gnp_scale.monitoring.progress import ProgressBar, print_summary
 from gnp_scale.monitoring.reporter import Reporter
@@ -81,7 +81,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 rollbacks = Rollbacks(run_dir, config)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
-                if advice := zoo.batch_norm_advice(config.model, config.data.batch_size, num_parts):
+                if advice := registry.batch_norm_advice(config.model, config.data.batch_size, num_parts):
                     announce(advice)
                 with Checkpoints(run_dir, config) as checkpoints:
                     run = _Run(task, run_dir, programs, rollbacks, recorder, checkpoints, stop or StopRequest())

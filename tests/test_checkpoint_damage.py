@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest, reading
+from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest
+from gnp_scale.checkpoint import restore as restore_module
 from gnp_scale.checkpoint.checksums import checksums, damaged
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, OptimConfig
@@ -182,10 +183,10 @@ def test_a_half_written_step_is_no_checkpoint(run_dir):
 def test_another_process_takes_steps_and_scores_from_the_main_one(run_dir, monkeypatch):
     """Its file system may show it fewer steps, or a file that it cannot read: then it would keep and read others."""
     answers, given = [[[2, {"eval/top1": 0.5}], [3, None]], [1, 2]], []
-    monkeypatch.setattr(reading, "is_main_process", lambda: False)
-    monkeypatch.setattr(reading.agree, "from_main", lambda value: given.append(value) or answers.pop(0))
+    monkeypatch.setattr(restore_module, "is_main_process", lambda: False)
+    monkeypatch.setattr(restore_module.agree, "from_main", lambda value: given.append(value) or answers.pop(0))
     truncate(run_dir, 2)
-    assert reading.stored_scores(Store(run_dir), [1, 2, 3]) == {2: {"eval/top1": 0.5}}
+    assert restore_module.stored_scores(Store(run_dir), [1, 2, 3]) == {2: {"eval/top1": 0.5}}
     assert load_newest(run_dir, state_of(0))[0] == 1, "3 is not among the steps, and 2 is damaged"
     assert given == [[], []]
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_device, ulps
 from oracles import inner, mlp_loss_and_grad, mlp_params, penalized
 
-from gnp_scale.gnp import Gnp, drop_in, penalize, transform, value_and_grad
-from gnp_scale.gnp.algebra import perturb
+from gnp_scale.gnp import Gnp, drop_in, optax_transform, penalize, value_and_grad
+from gnp_scale.gnp.blend import perturb
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, fit, sharding
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
@@ -453,5 +453,5 @@ def test_telemetry_is_what_it_says(r, alpha, blend):
 
 def test_example_of_the_documentation_runs():
     """The docstring's example prints what it shows."""
-    failed, attempted = map(sum, zip(doctest.testmod(drop_in), doctest.testmod(transform), strict=True))
+    failed, attempted = map(sum, zip(doctest.testmod(drop_in), doctest.testmod(optax_transform), strict=True))
     assert (failed, attempted > 0) == (0, True)

@@ -12,7 +12,7 @@ from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_d
 from oracles import inner, mlp_loss_and_grad, penalized
 
 from gnp_scale.gnp import Gnp, Phase, penalize, value_and_grad, window
-from gnp_scale.gnp.algebra import perturb
+from gnp_scale.gnp.blend import perturb
 from gnp_scale.mesh import FSDP, P, sharding
 
 

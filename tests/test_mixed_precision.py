@@ -10,7 +10,7 @@ from gnp_kernels import dots
 from gnp_scale.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
-from gnp_scale.gnp.algebra import perturb, weighted_sum
+from gnp_scale.gnp.blend import perturb, weighted_sum
 from gnp_scale.resilience.divergence import HEALTH
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import copy_of

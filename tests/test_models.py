@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 
 IMAGENET = ((224, 224, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
@@ -17,7 +17,7 @@ TORCHVISION = "torchvision, the model's number of parameters"
 
 
 def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int) -> list[jax.ShapeDtypeStruct]:
-    model = zoo.create(config, image_shape, num_classes, 16)
+    model = registry.create(config, image_shape, num_classes, 16)
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.leaves(params)
 
@@ -52,7 +52,7 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
     assert round(num_params / unit) == round(published / unit), source
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_mesh):
     set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # Its 3 heads do not divide over 2 devices.
     whole = [
@@ -79,13 +79,13 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
 )
 def test_create_refuses_in_one_line(config, message):
     with pytest.raises(ConfigError) as error:
-        zoo.create(config, *IMAGENET, 16)
+        registry.create(config, *IMAGENET, 16)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_heads_must_divide_over_the_tensor_axis(set_mesh):
-    model = zoo.create(ModelConfig("vit_ti"), *IMAGENET, 16)
+    model = registry.create(ModelConfig("vit_ti"), *IMAGENET, 16)
     image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 
     def forward(params, batch_stats, image):
@@ -109,7 +109,7 @@ def test_heads_must_divide_over_the_tensor_axis(set_mesh):
 )
 def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples, message, set_mesh):
     set_mesh(fsdp=4, tensor=2)
-    model = zoo.create(ModelConfig("resnet18", num_bn_groups=num_bn_groups), *CIFAR10, 12)
+    model = registry.create(ModelConfig("resnet18", num_bn_groups=num_bn_groups), *CIFAR10, 12)
     state = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((num_examples, 32, 32, 3), jnp.float32)
     with pytest.raises(ConfigError, match=message):
@@ -118,7 +118,7 @@ def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples
 
 def test_overriding_the_width_makes_the_mlp_four_times_as_wide():
     config = ModelConfig("vit_mu", width=48, depth=3, num_heads=4)
-    model = zoo.create(config, *CIFAR10, 16)
+    model = registry.create(config, *CIFAR10, 16)
     params, _ = jax.eval_shape(model.init, jax.random.key(0))
     assert list(params["blocks"]) == ["00", "01", "02"]
     assert params["blocks"]["02"]["mlp"]["in_proj"]["kernel"].shape == (48, 192)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import ALL, BATCH, TENSOR, P, batch_spec, sharding
-from gnp_scale.models import transformer, vit, zoo
+from gnp_scale.models import registry, transformer, vit
 from gnp_scale.models.conv_layers import BatchNorm
 from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, Size
@@ -152,7 +152,7 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, set_mesh):
 def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_float32():
     """The gradient of a batch that repeats one image is the number of examples times that of the image."""
     config = ModelConfig("vit_mu", patch_size=4, depth=1, pool="token", dtype="bfloat16")
-    model = zoo.create(config, (8, 8, 3), 10, 4000)
+    model = registry.create(config, (8, 8, 3), 10, 4000)
     params, stats = model.init(jax.random.key(0))
     params["head"]["kernel"] = jnp.asarray(normal((32, 10)))
 
@@ -180,9 +180,9 @@ ADVICE = {
 def test_who_leaves_batch_statistics_to_the_default_is_told_what_they_cost(
     config, batch_size, num_parts, expected, set_mesh
 ):
-    assert zoo.batch_norm_advice(config, batch_size, num_parts) is None
+    assert registry.batch_norm_advice(config, batch_size, num_parts) is None
     set_mesh(replica=2, fsdp=2, tensor=2)
-    advice = zoo.batch_norm_advice(config, batch_size, num_parts)
+    advice = registry.batch_norm_advice(config, batch_size, num_parts)
     assert advice is None if expected is None else expected in advice
 
 
@@ -214,7 +214,7 @@ def test_every_draw_of_a_layer_and_an_example_has_a_key_of_its_own(name, monkeyp
     for module, drop in [(vit, dropout), (transformer, dropout), (transformer, drop_path)]:
         monkeypatch.setattr(module, drop.__name__, partial(recorded, drop))
     config = ModelConfig(name, patch_size=4, depth=3, width=16, num_heads=2, dropout=0.1, drop_path=0.1)
-    model = zoo.create(config, (8, 8, 3), 10, 16)
+    model = registry.create(config, (8, 8, 3), 10, 16)
     key_B = jax.random.split(jax.random.key(0), 5)
     model.apply(*model.init(jax.random.key(0)), jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
     draws_per_block = 5 if name == "vit_mu" else 3

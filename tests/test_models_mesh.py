@@ -10,7 +10,7 @@ import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
-from gnp_scale.models import resnet, wide_resnet, zoo
+from gnp_scale.models import registry, resnet, wide_resnet
 
 EPS = np.finfo(np.float32).eps
 IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
@@ -36,7 +36,7 @@ def place(x):
 
 def init(config: ModelConfig):
     """Model, parameters off their initial values (a head of zeros has no gradients behind it), and batch statistics."""
-    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
+    model = registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
 
     def move(w: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def init(config: ModelConfig):
     return model, jax.tree.map(move, params), batch_stats
 
 
-def loss_fn(model: zoo.Model, batch_stats):
+def loss_fn(model: registry.Model, batch_stats):
     """A loss of the parameters, with logits and new batch statistics beside it."""
     rng = np.random.default_rng(0)
     image = place(rng.normal(size=(NUM_EXAMPLES, *IMAGE_SHAPE)).astype(np.float32))
@@ -106,7 +106,7 @@ def test_kernels_stored_along_another_dimension_give_the_same_numbers(shape, set
 @pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
 def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
     set_mesh(replica=1, fsdp=4, tensor=2)
-    model = zoo.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
+    model = registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
     params, _ = jax.jit(model.init)(jax.random.key(0))
     large = [leaf for leaf in jax.tree.leaves(params) if leaf.size >= 2**11]
     assert large
@@ -155,7 +155,9 @@ def test_scanned_blocks_are_the_same_blocks_stacked():
     scanned = replace(TRANSFORMER, scan_layers=True)
     (model, params, _), (scanned_model, scanned_params, _) = (
         (model, *jax.jit(model.init)(jax.random.key(0)))
-        for model in (zoo.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES) for config in (TRANSFORMER, scanned))
+        for model in (
+            registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES) for config in (TRANSFORMER, scanned)
+        )
     )
     jax.tree.map(np.testing.assert_array_equal, scanned_params, stacked(params))
 

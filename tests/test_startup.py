@@ -13,7 +13,7 @@ from gnp_scale import loop
 from gnp_scale.config import ModelConfig
 from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import train
-from gnp_scale.models.zoo import Model
+from gnp_scale.models.registry import Model
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.training.compilation import MAX_AT_ONCE, Programs
 

@@ -13,7 +13,7 @@ from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimCo
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
 from gnp_scale.mesh import ALL, current_axis_size
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import initial_key
 from gnp_scale.training.step import make_train_step
@@ -78,7 +78,7 @@ def test_no_key_of_the_initialisation_is_one_of_a_step_or_an_example(name, monke
         return split(key, num)
 
     monkeypatch.setattr(jax.random, "split", recorded)
-    zoo.create(ModelConfig(name), (16, 16, 3), num_classes=10, batch_size=8).init(initial_key(3))
+    registry.create(ModelConfig(name), (16, 16, 3), num_classes=10, batch_size=8).init(initial_key(3))
     fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
     of_steps = fold_in_each(root, jnp.arange(100))
     of_examples = jax.vmap(fold_in_each, (0, None))(of_steps, jnp.arange(100)).ravel()

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, AxisType
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.mesh import AXES, FSDP, MOST_SILENT_MIB, P, fit, undivided
-from gnp_scale.models import vit, zoo
+from gnp_scale.models import registry, vit
 
 # The largest power of 2 that `fsdp` may be while at most 16 MiB stay whole: the largest that divides the width of a
 # transformer (1408 is 11 * 128), or the channels that most kernels of a convolutional network have (640 is 5 * 128).
@@ -34,7 +34,7 @@ def config_of(name: str, **options) -> ModelConfig:
 
 
 def params_of(config: ModelConfig):
-    return jax.eval_shape(zoo.create(config, (224, 224, 3), 1000, 4096).init, KEY)[0]
+    return jax.eval_shape(registry.create(config, (224, 224, 3), 1000, 4096).init, KEY)[0]
 
 
 def wanted(config: ModelConfig, monkeypatch) -> Kernels:
@@ -63,7 +63,7 @@ def whole_mib(kernels: Kernels) -> float:
     return num_bytes / 2**20
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_little_is_whole_up_to_the_largest_mesh_of_each_network(name, monkeypatch):
     kernels = all_wanted(name, monkeypatch)
     for fsdp in (2**power for power in range(1, 13)):

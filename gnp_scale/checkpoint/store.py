@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from gnp_scale.checkpoint.about import About, DamagedError, unseal
+from gnp_scale.checkpoint.metadata import About, DamagedError, unseal
 from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process

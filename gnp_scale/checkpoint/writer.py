@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnp_scale.checkpoint import agree
-from gnp_scale.checkpoint.about import About
 from gnp_scale.checkpoint.host_copy import copy_to_host
+from gnp_scale.checkpoint.metadata import About
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from gnp_scale.gnp.algebra import Tree
-from gnp_scale.gnp.passes import penalize
+from gnp_scale.gnp.blend import Tree
+from gnp_scale.gnp.gradient import penalize
 from gnp_scale.gnp.settings import Gnp, Phase
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from gnp_scale.gnp.algebra import ratio
+from gnp_scale.gnp.blend import ratio
 from gnp_scale.gnp.gates import Gate
 
 type Schedule = Callable[[Any], Any]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from gnp_kernels import Dots
 
-from gnp_scale.gnp.algebra import Blend, Scalar, ratio
+from gnp_scale.gnp.blend import Blend, Scalar, ratio
 from gnp_scale.gnp.settings import Gnp
 
 

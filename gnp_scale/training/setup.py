@@ -16,8 +16,8 @@ from gnp_scale.data import sources
 from gnp_scale.data.pipeline import check_divisible
 from gnp_scale.data.sources import Dataset
 from gnp_scale.gnp import Gnp
-from gnp_scale.models import zoo
-from gnp_scale.models.zoo import Model
+from gnp_scale.models import registry
+from gnp_scale.models.registry import Model
 from gnp_scale.monitoring.flops import flops
 from gnp_scale.run.messages import announce
 from gnp_scale.training import fused, optim
@@ -47,7 +47,7 @@ class Task:
         """
         check_divisible(config.data)
         dataset = sources.load(config.data)
-        model = zoo.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
+        model = registry.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
         task = cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
         if notice := mesh.undivided(task.abstract_state().params):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnp_scale.models.zoo import Model
+from gnp_scale.models.registry import Model
 
 INITIALISATION = 2**32 - 1
 """Folded into the key of a run's seed for the draws of its parameters: the key of a step folds in its number, which

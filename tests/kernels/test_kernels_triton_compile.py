@@ -10,7 +10,7 @@ import pytest
 from gnp_kernels import AdamW, Sgd, blend_update, dots, perturb, squared_norm
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 
 triton_compiled = pytest.importorskip(
     "triton_compiled", reason="needs the GPU compilers: make gpu-compiler", exc_type=ModuleNotFoundError
@@ -36,7 +36,7 @@ def cache(tmp_path_factory):
 def parameters(model):
     if model == "ragged":
         return [jax.ShapeDtypeStruct(shape, F32) for shape in ((33, 5), (4096,), (1001,))]
-    network = zoo.create(ModelConfig(model), (224, 224, 3), 1000, 64)
+    network = registry.create(ModelConfig(model), (224, 224, 3), 1000, 64)
     return jax.tree.leaves(jax.eval_shape(lambda: network.init(jax.random.key(0))[0]))
 
 

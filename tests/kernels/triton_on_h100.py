@@ -12,7 +12,7 @@ from gnp_kernels import AdamW, Sgd, Updated, blend_update, dots, perturb, square
 
 from benchmarks.hardware import h100_mesh
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import zoo
+from gnp_scale.models import registry
 
 CASES = {
     "ViT-B f32": ("vit_b", jnp.float32, AdamW(weight_decay=0.1), None),
@@ -44,7 +44,7 @@ def penalised(rule: Sgd | AdamW, copy: Any) -> Callable[..., Updated]:
 def compiled_text(model: str, grad: Any, rule: Sgd | AdamW, copy: Any) -> tuple[str, int]:
     """The program of one device, and how many parameters it has."""
     with jax.set_mesh(h100_mesh()):
-        network = zoo.create(ModelConfig(model), (224, 224, 3), 1000, 64)
+        network = registry.create(ModelConfig(model), (224, 224, 3), 1000, 64)
         w = jax.eval_shape(lambda: network.init(jax.random.key(0))[0])
         g = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, grad, sharding=x.sharding), w)
         arguments = w, (w,) * rule.num_moments, g, g

@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from gnp_scale.checkpoint import agree
-from gnp_scale.checkpoint.about import About, describe
 from gnp_scale.checkpoint.exactness import exactness
 from gnp_scale.checkpoint.health import HealthGate
-from gnp_scale.checkpoint.reading import newest_whole, stored_scores
+from gnp_scale.checkpoint.metadata import About, describe
+from gnp_scale.checkpoint.restore import newest_whole, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import Writer, one_line

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from gnp_kernels import dots
 
-from gnp_scale.gnp.algebra import Blend, Tree, blend_weights, perturb
+from gnp_scale.gnp.blend import Blend, Tree, blend_weights, perturb
 from gnp_scale.gnp.settings import Gnp
 
 

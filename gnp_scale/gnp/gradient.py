@@ -10,8 +10,8 @@ from gnp_kernels import Implementation
 from gnp_kernels.trees import wide
 
 from gnp_scale.gnp import sharded_ops
-from gnp_scale.gnp.algebra import Blend, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
-from gnp_scale.gnp.parts import first_part, mean_over_axis, mean_over_groups, mean_over_parts
+from gnp_scale.gnp.blend import Blend, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
+from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_parts
 from gnp_scale.gnp.settings import Gnp, Phase
 from gnp_scale.gnp.telemetry import blend_norm, geometry, settings
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from gnp_scale import recipe
 from gnp_scale.checkpoint import agree
-from gnp_scale.checkpoint.about import About, DamagedError
 from gnp_scale.checkpoint.checksums import damaged
+from gnp_scale.checkpoint.metadata import About, DamagedError
 from gnp_scale.checkpoint.retention import Scores
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import one_line
