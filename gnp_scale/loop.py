@@ -27,7 +27,7 @@ from gnp_scale.resilience.divergence import DivergedError, Guard
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
-from gnp_scale.run.consensus import from_main
+from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import check_agreement, is_main_process, meet
@@ -212,7 +212,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             compiled = {name: run.programs.get(name) for name in _needed(run, start) if name != _EVALUATION}
             meet()
         evaluate = make_evaluate(task, partial(_evaluation, run))
-        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, from_main)
+        reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, broadcast)
         run.stop.begin(start, num_steps, partial(_leave, run))
 
         for step in range(start + 1, num_steps + 1):

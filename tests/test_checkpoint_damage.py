@@ -184,7 +184,7 @@ def test_another_process_takes_steps_and_scores_from_the_main_one(run_dir, monke
     """Its file system may show it fewer steps, or a file that it cannot read: then it would keep and read others."""
     answers, given = [[[2, {"eval/top1": 0.5}], [3, None]], [1, 2]], []
     monkeypatch.setattr(restore_module, "is_main_process", lambda: False)
-    monkeypatch.setattr(restore_module.agree, "from_main", lambda value: given.append(value) or answers.pop(0))
+    monkeypatch.setattr(restore_module.consensus, "broadcast", lambda value: given.append(value) or answers.pop(0))
     truncate(run_dir, 2)
     assert restore_module.stored_scores(Store(run_dir), [1, 2, 3]) == {2: {"eval/top1": 0.5}}
     assert load_newest(run_dir, state_of(0))[0] == 1, "3 is not among the steps, and 2 is damaged"

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from launcher import Job
 
-from gnp_scale.run.consensus import from_all, from_main
+from gnp_scale.run.consensus import all_gather, broadcast
 
 
 def test_one_process_agrees_with_itself():
-    assert from_all(None) == [None]
-    assert from_main({1: 2}) == {1: 2}
+    assert all_gather(None) == [None]
+    assert broadcast({1: 2}) == {1: 2}
 
 
 @pytest.mark.slow

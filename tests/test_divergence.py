@@ -177,8 +177,8 @@ def metrics_of(loss, health=Health.GOOD):
     return {"train/loss": jnp.float32(loss), HEALTH: jnp.int32(health)}
 
 
-def reporter_for(journal, policy="stop", from_main=lambda value: value):
-    return Reporter(journal, journal, journal, Guard(DivergenceConfig(policy)), journal.observe, from_main)
+def reporter_for(journal, policy="stop", broadcast=lambda value: value):
+    return Reporter(journal, journal, journal, Guard(DivergenceConfig(policy)), journal.observe, broadcast)
 
 
 def test_a_reporter_reads_the_steps_that_are_held_and_of_most_only_how_they_went(journal, monkeypatch):
@@ -204,11 +204,11 @@ def test_as_many_steps_are_queued_as_the_main_process_makes_in_a_moment(step_ms,
     read = []
     monkeypatch.setattr(Guard, "judge", lambda self, step, health, scalars: read.append(step))
     told_by_main = []
-    main = reporter_for(journal, from_main=lambda value: told_by_main.append(value) or value)
+    main = reporter_for(journal, broadcast=lambda value: told_by_main.append(value) or value)
     journal.step_ms = step_ms
     main.hold(1, metrics_of(0.5), is_logged=True)
     main.release()
-    reporter = reporter_for(journal, from_main=lambda value: told_by_main[0])
+    reporter = reporter_for(journal, broadcast=lambda value: told_by_main[0])
     journal.step_ms = 40.0
     for step in range(1, 30):
         reporter.hold(step, metrics_of(0.5), is_logged=step % 2 == 0)

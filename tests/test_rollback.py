@@ -121,7 +121,7 @@ def test_records_are_those_that_the_main_process_reads(monkeypatch, tmp_path, is
     told = (tmp_path / ROLLBACKS_FILE).read_text()
     given = []
     monkeypatch.setattr(rollback, "is_main_process", lambda: is_main)
-    monkeypatch.setattr(rollback, "from_main", lambda text: given.append(text) or told)
+    monkeypatch.setattr(rollback, "broadcast", lambda text: given.append(text) or told)
     folder = tmp_path if is_main else tmp_path / "stale"
     read = rollbacks_of(folder).batches(lambda first, count: iter(range(first, first + count)), 4, 6)
     assert list(read) == [6, 7]

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gnp_scale.checkpoint import agree
 from gnp_scale.checkpoint.exactness import exactness
 from gnp_scale.checkpoint.health import HealthGate
 from gnp_scale.checkpoint.metadata import About, describe
@@ -16,6 +15,7 @@ from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import Writer, one_line
 from gnp_scale.config import Config, ConfigError
+from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce
 from gnp_scale.training.state import TrainState
 
@@ -33,8 +33,8 @@ class Checkpoints:
         self._gate = HealthGate(settings.num_healthy_reports, settings.spike_factor)
         self._writer = Writer(self._store, settings.num_save_attempts, self._committed)
         self._store.delete_leftovers()
-        self._steps = set(agree.from_main(self._store.steps()))
-        self._good = set(agree.from_main(self._store.good_steps()))
+        self._steps = set(consensus.broadcast(self._store.steps()))
+        self._good = set(consensus.broadcast(self._store.good_steps()))
         for step in self._steps - self._good:
             self._gate.add(step)
         self._scores = stored_scores(self._store, self._steps)
@@ -115,7 +115,7 @@ class Checkpoints:
             name = self._store.set_aside(step, word)
         except OSError as error:
             problem = one_line(error)
-        problem = agree.first_problem(problem)
+        problem = consensus.first_error(problem)
         if problem is not None:
             raise ConfigError(f"the checkpoint of step {step} cannot be renamed ({problem}): make its folder writable")
         return name
@@ -136,14 +136,14 @@ class Checkpoints:
         if not settings.keep_best or not scores:
             return False
         earlier = [self._scores[known] for known in self._scores.keys() & {*self._steps, self._writer.step}]
-        return agree.from_main(all(score(settings, scores) > score(settings, other) for other in earlier))
+        return consensus.broadcast(all(score(settings, scores) > score(settings, other) for other in earlier))
 
     def _is_due_by_time(self, step: int) -> bool:
         every = self._config.checkpoint.every_minutes
         # Clocks differ between processes; asking the main one is cheap, but not so cheap as to do it every step.
         if every is None or step % self._config.train.log_every_steps != 0:
             return False
-        return agree.from_main(time.monotonic() - self._last_save_time >= 60 * every)
+        return consensus.broadcast(time.monotonic() - self._last_save_time >= 60 * every)
 
     def save(self, step: int, state: TrainState, scores: Scores | None) -> None:
         """Saves the state after `step`, with the metrics of an evaluation at that step if there was one.

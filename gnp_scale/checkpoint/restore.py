@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from gnp_scale import recipe
-from gnp_scale.checkpoint import agree
 from gnp_scale.checkpoint.checksums import damaged
 from gnp_scale.checkpoint.metadata import About, DamagedError
 from gnp_scale.checkpoint.retention import Scores
@@ -19,6 +18,7 @@ from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import one_line
 from gnp_scale.config import Config, ConfigError, MeshConfig
 from gnp_scale.mesh import make_mesh
+from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
@@ -85,7 +85,7 @@ def _state(store: Store, step: int, abstract_state: Any, about: About) -> Any:
 
 
 def _agree_on(problem: str | None) -> None:
-    problem = agree.first_problem(problem)
+    problem = consensus.first_error(problem)
     if problem is not None:
         raise DamagedError(problem)
 
@@ -101,7 +101,7 @@ def _check_same_run(store: Store, step: int, about: About, config: Config) -> No
 
 def stored_scores(store: Store, steps: Iterable[int]) -> dict[int, Scores]:
     """The evaluations that checkpoints were saved with, where there was one and the main process can read it."""
-    scores = agree.from_main([(step, _scores(store, step)) for step in steps if is_main_process()])
+    scores = consensus.broadcast([(step, _scores(store, step)) for step in steps if is_main_process()])
     return {step: values for step, values in scores if values}
 
 
@@ -154,7 +154,7 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
 
 
 def _steps(run_dir: Path, store: Store) -> list[int]:
-    steps = agree.from_main(store.steps() if is_main_process() else [])
+    steps = consensus.broadcast(store.steps() if is_main_process() else [])
     if not steps:
         raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
     return steps

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gnp_scale.checkpoint import agree
 from gnp_scale.checkpoint.host_copy import copy_to_host
 from gnp_scale.checkpoint.metadata import About
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
+from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
@@ -65,14 +65,14 @@ class Writer:
         if self._job is None:
             return
         if self._write is None:
-            if agree.from_main(time.monotonic() >= self._retry_time):
+            if consensus.broadcast(time.monotonic() >= self._retry_time):
                 self._attempt()
             return
         is_over, error = self._write.is_over, self._write.error
-        problem = agree.first_problem(None if error is None else one_line(error))
+        problem = consensus.first_error(None if error is None else one_line(error))
         if problem is not None:
             self._fail(self._job.step, problem)
-        elif agree.all_true(is_over):
+        elif consensus.all_true(is_over):
             self._commit(self._job.step)
 
     def finish(self) -> None:
@@ -103,10 +103,10 @@ class Writer:
             problem = None
         except OSError as error:
             problem = one_line(error)
-        problem = agree.first_problem(problem)
+        problem = consensus.first_error(problem)
         if problem is not None:
             self._fail(self._job.step, problem)
-        elif agree.from_main(self._job.step in self._store.steps()):
+        elif consensus.broadcast(self._job.step in self._store.steps()):
             # The attempt before was committed, and failed in some process only afterwards.
             self._commit(self._job.step)
         else:

@@ -38,12 +38,12 @@ class Reporter:
         throughput: Throughput,
         guard: Guard,
         observe: Callable[[int, float], None],
-        from_main: Callable[[int], int],
+        broadcast: Callable[[int], int],
     ) -> None:
-        """`observe(step, loss)` takes the loss of each logged step; `from_main` is that of `consensus.py`."""
+        """`observe(step, loss)` takes the loss of each logged step; `broadcast` is that of `consensus.py`."""
         self._writer, self._bar, self._throughput, self._guard, self._observe = writer, bar, throughput, guard, observe
         self._held: deque[_Held] = deque()
-        self._num_queued, self._from_main = 1, from_main
+        self._num_queued, self._broadcast = 1, broadcast
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], *, is_logged: bool) -> None:
         """Takes the device scalars of a step that was just dispatched, and reads those of an earlier one.
@@ -75,7 +75,7 @@ class Reporter:
             # Where the only pass is perturbed, there is no other loss.
             self._observe(step, scalars["train/loss" if "train/loss" in scalars else "train/loss_perturbed"])
             num_steps = int(_QUEUED_MS / measured["perf/step_ms"])
-            self._num_queued = self._from_main(max(1, min(MAX_QUEUED_STEPS, num_steps)))
+            self._num_queued = self._broadcast(max(1, min(MAX_QUEUED_STEPS, num_steps)))
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes and shows numbers that are on the host already."""

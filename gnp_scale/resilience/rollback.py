@@ -16,7 +16,7 @@ from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data.pipeline import Batches
 from gnp_scale.gnp import Phase
 from gnp_scale.gnp.settings import count_reuses
-from gnp_scale.run.consensus import from_main
+from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.processes import is_main_process
 
@@ -46,7 +46,7 @@ class Rollbacks:
         _check(config)
         self._path, self._config, self._gnp = run_dir / ROLLBACKS_FILE, config.divergence, config.gnp
         # The file system of another host may still show it an older file.
-        text = from_main(_read(self._path) if is_main_process() else "")
+        text = broadcast(_read(self._path) if is_main_process() else "")
         try:
             self._records = [Rollback(**record) for record in json.loads(text)]
         except (TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""What all processes know alike, whatever each of them has read or measured; in one process it costs nothing.
+"""Values that are the same in every process, whatever each of them has read or measured. One process does no work.
 
-Values pass through JAX's coordination service, beside the devices, so a training step under way is not in their way.
+Values pass through JAX's coordination service, beside the devices, so a training step under way is not delayed.
 Every process calls the same functions in the same order. A wait has no end of its own: the watchdog ends the run if a
 process does not come, and time in which all processes are stopped does not count.
 """
@@ -23,7 +23,7 @@ class _Rounds:
     epoch = number = 0
 
 
-def from_all[T](value: T) -> list[T]:
+def all_gather[T](value: T) -> list[T]:
     """The values of all processes, in the order of their ranks; waits for all of them. What JSON holds can be sent."""
     state = distributed.global_state
     if state.client is None:
@@ -39,18 +39,31 @@ def from_all[T](value: T) -> list[T]:
     return _get(state.client, f"{key}/all")
 
 
-def from_main[T](value: T) -> T:
+def broadcast[T](value: T) -> T:
     """The value of the main process, whatever the others were given; the main process does not wait for them."""
     state = distributed.global_state
     if state.client is None:
         return value
     if _Rounds.number == _MOST_ROUNDS:
-        return from_all(value)[0]
+        return all_gather(value)[0]
     _Rounds.number += 1
     key = f"{_KEY}/{_Rounds.epoch}/main/{_Rounds.number}"
     if state.process_id == 0:
         state.client.key_value_set(key, json.dumps(value))
     return _get(state.client, key)
+
+
+def first_error(error: str | None) -> str | None:
+    """The error of the lowest rank that has one, with that rank if there are several processes; None if none has."""
+    errors = all_gather(error)
+    if len(errors) == 1:
+        return error
+    return next((f"{found}, in process {rank}" for rank, found in enumerate(errors) if found is not None), None)
+
+
+def all_true(condition: bool) -> bool:
+    """Whether `condition` holds in every process."""
+    return all(all_gather(condition))
 
 
 def _get(client: Any, key: str) -> Any:

@@ -22,7 +22,7 @@ from gnp_scale.config import Config, ConfigError, DataConfig, check
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import awake, environment
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
-from gnp_scale.run.consensus import from_all
+from gnp_scale.run.consensus import all_gather
 from gnp_scale.run.streams import say
 
 NUM_CPU_DEVICES = 8
@@ -177,7 +177,7 @@ def meet() -> None:
 
     The first collective has less patience: Gloo gives the others 30 s, and one may compile for longer than another.
     """
-    from_all(None)
+    all_gather(None)
 
 
 def is_main_process() -> bool:
@@ -198,7 +198,7 @@ def check_agreement(config: Config) -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
     changed = [f"{name}={seconds:g}" for name, seconds in budgets_s().items() if seconds != DEFAULTS_S[name]]
     mine = f"gnp-scale {__version__}, {versions}, configuration {digest}, {VARIABLE}={','.join(changed)}"
-    theirs = from_all((mine, socket.gethostname()))
+    theirs = all_gather((mine, socket.gethostname()))
     for n, (line, host) in enumerate(theirs):
         if line != theirs[0][0]:
             other = " on ".join(theirs[0])

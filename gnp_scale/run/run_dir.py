@@ -14,7 +14,7 @@ import jax
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
-from gnp_scale.run.consensus import from_all, from_main
+from gnp_scale.run.consensus import all_gather, broadcast
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.processes import is_main_process
 
@@ -78,10 +78,10 @@ def _agreed(run_dir: Path, token: str, problem: str | None) -> str | None:
         return problem
     file = run_dir / _TOKEN_FILE
     mine = f"{run_dir.absolute()} on {socket.gethostname()}"
-    problem, token, main = from_main((problem, token, mine))
+    problem, token, main = broadcast((problem, token, mine))
     if problem is not None:
         return problem
-    others = from_all(None if _comes_to_hold(file, token) else mine)
+    others = all_gather(None if _comes_to_hold(file, token) else mine)
     if is_main_process():
         file.unlink(missing_ok=True)
     return next(
