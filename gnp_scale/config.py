@@ -14,7 +14,7 @@ DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "synthet
 OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
-Blend = Literal["paper", "unit_norm", "gsam", "decoupled"]
+BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
 Kernels = Literal["auto", "xla", "triton", "pallas"]
 Direction = Literal["gradient", "momentum", "reused"]
 Metric = Literal["euclidean", "adaptive"]
@@ -129,7 +129,7 @@ class GnpConfig:
     """Weight of the perturbed gradient; 0 is plain training, 1 is SAM."""
     lam: float | None = None
     """Strength of the penalty, lambda = alpha * r; given instead of alpha."""
-    blend: Blend = "paper"
+    blend: BlendName = "paper"
     direction: Direction = "gradient"
     reuse_every: int = 5
     """Steps for which the direction "reused" keeps what it found."""

@@ -8,7 +8,7 @@ import pytest
 from gnp_scale.checkpoint import exactness as module
 from gnp_scale.checkpoint.exactness import circumstances, exactness
 from gnp_scale.config import Config, OptimConfig, TrainConfig
-from gnp_scale.training import fused
+from gnp_scale.training import update
 
 BITWISE = "on the same mesh: the run is bitwise the one that was not interrupted"
 ROUNDING = "the same examples, numbers equal but for rounding"
@@ -81,7 +81,7 @@ def test_the_name_of_the_same_kernels_is_no_change(saved):
 
 def test_block_sizes_and_versions_of_kernels_count_where_they_run(saved, monkeypatch):
     config = Config(optim=OptimConfig("adamw"))
-    monkeypatch.setattr(fused, "implementation", lambda _: "triton")
+    monkeypatch.setattr(update, "implementation", lambda _: "triton")
     saved = circumstances(config)
     assert {"triton", "jax-triton"} <= saved["versions"].keys()
     monkeypatch.setattr(module, "tunings", lambda: {"perturb": {"block_size": 512, "num_warps": 2}})

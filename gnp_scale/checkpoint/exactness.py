@@ -18,7 +18,7 @@ from gnp_kernels.tuning import tunings
 
 from gnp_scale import __version__
 from gnp_scale.config import Config
-from gnp_scale.training import fused
+from gnp_scale.training import update
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
 _KERNEL_LIBRARIES = ("jax-triton", "triton")
@@ -35,7 +35,7 @@ def circumstances(config: Config) -> dict[str, Any]:
 
     Of several processes those of the one that asks.
     """
-    kernels = fused.implementation(config)
+    kernels = update.implementation(config)
     return {
         "versions": _versions(kernels),
         "random": {name: getattr(jax.config, name) for name in _RANDOM},

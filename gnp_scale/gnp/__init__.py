@@ -12,20 +12,21 @@ alpha = 1 is SAM (arXiv 2010.01412); alpha = 0 or r = 0 is plain training, in on
 other values of `Gnp`. Norms, eps and u are computed in float32 at least. Nothing here knows of the trainer.
 """
 
-from gnp_scale.gnp.blend import Blend
+from gnp_scale.gnp.blend import LinearCombination
 from gnp_scale.gnp.drop_in import value_and_grad
 from gnp_scale.gnp.gates import bernoulli, every, window
-from gnp_scale.gnp.gradient import Penalized, penalize
+from gnp_scale.gnp.gradient import Penalized, combine, penalize
 from gnp_scale.gnp.optax_transform import penalize_updates
 from gnp_scale.gnp.settings import Gnp, Phase, Schedule
 
 __all__ = [
-    "Blend",
     "Gnp",
+    "LinearCombination",
     "Penalized",
     "Phase",
     "Schedule",
     "bernoulli",
+    "combine",
     "every",
     "penalize",
     "penalize_updates",

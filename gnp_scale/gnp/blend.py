@@ -14,8 +14,8 @@ type Tree = Any
 type Scalar = float | jax.Array
 
 
-class Blend(NamedTuple):
-    """u = c1 g1 + c2 g2, not written yet: what a fused update takes instead of u."""
+class LinearCombination(NamedTuple):
+    """u = c1 g1 + c2 g2, not added up yet: what a fused update takes instead of u."""
 
     c1: Scalar
     g1: Tree

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from gnp_kernels.trees import wide
 from jax.sharding import PartitionSpec as P
 
 type Tree = Any
@@ -22,15 +23,25 @@ def mean_over_groups(fn: Callable[[Tree], Tree], num_groups: int, batch: Tree) -
     return _mean_over(fn, jax.tree.map(partial(_consecutive, num_parts=num_groups), batch))
 
 
-def mean_over_parts(fn: Callable[[Tree], Tree], num_parts: int, batch: Tree, num_together: int) -> Tree:
-    """The mean of `fn` over equal parts of `batch`, one after the other, as gradients are accumulated.
+def mean_over_microbatches(fn: Callable[..., Tree], num_microbatches: int, num_together: int) -> Callable[..., Tree]:
+    """`fn(params, batch, *rest)` as the mean, in float32 at least, over equal microbatches, one after the other.
 
-    A part is every `num_parts`-th run of `num_together` consecutive examples. Where the devices cannot share out the
-    runs, it is of consecutive examples.
+    A microbatch is every `num_microbatches`-th run of `num_together` consecutive examples. Where the devices cannot
+    share out the runs, it is of consecutive examples.
     """
-    if num_parts == 1:
-        return fn(batch)
-    return _mean_over(fn, jax.tree.map(partial(_dealt, num_parts=num_parts, num_together=num_together), batch))
+    if num_microbatches == 1:
+        return fn
+
+    def mean_fn(params: Tree, batch: Tree, *rest: Any) -> Tree:
+        deal = partial(_dealt, num_parts=num_microbatches, num_together=num_together)
+        return _mean_over(lambda microbatch: wide_tree(fn(params, microbatch, *rest)), jax.tree.map(deal, batch))
+
+    return mean_fn
+
+
+def wide_tree(tree: Tree) -> Tree:
+    """Its arrays and numbers as arrays of float32 at least."""
+    return jax.tree.map(lambda x: wide(jnp.asarray(x)), tree)
 
 
 def _mean_over(fn: Callable[[Tree], Tree], parts: Tree) -> Tree:

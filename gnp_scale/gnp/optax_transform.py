@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from gnp_kernels import dots
 
-from gnp_scale.gnp.blend import Blend, Tree, blend_weights, perturb
+from gnp_scale.gnp.blend import LinearCombination, Tree, blend_weights, perturb
 from gnp_scale.gnp.settings import Gnp
 
 
@@ -61,7 +61,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
             r, alpha = gnp.values(state.count)
             g2 = grad_fn(perturb(params, g1, r, adaptive=gnp.metric == "adaptive", mask=gnp.mask))
             weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="reference"))
-            return Blend(weights[0], g1, weights[1], g2).like(params)
+            return LinearCombination(weights[0], g1, weights[1], g2).like(params)
 
         is_always_on = gnp.gate is None and not any(callable(value) for value in (gnp.r, gnp.alpha, gnp.lam))
         if gnp.is_plain:

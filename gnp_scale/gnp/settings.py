@@ -15,7 +15,7 @@ type Schedule = Callable[[Any], Any]
 type Mask = Callable[[str], bool]
 """Of the path of a parameter, such as "blocks/00/mlp/in_proj/kernel"."""
 
-Blend = Literal["paper", "unit_norm", "gsam", "decoupled"]
+BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
 Direction = Literal["gradient", "momentum", "reused"]
 Metric = Literal["euclidean", "adaptive"]
 
@@ -68,7 +68,7 @@ class Gnp:
     r: float | Schedule = 0.05
     alpha: float | Schedule | None = None
     lam: float | Schedule | None = None
-    blend: Blend = "paper"
+    blend: BlendName = "paper"
     direction: Direction = "gradient"
     reuse_every: int = 5
     metric: Metric = "euclidean"
@@ -87,7 +87,7 @@ class Gnp:
             value = getattr(self, name)
             if is_number(value) and not 0 <= value < float("inf"):
                 raise ValueError(f"Gnp.{name} must be finite and not negative. Got {value}. Give a number >= 0.")
-        for name, choices in (("blend", Blend), ("direction", Direction), ("metric", Metric)):
+        for name, choices in (("blend", BlendName), ("direction", Direction), ("metric", Metric)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"Gnp.{name} must be one of {get_args(choices)}. Got {getattr(self, name)!r}. Choose one of them."

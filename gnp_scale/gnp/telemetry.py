@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 from gnp_kernels import Dots
 
-from gnp_scale.gnp.blend import Blend, Scalar, ratio
+from gnp_scale.gnp.blend import LinearCombination, Scalar, ratio
 from gnp_scale.gnp.settings import Gnp
 
 
-def blend_norm(c1: Scalar, c2: Scalar, dots: Dots) -> jax.Array:
+def combined_norm(c1: Scalar, c2: Scalar, dots: Dots) -> jax.Array:
     """||c1 g1 + c2 g2|| from the inner products, so that u is not read again; rounding must not make it negative."""
     return jnp.sqrt(jnp.maximum(c1**2 * dots.a_a + 2 * c1 * c2 * dots.a_b + c2**2 * dots.b_b, 0))
 
 
-def geometry(gnp: Gnp, dots: Dots, r: Scalar, blend: Blend) -> dict[str, jax.Array]:
+def geometry(gnp: Gnp, dots: Dots, r: Scalar, u: LinearCombination) -> dict[str, jax.Array]:
     """What the inner products of g1 and g2 say of the step."""
     norm1, norm2 = jnp.sqrt(dots.a_a), jnp.sqrt(dots.b_b)
     scalars = {
         "grad_norm": norm1,
         "grad_norm_perturbed": norm2,
-        "update_grad_norm": blend_norm(blend.c1, blend.c2, dots),
+        "update_grad_norm": combined_norm(u.c1, u.c2, dots),
         "cosine": ratio(dots.a_b, norm1 * norm2),
     }
     # g2 - g1 is r times the curvature along g1 only where eps goes along g1, and both are of the same examples.

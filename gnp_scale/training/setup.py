@@ -20,9 +20,10 @@ from gnp_scale.models import registry
 from gnp_scale.models.registry import Model
 from gnp_scale.monitoring.flops import flops
 from gnp_scale.run.messages import announce
-from gnp_scale.training import fused, optim
+from gnp_scale.training import optim
 from gnp_scale.training.penalty import make_gnp
-from gnp_scale.training.state import TrainState, make_init
+from gnp_scale.training.state import TrainState, copy_dtype, make_init
+from gnp_scale.training.update import UpdateFn, implementation, make_update
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Task:
     optimizer: optax.GradientTransformation
     gnp: Gnp
     implementation: Implementation
-    """Of norms, perturbation, blend and update."""
+    """Of norms, perturbation and update."""
+    update: UpdateFn
 
     @classmethod
     def of(cls, config: Config) -> Self:
@@ -49,7 +51,9 @@ class Task:
         dataset = sources.load(config.data)
         model = registry.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
-        task = cls(config, dataset, model, optimizer, make_gnp(config), fused.implementation(config))
+        chosen = implementation(config)
+        update = make_update(config, optimizer, chosen)
+        task = cls(config, dataset, model, optimizer, make_gnp(config), chosen, update)
         if notice := mesh.undivided(task.abstract_state().params):
             announce(notice)
         return task
@@ -66,14 +70,8 @@ class Task:
             self.config.train.seed,
             with_ema=self.config.train.ema_decay is not None,
             with_kept=self.config.gnp.direction == "reused",
-            copy_dtype=self.copy_dtype,
+            copy_dtype=copy_dtype(self.config.train),
         )
-
-    @property
-    def copy_dtype(self) -> str | None:
-        """Type of the copy of the parameters that gradients are taken at; None where there is none."""
-        dtype = self.config.train.gradient_dtype
-        return None if dtype == "float32" else dtype
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without its arrays."""

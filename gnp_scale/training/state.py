@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gnp_scale.config import TrainConfig
 from gnp_scale.models.registry import Model
 
 INITIALISATION = 2**32 - 1
@@ -71,3 +72,8 @@ def initial_key(seed: int) -> jax.Array:
 def copy_of(params: Any, dtype: jax.typing.DTypeLike | None) -> Any:
     """The parameters in `dtype`; None where that is None."""
     return None if dtype is None else jax.tree.map(lambda w: w.astype(dtype), params)
+
+
+def copy_dtype(config: TrainConfig) -> str | None:
+    """Type of the copy of the parameters that gradients are taken at; None where there is none."""
+    return None if config.gradient_dtype == "float32" else config.gradient_dtype

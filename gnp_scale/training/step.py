@@ -11,14 +11,14 @@ import optax
 
 from gnp_scale import losses
 from gnp_scale.data.augment import finish, prepare
-from gnp_scale.gnp import Blend, Penalized, Phase, penalize
+from gnp_scale.gnp import Penalized, Phase, combine
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
-from gnp_scale.training.fused import fused_update
 from gnp_scale.training.penalty import MOMENTUM
 from gnp_scale.training.setup import Task
-from gnp_scale.training.state import TrainState, copy_of
+from gnp_scale.training.state import TrainState
+from gnp_scale.training.update import select
 
 type Batch = dict[str, jax.Array]
 type Metrics = dict[str, Any]
@@ -32,7 +32,7 @@ def make_train_step(task: Task) -> Any:
     """
     config, gnp = task.config, task.gnp
     groups_are_replicas = gnp.perturb_groups == current_axis_size(REPLICA) > 1
-    penalized_fn = penalize(
+    penalized_fn = combine(
         make_loss(task),
         gnp,
         has_aux=True,
@@ -40,7 +40,6 @@ def make_train_step(task: Task) -> Any:
         num_together=task.model.bn_group_size,
         group_axis=REPLICA if groups_are_replicas else None,
         implementation=task.implementation,
-        writes_u=task.implementation == "reference",
     )
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
@@ -59,13 +58,13 @@ def make_train_step(task: Task) -> Any:
             copy=state.copy,
         )
         is_finite = divergence.all_finite(result.loss, result.telemetry)
-        params, opt_state, copy, norms = update(task, state, result, is_finite)
+        params, opt_state, copy, norms = task.update(state.params, state.opt_state, result, is_finite)
         batch_stats, ema, kept = result.aux[0], None, result.state
         if config.train.ema_decay is not None:
             share = optim.average_share(config.train.ema_decay, num_updates)
             ema = optax.incremental_update((params, batch_stats), state.ema, share)
         old = state.batch_stats, state.ema, state.kept
-        batch_stats, ema, kept = _select(is_finite, (batch_stats, ema, kept), old)
+        batch_stats, ema, kept = select(is_finite, (batch_stats, ema, kept), old)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, kept, copy)
         metrics = _metrics(result) | norms | {"optim/learning_rate": rate(num_updates)}
         metrics[divergence.HEALTH] = divergence.health(is_finite, norms["optim/param_norm"])
@@ -74,39 +73,6 @@ def make_train_step(task: Task) -> Any:
         return new, metrics
 
     return train_step
-
-
-@jax.named_scope("gnp_update")
-def update(task: Task, state: TrainState, result: Penalized, applies: jax.Array) -> tuple[Any, Any, Any, Metrics]:
-    """(parameters, optimizer state, copy, norms) after the step of the base optimizer, or as they were."""
-    if isinstance(result.grad, Blend):
-        return fused_update(
-            task.config,
-            task.implementation,
-            state.params,
-            state.opt_state,
-            result.grad,
-            result.telemetry["update_grad_norm"],
-            applies,
-            task.copy_dtype,
-        )
-    update, opt_state = task.optimizer.update(result.grad, state.opt_state, state.params)
-    if result.displacement is not None:
-        num_updates = optim.num_updates(state.opt_state)
-        rate = optim.learning_rate(task.config.optim, task.config.train.num_steps)(num_updates)
-        update = jax.tree.map(lambda u, d: u - rate * d, update, result.displacement)
-    params = optax.apply_updates(state.params, update)
-    params, opt_state = _select(applies, (params, opt_state), (state.params, state.opt_state))
-    norms = {
-        "optim/update_norm": jnp.where(applies, optax.tree.norm(update), 0.0),
-        "optim/param_norm": optax.tree.norm(params),
-    }
-    return params, opt_state, copy_of(params, task.copy_dtype), norms
-
-
-def _select(is_new: jax.Array, new: Any, old: Any) -> Any:
-    """One tree or the other. It costs no pass over memory: what makes a new leaf has read the old one."""
-    return jax.tree.map(partial(jnp.where, is_new), new, old)
 
 
 def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:

@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from gnp_scale.config import Config, ConfigError, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import Blend, sharded_ops
+from gnp_scale.gnp import LinearCombination, Penalized, sharded_ops
 from gnp_scale.mesh import FSDP, TENSOR, P
-from gnp_scale.training import fused, optim
+from gnp_scale.training import optim
+from gnp_scale.training.update import implementation, make_fused_update
 
 SHAPES = {"conv": {"kernel": (3, 3, 8, 16)}, "norm": {"scale": (16,)}, "head": {"kernel": (16, 10), "bias": (10,)}}
 SPECS = {
@@ -41,8 +42,13 @@ def optim_sharding(spec):
     return jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
 
 
-def config_of(name, **train):
-    return Config(optim=OPTIMIZERS[name], train=TrainConfig(num_steps=20, **train))
+def penalized(c1, g1, c2, g2, norm):
+    """Of a step: what an update takes of it."""
+    return Penalized(0.0, None, LinearCombination(c1, g1, c2, g2), {"update_grad_norm": norm}, None, None)
+
+
+def config_of(name, model=ModelConfig(), **train):  # noqa: B008
+    return Config(model=model, optim=OPTIMIZERS[name], train=TrainConfig(num_steps=20, **train))
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
@@ -67,9 +73,7 @@ def test_five_updates_are_those_of_the_chain(name, axes, set_mesh):
     def fused_update(params, state, g1, g2):
         dots = sharded_ops.dots(g1, g2, implementation="reference")
         norm = jnp.sqrt(0.04 * dots.a_a + 0.32 * dots.a_b + 0.64 * dots.b_b)
-        return fused.fused_update(
-            config, "reference", params, state, Blend(0.2, g1, 0.8, g2), norm, jnp.bool(True), None
-        )
+        return make_fused_update(config, "reference")(params, state, penalized(0.2, g1, 0.8, g2, norm), jnp.bool(True))
 
     params = expected = trees(0)
     state = expected_state = chain.init(params)
@@ -95,14 +99,10 @@ def assert_close(x, y):
 
 def test_the_copy_is_the_new_parameters_rounded(set_mesh):
     set_mesh(1, 4)
-    config, params = config_of("nesterov"), trees(0)
+    config, params = config_of("nesterov", ModelConfig(dtype="bfloat16"), gradient_dtype="bfloat16"), trees(0)
     state = optim.make_optimizer(config.optim, 20).init(params)
-    blend = Blend(1.0, trees(1), 0.0, None)
-    new, _, copy, _ = jax.jit(
-        lambda params: fused.fused_update(
-            config, "reference", params, state, blend, jnp.float32(1), jnp.bool(True), jnp.bfloat16
-        )
-    )(params)
+    result, update = penalized(1.0, trees(1), 0.0, None, jnp.float32(1)), make_fused_update(config, "reference")
+    new, _, copy, _ = jax.jit(lambda params: update(params, state, result, jnp.bool(True)))(params)
     jax.tree.map(lambda x, w: np.testing.assert_array_equal(x, w.astype(jnp.bfloat16)), copy, new)
 
 
@@ -112,12 +112,9 @@ def test_a_step_that_does_not_apply_leaves_all_as_it_was(name, set_mesh):
     set_mesh(1, 4)
     config, params = config_of(name), trees(0)
     state = optim.make_optimizer(config.optim, 20).init(params)
-    blend = Blend(1.0, jax.tree.map(lambda x: x * jnp.nan, params), 0.0, None)
-    new, new_state, _, norms = jax.jit(
-        lambda: fused.fused_update(
-            config, "reference", params, state, blend, jnp.float32(jnp.nan), jnp.bool(False), None
-        )
-    )()
+    result = penalized(1.0, jax.tree.map(lambda x: x * jnp.nan, params), 0.0, None, jnp.float32(jnp.nan))
+    update = make_fused_update(config, "reference")
+    new, new_state, _, norms = jax.jit(lambda: update(params, state, result, jnp.bool(False)))()
     jax.tree.map(np.testing.assert_array_equal, (new, new_state), (params, state))
     assert norms["optim/update_norm"] == 0
 
@@ -145,13 +142,13 @@ def test_kernels_that_are_named_are_never_replaced(name, set_mesh):
     set_mesh()
     config, message = REFUSED[name]
     with pytest.raises(ConfigError, match=message):
-        fused.implementation(config)
+        implementation(config)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "xla"])
 def test_a_cpu_takes_plain_jax(kernels, set_mesh):
     set_mesh()
-    assert fused.implementation(Config(train=TrainConfig(kernels=kernels))) == "reference"
+    assert implementation(Config(train=TrainConfig(kernels=kernels))) == "reference"
 
 
 def test_gradients_are_not_narrower_than_the_computation():

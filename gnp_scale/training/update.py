@@ -1,0 +1,151 @@
+"""The update of parameters and optimizer state from u: the chain of optax, or one fused pass over the same state."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from gnp_kernels import AdamW, Implementation, Sgd
+from gnp_kernels.dispatch import platform
+
+from gnp_scale.config import Config, OptimConfig, check
+from gnp_scale.gnp import Penalized, sharded_ops
+from gnp_scale.training import optim
+from gnp_scale.training.state import copy_dtype, copy_of
+
+type Tree = Any
+
+
+class Update(NamedTuple):
+    """What an update gives; where it does not apply, parameters and state are bitwise as they were."""
+
+    params: Tree
+    opt_state: Any
+    copy: Tree
+    """The new parameters in the type that gradients are taken in; None where that is their own."""
+    norms: dict[str, jax.Array]
+    """`optim/update_norm` and `optim/param_norm`, that of the new parameters."""
+
+
+type UpdateFn = Callable[[Tree, Any, Penalized, jax.Array], Update]
+"""`update(params, opt_state, result, applies)`; `applies` is a bool scalar."""
+
+_KERNELS_OF: dict[str, Implementation] = {"tpu": "pallas", "gpu": "triton"}
+
+
+def implementation(config: Config) -> Implementation:
+    """What `train.kernels` stands for on the devices of the current mesh; "reference" is plain JAX and optax's chain.
+
+    Raises:
+        ConfigError: kernels were asked for by name that do not fit the configuration or the machine.
+    """
+    kernels, here = config.train.kernels, platform()
+    refusal = _refusal(config)
+    if kernels == "auto":
+        found = _KERNELS_OF.get(here, "reference")
+        return found if refusal is None and (found != "triton" or _has_jax_triton()) else "reference"
+    if kernels == "xla":
+        return "reference"
+    fits = "use auto or xla, or change that"
+    check(refusal is None, f"train.kernels {kernels} cannot do {refusal}: {fits}")
+    check(_KERNELS_OF.get(here) == kernels, f"train.kernels is {kernels}, which does not run on {here}: {fits}")
+    check(kernels != "triton" or _has_jax_triton(), "train.kernels triton needs jax-triton: pip install jax-triton")
+    return kernels
+
+
+def _refusal(config: Config) -> str | None:
+    if update_rule(config.optim) is None:
+        return f"the update of optim.name {config.optim.name}"
+    return 'gnp.blend "decoupled"' if config.gnp.blend == "decoupled" else None
+
+
+def _has_jax_triton() -> bool:
+    return importlib.util.find_spec("jax_triton") is not None
+
+
+def update_rule(config: OptimConfig) -> Sgd | AdamW | None:
+    """The optimizer as kernels know it; None where they do not."""
+    match config.name:
+        case "sgd":
+            return Sgd(config.momentum, config.nesterov, config.weight_decay)
+        case "adamw":
+            return AdamW(config.b1, config.b2, config.eps, config.weight_decay)
+        case _:
+            return None
+
+
+def make_update(config: Config, optimizer: optax.GradientTransformation, implementation: Implementation) -> UpdateFn:
+    """The update of `optimizer`, that of `optim.make_optimizer`; kernels do all of it in one pass."""
+    if implementation == "reference":
+        return make_optax_update(config, optimizer)
+    return make_fused_update(config, implementation)
+
+
+def make_optax_update(config: Config, optimizer: optax.GradientTransformation) -> UpdateFn:
+    """One step of the chain, and of the displacement beside it for the blend "decoupled"."""
+    rate = optim.learning_rate(config.optim, config.train.num_steps)
+
+    @jax.named_scope("gnp_update")
+    def update(params: Tree, opt_state: Any, result: Penalized, applies: jax.Array) -> Update:
+        change, new_state = optimizer.update(result.grad.like(params), opt_state, params)
+        if result.displacement is not None:
+            learning_rate = rate(optim.num_updates(opt_state))
+            change = jax.tree.map(lambda c, d: c - learning_rate * d, change, result.displacement)
+        new_params = optax.apply_updates(params, change)
+        params, opt_state = select(applies, (new_params, new_state), (params, opt_state))
+        norms = {
+            "optim/update_norm": jnp.where(applies, optax.tree.norm(change), 0.0),
+            "optim/param_norm": optax.tree.norm(params),
+        }
+        return Update(params, opt_state, copy_of(params, copy_dtype(config.train)), norms)
+
+    return update
+
+
+def make_fused_update(config: Config, implementation: Implementation) -> UpdateFn:
+    """One step of the same chain in one pass: u is added up, clipped and used as it is read."""
+    rule = update_rule(config.optim)
+    assert rule is not None, config.optim.name
+    names = (("trace",) if isinstance(rule, Sgd) else ("mu", "nu"))[: rule.num_moments]
+    rate = optim.learning_rate(config.optim, config.train.num_steps)
+
+    def update(params: Tree, opt_state: Any, result: Penalized, applies: jax.Array) -> Update:
+        u, count = result.grad, optim.num_updates(opt_state)
+        clip = _clip_factor(result.telemetry["update_grad_norm"], config.optim.clip_norm)
+        new = sharded_ops.blend_update(
+            params,
+            u.g1,
+            u.g2,
+            tuple(optax.tree.get(opt_state, name) for name in names),
+            {
+                "c1": clip * u.c1,
+                "c2": clip * u.c2,
+                "learning_rate": rate(count),
+                "count": count,
+                "applies": applies,
+            },
+            rule=rule,
+            decay_mask=optim.decay_mask(params, config.optim),
+            copy_dtype=copy_dtype(config.train),
+            implementation=implementation,
+        )
+        moments = dict(zip(names, new.moments, strict=True))
+        norms = {
+            "optim/update_norm": jnp.sqrt(new.update_squared_norm),
+            "optim/param_norm": jnp.sqrt(new.params_squared_norm),
+        }
+        return Update(new.params, optax.tree.set(opt_state, count=count + applies, **moments), new.copy, norms)
+
+    return update
+
+
+def select(is_new: jax.Array, new: Tree, old: Tree) -> Tree:
+    """One tree or the other. It costs no pass over memory: what makes a new leaf has read the old one."""
+    return jax.tree.map(partial(jnp.where, is_new), new, old)
+
+
+def _clip_factor(norm: jax.Array, max_norm: float | None) -> Any:
+    return 1.0 if max_norm is None else jnp.where(norm < max_norm, 1.0, max_norm / norm)
