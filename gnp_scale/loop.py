@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce
-from gnp_scale.run.processes import check_agreement, is_main_process, meet
+from gnp_scale.run.processes import barrier, check_agreement, is_main_process
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.training.compilation import Programs
@@ -69,8 +70,11 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
-            with stages.enter(Stage.COMPILE, 0):
-                traced = _trace(task, Rollbacks(run_dir, config))
+            with stages.enter(Stage.COMPILE, 0), _misfits_are_config_errors():
+                train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
+                phases = _phases(task, Rollbacks(run_dir, config))
+                traced: dict[_Name, Any] = {phase: train_step.lower(*arguments, phase=phase) for phase in phases}
+                traced[_EVALUATION] = trace_eval_step(task)
             with (
                 claimed(run_dir, config),
                 Recorder(run_dir, stages, is_main_process()) as recorder,
@@ -125,20 +129,21 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
             return step, make_evaluate(task, lambda: eval_step)(state)
 
 
-def _trace(task: Task, rollbacks: Rollbacks) -> dict[_Name, jax.stages.Lowered]:
-    """The step of each phase of the run, and that of the evaluation.
-
-    What does not fit shows here, before anything is written.
-    """
-    train_step, state, batch = make_train_step(task), task.abstract_state(), task.abstract_batch()
+def _phases(task: Task, rollbacks: Rollbacks) -> list[Phase]:
+    """The phases that steps of the run may have."""
     planned = task.gnp.phases(np.arange(task.config.train.num_steps))
     # A later rollback may turn the penalty on again where an earlier one turned it off.
     phases = {*planned.tolist(), *rollbacks.phases(planned).tolist()}
     if task.config.divergence.plain_steps:
         phases.add(Phase.PLAIN)
+    return [Phase(phase) for phase in phases]
+
+
+@contextlib.contextmanager
+def _misfits_are_config_errors() -> Iterator[None]:
+    """What does not fit shows as a step is traced, before anything is written."""
     try:
-        steps = {phase: train_step.lower(state, batch, phase=Phase(phase)) for phase in phases}
-        return {**steps, _EVALUATION: trace_eval_step(task)}
+        yield
     except ConfigError:
         raise
     except ValueError as error:
@@ -185,7 +190,7 @@ def _needed(run: _Run, start: int) -> list[_Name]:
 def _evaluation(run: _Run) -> Any:
     """The program of an evaluation, which is compiled while training goes on, once every process has it."""
     program = run.programs.get(_EVALUATION)
-    meet()
+    barrier()
     return program
 
 
@@ -210,7 +215,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
                 start, config.data.batch_size, lambda: task.flops_per_pass, num_passes, run.recorder
             )
             compiled = {name: run.programs.get(name) for name in _needed(run, start) if name != _EVALUATION}
-            meet()
+            barrier()
         evaluate = make_evaluate(task, partial(_evaluation, run))
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, broadcast)
         run.stop.begin(start, num_steps, partial(_leave, run))

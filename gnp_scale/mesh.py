@@ -23,7 +23,6 @@ from gnp_scale.config import ConfigError, MeshConfig, check
 REPLICA, FSDP, TENSOR = "replica", "fsdp", "tensor"
 AXES = (REPLICA, FSDP, TENSOR)
 BATCH = (REPLICA, FSDP)
-ALL = (REPLICA, FSDP, TENSOR)
 
 REPLICATED = P()
 

@@ -1,11 +1,21 @@
-"""Rules about the code itself: imports point one way, and axis names stand in one file."""
+"""Rules about the code itself: imports point one way, axis names stand in one file, and ways through it are short."""
 
 import ast
+import traceback
+from dataclasses import replace
 from pathlib import Path
 
+import gnp_kernels
 import pytest
+from gnp_kernels.blend_update import reference
 
 import gnp_scale
+from gnp_scale.config import Config, ModelConfig
+from gnp_scale.gnp import Phase
+from gnp_scale.models import layers
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
+from gnp_scale.training.update import make_fused_update
 
 ROOT = Path(gnp_scale.__file__).parent
 # A room or file imports only from rows above its own, or from its own room.
@@ -69,3 +79,44 @@ def test_axis_names_stand_in_mesh_only(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert not strings & {"replica", "fsdp", "tensor"}
+
+
+def frames_to(calls, monkeypatch, module, name, is_it=lambda *args: True):
+    """The functions of the project, from the outermost one, that run while `calls()` first calls `module.name`."""
+    found, real = [], getattr(module, name)
+
+    def record(*args, **kwargs):
+        if not found and is_it(*args):
+            stack = traceback.extract_stack()[:-1]
+            found.extend(f"{frame.filename}:{frame.name}" for frame in stack if is_own(Path(frame.filename)))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, record)
+    calls()
+    return found
+
+
+def is_own(path):
+    return path.is_relative_to(ROOT) or path.is_relative_to(Path(gnp_kernels.__file__).parent)
+
+
+@pytest.fixture
+def task(set_mesh):
+    set_mesh()
+    return Task.of(Config(model=ModelConfig("vit_mu", patch_size=2)))
+
+
+def lower(task):
+    make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
+
+
+def test_a_reader_reaches_the_matmul_in_ten_frames(task, monkeypatch):
+    """Ten with `loop.train`, which traces the step; the first is that of the queries, keys and values."""
+    frames = frames_to(lambda: lower(task), monkeypatch, layers.jnp, "einsum", lambda formula, *_: "thk" in formula)
+    assert 0 < len(frames) <= 9, frames
+
+
+def test_a_reader_reaches_the_arithmetic_of_the_update_in_eight_frames(task, monkeypatch):
+    fused = replace(task, update=make_fused_update(task.config, "reference"))
+    frames = frames_to(lambda: lower(fused), monkeypatch, reference, "update_leaf")
+    assert 0 < len(frames) <= 8, frames

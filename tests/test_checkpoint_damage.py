@@ -12,7 +12,7 @@ import pytest
 
 from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest
 from gnp_scale.checkpoint import restore as restore_module
-from gnp_scale.checkpoint.checksums import checksums, damaged
+from gnp_scale.checkpoint.checksums import checksums, mismatched
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, OptimConfig
 from gnp_scale.mesh import FSDP, TENSOR, P
@@ -230,6 +230,6 @@ def test_checksums_tell_one_bit_a_swap_and_a_missing_array():
     for bit in range(32):
         changed = x_4x3.copy()
         changed.view(np.uint32)[2, 1] ^= np.uint32(1 << bit)
-        assert damaged({"x": changed, "y": np.float32(0)}, expected) == ["x"]
-    assert damaged({"x": x_4x3[::-1], "y": np.float32(-0.0)}, expected) == ["x", "y"]
-    assert damaged({"x": x_4x3}, expected) == ["y"]
+        assert mismatched({"x": changed, "y": np.float32(0)}, expected) == ["x"]
+    assert mismatched({"x": x_4x3[::-1], "y": np.float32(-0.0)}, expected) == ["x", "y"]
+    assert mismatched({"x": x_4x3}, expected) == ["y"]

@@ -59,9 +59,11 @@ class Shim:
         self.delay_s, self.num_failures, self.num_writes = delay_s, num_failures, 0
         real = Store.write
 
-        def write(store, step, state, about):
+        def write(store, step, state, metadata):
             self.num_writes += 1
-            self.proceed = (lambda: None) if self.num_writes <= num_failures else real(store, step, state, about).join
+            self.proceed = (
+                (lambda: None) if self.num_writes <= num_failures else real(store, step, state, metadata).join
+            )
             return Write(self)
 
         monkeypatch.setattr(Store, "write", write)
@@ -121,9 +123,9 @@ def test_a_newer_state_takes_the_place_of_one_that_was_not_written(tmp_path, mon
 def test_a_save_that_was_committed_and_failed_afterwards_is_not_written_again(tmp_path, monkeypatch):
     real, calls = Store.write, []
 
-    def write(store, step, state, about):
+    def write(store, step, state, metadata):
         calls.append(step)
-        real(store, step, state, about).join()
+        real(store, step, state, metadata).join()
         write_that_failed = Write(Shim(pytest.MonkeyPatch(), 0.0, 0))
         write_that_failed.join()
         write_that_failed.error = OSError("lost after the commit")

@@ -25,7 +25,7 @@ from gnp_scale.gnp import Phase
 from gnp_scale.loop import train
 from gnp_scale.monitoring.reporter import MAX_QUEUED_STEPS, Reporter
 from gnp_scale.resilience.divergence import HEALTH, DivergedError, Guard, Health, all_finite
-from gnp_scale.run.history import read_life
+from gnp_scale.run.history import read_history
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
@@ -268,7 +268,7 @@ def test_what_was_dispatched_after_the_bad_step_counts_for_nothing(tmp_path, mon
     assert "diverged: step 11: train/loss is nan\nthe newest checkpoint is of step 10\n" in said
     assert fingerprint(tmp_path)[0] == 10
     assert max(faults.rows_of(tmp_path)) == 11
-    assert read_life(tmp_path).starts[-1].step == 11
+    assert read_history(tmp_path).starts[-1].step == 11
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from gnp_scale.resilience import rollback
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.run import files, history, run_dir
 from gnp_scale.run.files import RecordFile, append_line, replace_file
-from gnp_scale.run.history import Recorder, read_life
+from gnp_scale.run.history import Recorder, read_history
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stages
 
@@ -255,7 +255,7 @@ def test_the_record_of_time_has_a_gap_and_tells_it_once(disk, capsys):
         recorder._append(line)
     disk.free()
     recorder._append(line | {"step": 7})
-    (start,) = read_life(disk.path).starts
+    (start,) = read_history(disk.path).starts
     assert start.step == 7
     first, second = capsys.readouterr().err.splitlines()
     assert "goodput.jsonl cannot be written (No space left on device)" in first

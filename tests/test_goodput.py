@@ -15,7 +15,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run import history
-from gnp_scale.run.history import GOODPUT_FILE, Life, Recorder, Start, append, append_exit, read_life
+from gnp_scale.run.history import GOODPUT_FILE, Recorder, RunHistory, Start, append, append_exit, read_history
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.status import state
 
@@ -40,12 +40,12 @@ def start(began, ended, from_step, step, train, *, rolled_back=0, code=None, **s
     ids=["none", "one", "killed", "killed twice", "killed while starting", "rolled back"],
 )
 def test_the_life_of_a_run_adds_up(starts, num_lost_steps, lost_s, goodput, down_s):
-    life = Life(tuple(starts))
-    assert life.num_lost_steps == num_lost_steps
-    assert life.lost_s == pytest.approx(lost_s)
-    assert life.goodput == pytest.approx(goodput)
-    assert life.stage_s["down"] == down_s
-    assert sum(life.stage_s.values()) == pytest.approx(life.wall_s)
+    run_history = RunHistory(tuple(starts))
+    assert run_history.num_lost_steps == num_lost_steps
+    assert run_history.lost_s == pytest.approx(lost_s)
+    assert run_history.goodput == pytest.approx(goodput)
+    assert run_history.stage_s["down"] == down_s
+    assert sum(run_history.stage_s.values()) == pytest.approx(run_history.wall_s)
 
 
 SPANS = st.lists(
@@ -63,16 +63,16 @@ SPANS = st.lists(
 @given(SPANS)
 def test_no_jump_of_the_clock_makes_time_negative(spans):
     """Nor does a record that lacks starts: then more steps are lost than it knows of."""
-    life = Life(
+    run_history = RunHistory(
         tuple(
             start(began, began + train + other, from_step, step, train, compile=other)
             for began, train, other, from_step, step in spans
         )
     )
-    assert 0 <= life.goodput <= 1 + 1e-6
-    assert life.wall_s >= 0
-    assert all(seconds >= 0 for seconds in life.stage_s.values())
-    assert sum(life.stage_s.values()) == pytest.approx(life.wall_s, abs=1e-3)
+    assert 0 <= run_history.goodput <= 1 + 1e-6
+    assert run_history.wall_s >= 0
+    assert all(seconds >= 0 for seconds in run_history.stage_s.values())
+    assert sum(run_history.stage_s.values()) == pytest.approx(run_history.wall_s, abs=1e-3)
 
 
 def test_a_clock_that_is_set_back_changes_nothing_within_a_start(tmp_path, monkeypatch):
@@ -84,9 +84,9 @@ def test_a_clock_that_is_set_back_changes_nothing_within_a_start(tmp_path, monke
     assert lines[0]["began"] <= lines[0]["time"] <= lines[1]["time"] <= lines[2]["time"]
     append(tmp_path / GOODPUT_FILE, lines[-1])
     append_exit(tmp_path, Exit.HUNG)
-    (only,) = read_life(tmp_path).starts
+    (only,) = read_history(tmp_path).starts
     assert (only.time, only.exit) == (lines[-1]["time"], Exit.HUNG)
-    assert Recorder(tmp_path, Stages(), is_writer=True).life().wall_s >= 0
+    assert Recorder(tmp_path, Stages(), is_writer=True).history().wall_s >= 0
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_a_clock_that_is_set_back_changes_nothing_within_a_start(tmp_path, monke
     ],
 )
 def test_state_of_a_run(code, age_s, expected):
-    assert state(Life((start(0, 100, 0, 50, 80, code=code),)), now=100 + age_s) == expected
+    assert state(RunHistory((start(0, 100, 0, 50, 80, code=code),)), now=100 + age_s) == expected
 
 
 def test_a_run_that_was_not_started_says_so():
-    assert state(Life(()), now=0) == "not started"
+    assert state(RunHistory(()), now=0) == "not started"
 
 
 def test_stages_account_for_every_second_once():
@@ -136,13 +136,13 @@ def test_a_stop_belongs_to_no_stage():
 def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
     """The clock of the stages stands meanwhile, that of the record does not: the run is not taken for dead."""
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
-        awake_s = recorder.life().wall_s
+        awake_s = recorder.history().wall_s
         clock_s = history._clock_s
         monkeypatch.setattr(history, "_clock_s", lambda: clock_s() + 3600)
-        life = recorder.life()
-        assert life.wall_s == pytest.approx(awake_s + 3600, abs=60)
-        assert life.stage_s["down"] == pytest.approx(3600, abs=1)
-        assert state(life, now=time.time() + 3600).startswith("running")
+        run_history = recorder.history()
+        assert run_history.wall_s == pytest.approx(awake_s + 3600, abs=60)
+        assert run_history.stage_s["down"] == pytest.approx(3600, abs=1)
+        assert state(run_history, now=time.time() + 3600).startswith("running")
 
 
 def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost(tmp_path, monkeypatch):
@@ -157,17 +157,17 @@ def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         recorder.go_on_from(35)
         recorder.end(Exit.FINISHED)
-    first, second = read_life(tmp_path).starts
+    first, second = read_history(tmp_path).starts
     assert (first.step, first.num_rolled_back_steps, first.exit) == (50, 10, Exit.PREEMPTED)
     assert (second.from_step, second.exit) == (35, Exit.FINISHED)
-    assert read_life(tmp_path).num_lost_steps == 10 + 15
+    assert read_history(tmp_path).num_lost_steps == 10 + 15
 
 
 def test_an_error_closes_the_record(tmp_path):
     for error, code in ((ConfigError("no"), Exit.WRONG_CONFIG), (OSError("full"), Exit.FAILED)):
         with pytest.raises(type(error)), Recorder(tmp_path, Stages(), is_writer=True):
             raise error
-        assert read_life(tmp_path).starts[-1].exit == code
+        assert read_history(tmp_path).starts[-1].exit == code
 
 
 def test_an_exit_that_another_process_told_stays(tmp_path):
@@ -186,7 +186,7 @@ def test_an_exit_that_another_process_told_stays(tmp_path):
     append(tmp_path / GOODPUT_FILE, line | {"time": 3.0})
     with (tmp_path / GOODPUT_FILE).open("a") as file:
         file.write('{"began": 1.0, "ti')
-    (only,) = read_life(tmp_path).starts
+    (only,) = read_history(tmp_path).starts
     assert (only.time, only.exit) == (3.0, Exit.HUNG)
 
 
@@ -223,14 +223,14 @@ def test_a_run_that_was_killed_and_restarted_is_accounted_for(tmp_path):
     job.processes[0].terminate()
     assert job.exit_codes() == [Exit.PREEMPTED], job.output()
 
-    life = read_life(tmp_path / "run")
-    killed, stopped = life.starts
+    run_history = read_history(tmp_path / "run")
+    killed, stopped = run_history.starts
     assert killed.exit is None
     assert stopped.exit == Exit.PREEMPTED
     assert killed.step >= reached
-    assert life.num_lost_steps == killed.step - stopped.from_step
+    assert run_history.num_lost_steps == killed.step - stopped.from_step
     assert 0 < stopped.first_step_s < 200
-    assert sum(life.stage_s.values()) == pytest.approx(life.wall_s, rel=0.01)
+    assert sum(run_history.stage_s.values()) == pytest.approx(run_history.wall_s, rel=0.01)
     last = [row for row in read_metrics(tmp_path / "run") if "perf/goodput" in row][-1]
     assert 0 < last["perf/goodput"] < 1
     text = run(tmp_path / "status-2", "status", str(tmp_path / "run"))

@@ -68,13 +68,13 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
     ("config", "message"),
     [
         (ModelConfig("vit_bb"), "did you mean vit_b? choose one of vit_mu, vit_ti"),
-        (ModelConfig("alexnet"), "model.name is alexnet, which is not in the zoo: choose one of"),
+        (ModelConfig("alexnet"), "model.name is alexnet, which is no network here: choose one of"),
         (ModelConfig("vit_mu", patch_size=5), "model.patch_size is 5, which does not divide images of 224x224"),
         (ModelConfig("vit_mu", num_heads=5), "5 attention heads do not divide a width of 32"),
-        (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, of which vit_mu makes no use"),
-        (ModelConfig("resnet50", remat=True), "model.remat is True, of which resnet50 makes no use"),
-        (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, of which resnet50 makes no use"),
-        (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, of which wrn_16_4 makes no use"),
+        (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, which vit_mu does not use"),
+        (ModelConfig("resnet50", remat=True), "model.remat is True, which resnet50 does not use"),
+        (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
+        (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
     ],
 )
 def test_create_refuses_in_one_line(config, message):
@@ -89,7 +89,7 @@ def test_heads_must_divide_over_the_tensor_axis(set_mesh):
     image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 
     def forward(params, batch_stats, image):
-        return model.apply(params, batch_stats, image, train=False)
+        return model.network(params, batch_stats)(image, train=False)
 
     state = jax.eval_shape(model.init, jax.random.key(0))
     jax.eval_shape(forward, *state, image)  # Without a mesh it runs; what it keeps must not hide the error below.
@@ -113,7 +113,7 @@ def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples
     state = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((num_examples, 32, 32, 3), jnp.float32)
     with pytest.raises(ConfigError, match=message):
-        jax.eval_shape(lambda *args: model.apply(*args, train=True), *state, image)
+        jax.eval_shape(lambda params, stats, image: model.network(params, stats)(image, train=True), *state, image)
 
 
 def test_overriding_the_width_makes_the_mlp_four_times_as_wide():

@@ -11,11 +11,11 @@ from compiled import collectives
 from flax import nnx
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.mesh import ALL, BATCH, TENSOR, P, batch_spec, sharding
+from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import registry, transformer, vit
 from gnp_scale.models.conv_layers import BatchNorm
 from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
-from gnp_scale.models.transformer import Block, ParallelBlock, Size
+from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig
 from gnp_scale.monitoring.flops import flops
 
 
@@ -76,10 +76,10 @@ def parallel_block(w: dict, x: np.ndarray) -> np.ndarray:
     ("layer", "oracle", "parallel"), [(Block, block, False), (ParallelBlock, parallel_block, True)]
 )
 def test_transformer_block_is_the_published_one(layer, oracle, parallel):
-    module, w = randomised(layer(jax.random.key(0), Size(32, 1, 64, 4, parallel), 0.0))
+    module, w = randomised(layer(jax.random.key(0), ViTConfig(32, 1, 64, 4, parallel), 0.0))
     x_BxNxD = normal((2, 7, 32))
     expected = np.stack([oracle(w, x.astype(np.float64)) for x in x_BxNxD])
-    got = module(jnp.asarray(x_BxNxD), None, None)
+    got = module(jnp.asarray(x_BxNxD), 0, None, None)
     # Sums of up to 64 float32 products, in three layers after one another.
     np.testing.assert_allclose(got, expected, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(expected).max())
 
@@ -121,7 +121,7 @@ def test_batch_norm_of_groups_on_one_device_each_communicates_at_the_end_only(
         y, stats = run(params, x)
         return jnp.sum(y**3), stats
 
-    x = jax.device_put(jnp.ones((32, 4, 4, 3)), sharding(batch_spec(4, ALL)))
+    x = jax.device_put(jnp.ones((32, 4, 4, 3)), sharding(batch_spec(4, AXES)))
     both = jax.grad(loss, argnums=(0, 1), has_aux=True)
     for fn, expected in ((lambda *args: run(*args)[0], num_forward), (both, num_backward)):
         found = collectives(jax.jit(fn).lower(params, x).compile().as_text())
@@ -158,7 +158,7 @@ def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_
 
     def loss(params: Any, num_examples: int) -> jax.Array:
         image_BxHxWxC = jnp.broadcast_to(normal((8, 8, 3)), (num_examples, 8, 8, 3))
-        return jnp.sum(model.apply(params, stats, image_BxHxWxC, train=False)[0][:, 0])
+        return jnp.sum(model.network(params, stats)(image_BxHxWxC, train=False)[:, 0])
 
     one, many = (jax.jit(jax.grad(loss), static_argnums=1)(params, number) for number in (1, 4000))
     for name in ("token", "position"):
@@ -216,7 +216,7 @@ def test_every_draw_of_a_layer_and_an_example_has_a_key_of_its_own(name, monkeyp
     config = ModelConfig(name, patch_size=4, depth=3, width=16, num_heads=2, dropout=0.1, drop_path=0.1)
     model = registry.create(config, (8, 8, 3), 10, 16)
     key_B = jax.random.split(jax.random.key(0), 5)
-    model.apply(*model.init(jax.random.key(0)), jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
+    model.network(*model.init(jax.random.key(0)))(jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
     draws_per_block = 5 if name == "vit_mu" else 3
     assert len(set(seen)) == len(seen) == 5 * (1 + 3 * draws_per_block)
 

@@ -11,6 +11,7 @@ import pytest
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
 from gnp_scale.models import registry, resnet, wide_resnet
+from gnp_scale.models.registry import batch_stats_of
 
 EPS = np.finfo(np.float32).eps
 IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
@@ -54,8 +55,9 @@ def loss_fn(model: registry.Model, batch_stats):
     key_B = place(jax.random.split(jax.random.key(1), NUM_EXAMPLES))
 
     def loss(params):
-        logits, stats = model.apply(params, batch_stats, image, train=True, key_B=key_B)
-        return jnp.mean(jnp.square(logits - weight)), (logits, stats)
+        network = model.network(params, batch_stats)
+        logits = network(image, train=True, key_B=key_B)
+        return jnp.mean(jnp.square(logits - weight)), (logits, batch_stats_of(network))
 
     return loss
 
@@ -202,7 +204,8 @@ def test_evaluation_drops_nothing_and_leaves_the_batch_statistics(config):
 
     @jax.jit
     def evaluate(key_B):
-        return model.apply(params, batch_stats, image, train=False, key_B=key_B)
+        network = model.network(params, batch_stats)
+        return network(image, train=False, key_B=key_B), batch_stats_of(network)
 
     with_keys, stats = evaluate(jax.random.split(jax.random.key(0)))
     np.testing.assert_array_equal(with_keys, evaluate(None)[0])

@@ -12,7 +12,7 @@ from mlp import assert_trees_equal
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import Phase
-from gnp_scale.mesh import ALL, current_axis_size
+from gnp_scale.mesh import AXES, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import initial_key
@@ -61,7 +61,7 @@ def test_the_bytes_of_the_state_are_divided_among_the_devices(config, mesh, set_
     """All kernels and their moments; vectors and a head of ten classes are small and whole."""
     set_mesh(*mesh)
     state = Task.of(config).init_state()
-    num_shards = current_axis_size(ALL[1:])
+    num_shards = current_axis_size(AXES[1:])
     kernels = [x for path, x in jax.tree.leaves_with_path(state) if "kernel" in jax.tree_util.keystr(path)]
     total = sum(x.nbytes for x in kernels)
     on_first = sum(x.addressable_data(0).nbytes for x in kernels)

@@ -13,7 +13,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.watchdog import Report, find_late, find_silent
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
-from gnp_scale.run.history import read_life
+from gnp_scale.run.history import read_history
 from gnp_scale.run.stages import Stage
 
 BOUND_S = 90
@@ -109,7 +109,7 @@ def check_freeze(stuck, tmp_path, rank, stage):
 def test_a_frozen_process_0_is_found(stuck, tmp_path):
     """It hosts the service that the others would hear of it through."""
     check_freeze(stuck, tmp_path, 0, Stage.TRAIN)
-    assert read_life(tmp_path / "run").starts[-1].exit == Exit.HUNG
+    assert read_history(tmp_path / "run").starts[-1].exit == Exit.HUNG
 
 
 @pytest.mark.long
@@ -181,7 +181,7 @@ def test_a_process_that_fails_ends_the_others_with_its_code(stuck, tmp_path, ran
     assert f"process {rank} on" in told
     assert said in told
     if stage in ("evaluate", "save"):
-        assert read_life(tmp_path / "run").starts[-1].exit == code
+        assert read_history(tmp_path / "run").starts[-1].exit == code
 
 
 @pytest.mark.long
@@ -207,7 +207,7 @@ def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
     stop_for(job.processes, 20)
     assert job.exit_codes() == [0] * num_processes, job.output()
     assert f"process {num_processes - 1} was stopped for" in job.output()
-    life = read_life(tmp_path / "run")
+    life = read_history(tmp_path / "run")
     assert life.stage_s["down"] > 15
     assert life.num_lost_steps == 0
 
@@ -257,4 +257,4 @@ def test_an_evaluation_leaves_the_folder_as_it_was(stuck, tmp_path, monkeypatch)
     assert "is in evaluate of step 12" in hung.output()
     assert "in evaluate_run" in hung.output(), "stacks are printed"
     assert {path: path.stat().st_mtime_ns for path in [run_dir, *run_dir.rglob("*")]} == before
-    assert read_life(run_dir).starts[-1].exit == Exit.FINISHED
+    assert read_history(run_dir).starts[-1].exit == Exit.FINISHED

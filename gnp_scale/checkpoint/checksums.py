@@ -24,7 +24,7 @@ def checksums(state: Any) -> dict[str, int]:
     return dict(zip(names, map(int, values), strict=True))
 
 
-def damaged(state: Any, expected: Mapping[str, int]) -> list[str]:
+def mismatched(state: Any, expected: Mapping[str, int]) -> list[str]:
     """The arrays of `state` that are not those that `expected` was computed of; or are missing on one side."""
     found = checksums(state)
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

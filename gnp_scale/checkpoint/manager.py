@@ -9,8 +9,8 @@ from typing import Self
 
 from gnp_scale.checkpoint.exactness import exactness
 from gnp_scale.checkpoint.health import HealthGate
-from gnp_scale.checkpoint.metadata import About, describe
-from gnp_scale.checkpoint.restore import newest_whole, stored_scores
+from gnp_scale.checkpoint.metadata import Metadata, describe
+from gnp_scale.checkpoint.restore import latest_valid, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import Writer, one_line
@@ -38,7 +38,7 @@ class Checkpoints:
         for step in self._steps - self._good:
             self._gate.add(step)
         self._scores = stored_scores(self._store, self._steps)
-        self._resumed: About | None = None
+        self._resumed: Metadata | None = None
         self._last_save_time = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -97,9 +97,9 @@ class Checkpoints:
     def _restore(self, candidates: Collection[int], abstract_state: TrainState) -> tuple[int, TrainState] | None:
         if not candidates:
             return None
-        whole = newest_whole(self._store, candidates, abstract_state, self._config)
+        whole = latest_valid(self._store, candidates, abstract_state, self._config)
         self._set_aside_after(whole.step, whole.skipped)
-        self._resumed = whole.about
+        self._resumed = whole.metadata
         return whole.step, whole.state
 
     def _set_aside_after(self, last: int, damage: Mapping[int, str]) -> None:
@@ -112,7 +112,7 @@ class Checkpoints:
     def _set_aside(self, step: int, word: str) -> str:
         name, problem = "", None
         try:
-            name = self._store.set_aside(step, word)
+            name = self._store.quarantine(step, word)
         except OSError as error:
             problem = one_line(error)
         problem = consensus.first_error(problem)

@@ -10,35 +10,35 @@ from gnp_scale.checkpoint.checksums import checksums
 from gnp_scale.checkpoint.exactness import circumstances
 from gnp_scale.config import Config
 
-type About = dict[str, Any]
+type Metadata = dict[str, Any]
 
 
 class DamagedError(Exception):
     """A checkpoint is not what was saved."""
 
 
-def describe(config: Config, state: Any, scores: Mapping[str, float] | None) -> About:
-    """Configuration, circumstances, scores and checksums of `state`; sealed, see `unseal`."""
-    about = {
+def describe(config: Config, state: Any, scores: Mapping[str, float] | None) -> Metadata:
+    """Configuration, circumstances, scores and checksums of `state`; sealed, see `verify`."""
+    metadata = {
         "config": json.loads(recipe.to_json(config)),
         **circumstances(config),
         "scores": dict(scores) if scores else None,
         "checksums": checksums(state),
     }
-    return about | {"seal": _seal(about)}
+    return metadata | {"seal": _digest(metadata)}
 
 
-def unseal(stored: About | None) -> About:
+def verify(stored: Metadata | None) -> Metadata:
     """What `describe` returned, without its seal.
 
     Raises:
         DamagedError: it was changed since.
     """
-    about = dict(stored or {})
-    if about.pop("seal", None) != _seal(about):
+    metadata = dict(stored or {})
+    if metadata.pop("seal", None) != _digest(metadata):
         raise DamagedError("its description is not the one that was saved")
-    return about
+    return metadata
 
 
-def _seal(about: About) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def _digest(metadata: Metadata) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from gnp_scale import recipe
-from gnp_scale.checkpoint.checksums import damaged
-from gnp_scale.checkpoint.metadata import About, DamagedError
+from gnp_scale.checkpoint.checksums import mismatched
+from gnp_scale.checkpoint.metadata import DamagedError, Metadata
 from gnp_scale.checkpoint.retention import Scores
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import one_line
@@ -26,17 +26,19 @@ from gnp_scale.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class Whole:
+class VerifiedCheckpoint:
     """A checkpoint whose arrays are those that were saved."""
 
     step: int
     state: Any
-    about: About
+    metadata: Metadata
     skipped: dict[int, str]
     """The newer ones that are damaged, and how."""
 
 
-def newest_whole(store: Store, steps: Iterable[int], abstract_state: Any, config: Config | None = None) -> Whole:
+def latest_valid(
+    store: Store, steps: Iterable[int], abstract_state: Any, config: Config | None = None
+) -> VerifiedCheckpoint:
     """The newest of `steps` that is whole, with the types and shardings of `abstract_state`. Changes nothing.
 
     Raises:
@@ -45,10 +47,10 @@ def newest_whole(store: Store, steps: Iterable[int], abstract_state: Any, config
     skipped: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         try:
-            about = _about(store, step)
+            metadata = _metadata(store, step)
             if config is not None:
-                _check_same_run(store, step, about, config)
-            return Whole(step, _state(store, step, abstract_state, about), about, skipped)
+                _check_same_run(store, step, metadata, config)
+            return VerifiedCheckpoint(step, _state(store, step, abstract_state, metadata), metadata, skipped)
         except DamagedError as error:
             skipped[step] = str(error)
     found = "; ".join(f"step {step}: {problem}" for step, problem in skipped.items())
@@ -58,26 +60,26 @@ def newest_whole(store: Store, steps: Iterable[int], abstract_state: Any, config
     )
 
 
-def _about(store: Store, step: int) -> About:
-    about, problem = None, None
+def _metadata(store: Store, step: int) -> Metadata:
+    metadata, problem = None, None
     try:
-        about = store.about(step)
+        metadata = store.metadata(step)
     except Exception as error:
         # There is no list of what a damaged file makes a reader raise.
         problem = one_line(error)
     _agree_on(problem)
-    assert about is not None
-    return about
+    assert metadata is not None
+    return metadata
 
 
-def _state(store: Store, step: int, abstract_state: Any, about: About) -> Any:
+def _state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> Any:
     state, problem = None, None
     try:
         state = store.read(step, abstract_state)
     except Exception as error:
         problem = one_line(error)
     _agree_on(problem)
-    names = damaged(state, about["checksums"])
+    names = mismatched(state, metadata["checksums"])
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise DamagedError(f"{', '.join(names[:3])}{more} not as saved")
@@ -90,8 +92,8 @@ def _agree_on(problem: str | None) -> None:
         raise DamagedError(problem)
 
 
-def _check_same_run(store: Store, step: int, about: About, config: Config) -> None:
-    changed = changes(recipe.from_json(json.dumps(about["config"])), config)
+def _check_same_run(store: Store, step: int, metadata: Metadata, config: Config) -> None:
+    changed = changes(recipe.from_json(json.dumps(metadata["config"])), config)
     if changed:
         raise ConfigError(
             f"the checkpoint of step {step} in {store.folder} is of a run with another configuration "
@@ -107,7 +109,7 @@ def stored_scores(store: Store, steps: Iterable[int]) -> dict[int, Scores]:
 
 def _scores(store: Store, step: int) -> Scores | None:
     try:
-        return store.about(step)["scores"]
+        return store.metadata(step)["scores"]
     except Exception:
         # A damaged one is dealt with when it is to be restored; there is no list of what it makes a reader raise.
         return None
@@ -120,7 +122,7 @@ def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainSt
         ConfigError: there is none.
     """
     store = Store(run_dir)
-    whole = newest_whole(store, _steps(run_dir, store), abstract_state)
+    whole = latest_valid(store, _steps(run_dir, store), abstract_state)
     for step, problem in whole.skipped.items():
         announce(f"the checkpoint of step {step} is damaged ({problem}): taking that of step {whole.step}")
     return whole.step, whole.state
@@ -142,7 +144,7 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
         raise ConfigError(f"{run_dir} has no checkpoint of step {step}: it has {steps}")
     with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1])):
         try:
-            state = _state(store, step, store.abstract_state(step), _about(store, step))
+            state = _state(store, step, store.abstract_state(step), _metadata(store, step))
         except DamagedError as error:
             raise ConfigError(f"the checkpoint of step {step} is damaged ({error}): name another --step") from None
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from gnp_scale.checkpoint.metadata import About, DamagedError, unseal
+from gnp_scale.checkpoint.metadata import DamagedError, Metadata, verify
 from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
@@ -96,15 +96,15 @@ class Store:
         probe.mkdir(parents=True, exist_ok=True)
         probe.rmdir()
 
-    def write(self, step: int, state: Any, about: About) -> Write:
+    def write(self, step: int, state: Any, metadata: Metadata) -> Write:
         """Starts to write a step. Every process calls it, with its parts of the same global arrays."""
         # The folder is listed by the caller; asking again would take two more barriers.
         context = ocp.Context()
         context.file_options.skip_sync_file_validations = True
         with context:
-            return Write(ocp.save_async(self._path(step), state, custom_metadata=about))
+            return Write(ocp.save_async(self._path(step), state, custom_metadata=metadata))
 
-    def about(self, step: int) -> About:
+    def metadata(self, step: int) -> Metadata:
         """What is stored beside the arrays.
 
         Raises:
@@ -113,13 +113,14 @@ class Store:
         """
         if not (self._path(step) / _COMMIT_MARKER).exists():
             raise DamagedError("it was not written to its end")
-        return unseal(self._metadata(step).custom_metadata)
+        return verify(self._orbax_metadata(step).custom_metadata)
 
     def abstract_state(self, step: int) -> Any:
         """Shapes and types of the arrays of a step, in nested dictionaries and lists; whole on every device."""
         whole = sharding(REPLICATED)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), self._metadata(step).metadata
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            self._orbax_metadata(step).metadata,
         )
 
     def read(self, step: int, abstract_state: Any) -> Any:
@@ -131,11 +132,11 @@ class Store:
         with _alone():
             return ocp.load(self._path(step), abstract_state)
 
-    def _metadata(self, step: int) -> Any:
+    def _orbax_metadata(self, step: int) -> Any:
         with _alone():
             return ocp.metadata(self._path(step))
 
-    def set_aside(self, step: int, word: str) -> str:
+    def quarantine(self, step: int, word: str) -> str:
         """Renames the folder of a step so that nothing reads or deletes it any more; returns the new name.
 
         Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnp_scale.checkpoint.host_copy import copy_to_host
-from gnp_scale.checkpoint.metadata import About
+from gnp_scale.checkpoint.metadata import Metadata
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
 from gnp_scale.run import consensus
@@ -21,7 +21,7 @@ _POLL_S = 0.05
 class _Job:
     step: int
     state: Any
-    about: About
+    metadata: Metadata
 
 
 class Writer:
@@ -43,7 +43,7 @@ class Writer:
         """The step that is to be committed; None where there is none."""
         return None if self._job is None else self._job.step
 
-    def start(self, step: int, state: Any, about: About) -> None:
+    def start(self, step: int, state: Any, metadata: Metadata) -> None:
         """Takes a state to write. Waits for the write before; one that has failed gives way to this one.
 
         Raises:
@@ -53,7 +53,7 @@ class Writer:
             self._wait()
         if self._job is not None:
             announce(f"the checkpoint of step {step} takes the place of that of step {self._job.step}")
-        self._job = _Job(step, copy_to_host(state), about)
+        self._job = _Job(step, copy_to_host(state), metadata)
         self._attempt()
 
     def poll(self) -> None:
@@ -110,7 +110,7 @@ class Writer:
             # The attempt before was committed, and failed in some process only afterwards.
             self._commit(self._job.step)
         else:
-            self._write = self._store.write(self._job.step, self._job.state, self._job.about)
+            self._write = self._store.write(self._job.step, self._job.state, self._job.metadata)
 
     def _commit(self, step: int) -> None:
         self._job = self._write = None

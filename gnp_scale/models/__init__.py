@@ -1,1 +1,1 @@
-"""The networks: plain pytrees of parameters, each with its sharding stated beside it; `zoo.py` lists them."""
+"""The networks: plain pytrees of parameters, each with its sharding stated beside it; `registry.py` lists them."""

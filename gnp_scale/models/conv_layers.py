@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
 from gnp_scale.config import check
-from gnp_scale.mesh import ALL, BATCH, on_mesh
-from gnp_scale.models.layers import SHARDS, Dense, apply_gathered, param
+from gnp_scale.mesh import AXES, BATCH, on_mesh
+from gnp_scale.models.layers import SHARDS, Dense, param, with_gathered_kernel
 
 
 class Conv(nnx.Module):
@@ -38,7 +38,7 @@ class Conv(nnx.Module):
             padding=((self.padding, self.padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return apply_gathered(convolve, x_BxHxWxC, self.kernel[...], SHARDS)
+        return with_gathered_kernel(convolve, SHARDS)(x_BxHxWxC, self.kernel[...])
 
 
 class BatchNorm(nnx.Module):
@@ -83,7 +83,7 @@ class BatchNorm(nnx.Module):
         num_groups = self._num_groups(len(mean_BxC))
         if _are_local(num_groups):
             shape = (num_groups, self.group_size, mean_BxC.shape[1])
-            return jnp.mean(jnp.reshape(mean_BxC, shape, out_sharding=on_mesh(P(ALL, None, None))), axis=1)
+            return jnp.mean(jnp.reshape(mean_BxC, shape, out_sharding=on_mesh(P(AXES, None, None))), axis=1)
         member_BxG = self._membership(len(mean_BxC))
         sum_GxC = _exact_einsum("bg,bc->gc", member_BxG, mean_BxC, on_mesh(P(None, None)))
         return sum_GxC / self.group_size
@@ -92,11 +92,11 @@ class BatchNorm(nnx.Module):
         num_groups, num_channels = value_GxC.shape
         if _are_local(num_groups):
             shape = (num_groups, self.group_size, num_channels)
-            value = jnp.broadcast_to(value_GxC[:, None], shape, out_sharding=on_mesh(P(ALL, None, None)))
-            shape, spec = (num_examples, 1, 1, num_channels), on_mesh(P(ALL, None, None, None))
+            value = jnp.broadcast_to(value_GxC[:, None], shape, out_sharding=on_mesh(P(AXES, None, None)))
+            shape, spec = (num_examples, 1, 1, num_channels), on_mesh(P(AXES, None, None, None))
             return jnp.reshape(value, shape, out_sharding=spec)
         member_BxG = self._membership(num_examples)
-        value_BxC = _exact_einsum("bg,gc->bc", member_BxG, value_GxC, on_mesh(P(ALL, None)))
+        value_BxC = _exact_einsum("bg,gc->bc", member_BxG, value_GxC, on_mesh(P(AXES, None)))
         return value_BxC[:, None, None, :]
 
     def _num_groups(self, num_examples: int) -> int:
@@ -111,7 +111,7 @@ class BatchNorm(nnx.Module):
     def _membership(self, num_examples: int) -> jax.Array:
         group_B = jnp.arange(num_examples) // self.group_size
         member_BxG = jax.nn.one_hot(group_B, num_examples // self.group_size)
-        return spread(member_BxG, ALL)
+        return spread(member_BxG, AXES)
 
     def _move(self, running: nnx.BatchStat, value_GxC: jax.Array) -> None:
         value_C = jnp.mean(value_GxC, axis=0)
@@ -120,7 +120,7 @@ class BatchNorm(nnx.Module):
 
 def _are_local(num_groups: int) -> bool:
     """Whether several groups of examples lie whole on one device each."""
-    return num_groups > 1 and num_groups % mesh.current_axis_size(ALL) == 0
+    return num_groups > 1 and num_groups % mesh.current_axis_size(AXES) == 0
 
 
 def _exact_einsum(formula: str, member_BxG: jax.Array, x: jax.Array, out_sharding: P | None) -> jax.Array:
@@ -145,7 +145,7 @@ class Head(nnx.Module):
             (num_channels, num_classes),
             init=normal(0.01),
             spec=P(SHARDS, None),
-            out_spec=P(ALL, None),
+            out_spec=P(AXES, None),
             gathered=SHARDS,
         )
 
@@ -172,10 +172,10 @@ def spread_over_all_devices(x_Bx: jax.Array) -> jax.Array:
     Raises:
         ConfigError: there are not equally many examples for each device.
     """
-    num_devices = mesh.current_axis_size(ALL)
+    num_devices = mesh.current_axis_size(AXES)
     check(
         len(x_Bx) % num_devices == 0,
         f"a batch of {len(x_Bx)} examples does not divide over {num_devices} devices, as a convolutional network "
         "needs: change data.batch_size or data.eval_batch_size",
     )
-    return spread(x_Bx, ALL)
+    return spread(x_Bx, AXES)

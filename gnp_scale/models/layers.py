@@ -29,10 +29,10 @@ def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) ->
     return nnx.Param(init(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
 
 
-def apply_gathered(
-    fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array, axes: tuple[str, ...]
-) -> jax.Array:
-    """`fn(x, kernel)` with the kernel cast to the type of `x` and then gathered over `axes`.
+def with_gathered_kernel(
+    fn: Callable[[jax.Array, jax.Array], jax.Array], axes: tuple[str, ...]
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`fn(x, kernel)`, which casts the kernel to the type of `x` and then gathers it over `axes`.
 
     The backward pass gathers again: whole kernels kept from the forward pass would undo the sharding of the parameters.
     """
@@ -41,7 +41,7 @@ def apply_gathered(
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return fn(x, mesh.gather(kernel.astype(x.dtype), axes))
 
-    return run(x, kernel)
+    return run
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -88,7 +88,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x_Bx: jax.Array) -> jax.Array:
         contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        y_Bx = apply_gathered(contract, x_Bx, self.kernel[...], self.gathered)
+        y_Bx = with_gathered_kernel(contract, self.gathered)(x_Bx, self.kernel[...])
         return y_Bx if self.bias is None else add_bias(y_Bx, self.bias[...])
 
 

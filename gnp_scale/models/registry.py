@@ -18,7 +18,7 @@ type Params = dict[str, Any]
 type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
-# What a family makes no use of must be left at its default, so that nobody believes in an effect.
+# An option that a family does not use must keep its default, so that nobody believes in an effect.
 _ONLY_TRANSFORMERS = ("patch_size", "pool", "depth", "width", "num_heads", "drop_path", "remat", "scan_layers")
 _FAMILIES = {
     **dict.fromkeys(vit.SIZES, (vit.VisionTransformer, ("stem", "num_bn_groups"))),
@@ -31,7 +31,7 @@ NAMES = tuple(_FAMILIES)
 
 @dataclass(frozen=True)
 class Model:
-    """A network; call its functions under `jax.jit`, with the mesh set."""
+    """A kind of network; call its functions under `jax.jit`, with the mesh set."""
 
     build: Callable[[jax.Array], Any]
     """The network with parameters drawn from a key."""
@@ -41,33 +41,25 @@ class Model:
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
         """Parameters and batch statistics before training, every leaf born sharded on the current mesh."""
         network = self.build(key)
-        return _values(network, nnx.Param), _values(network, nnx.BatchStat)
+        return _values(network, nnx.Param), batch_stats_of(network)
 
-    def apply(
-        self,
-        params: Params,
-        batch_stats: BatchStats,
-        image_BxHxWxC: jax.Array,
-        *,
-        train: bool,
-        key_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, BatchStats]:
-        """Logits of normalised images, float32 of shape (B, classes), and the batch statistics after them.
+    def network(self, params: Params, batch_stats: BatchStats) -> Callable[..., jax.Array]:
+        """`network(image_BxHxWxC, *, train, key_B=None)`: logits of normalised images, float32 of shape (B, classes).
 
-        Args:
-            params: As `init` returns them.
-            batch_stats: As `init` or `apply` return them. Only training changes them.
-            image_BxHxWxC: Floats, the examples sharded over `mesh.BATCH`, and the logits likewise.
-            train: Normalise with statistics of the batch; drop what the configuration drops, where keys are given.
-            key_B: A key for each example.
+        The images are floats, the examples sharded over `mesh.BATCH`, and the logits likewise. In training, statistics
+        of the batch normalise, `batch_stats_of(network)` are those after it, and what the configuration drops is
+        dropped, where there is a key for each example.
         """
-        network = nnx.merge(self._graph, params, batch_stats)
-        logits_BxK = network(image_BxHxWxC, train=train, key_B=key_B)
-        return logits_BxK, _values(network, nnx.BatchStat)
+        return nnx.merge(self._graph, params, batch_stats)
 
     @cached_property
     def _graph(self) -> Any:
         return nnx.graphdef(jax.eval_shape(self.build, jax.random.key(0)))
+
+
+def batch_stats_of(network: Any) -> BatchStats:
+    """The batch statistics of a network; those of an earlier `network`, but for what training has changed since."""
+    return _values(network, nnx.BatchStat)
 
 
 def _values(network: Any, kind: type[nnx.Variable]) -> dict[str, Any]:
@@ -78,7 +70,7 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
     """The network of `config` for images of `image_shape` (height, width, channels), trained in such batches.
 
     Raises:
-        ConfigError: no network has this name; it makes no use of an option that is set; or a transformer's patches,
+        ConfigError: no network has this name; it does not use an option that is set; or a transformer's patches,
             heads, or the current mesh's tensor axis do not divide what they must.
     """
     if config.name not in _FAMILIES:
@@ -88,7 +80,7 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
         value, default = getattr(config, option), getattr(ModelConfig, option)
         check(
             value == default,
-            f"model.{option} is {value}, of which {config.name} makes no use: leave it at {default}",
+            f"model.{option} is {value}, which {config.name} does not use: leave it at {default}",
         )
     build = partial(network, config=config, image_shape=image_shape, num_classes=num_classes)
     if config.name in vit.SIZES:
@@ -109,7 +101,7 @@ def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> s
         num_parts: Parts of the batch that are computed one after the other.
     """
     has_batch_norm = "num_bn_groups" not in _FAMILIES[config.name][1]
-    num_devices = mesh.current_axis_size(mesh.ALL)
+    num_devices = mesh.current_axis_size(mesh.AXES)
     num_groups = num_devices * num_parts
     can_be_cut = batch_size % num_groups == 0 and batch_size > num_groups
     if not has_batch_norm or config.num_bn_groups != 1 or num_devices == 1 or not can_be_cut:
@@ -124,4 +116,4 @@ def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> s
 def _unknown_name(name: str) -> str:
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"model.name is {name}, which is not in the zoo: {hint}choose one of {', '.join(NAMES)}"
+    return f"model.name is {name}, which is no network here: {hint}choose one of {', '.join(NAMES)}"

@@ -104,7 +104,7 @@ class ResNet(nnx.Module):
         self.blocks = nnx.Dict(blocks)
         self.head = Head(head_key, num_out, num_classes)
 
-    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None) -> jax.Array:
+    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
         del key_B  # Nothing is random here.
         x_BxHxWxC = spread_over_all_devices(image_BxHxWxC.astype(self.dtype))
         x_BxHxWxC = jax.nn.relu(self.norm(self.conv(x_BxHxWxC), train))

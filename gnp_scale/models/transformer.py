@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import xavier_uniform
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from gnp_scale import mesh
 from gnp_scale.config import check
@@ -21,7 +22,7 @@ TOKENS = P(BATCH, None, None)
 
 
 @dataclass(frozen=True)
-class Size:
+class ViTConfig:
     """Dimensions of a vision transformer."""
 
     width: int
@@ -35,7 +36,7 @@ class Size:
 class Block(nnx.Module):
     """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
 
-    def __init__(self, key: jax.Array, size: Size, dropout_rate: float) -> None:
+    def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         attention_key, mlp_key = jax.random.split(key)
         self.dropout_rate = dropout_rate
         self.norm_attention = LayerNorm(key, size.width)
@@ -43,7 +44,10 @@ class Block(nnx.Module):
         self.norm_mlp = LayerNorm(key, size.width)
         self.mlp = Mlp(mlp_key, size, dropout_rate)
 
-    def __call__(self, x_BxNxD: jax.Array, drop_rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxNxD: jax.Array, number: ArrayLike, drop_rate: jax.Array | None, key_B: jax.Array | None
+    ) -> jax.Array:
+        key_B = fold(key_B, number)
         y_BxNxD = dropout(self.attention(self.norm_attention(x_BxNxD)), self.dropout_rate, fold(key_B, 0))
         x_BxNxD += drop_path(y_BxNxD, drop_rate, fold(key_B, 1))
         y_BxNxD = dropout(self.mlp(self.norm_mlp(x_BxNxD), fold(key_B, 2)), self.dropout_rate, fold(key_B, 3))
@@ -56,14 +60,17 @@ class ParallelBlock(nnx.Module):
     Attention has no bias of its own: that of its output and that of the MLP's would only ever appear as their sum.
     """
 
-    def __init__(self, key: jax.Array, size: Size, dropout_rate: float) -> None:
+    def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         attention_key, mlp_key = jax.random.split(key)
         self.dropout_rate = dropout_rate
         self.norm = RMSNorm(key, size.width)
         self.attention = Attention(attention_key, size)
         self.mlp = Mlp(mlp_key, size, dropout_rate)
 
-    def __call__(self, x_BxNxD: jax.Array, drop_rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BxNxD: jax.Array, number: ArrayLike, drop_rate: jax.Array | None, key_B: jax.Array | None
+    ) -> jax.Array:
+        key_B = fold(key_B, number)
         y_BxNxD = self.norm(x_BxNxD)
         y_BxNxD = self.attention(y_BxNxD) + self.mlp(y_BxNxD, fold(key_B, 0))
         y_BxNxD = dropout(y_BxNxD, self.dropout_rate, fold(key_B, 1))
@@ -73,7 +80,7 @@ class ParallelBlock(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention; in a parallel block without biases and with normalised queries and keys."""
 
-    def __init__(self, key: jax.Array, size: Size) -> None:
+    def __init__(self, key: jax.Array, size: ViTConfig) -> None:
         check_heads(size.num_heads)
         width, num_heads = size.width, size.num_heads
         self.num_heads = num_heads
@@ -111,7 +118,7 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two dense layers with a GELU (its tanh approximation, as in big_vision) between them."""
 
-    def __init__(self, key: jax.Array, size: Size, dropout_rate: float) -> None:
+    def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         in_key, out_key = jax.random.split(key)
         self.dropout_rate = dropout_rate
         self.in_proj = Dense(

@@ -12,31 +12,30 @@ from flax import nnx
 from gnp_kernels.trees import wide
 from jax.nn.initializers import lecun_normal, normal, zeros
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike
 
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import BATCH, on_mesh
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
-from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, Size
+from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig
 
 SIZES = {
-    "vit_mu": Size(32, 1, 128, 2),  # For tests, as in big_vision.
+    "vit_mu": ViTConfig(32, 1, 128, 2),  # For tests, as in big_vision.
     # Table 2 of arXiv 2106.04560, with M as in big_vision and H of table 1 of arXiv 2010.11929.
-    "vit_ti": Size(192, 12, 768, 3),
-    "vit_s": Size(384, 12, 1536, 6),
-    "vit_m": Size(512, 12, 2048, 8),
-    "vit_b": Size(768, 12, 3072, 12),
-    "vit_l": Size(1024, 24, 4096, 16),
-    "vit_h": Size(1280, 32, 5120, 16),
-    "vit_g": Size(1408, 40, 6144, 16),  # ViT-g, of 1.0 billion parameters.
-    "vit_gg": Size(1664, 48, 8192, 16),  # ViT-G, of 1.8 billion.
+    "vit_ti": ViTConfig(192, 12, 768, 3),
+    "vit_s": ViTConfig(384, 12, 1536, 6),
+    "vit_m": ViTConfig(512, 12, 2048, 8),
+    "vit_b": ViTConfig(768, 12, 3072, 12),
+    "vit_l": ViTConfig(1024, 24, 4096, 16),
+    "vit_h": ViTConfig(1280, 32, 5120, 16),
+    "vit_g": ViTConfig(1408, 40, 6144, 16),  # ViT-g, of 1.0 billion parameters.
+    "vit_gg": ViTConfig(1664, 48, 8192, 16),  # ViT-G, of 1.8 billion.
     # Table 1 of arXiv 2302.05442.
-    "vit_22b": Size(6144, 48, 24576, 48, parallel=True),
+    "vit_22b": ViTConfig(6144, 48, 24576, 48, parallel=True),
 }
 
 
-def size_of(config: ModelConfig) -> Size:
+def size_of(config: ModelConfig) -> ViTConfig:
     """The size that `config` names, with its overrides; another width has an MLP four times as wide."""
     size = SIZES[config.name]
     if config.width is not None:
@@ -75,6 +74,7 @@ class VisionTransformer(nnx.Module):
         embed_key, position_key, blocks_key = jax.random.split(key, 3)
         num_tokens = (image_shape[0] // patch) * (image_shape[1] // patch) + (config.pool == "token")
         self.config, self.size = config, size
+        self.block = ParallelBlock if size.parallel else Block
         self.embed = Dense(
             embed_key,
             "bhpwqc,pqcd->bhwd",
@@ -101,19 +101,29 @@ class VisionTransformer(nnx.Module):
 
     def _make_blocks(self, keys: jax.Array) -> Any:
         def make(key: jax.Array) -> Block | ParallelBlock:
-            block = ParallelBlock if self.size.parallel else Block
-            return block(key, self.size, self.config.dropout)
+            return self.block(key, self.size, self.config.dropout)
 
         if self.config.scan_layers:
             return jax.vmap(make)(keys)
         return nnx.Dict({f"{number:02d}": make(key) for number, key in enumerate(keys)})
 
-    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None) -> jax.Array:
+    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
+        config, depth = self.config, self.size.depth
         key_B = key_B if train else None
-        x_BxNxD = self._embed_patches(image_BxHxWxC.astype(self.config.dtype))
-        x_BxNxD = dropout(x_BxNxD, self.config.dropout, fold(key_B, self.size.depth))
-        x_BxNxD = self.norm(self._run_blocks(x_BxNxD, key_B)).astype(jnp.float32)
-        x_BxD = x_BxNxD[:, 0] if self.config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
+        x_BxNxD = self._embed_patches(image_BxHxWxC.astype(config.dtype))
+        x_BxNxD = dropout(x_BxNxD, config.dropout, fold(key_B, depth))
+        drop_rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else None
+        run = self.block.__call__
+        if config.remat:
+            run = jax.checkpoint(run, prevent_cse=not config.scan_layers)
+        if config.scan_layers:
+            layers = self.blocks, jnp.arange(depth), drop_rates
+            x_BxNxD, _ = jax.lax.scan(lambda x, layer: (run(layer[0], x, *layer[1:], key_B), None), x_BxNxD, layers)
+        else:
+            for number, block in enumerate(self.blocks.values()):
+                x_BxNxD = run(block, x_BxNxD, number, None if drop_rates is None else drop_rates[number], key_B)
+        x_BxNxD = self.norm(x_BxNxD).astype(jnp.float32)
+        x_BxD = x_BxNxD[:, 0] if config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
         return self.head(x_BxD)
 
     def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
@@ -129,18 +139,3 @@ class VisionTransformer(nnx.Module):
             token_Bx1xD = jnp.broadcast_to(wide(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
             x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
         return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))
-
-    def _run_blocks(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        def run(x_BxNxD: jax.Array, layer: tuple[Any, ArrayLike, jax.Array | None]) -> tuple[jax.Array, None]:
-            block, number, drop_rate = layer
-            return block(x_BxNxD, drop_rate, fold(key_B, number)), None
-
-        config, depth = self.config, self.size.depth
-        if config.remat:
-            run = jax.checkpoint(run, prevent_cse=not config.scan_layers)
-        drop_rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else None
-        if config.scan_layers:
-            return jax.lax.scan(run, x_BxNxD, (self.blocks, jnp.arange(depth), drop_rates))[0]
-        for number, block in enumerate(self.blocks.values()):
-            x_BxNxD, _ = run(x_BxNxD, (block, number, None if drop_rates is None else drop_rates[number]))
-        return x_BxNxD

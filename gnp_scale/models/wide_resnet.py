@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.mesh import ALL
+from gnp_scale.mesh import AXES
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, spread, spread_over_all_devices
 from gnp_scale.models.layers import dropout, fold
 
@@ -63,8 +63,8 @@ class WideResNet(nnx.Module):
         self.norm = BatchNorm(key, num_out, bn_group_size)
         self.head = Head(head_key, num_out, num_classes)
 
-    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None) -> jax.Array:
-        key_B = spread(key_B, ALL) if train and key_B is not None else None
+    def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
+        key_B = spread(key_B, AXES) if train and key_B is not None else None
         x_BxHxWxC = self.conv(spread_over_all_devices(image_BxHxWxC.astype(self.dtype)))
         for number, block in enumerate(self.blocks.values()):
             x_BxHxWxC = block(x_BxHxWxC, train, fold(key_B, number))

@@ -34,7 +34,7 @@ class Throughput:
         self._batch_size, self._num_passes = batch_size, num_passes
         self._peak = peak_flops_per_s(jax.devices()[0].device_kind)
         self._flops_per_pass = 0 if self._peak is None else flops_per_pass()
-        self._step, self._stages, self._life = start_step, recorder.stages, recorder.life
+        self._step, self._stages, self._history = start_step, recorder.stages, recorder.history
         self._trained_s, self._waited_s = self._seconds()
 
     @contextlib.contextmanager
@@ -66,7 +66,7 @@ class Throughput:
             "perf/images_per_s": self._batch_size * num_steps / window_s,
             "perf/step_ms": 1000 * window_s / num_steps,
             "perf/data_wait_ms": 1000 * (waited_s - self._waited_s) / num_steps,
-            "perf/goodput": self._life().goodput,
+            "perf/goodput": self._history().goodput,
         }
         if self._peak is not None:
             num_flops = self._flops_per_pass * self._num_passes[self._step : step].sum()

@@ -45,7 +45,7 @@ class Report:
     in_stage_s: float
     """When it was sent."""
     moment: int
-    """The `Moment.number` of this stage."""
+    """The `StageRecord.number` of this stage."""
     beat: int
     """Rises with each report; 0 before the first."""
     heard_s: float

@@ -1,4 +1,4 @@
-"""What became of the time of a run, over its whole life and all its starts: the record in its folder, and its sums.
+"""What became of the time of a run, over all its starts: the record in its folder, and its sums.
 
 `goodput.jsonl` only grows. A line tells where one start of the run stands, so that the last one of each start is what
 a SIGKILL leaves; a line with an exit code closes the start before it. Nothing here needs JAX or a device.
@@ -55,7 +55,7 @@ _FIELDS = tuple(field.name for field in fields(Start))
 
 
 @dataclass(frozen=True)
-class Life:
+class RunHistory:
     """All starts of a run, and what they come to; `now` is the Unix time until which a running one is counted."""
 
     starts: tuple[Start, ...]
@@ -101,7 +101,7 @@ class Life:
 class Recorder:
     """Appends, while it is entered, to the record of a run where this start stands, from a thread of its own.
 
-    Processes other than the main one know the life of the run as well, but write nothing.
+    Processes other than the main one know the history of the run as well, but write nothing.
     """
 
     def __init__(self, run_dir: Path, stages: Stages, is_writer: bool) -> None:
@@ -152,9 +152,9 @@ class Recorder:
         if self._is_writer:
             self._append({**self._line(), "exit": int(code)})
 
-    def life(self) -> Life:
-        """The life of the run until now."""
-        return Life((*self._earlier, _parse(self._line())))
+    def history(self) -> RunHistory:
+        """The history of the run until now."""
+        return RunHistory((*self._earlier, _parse(self._line())))
 
     def _line(self) -> dict[str, Any]:
         now, now_s = self.stages.now, time.perf_counter()
@@ -189,7 +189,7 @@ class Recorder:
 def _history(run_dir: Path) -> tuple[tuple[Start, ...], int | None]:
     """The earlier starts of a run and its last logged step; nothing where they cannot be read."""
     try:
-        return read_life(run_dir).starts, (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
+        return read_history(run_dir).starts, (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
     except OSError as error:
         say(f"the record of earlier starts cannot be read ({error}): time and goodput are those of this start alone")
         return (), None
@@ -223,14 +223,14 @@ def append_exit(run_dir: Path, code: Exit) -> None:
         Outage(path, "the exit code is not recorded").begin(error)
 
 
-def read_life(run_dir: Path) -> Life:
-    """The life of the run in `run_dir` by its record; of no starts without one. Raises what `read_rows` does."""
+def read_history(run_dir: Path) -> RunHistory:
+    """The history of the run in `run_dir` by its record; without one it has no starts. Raises what `read_rows` does."""
     starts: list[Start] = []
     for row in read_rows(run_dir / GOODPUT_FILE):
         # What lacks a field, or has it otherwise, is damaged or of another version.
         with contextlib.suppress(KeyError, TypeError):
             _follow(starts, row)
-    return Life(tuple(starts))
+    return RunHistory(tuple(starts))
 
 
 def _follow(starts: list[Start], row: Mapping[str, Any]) -> None:

@@ -172,7 +172,7 @@ def coordination() -> tuple[Any, int, int]:
     return state.client, state.process_id, state.num_processes
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits for the other processes, as long as they may compile; all call it, equally often.
 
     The first collective has less patience: Gloo gives the others 30 s, and one may compile for longer than another.

@@ -26,7 +26,7 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True)
-class Moment:
+class StageRecord:
     """Where a process is; `since_s` is on the clock of `time.perf_counter`."""
 
     stage: Stage
@@ -55,7 +55,7 @@ class Stages:
     """
 
     def __init__(self) -> None:
-        self.now = Moment(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
+        self.now = StageRecord(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -71,7 +71,7 @@ class Stages:
     def _move(self, stage: Stage, step: int) -> None:
         with self._lock:
             now_s = time.perf_counter()
-            self.now = Moment(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)
+            self.now = StageRecord(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)
 
     def skip(self, seconds: float) -> None:
         """Counts the last `seconds` to no stage: this process was stopped meanwhile."""

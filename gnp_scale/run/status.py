@@ -11,7 +11,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.console import make_console
 from gnp_scale.run.files import newest_row
-from gnp_scale.run.history import METRICS_FILE, Life, Start, append_interval_s, read_life
+from gnp_scale.run.history import METRICS_FILE, RunHistory, Start, append_interval_s, read_history
 from gnp_scale.run.stages import Stage
 
 _ENDED: Mapping[int, str] = {
@@ -41,13 +41,13 @@ def print_status(run_dir: Path) -> None:
     console = make_console()
     try:
         num_steps = _num_steps(run_dir)
-        life = read_life(run_dir)
-        overview = _overview(run_dir, life, num_steps)
+        history = read_history(run_dir)
+        overview = _overview(run_dir, history, num_steps)
     except OSError as error:
         raise ConfigError(f"{run_dir} cannot be read ({error.strerror}): give the folder of a run") from error
     console.print(overview)
-    if life.starts:
-        console.print(_times(life), _starts(life))
+    if history.starts:
+        console.print(_times(history), _starts(history))
 
 
 def _num_steps(run_dir: Path) -> int:
@@ -60,28 +60,28 @@ def _num_steps(run_dir: Path) -> int:
         raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or begin a new run") from error
 
 
-def _overview(run_dir: Path, life: Life, num_steps: int) -> Table:
+def _overview(run_dir: Path, history: RunHistory, num_steps: int) -> Table:
     loss = newest_row(run_dir / METRICS_FILE, "train/loss")
     saved = _newest_checkpoint(run_dir)
     table = Table(title="run", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("folder", str(run_dir))
-    table.add_row("state", state(life, time.time()))
-    table.add_row("step", f"{life.starts[-1].step if life.starts else 0:,} of {num_steps:,}")
+    table.add_row("state", state(history, time.time()))
+    table.add_row("step", f"{history.starts[-1].step if history.starts else 0:,} of {num_steps:,}")
     table.add_row("loss", f"{float(loss['train/loss']):.4g} at step {loss['step']:,}" if loss else "not logged yet")
     table.add_row("newest checkpoint", f"step {saved:,}" if saved is not None else "none")
-    table.add_row("starts", str(len(life.starts)))
-    table.add_row("steps lost", f"{life.num_lost_steps:,} ({life.lost_s:.0f} s)")
-    table.add_row("goodput", f"{life.goodput:.1%} of {life.wall_s:,.0f} s")
+    table.add_row("starts", str(len(history.starts)))
+    table.add_row("steps lost", f"{history.num_lost_steps:,} ({history.lost_s:.0f} s)")
+    table.add_row("goodput", f"{history.goodput:.1%} of {history.wall_s:,.0f} s")
     return table
 
 
-def state(life: Life, now: float) -> str:
+def state(history: RunHistory, now: float) -> str:
     """What the run is doing at Unix time `now`, or how its last start ended."""
-    if not life.starts:
+    if not history.starts:
         return "not started"
-    last = life.starts[-1]
+    last = history.starts[-1]
     if last.exit is not None:
         return _ENDED.get(last.exit, f"failed, exit code {last.exit}")
     silent_s = now - last.time
@@ -97,22 +97,22 @@ def _newest_checkpoint(run_dir: Path) -> int | None:
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
-def _times(life: Life) -> Table:
+def _times(history: RunHistory) -> Table:
     table = Table(title="time of all starts")
     table.add_column("stage")
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
-    for name, seconds in life.stage_s.items():
-        table.add_row(_STAGES[name], f"{seconds:,.1f}", f"{seconds / life.wall_s:.1%}" if life.wall_s else "")
+    for name, seconds in history.stage_s.items():
+        table.add_row(_STAGES[name], f"{seconds:,.1f}", f"{seconds / history.wall_s:.1%}" if history.wall_s else "")
     return table
 
 
-def _starts(life: Life) -> Table:
+def _starts(history: RunHistory) -> Table:
     table = Table(title="starts")
     for column in ("began", "from step", "to step", "first step after", "ended"):
         table.add_column(column, justify="left" if column in ("began", "ended") else "right")
-    for start in life.starts:
-        table.add_row(*_cells(start, is_last=start is life.starts[-1]))
+    for start in history.starts:
+        table.add_row(*_cells(start, is_last=start is history.starts[-1]))
     return table
 
 

@@ -47,12 +47,12 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainSta
 
 
 def _make_eval_step(task: Task) -> Any:
-    """The sums of loss and correct answers, with those of a batch added; padding, told by its mask, adds nothing."""
+    """The sums of loss and correct answers, with those of a batch added; the mask excludes padding."""
 
     @partial(jax.jit, donate_argnames="totals")
     def eval_step(params: Any, batch_stats: Any, batch: dict[str, jax.Array], totals: Totals) -> Totals:
         image = normalise(batch["image"], task.dataset)
-        logits_BxK, _ = task.model.apply(params, batch_stats, image, train=False)
+        logits_BxK = task.model.network(params, batch_stats)(image, train=False)
         target_BxK = jax.nn.one_hot(batch["label"], task.dataset.num_classes)
         values = {
             "loss": losses.softmax_cross_entropy(logits_BxK, target_BxK),

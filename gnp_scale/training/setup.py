@@ -111,7 +111,7 @@ class Task:
         """FLOPs of one forward and backward pass over a batch, three times those of the forward pass."""
 
         def forward(state: TrainState, image: jax.Array) -> jax.Array:
-            return self.model.apply(state.params, state.batch_stats, image, train=False)[0]
+            return self.model.network(state.params, state.batch_stats)(image, train=False)
 
         image = self.abstract_batch()["image"]
         image = jax.ShapeDtypeStruct(image.shape, jnp.float32, sharding=image.sharding)

@@ -13,6 +13,7 @@ from gnp_scale import losses
 from gnp_scale.data.augment import finish, prepare
 from gnp_scale.gnp import Penalized, Phase, combine
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
+from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
 from gnp_scale.training.penalty import MOMENTUM
@@ -81,9 +82,8 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
 
     def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
         examples = finish(examples, config.data, task.dataset)
-        logits_BxK, batch_stats = task.model.apply(
-            params, batch_stats, examples["image"], train=True, key_B=examples["key"]
-        )
+        network = task.model.network(params, batch_stats)
+        logits_BxK = network(examples["image"], train=True, key_B=examples["key"])
         target_BxK = losses.smooth(examples["target"], config.train.label_smoothing)
         loss = jnp.mean(losses.softmax_cross_entropy(logits_BxK, target_BxK))
         if config.optim.l2_in_loss:
@@ -91,7 +91,7 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
         # Of a mixed example, the class that it has most of.
         label_B = jnp.argmax(examples["target"], axis=-1)
         accuracy = jnp.mean(losses.top_k_correct(logits_BxK, label_B, k=1))
-        return loss, (batch_stats, accuracy)
+        return loss, (batch_stats_of(network), accuracy)
 
     return loss_fn
 
