@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     fingerprint.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
     fingerprint.set_defaults(command=_fingerprint, takes_flags=False)
 
-    status = commands.add_parser("status", help="where a run stands, and what became of its time")
+    status = commands.add_parser("status", help="the state of a run, and how it spent its time")
     status.add_argument("run_dir", metavar="RUN", help="folder of the run, which may be running")
     status.set_defaults(command=_status, takes_flags=False)
 

@@ -21,7 +21,7 @@ class Exit(IntEnum):
     HUNG = 76
     """This process or another was late, silent or dead, or processes did not find each other: start it again."""
     DIVERGED = 77
-    """The loss is not finite any more: starting again would come to the same."""
+    """The loss is not finite any more: a restart gives the same result."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C with nothing saved: by a second one while training, or in another command."""
 

@@ -136,8 +136,8 @@ def test_wrong_bytes_are_discarded(server: Server, tmp_path: Path):
 @pytest.mark.parametrize(
     ("statuses", "expected", "num_requests"),
     [
-        ([404], "cannot be had: HTTP Error 404: Not Found; name another mirror with --url", 1),
-        ([403], "cannot be had: HTTP Error 403: Forbidden; name another mirror with --url", 1),
+        ([404], "cannot be downloaded: HTTP Error 404: Not Found; name another mirror with --url", 1),
+        ([403], "cannot be downloaded: HTTP Error 403: Forbidden; name another mirror with --url", 1),
         ([500] * 9, f"could not be fetched in {module.NUM_ATTEMPTS} attempts: HTTP Error 500", module.NUM_ATTEMPTS),
     ],
 )

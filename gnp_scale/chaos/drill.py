@@ -108,7 +108,7 @@ class Drill:
 def _send(kill: Kill, job: LocalJob, folder: Path, visits_s: dict[Stage, list[float]]) -> Stage | None:
     """Waits for the moment of a kill and sends it; returns the stage it met, None where a process ends before."""
     watched = _file(folder, _STAGES, kill.victims[0])
-    # SIGKILL may come before the first line of Python; any other signal would find nobody there who takes it.
+    # SIGKILL may come before the first line of Python. For other signals, no handler is installed by then.
     at_once = kill.stage == Stage.START and kill.signal == signal.SIGKILL
     while not at_once and sum(row["stage"] == kill.stage for row in _rows(watched)) < kill.visit:
         if not job.is_whole:

@@ -1,4 +1,4 @@
-"""What a drill kills, when and how, and what is to come of it."""
+"""What a drill kills, when and how, and which end is expected."""
 
 import random
 import signal

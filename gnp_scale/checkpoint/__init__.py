@@ -1,4 +1,4 @@
-"""Checkpoints: written whole behind training, trusted only when whole, and good only when training went on soundly."""
+"""Checkpoints: written while training goes on, used only if every byte is right, and good only after healthy steps."""
 
 from gnp_scale.checkpoint.manager import Checkpoints
 from gnp_scale.checkpoint.restore import fingerprint, load_newest

@@ -27,7 +27,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp*"
 _DELETED = "deleted"
 
 
-# Orbax logs a traceback for each of its threads that an error passes; the error is raised too, and told in one line.
+# Orbax logs a traceback in every thread that sees an error. The error is raised as well, and printed in one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 

@@ -135,7 +135,7 @@ def _transfer_with_retries(url: str, part: Path, report: Callable[[int, int | No
         except NETWORK_ERRORS as error:
             failure = error
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in PASSING_STATUSES:
-                raise DownloadError(f"{url} cannot be had: {error}; name another mirror with --url") from error
+                raise DownloadError(f"{url} cannot be downloaded: {error}; name another mirror with --url") from error
     raise DownloadError(
         f"{url} could not be fetched in {NUM_ATTEMPTS} attempts: {failure}; run the command again to go on from "
         "there, or name another mirror with --url"

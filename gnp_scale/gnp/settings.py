@@ -144,7 +144,7 @@ class Gnp:
     def is_active(self, r: Any, alpha: Any) -> Any:
         """Whether the penalty has an effect with these values; with "gsam" alpha = 0 is SAM.
 
-        NaN has one: it turns u into NaN, where the penalty would else be off without a word.
+        NaN has one: it turns u into NaN. Otherwise the penalty would be off without a message.
         """
         return _is_on(r) & (_is_on(alpha) | (self.blend == "gsam"))
 

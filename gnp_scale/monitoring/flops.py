@@ -41,8 +41,8 @@ def flops(fn: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix multiplications and convolutions of `fn(*args)`, over all devices together.
 
     A multiply-add is 2. The body of a `scan` counts once an iteration, that of a `shard_map` once a shard, and of a
-    `cond` the dearest branch. Products with the zeros of a convolution's padding or dilation do not count, so that the
-    gradient of a convolution costs twice its forward pass. What `jax.checkpoint` computes again counts again.
+    `cond` the most expensive branch. Products with the zeros of a convolution's padding or dilation do not count, so
+    that the gradient of a convolution costs twice its forward pass. What `jax.checkpoint` computes again counts again.
 
     Args:
         fn: A function that JAX can trace. It is not run.

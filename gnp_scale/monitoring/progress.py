@@ -63,7 +63,7 @@ def _words(scalars: Mapping[str, float]) -> str:
 
 
 def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], seconds: float) -> None:
-    """A table of what a run came to, where it is, and how to look at it."""
+    """A table of the results of a run, its folder, and the command to look at it."""
     table = Table(title="finished", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""The one way of metrics out of a run: device -> host -> run folder and terminal."""
+"""The only path of metrics: device -> host -> run folder and terminal."""
 
 from collections import deque
 from collections.abc import Callable, Mapping

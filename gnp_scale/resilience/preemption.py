@@ -144,7 +144,7 @@ class StopRequest:
                 notice = self._client.blocking_key_value_get(_NOTICE, _HEAR_TIMEOUT_MS)
             except Exception as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    return  # process 0 is gone, which is the watchdog's affair
+                    return  # process 0 is gone, and the watchdog ends the run
         self._start_clock()
         self._follow_plan(notice)
 

@@ -25,18 +25,18 @@ ROLLBACKS_FILE = "rollbacks.json"
 
 @dataclass(frozen=True)
 class Rollback:
-    """One return from `bad_step` to the state after `good_step`; it rules over all later steps."""
+    """One return from `bad_step` to the state after `good_step`; it holds for all later steps."""
 
     good_step: int
     bad_step: int
     num_passed_batches: int
-    """By which the batch of a step lies further on in the stream than it would have done without any rollback."""
+    """Added to the index of a step's batch in the stream, so that batches are not repeated after rollbacks."""
     plain_until: int
     """Last step without the penalty; `good_step` where there is none."""
 
 
 class Rollbacks:
-    """All rollbacks of the life of a run, in the order in which they happened; the same in every process.
+    """All rollbacks of a run, in the order in which they happened; the same in every process.
 
     Raises:
         ConfigError: the file of them is damaged or cannot be read, or `config` asks for rollbacks that cannot be.

@@ -104,7 +104,7 @@ class Outage:
         self.reason = error.strerror or str(error)
 
     def end(self, what: str) -> None:
-        """Tells that a write succeeded; `what` says what became of the file."""
+        """Reports that a write succeeded; `what` says how the file is now."""
         if self.reason is not None:
             self.reason = None
             say(f"{self._path} can be written again: {what}")

@@ -1,4 +1,4 @@
-"""What became of the time of a run, over all its starts: the record in its folder, and its sums.
+"""How a run spent its time, over all its starts: the record in its folder, and its sums.
 
 `goodput.jsonl` only grows. A line tells where one start of the run stands, so that the last one of each start is what
 a SIGKILL leaves; a line with an exit code closes the start before it. Nothing here needs JAX or a device.

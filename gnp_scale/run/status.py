@@ -1,4 +1,4 @@
-"""`gnp-scale status`: where a run stands and what became of its time, from the files in its folder alone."""
+"""`gnp-scale status`: the state of a run and how it spent its time, from the files in its folder alone."""
 
 import json
 import time
