@@ -1,6 +1,6 @@
 """Estimates of cycles on TPUs that are not here, kernels against XLA: `python -m benchmarks.kernels_tpu [CHIP ...]`.
 
-All numbers come from the TPU compiler (`make tpu-compiler`) and `gnp_kernels.tpu_estimates`; none was measured.
+All numbers come from the TPU compiler (`make tpu-compiler`) and `benchmarks.tpu_estimates`; none was measured.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from gnp_kernels import AdamW, Implementation
 from gnp_kernels.pallas_plan import Plan
-from gnp_kernels.tpu_estimates import CHIPS, Chip, Kernel, Xla, schedules
 
+from benchmarks.tpu_estimates import CHIPS, Chip, Kernel, Xla, schedules
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.models import registry

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from gnp_kernels.tpu_estimates import CHIPS
+
+from benchmarks.tpu_estimates import CHIPS
 
 ROOT = Path(__file__).parents[2]
 

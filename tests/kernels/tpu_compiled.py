@@ -9,10 +9,10 @@ import gnp_kernels
 import jax
 import jax.numpy as jnp
 from gnp_kernels.pallas_plan import Plan
-from gnp_kernels.tpu_estimates import CHIPS, Kernel, Xla, schedules
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import kernels_tpu
+from benchmarks.tpu_estimates import CHIPS, Kernel, Xla, schedules
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
 

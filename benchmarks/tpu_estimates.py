@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
-
 from gnp_kernels.pallas_plan import Plan, Streamed
 from gnp_kernels.pallas_views import TILE, padded_size
+from jax.experimental import topologies
 
 
 @dataclass(frozen=True)
