@@ -18,6 +18,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from gnp_scale.checkpoint.metadata import DamagedError, Metadata, verify
 from gnp_scale.mesh import REPLICATED, sharding
+from gnp_scale.run.layout import CHECKPOINTS_FOLDER
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 
@@ -60,7 +61,7 @@ class Store:
     """The checkpoints of a run folder. Of several processes only the main one marks, renames and deletes."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.folder = run_dir.absolute() / "checkpoints"
+        self.folder = run_dir.absolute() / CHECKPOINTS_FOLDER
         self._deletions = ThreadPoolExecutor(max_workers=1)
 
     def close(self) -> None:

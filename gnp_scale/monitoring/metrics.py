@@ -13,9 +13,9 @@ from pathlib import Path
 from gnp_scale.config import ConfigError
 from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.run.files import RecordFile, append_line, replace_file
+from gnp_scale.run.layout import METRICS_FILE
 from gnp_scale.run.streams import say
 
-METRICS_FILE = "metrics.jsonl"
 DAMAGED_FILE = "metrics.jsonl.damaged"
 """Where the lines go that cannot be read: bytes that a power cut or a full disk has left."""
 

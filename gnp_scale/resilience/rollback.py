@@ -18,9 +18,8 @@ from gnp_scale.gnp import Phase
 from gnp_scale.gnp.settings import count_reuses
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.layout import ROLLBACKS_FILE
 from gnp_scale.run.processes import is_main_process
-
-ROLLBACKS_FILE = "rollbacks.json"
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,9 @@ from typing import Any, Self
 from gnp_scale import PROCESS_START_S
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.run.files import Outage, append_line, newest_row, read_rows
+from gnp_scale.run.layout import GOODPUT_FILE, METRICS_FILE
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.streams import say
-
-GOODPUT_FILE = "goodput.jsonl"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)

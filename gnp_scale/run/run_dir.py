@@ -16,10 +16,9 @@ from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run.consensus import all_gather, broadcast
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.layout import CONFIG_FILE, LOCK_FILE
 from gnp_scale.run.processes import is_main_process
 
-CONFIG_FILE = "config.json"
-LOCK_FILE = "lock"
 _LOCK_WAIT_S = 15.0
 """A start may come before the one that it follows has quite ended."""
 

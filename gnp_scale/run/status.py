@@ -11,7 +11,8 @@ from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.console import make_console
 from gnp_scale.run.files import newest_row
-from gnp_scale.run.history import METRICS_FILE, RunHistory, Start, append_interval_s, read_history
+from gnp_scale.run.history import RunHistory, Start, append_interval_s, read_history
+from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE
 from gnp_scale.run.stages import Stage
 
 _ENDED: Mapping[int, str] = {
@@ -51,7 +52,7 @@ def print_status(run_dir: Path) -> None:
 
 
 def _num_steps(run_dir: Path) -> int:
-    path = run_dir / "config.json"
+    path = run_dir / CONFIG_FILE
     try:
         return int(json.loads(path.read_text())["train"]["num_steps"])
     except (FileNotFoundError, NotADirectoryError):
@@ -92,7 +93,7 @@ def state(history: RunHistory, now: float) -> str:
 
 def _newest_checkpoint(run_dir: Path) -> int | None:
     """The highest step among the folders of checkpoints, which get their names once they are whole."""
-    folder = run_dir / "checkpoints"
+    folder = run_dir / CHECKPOINTS_FOLDER
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=None)
 

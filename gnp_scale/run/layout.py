@@ -1,0 +1,8 @@
+"""What a run folder holds, by name."""
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
+METRICS_FILE = "metrics.jsonl"
+GOODPUT_FILE = "goodput.jsonl"
+ROLLBACKS_FILE = "rollbacks.json"
+CHECKPOINTS_FOLDER = "checkpoints"
