@@ -1,4 +1,4 @@
-"""What the parsers of the command line have in common."""
+"""What the parsers of the command line have in common, and the texts of its help."""
 
 import argparse
 import platform
@@ -8,6 +8,24 @@ from typing import Any, NoReturn
 
 from gnp_scale import __version__
 from gnp_scale.checks import ConfigError, closest
+
+EXAMPLES = """\
+examples:
+  train a recipe, into runs/digits-quickstart:
+    gnp-scale train configs/digits.py:quickstart
+  go on with a run that was stopped (by Ctrl-C, a signal or a crash), with the same command:
+    gnp-scale train configs/digits.py:quickstart
+  change values of a recipe, in another folder:
+    gnp-scale train configs/digits.py:quickstart --run-dir runs/sam --gnp.alpha 1.0
+  see every option, with the values of a recipe:
+    gnp-scale train configs/digits.py:quickstart --help
+  evaluate the newest checkpoint of a run:
+    gnp-scale eval runs/digits-quickstart
+  see where a run stands, also while it is running:
+    gnp-scale status runs/digits-quickstart
+  kill runs at random, and see whether they end as one that was not killed:
+    gnp-scale drill configs/digits.py:quickstart --num-kills 3 --train.num-steps 60 --optim.warmup-steps 10
+"""
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp_scale.arguments import Parser, Version, at_least
+from gnp_scale.arguments import EXAMPLES, Parser, Version, at_least
 from gnp_scale.checks import DeviceError, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
@@ -50,7 +50,12 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="gnp-scale", description="Training with a penalty on the gradient norm.")
+    parser = Parser(
+        prog="gnp-scale",
+        description="Training with a penalty on the gradient norm.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action=Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from launcher import Job, run
 
-from gnp_scale import __version__
+from gnp_scale import __version__, recipe
 from gnp_scale.checkpoint import fingerprint
-from gnp_scale.cli import main
+from gnp_scale.cli import _parser, main
 from gnp_scale.monitoring.metrics import read_metrics
 
 RECIPE = "configs/digits.py:quickstart"
@@ -97,6 +97,29 @@ def test_help_lists_every_section_and_is_readable(tmp_path):
     assert "gnp-scale train FILE:FUNCTION [--run-dir RUN]" in text
     for flag in ("--data.batch-size", "--gnp.alpha", "--mesh.fsdp", "--train.num-steps", "--checkpoint.every-steps"):
         assert flag in text
+
+
+@pytest.fixture
+def help_text(capsys, monkeypatch):
+    """What a command that asks for help prints, in one column."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def get(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    return get
+
+
+def test_every_example_of_the_help_is_a_command(help_text):
+    lines = [line.split() for line in help_text("--help").splitlines() if line.startswith("    gnp-scale ")]
+    assert {words[1] for words in lines} == {"train", "eval", "status", "drill"}
+    for _, *words in lines:
+        options, flags = _parser().parse_known_args(words)
+        if options.takes_flags and flags != ["--help"]:
+            recipe.override(recipe.load(getattr(options, "recipe", RECIPE)), flags)
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
