@@ -27,6 +27,18 @@ examples:
     gnp-scale drill configs/digits.py:quickstart --num-kills 3 --train.num-steps 60 --optim.warmup-steps 10
 """
 
+# tyro joins a line to the one before, unless it is indented or behind an empty one.
+ABOUT_TRAIN = """\
+Trains the recipe that FUNCTION in FILE returns, or goes on with its run.
+  --run-dir   folder of the run (default: runs/FILE-FUNCTION)
+  --kernels   short for --train.kernels
+
+A flag --section.key VALUE replaces one value of the recipe. The sections:
+{sections}
+
+The defaults below are those of {defaults}.
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """Raises ConfigError, in one line, for what it cannot parse; a misspelt command is answered by the nearest."""

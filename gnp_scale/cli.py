@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnp_scale.arguments import EXAMPLES, Parser, Version, at_least
+from gnp_scale.arguments import ABOUT_TRAIN, EXAMPLES, Parser, Version, at_least
 from gnp_scale.checks import DeviceError, local_path, split_recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
@@ -136,14 +136,17 @@ _TRAIN = (
 
 
 def _explain_train(name: str | None, flags: Sequence[str]) -> int:
-    """Prints all options, with the values of the recipe if there is one."""
+    """Prints the sections, then all options, with the values of the recipe if there is one."""
     if not {"-h", "--help"} & set(flags):
         raise ConfigError("train needs a recipe: gnp-scale train configs/digits.py:quickstart, for example")
     if name is not None:
         _on_cpu()
     from gnp_scale import recipe
 
-    recipe.override(Config() if name is None else recipe.load(name), ["--help"], *_TRAIN)
+    config = Config() if name is None else recipe.load(name)
+    defaults = "gnp_scale/config.py; name a recipe to see its own" if name is None else f"the recipe {name}"
+    about = ABOUT_TRAIN.format(sections=recipe.overview(), defaults=defaults)
+    recipe.override(config, ["--help"], *_TRAIN, about)
     return Exit.FINISHED
 
 

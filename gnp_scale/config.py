@@ -261,7 +261,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 stands for all devices that the other axes leave."""
+    """Sizes of the mesh axes.
+
+    -1 stands for all devices that the other axes leave.
+    """
 
     replica: int = 1
     fsdp: int = -1
@@ -322,7 +325,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DivergenceConfig:
-    """What follows a step whose loss or gradients are not finite (`docs/divergence.md`); its update is never made."""
+    """What follows a step whose loss or gradients are not finite.
+
+    Its update is never made (`docs/divergence.md`).
+    """
 
     policy: DivergencePolicy = "stop"
     """End the run with exit code 77, skip the step, or go back to the last good checkpoint."""

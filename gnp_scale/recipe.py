@@ -90,10 +90,12 @@ def override(
     flags: Sequence[str],
     prog: str = "gnp-scale train FILE:FUNCTION",
     others: Sequence[str] = (),
+    description: str | None = None,
 ) -> Config:
-    """`config` with values replaced by flags such as `--gnp.alpha 0.6`; `--help` prints them all and exits.
+    """`config` with values replaced by flags such as `--gnp.alpha 0.6`.
 
     Of a flag that is given twice the last one counts. `others` are options of the command that are not given here.
+    `--help` prints `description`, then all flags with the values of `config`, and exits.
 
     Raises:
         ConfigError: a flag is misspelt, or its value is of the wrong type, out of range, or fits the rest badly.
@@ -102,10 +104,11 @@ def override(
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(Config, default=config, args=list(flags), prog=prog)
+            return tyro.cli(Config, default=config, args=list(flags), prog=prog, description=description)
     except SystemExit as stop:
         if stop.code == 0:
             raise
+        # What tyro has to say it only prints: its hook for errors is private, and may change in any release.
         raise ConfigError(_first_paragraph(messages.getvalue())) from None
 
 
@@ -138,6 +141,12 @@ def _first_paragraph(box: str) -> str:
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     body = lines[1 : next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))]
     return re.sub(r"^Error parsing (?!--)\w+: ", "", " ".join(body)) or " ".join(box.split())
+
+
+def overview() -> str:
+    """A line for each section of a configuration, which says what it is about."""
+    sections = typing.get_type_hints(Config).items()
+    return "\n".join(f"  {name:<12}{(section.__doc__ or '').partition('\n')[0]}" for name, section in sections)
 
 
 def flatten(config: Config) -> dict[str, Any]:
