@@ -411,11 +411,7 @@ class Config:
             f"train.gradient_dtype is {self.train.gradient_dtype} with model.dtype {self.model.dtype}: "
             "gradients are not narrower than what the model computes in; set model.dtype bfloat16 as well",
         )
-        longest = max(self.optim.warmup_steps, self.gnp.warmup_steps)
-        check(
-            longest <= self.train.num_steps,
-            f"a warm-up of {longest} steps does not fit train.num_steps {self.train.num_steps}: shorten it",
-        )
+        self._check_schedules()
         check(
             not (self.model.scan_layers and self.optim.name in ("lamb", "lars")),
             f"model.scan_layers stacks blocks into one array, which {self.optim.name} would give one trust ratio: "
@@ -434,4 +430,20 @@ class Config:
         check(
             parts % groups == 0 or groups % parts == 0,
             f"train.accumulate_steps {parts} and gnp.perturb_groups {groups}: one must divide the other",
+        )
+
+    def _check_schedules(self) -> None:
+        num_steps = self.train.num_steps
+        # A window with an end of its own may lie behind the run: there are folders of such runs.
+        gate_start = self.gnp.gate_start if self.gnp.gate_stop is None else 0
+        schedules = (
+            ("optim.warmup_steps", self.optim.warmup_steps, num_steps),
+            ("gnp.warmup_steps", self.gnp.warmup_steps, num_steps),
+            ("gnp.gate_start", gate_start, num_steps - 1),
+        )
+        late = [(name, value, largest) for name, value, largest in schedules if value > largest]
+        given = " and ".join(f"{name} {value}" for name, value, _ in late)
+        flags = " and ".join(f"--{name.replace('_', '-')} N (at most {largest})" for name, _, largest in late)
+        check(
+            not late, f"train.num_steps {num_steps} is too small for {given}: add {flags}, or raise --train.num-steps"
         )

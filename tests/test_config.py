@@ -46,6 +46,46 @@ def test_a_wrong_flag_is_one_line_that_says_what_to_change(flags, part):
     assert "│" not in message
 
 
+TOO_SHORT = {
+    "learning rate": (
+        Config(optim=OptimConfig(warmup_steps=100)),
+        "train.num_steps 50 is too small for optim.warmup_steps 100: add --optim.warmup-steps N (at most 50), or",
+        "--optim.warmup-steps 50",
+    ),
+    "penalty": (
+        Config(gnp=GnpConfig(r_schedule="warmup", warmup_steps=51)),
+        "for gnp.warmup_steps 51: add --gnp.warmup-steps N (at most 50), or raise --train.num-steps",
+        "--gnp.warmup-steps 50",
+    ),
+    "window": (
+        Config(gnp=GnpConfig(gate="window", gate_start=50)),
+        "for gnp.gate_start 50: add --gnp.gate-start N (at most 49), or",
+        "--gnp.gate-start 49",
+    ),
+    "zero warm-up": (
+        Config(optim=OptimConfig(warmup_steps=60), gnp=GnpConfig(gate="window", gate_start=60)),
+        "add --optim.warmup-steps N (at most 50) and --gnp.gate-start N (at most 49), or",
+        "--optim.warmup-steps 10 --gnp.gate-start 10",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "part", "flags"), TOO_SHORT.values(), ids=TOO_SHORT)
+def test_a_run_too_short_for_a_schedule_names_the_flags_to_add(config, part, flags):
+    short = ["--train.num-steps", "50"]
+    with pytest.raises(ConfigError) as error:
+        recipe.override(config, short)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert recipe.override(config, [*short, *flags.split()]).train.num_steps == 50
+
+
+def test_a_window_with_an_end_of_its_own_may_lie_behind_a_run():
+    """Such run folders were made before there was a check."""
+    window = Config(gnp=GnpConfig(gate="window", gate_start=60, gate_stop=70))
+    assert recipe.override(window, ["--train.num-steps", "50"]).gnp == window.gnp
+
+
 def test_flags_replace_values_and_nothing_else():
     flags = "--gnp.alpha None --gnp.lam 0.04 --data.flip --optim.step-boundaries 0.5 0.9 --data.batch_size 64"
     config = recipe.override(Config(), flags.split())

@@ -145,7 +145,10 @@ WRONG = {
         {"gate": "window", "gate_start": 5, "gate_stop": 5},
         "gnp.gate_stop is 5 with gnp.gate_start 5: it must be above that",
     ),
-    "window after the end": ({"gate": "window", "gate_start": 30}, "Got start=30, stop=20"),
+    "window after the end": (
+        {"gate": "window", "gate_start": 30},
+        "train.num_steps 20 is too small for gnp.gate_start 30",
+    ),
     "impossible probability": (
         {"gate": "bernoulli", "gate_probability": 1.5},
         "gnp.gate_probability is 1.5: it must be in [0, 1]",
