@@ -22,7 +22,6 @@ def blend_update(
     learning_rate: Scalar,
     count: jax.typing.ArrayLike = 0,
     decay_mask: Tree = None,
-    restore_scale: Scalar | None = None,
     copy_dtype: jax.typing.DTypeLike | None = None,
     applies: jax.typing.ArrayLike = True,
     shares: Shares = None,
@@ -43,11 +42,9 @@ def blend_update(
         c1, c2, learning_rate: numbers or float32 scalars.
         count: number of updates made before this one, for the bias corrections of AdamW.
         decay_mask: None, or a tree of bool like `params`: which parameters `rule.weight_decay` acts on.
-        restore_scale: when given, `params` are w + restore_scale * g1, perturbed in place; w is recovered first, to
-            within 1 ulp of the larger of |w| and |w + restore_scale * g1|.
         copy_dtype: when given, the new parameters are returned in this type as well.
         applies: whether to make the step, a bool scalar; where False, parameters and moments stay bitwise as they are,
-            whatever the gradients are (but for the rounding of `restore_scale`).
+            whatever the gradients are.
         shares: None, or a number for each leaf, which its part of the squared norms is multiplied by: 1 / copies of a
             leaf that several devices hold, where their results are added up.
         implementation: see `dispatch.choose`.
@@ -78,10 +75,9 @@ def blend_update(
         "blend_update",
         implementation,
         (params, g1, g2, moments),
-        coefficients=Coefficients.of(rule, c1, c2, learning_rate, count, restore_scale, applies),
+        coefficients=Coefficients.of(rule, c1, c2, learning_rate, count, applies),
         rule=rule,
         decay_mask=decay_mask,
-        restores=restore_scale is not None,
         copy_dtype=copy_dtype,
         shares=shares,
     )

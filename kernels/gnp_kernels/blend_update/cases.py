@@ -32,7 +32,6 @@ def cases() -> list[Case]:
     """All cases."""
     found = [_case(shapes, rule, jnp.float32) for shapes in testing.SHAPES for rule in RULES]
     found += [_case("mixed", rule, jnp.bfloat16, copy_dtype=jnp.bfloat16) for rule in RULES]
-    found += [_case("mixed", rule, jnp.float32, restore_scale=0.05) for rule in RULES]
     found += [_case("mixed", rule, jnp.float32, has_g2=False, c1=1.0) for rule in RULES]
     found += [_case("mixed", "adamw", jnp.float32, count=1000), _case("mixed", "nesterov", jnp.float32, is_masked=True)]
     found += [

@@ -19,7 +19,6 @@ def blend_update(
     coefficients: Coefficients,
     rule: Sgd | AdamW,
     decay_mask: Tree,
-    restores: bool,
     copy_dtype: jax.typing.DTypeLike | None,
     shares: Shares,
 ) -> Updated:
@@ -32,7 +31,7 @@ def blend_update(
     def arithmetic(block: Block, *elements: jax.Array) -> tuple[Any, Any]:
         w, *m, d1, d2 = elements if g2 is not None else (*elements, None)
         k = Coefficients(*(block.scalars[0][number] for number in range(len(coefficients))))
-        w, step, m = update_leaf(w, d1, d2, tuple(m), k, rule, decays[block.leaf], restores)
+        w, step, m = update_leaf(w, d1, d2, tuple(m), k, rule, decays[block.leaf])
         copies = () if copy_dtype is None else (w.astype(copy_dtype),)
         factor = share(shares, block.leaf)
         return (w, *m, *copies), (factor * (step * step), factor * (w * w))

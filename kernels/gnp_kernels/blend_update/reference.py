@@ -64,7 +64,6 @@ class Coefficients(NamedTuple):
     """1 - b1^t, with t counted from 1."""
     square_correction: Any
     """1 - b2^t."""
-    restore_scale: Any
     applies: Any
     """1; or 0 for a step that is left out."""
 
@@ -76,7 +75,6 @@ class Coefficients(NamedTuple):
         c2: Scalar,
         learning_rate: Scalar,
         count: jax.typing.ArrayLike,
-        restore_scale: Scalar | None,
         applies: jax.typing.ArrayLike,
     ) -> Self:
         """The scalars as float32 arrays."""
@@ -84,7 +82,7 @@ class Coefficients(NamedTuple):
         if isinstance(rule, AdamW):
             t = jnp.asarray(count) + 1
             corrections = (1 - rule.b1**t, 1 - rule.b2**t)
-        scalars = (c1, c2, learning_rate, *corrections, 0.0 if restore_scale is None else restore_scale, applies)
+        scalars = (c1, c2, learning_rate, *corrections, applies)
         return cls(*(jnp.asarray(scalar, jnp.float32) for scalar in scalars))
 
 
@@ -109,7 +107,6 @@ def blend_update(
     coefficients: Coefficients,
     rule: Sgd | AdamW,
     decay_mask: Tree,
-    restores: bool,
     copy_dtype: jax.typing.DTypeLike | None,
     shares: Shares,
 ) -> Updated:
@@ -118,7 +115,7 @@ def blend_update(
     structure = jax.tree.structure(params)
     columns = [jax.tree.leaves(tree) for tree in (params, g1, g1 if g2 is None else g2, decay_mask, *moments)]
     leaves = [
-        update_leaf(w, d1, None if g2 is None else d2, tuple(m), k, rule, decays, restores)
+        update_leaf(w, d1, None if g2 is None else d2, tuple(m), k, rule, decays)
         for w, d1, d2, decays, *m in zip(*columns, strict=True)
     ]
     steps = [step for _, step, _ in leaves]
@@ -137,12 +134,9 @@ def update_leaf(
     k: Coefficients,
     rule: Sgd | AdamW,
     decays: bool,
-    restores: bool,
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
     """(new w, its step, new moments) of one leaf."""
     w, u = wide(w), k.c1 * wide(g1)
-    if restores:
-        w = w - k.restore_scale * wide(g1)
     if g2 is not None:
         u = jnp.where(k.c2 == 0, u, u + k.c2 * wide(g2))
     direction, new_moments = rule.direction(u, moments, k)

@@ -21,7 +21,6 @@ def blend_update(
     coefficients: Coefficients,
     rule: Sgd | AdamW,
     decay_mask: Tree,
-    restores: bool,
     copy_dtype: jax.typing.DTypeLike | None,
     shares: Shares,
 ) -> Updated:
@@ -30,7 +29,7 @@ def blend_update(
     written = [[jax.new_ref(wide(x)) for x in jax.tree.leaves(tree)] for tree in (params, *moments)]
     read = [jax.tree.leaves(tree) for tree in ((g1,) if g2 is None else (g1, g2))]
     copies = [] if copy_dtype is None else [[triton_leaves.empty(w.shape, copy_dtype) for w in written[0]]]
-    options = _Options(rule, g2 is not None, copy_dtype is not None, restores)
+    options = _Options(rule, g2 is not None, copy_dtype is not None)
     sums = triton_leaves.call(
         _blend_update,
         "blend_update",
@@ -53,7 +52,6 @@ class _Options:
     rule: Sgd | AdamW
     has_g2: bool
     has_copy: bool
-    restores: bool
 
 
 @triton.jit
@@ -86,21 +84,17 @@ def _loaded(coefficients):
     learning_rate = tl.load(coefficients + 2)
     mean_factor = tl.div_rn(1.0, tl.load(coefficients + 3))
     square_factor = tl.div_rn(1.0, tl.load(coefficients + 4))
-    restore_scale = tl.load(coefficients + 5)
-    applies = tl.load(coefficients + 6)
-    return c1, c2, learning_rate, mean_factor, square_factor, restore_scale, applies
+    applies = tl.load(coefficients + 5)
+    return c1, c2, learning_rate, mean_factor, square_factor, applies
 
 
 @triton.jit
 def _update(pointers, i, mask, decays, k, options: tl.constexpr):
     """Updates a block, and returns the squared norms of its step and of its new parameters."""
-    c1, c2, learning_rate, _, _, restore_scale, applies = k
+    c1, c2, learning_rate, _, _, applies = k
     num_moments: tl.constexpr = options.rule.num_moments
     w = load(pointers[0], i, mask)
-    g1 = load(pointers[1 + num_moments], i, mask)
-    u = c1 * g1
-    if options.restores:
-        w = w - restore_scale * g1
+    u = c1 * load(pointers[1 + num_moments], i, mask)
     if options.has_g2:
         u = tl.where(c2 == 0, u, u + c2 * load(pointers[2 + num_moments], i, mask))
     direction = u
@@ -122,13 +116,13 @@ def _update(pointers, i, mask, decays, k, options: tl.constexpr):
 def _momentum(pointers, i, mask, u, k, rule: tl.constexpr):
     before = load(pointers[1], i, mask)
     m = u + rule.momentum * before
-    store(pointers[1], i, tl.where(k[6] == 0, before, m), mask)
+    store(pointers[1], i, tl.where(k[5] == 0, before, m), mask)
     return u + rule.momentum * m if rule.nesterov else m
 
 
 @triton.jit
 def _adamw(pointers, i, mask, u, k, rule: tl.constexpr):
-    _, _, _, mean_factor, square_factor, _, applies = k
+    _, _, _, mean_factor, square_factor, applies = k
     m_before = load(pointers[1], i, mask)
     v_before = load(pointers[2], i, mask)
     m = (1 - rule.b1) * u + rule.b1 * m_before
