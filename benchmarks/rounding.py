@@ -32,7 +32,7 @@ MODELS = {
 RADII = (0.05, 0.1)
 NUM_STEPS = 100
 BATCH_SIZE = 64
-SEED = jnp.uint32(7)
+SEED = 7
 
 
 def main() -> None:
@@ -143,9 +143,19 @@ def at_float32(gradient: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
     return lambda params: gradient(jax.tree.map(lambda x: x.astype(jnp.float32), params))
 
 
-def moved(w: Tree, g: Tree, r: float, dtype: Any = None, seed: Any = None) -> Tree:
-    """w + r g / ||g||, rounded to nearest, or with a seed stochastically."""
-    return gnp_kernels.perturb(w, g, r / norm(g), dtype=dtype, seed=seed, implementation="reference")
+def moved(w: Tree, g: Tree, r: float, dtype: Any = None, seed: int | None = None) -> Tree:
+    """w + r g / ||g||, rounded to nearest, or with a seed stochastically to bfloat16."""
+    if seed is None:
+        return gnp_kernels.perturb(w, g, r / norm(g), dtype=dtype, implementation="reference")
+    leaves, structure = jax.tree.flatten(moved(w, g, r))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten(map(stochastic_bfloat16, keys, leaves))
+
+
+def stochastic_bfloat16(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Finite float32 `x` rounded to bfloat16: away from 0 with the probability of the part that is lost."""
+    raised = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
+    return jax.lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32).astype(jnp.bfloat16)
 
 
 def difference(a: Tree, b: Tree) -> Tree:

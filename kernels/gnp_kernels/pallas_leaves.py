@@ -94,7 +94,7 @@ def _by_xla(arithmetic: Arithmetic, plan: Plan, columns: list[Leaves], scalars: 
     """The arithmetic in plain JAX."""
     results, sums = [[] for _ in plan.out_dtypes], [jnp.zeros((), jnp.float32)] * plan.num_sums
     for leaf, elements in enumerate(zip(*columns, strict=True)):
-        new, terms = arithmetic(Block(leaf, scalars, plan.views[leaf].all_positions), *elements)
+        new, terms = arithmetic(Block(leaf, scalars), *elements)
         for column, x in zip(results, new, strict=True):
             column.append(x)
         sums = [total + jnp.sum(term) for total, term in zip(sums, terms, strict=True)]

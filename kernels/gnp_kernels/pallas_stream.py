@@ -31,8 +31,6 @@ class Block(NamedTuple):
     """Place of the leaf in the call."""
     scalars: Refs
     """Vectors of scalars."""
-    positions: Callable[[], jax.Array]
-    """Gives the flat positions of the elements in their leaf modulo 2^32, uint32."""
 
 
 type Arithmetic = Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
@@ -172,11 +170,9 @@ class Kernel(NamedTuple):
     def _compute_group(self, leaf: Streamed, number: jax.Array, group: jax.Array, _: None) -> None:
         """Computes a few tiles of a chunk."""
         size = leaf.num_unrolled
-        tiles, first_tile = pl.ds(group * size, size), self._first_tile(leaf, number) + group * size
-        view = self.plan.views[leaf.leaf]
-        block = Block(leaf.leaf, self.scalars, lambda: view.positions_in_tiles(first_tile, size))
+        tiles = pl.ds(group * size, size)
         elements = [chunks[self.fetches.place(leaf, number), tiles] for chunks in self.fetches.chunks]
-        results, terms = self.arithmetic(block, *elements)
+        results, terms = self.arithmetic(Block(leaf.leaf, self.scalars), *elements)
         for chunks, result in zip(self.writes.chunks, results, strict=True):
             chunks[self.writes.place(leaf, number), tiles] = result
         for part, term in zip(self.chunk_sums, terms, strict=True):
@@ -197,9 +193,8 @@ class Kernel(NamedTuple):
         starts: list[Any] = list(blocks.starts)
         starts[blocks.dim] += number * blocks.shape[blocks.dim]
         place = tuple(pl.ds(start, size) for start, size in zip(starts, blocks.shape, strict=True))
-        view = self.plan.views[leaf]
-        block = Block(leaf, self.scalars, lambda: view.positions_in_block(tuple(starts), blocks.shape))
-        results, terms = self.arithmetic(block, *(whole[index][place] for whole in self.fetches.whole))
+        elements = [whole[index][place] for whole in self.fetches.whole]
+        results, terms = self.arithmetic(Block(leaf, self.scalars), *elements)
         for whole, result in zip(self.writes.whole, results, strict=True):
             whole[index][place] = result
         for tiles, vector, term in zip(self.tile_sums, self.vector_sums, terms, strict=True):

@@ -8,11 +8,8 @@ a reshape that keeps to the tiles, so that the compiler turns it into a bitcast.
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 NUM_SUBLANES, NUM_LANES = 8, 128
 TILE = (NUM_SUBLANES, NUM_LANES)
@@ -55,46 +52,6 @@ class View:
         num_rows, num_columns = self.stored[1:]
         is_whole = num_rows == NUM_SUBLANES and num_columns % NUM_LANES == 0
         return math.prod(self.shape) // math.prod(TILE) if is_whole else 0
-
-    def positions(self, row: jax.Array, column: jax.Array) -> jax.Array:
-        """Flat positions, modulo 2^32, of elements in the array: of those at `column` of `row`, all rows counted on."""
-        strides = [math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape))]
-        if len(self.shape) < 2:
-            return column
-        *majors, minor = self.order
-        position = column * jnp.uint32(strides[minor])
-        # Dimensions that follow each other in the array count on as one.
-        size, stride = 1, strides[majors[-1]]
-        for dim in reversed(majors):
-            if strides[dim] != stride * size:
-                position += lax.rem(row, jnp.uint32(size)) * jnp.uint32(stride)
-                row, size, stride = lax.div(row, jnp.uint32(size)), 1, strides[dim]
-            size *= self.shape[dim]
-        return position + row * jnp.uint32(stride)
-
-    def positions_in_tiles(self, first: jax.Array, num_tiles: int) -> jax.Array:
-        """The same for `num_tiles` tiles from `first` on."""
-        tile, sublane, lane = (lax.broadcasted_iota(jnp.uint32, (num_tiles, *TILE), dim) for dim in range(3))
-        tile += first.astype(jnp.uint32)
-        if len(self.stored) == 1:
-            return tile * jnp.uint32(math.prod(TILE)) + sublane * jnp.uint32(NUM_LANES) + lane
-        num_columns = jnp.uint32(self.stored[2] // NUM_LANES)
-        row = lax.div(tile, num_columns) * jnp.uint32(NUM_SUBLANES) + sublane
-        return self.positions(row, lax.rem(tile, num_columns) * jnp.uint32(NUM_LANES) + lane)
-
-    def positions_in_block(self, starts: tuple[Any, ...], shape: tuple[int, ...]) -> jax.Array:
-        """The same for a block of `stored`."""
-        place = [
-            lax.broadcasted_iota(jnp.uint32, shape, dim) + jnp.asarray(start).astype(jnp.uint32)
-            for dim, start in enumerate(starts)
-        ]
-        if len(place) == 1:
-            return place[0]
-        return self.positions(place[0] * jnp.uint32(self.stored[1]) + place[1], place[2])
-
-    def all_positions(self) -> jax.Array:
-        """The same for the whole array, in its own shape."""
-        return self.from_stored(self.positions_in_block((0,) * len(self.stored), self.stored))
 
     def as_stored(self, x: jax.Array) -> jax.Array:
         """`x` of `shape` as an array of shape `stored`."""

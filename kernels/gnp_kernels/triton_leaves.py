@@ -95,7 +95,7 @@ def call(
             stores its parts of the sums with `store_part`; without, it has no parameter for them.
         op: name in the tuning, and with "gnp_" before it in the compiled program.
         rows: of each leaf, arrays of one shape.
-        operands: scalars in memory, or None.
+        operands: scalars in memory.
         tags: an integer for each leaf.
         shares: what each leaf's part of the sums is multiplied by.
         num_sums: number of sums over all elements.

@@ -52,13 +52,11 @@ def norm(w, dtype, weights=None):
     return triton_compiled.launches(lambda a, b: op(a, weights=b), like(w, dtype), weights)
 
 
-def moved(w, grad, seed=None, **options):
+def moved(w, grad, **options):
     op = functools.partial(perturb, implementation="triton", **options)
-    scale = jax.ShapeDtypeStruct((), F32)
-    return triton_compiled.launches(lambda w, g, s, seed: op(w, g, s, seed=seed), w, like(w, grad), scale, seed)
+    return triton_compiled.launches(op, w, like(w, grad), jax.ShapeDtypeStruct((), F32))
 
 
-SEED = jax.ShapeDtypeStruct((), jnp.uint32)
 ADAMW = AdamW(weight_decay=0.1)
 OPS = {
     "norm f32": lambda w: norm(w, F32),
@@ -66,7 +64,7 @@ OPS = {
     "dots f32": lambda w: triton_compiled.launches(functools.partial(dots, implementation="triton"), w, w),
     "perturb f32": lambda w: moved(w, F32),
     "perturb bf16": lambda w: moved(w, BF16, dtype=BF16),
-    "perturb stochastic": lambda w: moved(w, F32, SEED, dtype=BF16, adaptive=True),
+    "perturb adaptive": lambda w: moved(w, F32, dtype=BF16, adaptive=True),
     "sgd f32": lambda w: update(w, w, Sgd(0.9, True, 0.1)),
     "adamw f32": lambda w: update(w, w, ADAMW),
     "adamw bf16": lambda w: update(w, like(w, BF16), ADAMW, copy_dtype=BF16),

@@ -21,7 +21,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "uint32": "*u32"}
+_TYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
 
 
 class Launch(NamedTuple):
@@ -29,7 +29,7 @@ class Launch(NamedTuple):
 
     kernel: Any
     operands: tuple[Any, ...]
-    """Of each parameter that is not a constant: an array, None, or nested tuples of arrays."""
+    """Of each parameter that is not a constant: an array, or nested tuples of arrays."""
     constants: dict[str, Any]
     num_programs: int
     num_warps: int
@@ -54,29 +54,25 @@ def compiled(launch: Launch, target: str) -> CompiledKernel:
     """As jax-triton compiles it: all pointers are multiples of 16."""
     names = [parameter.name for parameter in launch.kernel.params if not parameter.is_constexpr]
     operands = dict(zip(names, launch.operands, strict=True))
-    absent = {name: None for name, operand in operands.items() if operand is None}
     signature = {name: _types(operand) for name, operand in operands.items()}
-    constants = launch.constants | absent
     source = ASTSource(
         launch.kernel,
-        signature | dict.fromkeys(constants, "constexpr"),
-        constants,
+        signature | dict.fromkeys(launch.constants, "constexpr"),
+        launch.constants,
         {path: [["tt.divisibility", 16]] for i, name in enumerate(names) for path in _paths(operands[name], (i,))},
     )
     return triton.compile(source, target=TARGETS[target], options={"num_warps": launch.num_warps, **launch.options})
 
 
 def _types(operand: Any) -> Any:
-    return (
-        tuple(map(_types, operand)) if isinstance(operand, tuple) else _TYPES.get(str(getattr(operand, "dtype", None)))
-    )
+    return tuple(map(_types, operand)) if isinstance(operand, tuple) else _TYPES[str(operand.dtype)]
 
 
 def _paths(operand: Any, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     if isinstance(operand, tuple):
         for i, part in enumerate(operand):
             yield from _paths(part, (*path, i))
-    elif operand is not None:
+    else:
         yield path
 
 

@@ -15,10 +15,9 @@ def perturb(
     dtype: jax.typing.DTypeLike | None = None,
     adaptive: bool = False,
     mask: Tree = None,
-    seed: jax.Array | None = None,
     implementation: Implementation = "auto",
 ) -> Tree:
-    """w + scale * g, computed in float32 and then rounded to `dtype`.
+    """w + scale * g, computed in float32 and then rounded to nearest even in `dtype`.
 
     Args:
         params: the float32 master parameters; they are only read.
@@ -27,9 +26,6 @@ def perturb(
         dtype: type of the result; that of each parameter when None.
         adaptive: w + scale * w^2 g (ASAM, arXiv 2102.11600, with T = |w|).
         mask: None, or a tree of bool like `params`: where False, the result is w in the type `dtype`.
-        seed: None rounds to nearest even. A uint32 scalar rounds stochastically, for a result in bfloat16: up with the
-            probability of the part that is lost, from a hash of seed, leaf and element, the same in every
-            implementation. What is not finite is rounded to nearest.
         implementation: see `dispatch.choose`.
 
     Returns:
@@ -55,5 +51,4 @@ def perturb(
         dtype=dtype,
         adaptive=adaptive,
         mask=mask,
-        seed=seed,
     )

@@ -26,7 +26,6 @@ def cases() -> list[Case]:
         "to bf16": {"dtype": jnp.bfloat16},
         "adaptive": {"adaptive": True},
         "adaptive to bf16": {"adaptive": True, "dtype": jnp.bfloat16},
-        "stochastic": {"dtype": jnp.bfloat16, "seed": jnp.uint32(7)},
     }
     found = []
     for shapes in testing.SHAPES:

@@ -17,7 +17,6 @@ def perturb(
     dtype: jax.typing.DTypeLike | None,
     adaptive: bool,
     mask: Tree,
-    seed: jax.Array | None,
 ) -> Tree:
     """w + scale * g where `mask` is True; see `api.perturb`."""
     leaves, structure = jax.tree.flatten(params)
@@ -26,7 +25,7 @@ def perturb(
     directions = jax.tree.leaves(grads)
     rows = [(leaves[i], directions[i], triton_leaves.empty(leaves[i].shape, types[i])) for i in chosen]
     scale = jnp.asarray(scale, jnp.float32)
-    triton_leaves.call(_perturb, "perturb", rows, scale, seed, tags=chosen, adaptive=adaptive)
+    triton_leaves.call(_perturb, "perturb", rows, scale, adaptive=adaptive)
     new = [w.astype(t) for w, t in zip(leaves, types, strict=True)]
     for place, (_, _, out) in zip(chosen, rows, strict=True):
         new[place] = out[...]
@@ -37,49 +36,23 @@ def perturb(
 def _perturb(
     leaves,
     scale,
-    seed,
     table: tl.constexpr,
     block_size: tl.constexpr,
     is_ragged: tl.constexpr,
     adaptive: tl.constexpr,
 ):
-    pointers, size, program, number, _ = leaf_of(leaves, table)
+    pointers, size, program, _, _ = leaf_of(leaves, table)
     i, mask = block_of(size, program, block_size)
-    _move(pointers, i, mask, number, scale, seed, adaptive)
+    _move(pointers, i, mask, scale, adaptive)
     if is_ragged:
         i, mask = rest_of(size, program, block_size)
-        _move(pointers, i, mask, number, scale, seed, adaptive)
+        _move(pointers, i, mask, scale, adaptive)
 
 
 @triton.jit
-def _move(pointers, i, mask, number, scale, seed, adaptive: tl.constexpr):
+def _move(pointers, i, mask, scale, adaptive: tl.constexpr):
     w = load(pointers[0], i, mask)
     step = load(pointers[1], i, mask)
     if adaptive:
         step = step * tl.abs(w) * tl.abs(w)
-    x = w + tl.load(scale) * step
-    if seed is not None and pointers[2].dtype.element_ty == tl.bfloat16:
-        x = _stochastic_bfloat16(x, _random_bits(tl.load(seed), number, i))
-    store(pointers[2], i, x, mask)
-
-
-@triton.jit
-def _random_bits(seed, leaf, i):
-    """See `reference.random_bits`."""
-    key = _mixed(seed ^ (leaf.to(tl.uint32) * 0x9E3779B9))
-    return _mixed(i.to(tl.uint32) ^ key) >> 16
-
-
-@triton.jit
-def _mixed(x):
-    x = (x ^ (x >> 16)) * 0x85EBCA6B
-    x = (x ^ (x >> 13)) * 0xC2B2AE35
-    return x ^ (x >> 16)
-
-
-@triton.jit
-def _stochastic_bfloat16(x, bits):
-    """A float32 that is a bfloat16, or not finite; see `reference.stochastic_bfloat16`."""
-    raw = x.to(tl.uint32, bitcast=True)
-    truncated = ((raw + bits) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return tl.where((raw & 0x7F800000) == 0x7F800000, x, truncated)
+    store(pointers[2], i, w + tl.load(scale) * step, mask)
