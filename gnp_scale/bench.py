@@ -14,7 +14,7 @@ def bench_kernels(model: str, num_rounds: int, *, tune: bool) -> None:
     """Prints a report on all operations over the parameters of `model`, on one device.
 
     Raises:
-        ConfigError: there is no such network, the numbers of a kernel are wrong, or its blocks cannot be written.
+        ConfigError: there is no such network, or the numbers of a kernel are wrong.
     """
     network = registry.create(ModelConfig(model), IMAGENET_SHAPE, NUM_IMAGENET_CLASSES, batch_size=1)
     shapes, _ = jax.eval_shape(network.init, jax.random.key(0))
@@ -24,5 +24,3 @@ def bench_kernels(model: str, num_rounds: int, *, tune: bool) -> None:
             print(line, flush=True)
     except AssertionError as error:
         raise ConfigError(f"the kernels are wrong on this device: {error}; train with --kernels xla") from error
-    except OSError as error:
-        raise ConfigError(f"the block sizes cannot be written ({error}): use --no-tuning") from error

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels = bench.add_parser("kernels", help="check the kernels, time them against XLA, and find their best blocks")
     kernels.add_argument("--model", default="vit_b", help="network whose parameters are used (default: %(default)s)")
     kernels.add_argument("--rounds", type=at_least(2), default=20, help="calls that are timed (default: %(default)s)")
-    kernels.add_argument("--no-tuning", action="store_true", help="keep the block sizes that are there")
+    kernels.add_argument("--no-tuning", action="store_true", help="look for no better block sizes")
     kernels.set_defaults(command=_bench_kernels, takes_flags=False)
     return parser
 

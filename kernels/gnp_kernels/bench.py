@@ -54,7 +54,10 @@ def bench(shapes: Tree, implementation: Implementation, num_rounds: int, *, tune
         yield _row(op, implementation, num_rounds, chosen.get(op.tuned))
     if chosen:
         yield ""
-        yield f"Written to {tuning.save(device.device_kind, chosen)}."
+        yield "The best block sizes, as `_DEFAULTS` of gnp_kernels/tuning.py holds them:"
+        yield ""
+        for name, best in chosen.items():
+            yield f'    "{name}": Tuning({best.block_size}, {best.num_warps}),'
 
 
 def ops(shapes: Tree) -> list[Op]:

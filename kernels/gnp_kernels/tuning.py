@@ -1,15 +1,8 @@
-"""Block sizes of the Triton kernels: what was measured on a kind of device, and defaults for others."""
+"""Block sizes of the Triton kernels, and others to try in their place."""
 
 import contextlib
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-import jax
 
 _BLOCK_SIZES = (512, 1024, 2048, 4096, 8192)
 _NUM_WARPS = (2, 4, 8, 16)
@@ -41,10 +34,8 @@ def candidates(op: str) -> list[Tuning]:
 
 
 def tuning_of(op: str) -> Tuning:
-    """The one on trial, else what was measured to be best on the device that is traced for, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = jax.devices()[0].device_kind if device is None else device.device_kind
-    return _trials.get(op) or _measured(path(kind)).get(op, _DEFAULTS[op])
+    """The one on trial, else the default."""
+    return _trials.get(op, _DEFAULTS[op])
 
 
 def tunings() -> dict[str, dict[str, int]]:
@@ -62,44 +53,3 @@ def trial(op: str, tuning: Tuning | None) -> Iterator[None]:
     finally:
         _trials.clear()
         _trials.update(before)
-
-
-def path(device_kind: str) -> Path:
-    """The file for a kind of device, such as tuned/nvidia_h100_80gb_hbm3.json."""
-    return Path(__file__).parent / "tuned" / (re.sub(r"[^a-z0-9]+", "_", device_kind.lower()) + ".json")
-
-
-def save(device_kind: str, tunings: dict[str, Tuning]) -> Path:
-    """Writes what was measured, and returns the file."""
-    file = path(device_kind)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({op: asdict(tuning) for op, tuning in tunings.items()}, indent=2) + "\n")
-    _measured.cache_clear()
-    return file
-
-
-@cache
-def _measured(file: Path) -> dict[str, Tuning]:
-    """What `save` wrote; nothing where there is no file.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(op in _DEFAULTS and _is_tuning(entry) for op, entry in found.items()):
-        raise ValueError(
-            f"{file} gives some of {', '.join(_DEFAULTS)} a block_size, one of {_BLOCK_SIZES}, and num_warps, one of "
-            f"{_NUM_WARPS}. Got something else. Delete it, or write it anew: gnp-scale bench kernels."
-        )
-    return {op: Tuning(**entry) for op, entry in found.items()}
-
-
-def _is_tuning(entry: Any) -> bool:
-    if not isinstance(entry, dict) or entry.keys() != {"block_size", "num_warps"}:
-        return False
-    return entry["block_size"] in _BLOCK_SIZES and entry["num_warps"] in _NUM_WARPS

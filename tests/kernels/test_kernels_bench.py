@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gnp_kernels import bench
+from gnp_kernels.tuning import Tuning, candidates, tunings
 
 SHAPES = {"a": jax.ShapeDtypeStruct((64, 32), jnp.float32), "b": jax.ShapeDtypeStruct((7,), jnp.float32)}
 
@@ -15,6 +16,16 @@ def test_every_operation_is_checked_timed_and_reported():
     assert [row[0].removeprefix("| ") for row in rows] == [op.name for op in bench.ops(SHAPES)]
     assert all(float(row[2]) > 0 for row in rows)
     assert "2 arrays, 2,055 elements" in lines[1]
+
+
+def test_the_best_block_sizes_are_printed_as_tuning_has_them(monkeypatch):
+    """For every operation, in lines that can take the place of the defaults."""
+    ops = [op._replace(make=lambda implementation: lambda: jnp.ones(3)) for op in bench.ops(SHAPES)]
+    monkeypatch.setattr(bench, "ops", lambda shapes: ops)
+    monkeypatch.setattr(bench, "best_tuning", lambda op, num_rounds: candidates(op.tuned)[-1])
+    lines = list(bench.bench(SHAPES, "triton", num_rounds=2, tune=True))
+    printed = eval("{" + "".join(lines[-len(tunings()) :]) + "}", {"Tuning": Tuning})
+    assert printed == {op: candidates(op)[-1] for op in tunings()}
 
 
 def test_wrong_numbers_are_refused():
