@@ -1,8 +1,7 @@
 """Which implementation of an operation runs: the one that is named, or the first that fits the platform."""
 
-import importlib
 import importlib.util
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from gnp_kernels.trees import Tree
 
 type Implementation = Literal["auto", "reference", "pallas", "triton"]
 
-_MODULES: dict[Implementation, str] = {"pallas": "pallas_tpu", "triton": "triton", "reference": "reference"}
+_BY_PREFERENCE: tuple[Implementation, ...] = ("pallas", "triton", "reference")
 _PLATFORMS = {"pallas": ("tpu",), "triton": ("cuda", "rocm", "gpu")}
 _KERNEL_TYPES = (jnp.float32, jnp.bfloat16)
 
@@ -30,12 +29,12 @@ def choose(op: str, implementation: Implementation, trees: Tree) -> Implementati
     Raises:
         UnsupportedError: the named one, or every one, refuses; the message holds each refusal.
     """
-    if implementation != "auto" and implementation not in _MODULES:
+    if implementation != "auto" and implementation not in _BY_PREFERENCE:
         raise UnsupportedError(
-            f"An implementation is auto, {', '.join(_MODULES)}. Got {implementation!r}. Name one of those."
+            f"An implementation is auto, {', '.join(_BY_PREFERENCE)}. Got {implementation!r}. Name one of those."
         )
     refusals: dict[Implementation, str] = {}
-    for name in _MODULES if implementation == "auto" else (implementation,):
+    for name in _BY_PREFERENCE if implementation == "auto" else (implementation,):
         refusal = _platform_refusal(name) if implementation == "auto" else None
         refusal = refusal or _refusal(name, trees)
         if refusal is None:
@@ -70,9 +69,3 @@ def _refusal(name: str, trees: Tree) -> str | None:
     known = [t for t in types if (jnp.issubdtype(t, jnp.floating) if name == "reference" else t in _KERNEL_TYPES)]
     strange = sorted(str(t) for t in types - set(known))
     return f"has no arrays of type {', '.join(strange)}" if strange else None
-
-
-def call(op: str, function: str, implementation: Implementation, trees: tuple[Tree, ...], **options: Any) -> Any:
-    """`function(*trees, **options)` of the module that implements `op`."""
-    module = _MODULES[choose(op, implementation, trees)]
-    return getattr(importlib.import_module(f"gnp_kernels.{op}.{module}"), function)(*trees, **options)

@@ -70,14 +70,12 @@ def blend_update(
         )
     for moment in moments:
         check_alike(params=params, moment=moment)
-    return dispatch.call(
-        "blend_update",
-        "blend_update",
-        implementation,
-        (params, g1, g2, moments),
-        coefficients=Coefficients.of(rule, c1, c2, learning_rate, count, applies),
-        rule=rule,
-        decay_mask=decay_mask,
-        copy_dtype=copy_dtype,
-        shares=shares,
-    )
+    match dispatch.choose("blend_update", implementation, (params, g1, g2, moments)):
+        case "pallas":
+            from gnp_kernels.blend_update import pallas_tpu as module
+        case "triton":
+            from gnp_kernels.blend_update import triton as module
+        case _:
+            from gnp_kernels.blend_update import reference as module
+    coefficients = Coefficients.of(rule, c1, c2, learning_rate, count, applies)
+    return module.blend_update(params, g1, g2, moments, coefficients, rule, decay_mask, copy_dtype, shares)

@@ -42,13 +42,11 @@ def perturb(
     """
     mask = jax.tree.map(lambda _: True, params) if mask is None else mask
     check_alike(params=params, grads=grads)
-    return dispatch.call(
-        "perturb",
-        "perturb",
-        implementation,
-        (params, grads),
-        scale=scale,
-        dtype=dtype,
-        adaptive=adaptive,
-        mask=mask,
-    )
+    match dispatch.choose("perturb", implementation, (params, grads)):
+        case "pallas":
+            from gnp_kernels.perturb import pallas_tpu as module
+        case "triton":
+            from gnp_kernels.perturb import triton as module
+        case _:
+            from gnp_kernels.perturb import reference as module
+    return module.perturb(params, grads, scale, dtype, adaptive, mask)

@@ -37,7 +37,14 @@ def squared_norm(
     """
     if weights is not None:
         check_alike(tree=tree, weights=weights)
-    return dispatch.call("squared_norm", "squared_norm", implementation, (tree, weights), shares=shares)
+    match dispatch.choose("squared_norm", implementation, (tree, weights)):
+        case "pallas":
+            from gnp_kernels.squared_norm import pallas_tpu as module
+        case "triton":
+            from gnp_kernels.squared_norm import triton as module
+        case _:
+            from gnp_kernels.squared_norm import reference as module
+    return module.squared_norm(tree, weights, shares)
 
 
 def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementation = "auto") -> Dots:
@@ -49,4 +56,11 @@ def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementat
         5.0 3.0 9.0
     """
     check_alike(a=a, b=b)
-    return dispatch.call("squared_norm", "dots", implementation, (a, b), shares=shares)
+    match dispatch.choose("dots", implementation, (a, b)):
+        case "pallas":
+            from gnp_kernels.squared_norm import pallas_tpu as module
+        case "triton":
+            from gnp_kernels.squared_norm import triton as module
+        case _:
+            from gnp_kernels.squared_norm import reference as module
+    return module.dots(a, b, shares)
