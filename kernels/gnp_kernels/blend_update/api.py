@@ -3,7 +3,7 @@
 import jax
 
 from gnp_kernels import dispatch
-from gnp_kernels.blend_update.reference import AdamW, Coefficients, Sgd, Updated
+from gnp_kernels.blend_update.reference import AdamW, Coefficients, Options, Sgd, Updated
 from gnp_kernels.dispatch import Implementation
 from gnp_kernels.trees import Scalar, Shares, Tree, check_alike
 
@@ -77,5 +77,5 @@ def blend_update(
             from gnp_kernels.blend_update import triton as module
         case _:
             from gnp_kernels.blend_update import reference as module
-    coefficients = Coefficients.of(rule, c1, c2, learning_rate, count, applies)
-    return module.blend_update(params, g1, g2, moments, coefficients, rule, decay_mask, copy_dtype, shares)
+    k = Coefficients.of(rule, c1, c2, learning_rate, count, applies)
+    return module.blend_update(params, g1, g2, moments, k, Options(rule, decay_mask, copy_dtype, shares))

@@ -5,46 +5,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gnp_kernels.blend_update.reference import AdamW, Coefficients, Sgd, Updated, update_leaf
+from gnp_kernels.blend_update.reference import Coefficients, Options, Updated, update_leaf
 from gnp_kernels.pallas_leaves import map_leaves
 from gnp_kernels.pallas_stream import Block
-from gnp_kernels.trees import Shares, Tree, share
+from gnp_kernels.trees import Tree, share
 
 
 def blend_update(
-    params: Tree,
-    g1: Tree,
-    g2: Tree,
-    moments: tuple[Tree, ...],
-    coefficients: Coefficients,
-    rule: Sgd | AdamW,
-    decay_mask: Tree,
-    copy_dtype: jax.typing.DTypeLike | None,
-    shares: Shares,
+    params: Tree, g1: Tree, g2: Tree, moments: tuple[Tree, ...], k: Coefficients, options: Options
 ) -> Updated:
     """See `api.blend_update`; parameters and moments are overwritten where the program allows it."""
-    structure, decays = jax.tree.structure(params), jax.tree.leaves(decay_mask)
+    structure, decays = jax.tree.structure(params), jax.tree.leaves(options.decay_mask)
     grads = (g1,) if g2 is None else (g1, g2)
     columns = [jax.tree.leaves(tree) for tree in (params, *moments, *grads)]
-    num_kept = 1 + rule.num_moments
+    num_kept = 1 + options.rule.num_moments
 
     def arithmetic(block: Block, *elements: jax.Array) -> tuple[Any, Any]:
         w, *m, d1, d2 = elements if g2 is not None else (*elements, None)
-        k = Coefficients(*(block.scalars[0][number] for number in range(len(coefficients))))
-        w, step, m = update_leaf(w, d1, d2, tuple(m), k, rule, decays[block.leaf])
-        copies = () if copy_dtype is None else (w.astype(copy_dtype),)
-        factor = share(shares, block.leaf)
+        loaded = Coefficients(*(block.scalars[0][number] for number in range(len(k))))
+        w, step, m = update_leaf(w, d1, d2, tuple(m), loaded, options.rule, decays[block.leaf])
+        copies = () if options.copy_dtype is None else (w.astype(options.copy_dtype),)
+        factor = share(options.shares, block.leaf)
         return (w, *m, *copies), (factor * (step * step), factor * (w * w))
 
     out_dtypes = [[x.dtype for x in column] for column in columns[:num_kept]]
-    if copy_dtype is not None:
-        out_dtypes.append([copy_dtype for _ in columns[0]])
+    if options.copy_dtype is not None:
+        out_dtypes.append([options.copy_dtype for _ in columns[0]])
     results, sums = map_leaves(
         "gnp_blend_update",
         arithmetic,
         columns,
         out_dtypes,
-        scalars=[jnp.stack(coefficients)],
+        scalars=[jnp.stack(k)],
         num_sums=2,
         sources=[number if number < num_kept else None for number in range(len(out_dtypes))],
     )

@@ -86,6 +86,15 @@ class Coefficients(NamedTuple):
         return cls(*(jnp.asarray(scalar, jnp.float32) for scalar in scalars))
 
 
+class Options(NamedTuple):
+    """What is known of an update before it runs; see `api.blend_update`."""
+
+    rule: Sgd | AdamW
+    decay_mask: Tree
+    copy_dtype: jax.typing.DTypeLike | None
+    shares: Shares
+
+
 class Updated(NamedTuple):
     """What one update gives."""
 
@@ -100,29 +109,22 @@ class Updated(NamedTuple):
 
 
 def blend_update(
-    params: Tree,
-    g1: Tree,
-    g2: Tree,
-    moments: tuple[Tree, ...],
-    coefficients: Coefficients,
-    rule: Sgd | AdamW,
-    decay_mask: Tree,
-    copy_dtype: jax.typing.DTypeLike | None,
-    shares: Shares,
+    params: Tree, g1: Tree, g2: Tree, moments: tuple[Tree, ...], k: Coefficients, options: Options
 ) -> Updated:
     """See `api.blend_update`."""
-    k = coefficients
     structure = jax.tree.structure(params)
-    columns = [jax.tree.leaves(tree) for tree in (params, g1, g1 if g2 is None else g2, decay_mask, *moments)]
+    columns = [jax.tree.leaves(tree) for tree in (params, g1, g1 if g2 is None else g2, options.decay_mask, *moments)]
     leaves = [
-        update_leaf(w, d1, None if g2 is None else d2, tuple(m), k, rule, decays)
+        update_leaf(w, d1, None if g2 is None else d2, tuple(m), k, options.rule, decays)
         for w, d1, d2, decays, *m in zip(*columns, strict=True)
     ]
     steps = [step for _, step, _ in leaves]
     new_params = structure.unflatten([w for w, _, _ in leaves])
-    new_moments = tuple(structure.unflatten([m[i] for _, _, m in leaves]) for i in range(rule.num_moments))
-    copy = None if copy_dtype is None else jax.tree.map(lambda w: w.astype(copy_dtype), new_params)
-    squared_norms = (total([jnp.sum(x * x) for x in leaves], shares) for leaves in (steps, jax.tree.leaves(new_params)))
+    new_moments = tuple(structure.unflatten([m[i] for _, _, m in leaves]) for i in range(options.rule.num_moments))
+    copy = None if options.copy_dtype is None else jax.tree.map(lambda w: w.astype(options.copy_dtype), new_params)
+    squared_norms = (
+        total([jnp.sum(x * x) for x in leaves], options.shares) for leaves in (steps, jax.tree.leaves(new_params))
+    )
     return Updated(new_params, new_moments, copy, *squared_norms)
 
 
