@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 # The same steps are compiled by many tests, and by the processes that they start.
@@ -14,6 +15,9 @@ from small_disk import disk  # noqa: F401
 
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
+
+# Under nohup, the processes that tests start would ignore it as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

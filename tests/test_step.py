@@ -74,20 +74,22 @@ def test_no_key_of_the_initialisation_is_one_of_a_step_or_an_example(name, monke
     root, of_init, split = jax.random.key(3), [initial_key(3)], jax.random.split
 
     def recorded(key, num=2):
-        of_init.extend(split(key, num))
-        return split(key, num)
+        keys = split(key, num)
+        of_init.append(keys)
+        return keys
 
     monkeypatch.setattr(jax.random, "split", recorded)
     registry.create(ModelConfig(name), (16, 16, 3), num_classes=10, batch_size=8).init(initial_key(3))
     fold_in_each = jax.vmap(jax.random.fold_in, (None, 0))
     of_steps = fold_in_each(root, jnp.arange(100))
-    of_examples = jax.vmap(fold_in_each, (0, None))(of_steps, jnp.arange(100)).ravel()
-    assert len(of_init) > 5
-    assert words([*of_init]).isdisjoint(words([root, *of_steps, *of_examples]))
+    of_examples = jax.vmap(fold_in_each, (0, None))(of_steps, jnp.arange(100))
+    assert len(words(of_init)) > 5
+    assert words(of_init).isdisjoint(words([root, of_steps, of_examples]))
 
 
 def words(keys):
-    return set(map(tuple, jax.random.key_data(jnp.stack(keys)).tolist()))
+    """The words of all keys in these arrays of keys."""
+    return {tuple(word) for array in keys for word in jax.random.key_data(array).reshape(-1, 2).tolist()}
 
 
 def test_the_state_begins_with_the_parameters_of_the_initial_key(set_mesh):

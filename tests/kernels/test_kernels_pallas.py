@@ -119,6 +119,7 @@ def all_operations(implementation):
     return squared_norm(w, weights=g1, **options), dots(g1, g2, **options), copied, new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_cores", [1, 2])
 def test_copies_do_not_race(num_cores, monkeypatch):
     """The interpreter of TPUs runs each copy as late as its wait allows, and knows what is ordered with what."""

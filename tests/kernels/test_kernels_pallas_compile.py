@@ -21,7 +21,7 @@ def compiled(request, tmp_path_factory):
         pytest.skip("needs the TPU compiler: make tpu-compiler")
     dump = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, str(Path(__file__).with_name("tpu_compiled.py")), request.param, str(dump)]
-    env = os.environ | CHIPS[request.param].environment(dump) | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | CHIPS[request.param].environment(dump) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = map(json.loads, done.stdout.splitlines())
