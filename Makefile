@@ -5,13 +5,16 @@ READY := $(VENV)/.ready
 # Every dependency stands in the files, so none needs to be resolved.
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps
 
-.PHONY: setup train test check bench tpu-compiler gpu-compiler lock clean
+.PHONY: setup train test test-all check bench tpu-compiler gpu-compiler lock clean
 
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
-test: $(READY)  ## run all tests
+test: $(READY)  ## run the tests that take seconds
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+
+test-all: test  ## run those as well that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m 'slow and not long'
 
 check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .

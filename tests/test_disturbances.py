@@ -18,7 +18,7 @@ from gnp_scale.run.budgets import VARIABLE as BUDGETS
 TESTS = str(Path(__file__).parent)
 PAIRS = list(itertools.combinations(NAMES, 2))
 NUM_DRAWN = 4
-"""Pairs of `make test`; the long suite has all of them, with one process and with two."""
+"""Pairs of `make test-all`; the long suite has all of them, with one process and with two."""
 SEED = 0
 MOST_STARTS = 6
 
