@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from gnp_kernels.trees import wide
+from gnp_kernels.trees import upcast
 
 
 def softmax_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Array:
@@ -61,5 +61,5 @@ def l2(params: Any, factor: float, mask: Any) -> jax.Array:
         mask: pytree of bool of the same structure (`optim.decay_mask`).
     """
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
-    decayed = [wide(w) for w, is_decayed in leaves if is_decayed]
+    decayed = [upcast(w) for w, is_decayed in leaves if is_decayed]
     return factor / 2 * optax.tree.norm(decayed, squared=True)

@@ -99,7 +99,7 @@ def on_mesh(spec: P) -> P | None:
     return None if mesh.empty else _without(spec, mesh.manual_axes)
 
 
-def fit(spec: P, shape: tuple[int, ...]) -> P | None:
+def divisible_spec(spec: P, shape: tuple[int, ...]) -> P | None:
     """Where a parameter of `shape` lies that is to lie as `spec`; None without a mesh.
 
     An axis that does not divide its dimension goes to the largest other one that it divides, if it only says where the

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from oracles import mlp_batch, mlp_params
 
-from gnp_scale.mesh import BATCH, P, fit, gather
+from gnp_scale.mesh import BATCH, P, divisible_spec, gather
 
 PARAMS, BATCH_OF_16 = mlp_params(), mlp_batch()
 float64 = jax.enable_x64
@@ -19,7 +19,9 @@ def mlp_loss(params, batch):
     whole = jax.tree.map(gather, params)
     hidden_BxH = jnp.tanh(batch["x_BxD"] @ whole["hidden_kernel_DxH"] + whole["hidden_bias_H"][None])
     shape_BxK = batch["label_BxK"].shape
-    logits_BxK = jnp.matmul(hidden_BxH, whole["head_kernel_HxK"], out_sharding=fit(P(BATCH, None), shape_BxK))
+    logits_BxK = jnp.matmul(
+        hidden_BxH, whole["head_kernel_HxK"], out_sharding=divisible_spec(P(BATCH, None), shape_BxK)
+    )
     log_probs_BxK = jax.nn.log_softmax(logits_BxK + whole["head_bias_K"][None])
     return -jnp.mean(jnp.sum(batch["label_BxK"] * log_probs_BxK, axis=1))
 

@@ -20,7 +20,7 @@ from oracles import inner, mlp_loss_and_grad, mlp_params, penalized
 
 from gnp_scale.gnp import Gnp, drop_in, optax_transform, penalize, value_and_grad
 from gnp_scale.gnp.blend import perturb
-from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, fit, sharding
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, divisible_spec, sharding
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
 
@@ -393,7 +393,7 @@ def test_does_not_depend_on_the_mesh(shape, blend, set_mesh):
 
 
 def place(leaf, spec):
-    return jax.device_put(np.float32(leaf), sharding(fit(spec, leaf.shape) or P()))
+    return jax.device_put(np.float32(leaf), sharding(divisible_spec(spec, leaf.shape) or P()))
 
 
 # Schedules.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from gnp_scale.config import ConfigError, MeshConfig
-from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, batch_spec, fit, gather, make_mesh, resolve
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, batch_spec, divisible_spec, gather, make_mesh, resolve
 
 SHAPES = {
     "all to fsdp": (MeshConfig(), 8, MeshConfig(1, 8, 1)),
@@ -55,11 +55,11 @@ FITTED = {
 @pytest.mark.parametrize(("spec", "shape", "fitted"), FITTED.values(), ids=FITTED)
 def test_an_axis_that_does_not_divide_its_dimension_goes_to_another_or_is_left_out(spec, shape, fitted, set_mesh):
     set_mesh(fsdp=4, tensor=2)
-    assert fit(spec, shape) == fitted
+    assert divisible_spec(spec, shape) == fitted
 
 
 def test_without_a_mesh_nothing_is_sharded():
-    assert fit(P(FSDP), (8,)) is None
+    assert divisible_spec(P(FSDP), (8,)) is None
     assert gather(jnp.ones(4)).shape == (4,)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnp_scale.config import Config, ConfigError, ModelConfig, OptimConfig, OptimizerName
-from gnp_scale.mesh import FSDP, TENSOR, P, fit, sharding
+from gnp_scale.mesh import FSDP, TENSOR, P, divisible_spec, sharding
 from gnp_scale.training.optim import average_share, decay_mask, learning_rate, make_optimizer
 
 NUM_STEPS = 12
@@ -172,7 +172,7 @@ def test_sharded_training_equals_that_of_one_device_and_keeps_every_sharding(set
 
     def place(x):
         spec = (None,) * (x.ndim - 2) + ((FSDP, TENSOR) if x.ndim > 1 else (FSDP,))
-        return jax.device_put(x, sharding(fit(P(*spec), x.shape) or P()))
+        return jax.device_put(x, sharding(divisible_spec(P(*spec), x.shape) or P()))
 
     params, opt_state = train(config, place)
     assert_trees_close(params, expected, rtol=1e-5, atol=2e-6)

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.mesh import AXES, FSDP, MOST_SILENT_MIB, P, fit, undivided
+from gnp_scale.mesh import AXES, FSDP, MOST_SILENT_MIB, P, divisible_spec, undivided
 from gnp_scale.models import registry, vit
 
 # The largest power of 2 that `fsdp` may be while at most 16 MiB stay whole: the largest that divides the width of a
@@ -57,7 +57,12 @@ def all_wanted(name: str, monkeypatch) -> Kernels:
 def whole_mib(kernels: Kernels) -> float:
     num_bytes = 0.0
     for (spec, shape), count in kernels.items():
-        axes = [axis for entry in fit(spec, shape) for axis in (entry if isinstance(entry, tuple) else [entry]) if axis]
+        axes = [
+            axis
+            for entry in divisible_spec(spec, shape)
+            for axis in (entry if isinstance(entry, tuple) else [entry])
+            if axis
+        ]
         if FSDP not in axes:
             num_bytes += 4 * count * math.prod(shape) / mesh.current_axis_size(tuple(axes))
     return num_bytes / 2**20

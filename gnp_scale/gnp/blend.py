@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from gnp_kernels import Dots, Implementation
-from gnp_kernels.trees import wide
+from gnp_kernels.trees import upcast
 
 from gnp_scale.gnp import sharded_ops
 
@@ -25,9 +25,9 @@ class LinearCombination(NamedTuple):
 
     def like(self, params: Tree) -> Tree:
         """u in the types of `params`; where c2 is 0, c1 g1 to the bit, whatever g2 is."""
-        u = jax.tree.map(lambda x: self.c1 * wide(x), self.g1)
+        u = jax.tree.map(lambda x: self.c1 * upcast(x), self.g1)
         if self.g2 is not None:
-            u = jax.tree.map(lambda x, y: jnp.where(self.c2 == 0, x, x + self.c2 * wide(y)), u, self.g2)
+            u = jax.tree.map(lambda x, y: jnp.where(self.c2 == 0, x, x + self.c2 * upcast(y)), u, self.g2)
         return jax.tree.map(lambda x, w: x.astype(w.dtype), u, params)
 
 
@@ -107,7 +107,7 @@ def blend_weights(blend: str, alpha: Scalar, dots: Dots) -> tuple[Any, Any]:
 
 def weighted_sum(c1: Scalar, a: Tree, c2: Scalar, b: Tree) -> Tree:
     """c1 a + c2 b, leaf by leaf."""
-    return jax.tree.map(lambda x, y: c1 * wide(x) + c2 * wide(y), a, b)
+    return jax.tree.map(lambda x, y: c1 * upcast(x) + c2 * upcast(y), a, b)
 
 
 def ratio(a: Scalar, b: Scalar) -> jax.Array:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from gnp_kernels import Implementation
-from gnp_kernels.trees import wide
+from gnp_kernels.trees import upcast
 
 from gnp_scale.gnp import sharded_ops
 from gnp_scale.gnp.blend import LinearCombination, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
-from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_microbatches, wide_tree
+from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_microbatches, upcast_tree
 from gnp_scale.gnp.settings import Gnp, Phase
 from gnp_scale.gnp.telemetry import combined_norm, geometry, settings
 
@@ -188,7 +188,7 @@ def _pass_along_momentum(
     perturbed = passes.perturbed(weights, jax.tree.map(jnp.negative, momentum), r)
     (loss, aux), g2 = passes.gradient(perturbed, batch, *rest)
     g2_norm = norm(g2, passes.implementation)
-    telemetry = {"loss_perturbed": wide(loss), "grad_norm_perturbed": g2_norm, "update_grad_norm": g2_norm}
+    telemetry = {"loss_perturbed": upcast(loss), "grad_norm_perturbed": g2_norm, "update_grad_norm": g2_norm}
     return Penalized(loss, aux, LinearCombination(1.0, g2, 0.0, None), telemetry, None, None)
 
 
@@ -203,7 +203,7 @@ def _pass_with_reused_gradient(
     c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
     # Nothing is kept as long as every full step was skipped; at a minimum there is nothing to keep.
     is_on = passes.gnp.is_active(r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": wide(is_on)}
+    telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": upcast(is_on)}
     return Penalized(loss, aux, LinearCombination(1.0, g1, c2, kept), telemetry, kept, None)
 
 
@@ -222,7 +222,7 @@ def _two_passes(passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: S
     displacement = None
     if gnp.blend == "decoupled":
         displacement = jax.tree.map(where_on, weighted_sum(alpha, g2, -alpha, g1), jax.tree.map(jnp.zeros_like, g1))
-    telemetry = {"loss_perturbed": wide(loss_perturbed), **geometry(gnp, dots, r, u)}
+    telemetry = {"loss_perturbed": upcast(loss_perturbed), **geometry(gnp, dots, r, u)}
     return Penalized(loss, aux, u, telemetry, kept, displacement)
 
 
@@ -234,7 +234,7 @@ def _passes_of_groups(
     def of_group(group: Tree, shared: Any) -> Penalized:
         weights, rest, r, alpha = shared
         result = _two_passes(passes, weights, group, rest, r, alpha)
-        loss, aux = wide_tree((result.loss, result.aux))
+        loss, aux = upcast_tree((result.loss, result.aux))
         return result._replace(loss=loss, aux=aux, grad=result.grad.like(weights.master))
 
     shared = (weights, rest, r, alpha)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from gnp_kernels.trees import wide
+from gnp_kernels.trees import upcast
 from jax.sharding import PartitionSpec as P
 
 type Tree = Any
@@ -34,14 +34,14 @@ def mean_over_microbatches(fn: Callable[..., Tree], num_microbatches: int, num_t
 
     def mean_fn(params: Tree, batch: Tree, *rest: Any) -> Tree:
         deal = partial(_dealt, num_parts=num_microbatches, num_together=num_together)
-        return _mean_over(lambda microbatch: wide_tree(fn(params, microbatch, *rest)), jax.tree.map(deal, batch))
+        return _mean_over(lambda microbatch: upcast_tree(fn(params, microbatch, *rest)), jax.tree.map(deal, batch))
 
     return mean_fn
 
 
-def wide_tree(tree: Tree) -> Tree:
+def upcast_tree(tree: Tree) -> Tree:
     """Its arrays and numbers as arrays of float32 at least."""
-    return jax.tree.map(lambda x: wide(jnp.asarray(x)), tree)
+    return jax.tree.map(lambda x: upcast(jnp.asarray(x)), tree)
 
 
 def _mean_over(fn: Callable[[Tree], Tree], parts: Tree) -> Tree:

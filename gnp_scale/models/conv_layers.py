@@ -60,8 +60,8 @@ class BatchNorm(nnx.Module):
         self.group_size = group_size
         self.scale = param(key, scale_init, shape, spec)
         self.bias = param(key, zeros, shape, spec)
-        self.mean = nnx.BatchStat(zeros(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
-        self.variance = nnx.BatchStat(ones(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
+        self.mean = nnx.BatchStat(zeros(key, shape, jnp.float32, out_sharding=mesh.divisible_spec(spec, shape)))
+        self.variance = nnx.BatchStat(ones(key, shape, jnp.float32, out_sharding=mesh.divisible_spec(spec, shape)))
 
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
         x = x_BxHxWxC.astype(jnp.float32)
@@ -111,7 +111,7 @@ class BatchNorm(nnx.Module):
     def _membership(self, num_examples: int) -> jax.Array:
         group_B = jnp.arange(num_examples) // self.group_size
         member_BxG = jax.nn.one_hot(group_B, num_examples // self.group_size)
-        return spread(member_BxG, AXES)
+        return shard_examples(member_BxG, AXES)
 
     def _move(self, running: nnx.BatchStat, value_GxC: jax.Array) -> None:
         value_C = jnp.mean(value_GxC, axis=0)
@@ -151,7 +151,7 @@ class Head(nnx.Module):
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         x_BxC = jnp.mean(x_BxHxWxC.astype(jnp.float32), axis=(1, 2))
-        return spread(self.dense(x_BxC), BATCH)
+        return shard_examples(self.dense(x_BxC), BATCH)
 
 
 def max_pool(x_BxHxWxC: jax.Array) -> jax.Array:
@@ -160,13 +160,13 @@ def max_pool(x_BxHxWxC: jax.Array) -> jax.Array:
     return jax.lax.reduce_window(x_BxHxWxC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
-def spread(x_Bx: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def shard_examples(x_Bx: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """`x_Bx` with its examples over `axes` of the mesh; as it is without one."""
     spec = on_mesh(mesh.batch_spec(x_Bx.ndim, axes))
     return x_Bx if spec is None else jax.sharding.reshard(x_Bx, spec)
 
 
-def spread_over_all_devices(x_Bx: jax.Array) -> jax.Array:
+def shard_examples_over_all(x_Bx: jax.Array) -> jax.Array:
     """`x_Bx` with its examples over all axes, for networks that do not compute in shards of their channels.
 
     Raises:
@@ -178,4 +178,4 @@ def spread_over_all_devices(x_Bx: jax.Array) -> jax.Array:
         f"a batch of {len(x_Bx)} examples does not divide over {num_devices} devices, as a convolutional network "
         "needs: change data.batch_size or data.eval_batch_size",
     )
-    return spread(x_Bx, AXES)
+    return shard_examples(x_Bx, AXES)

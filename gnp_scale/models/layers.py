@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from gnp_kernels.trees import wide
+from gnp_kernels.trees import upcast
 from jax.nn.initializers import Initializer, ones, zeros
 from jax.sharding import PartitionSpec as P
 
@@ -26,7 +26,7 @@ SHARDS = (FSDP, TENSOR)
 
 def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) -> nnx.Param:
     """A float32 parameter drawn by `init`, every shard of it by the device that keeps it."""
-    return nnx.Param(init(key, shape, jnp.float32, out_sharding=mesh.fit(spec, shape)))
+    return nnx.Param(init(key, shape, jnp.float32, out_sharding=mesh.divisible_spec(spec, shape)))
 
 
 def with_gathered_kernel(
@@ -50,7 +50,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     The gradient of the bias is a sum over all examples and tokens. It is taken in float32: the bias gets the shape of
     `x` before it gets the type of it.
     """
-    expanded = jnp.expand_dims(wide(bias), range(x.ndim - bias.ndim))
+    expanded = jnp.expand_dims(upcast(bias), range(x.ndim - bias.ndim))
     return x + jnp.broadcast_to(expanded, x.shape, out_sharding=jax.typeof(x).sharding).astype(x.dtype)
 
 

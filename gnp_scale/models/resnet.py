@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, spread_over_all_devices
+from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, shard_examples_over_all
 
 
 class Shortcut(nnx.Module):
@@ -106,7 +106,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
         del key_B  # Nothing is random here.
-        x_BxHxWxC = spread_over_all_devices(image_BxHxWxC.astype(self.dtype))
+        x_BxHxWxC = shard_examples_over_all(image_BxHxWxC.astype(self.dtype))
         x_BxHxWxC = jax.nn.relu(self.norm(self.conv(x_BxHxWxC), train))
         if self.stem == "imagenet":
             x_BxHxWxC = max_pool(x_BxHxWxC)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from gnp_kernels.trees import wide
+from gnp_kernels.trees import upcast
 from jax.nn.initializers import lecun_normal, normal, zeros
 from jax.sharding import PartitionSpec as P
 
@@ -136,6 +136,6 @@ class VisionTransformer(nnx.Module):
             token_1xD = mesh.gather(self.token[...], SHARDS)
             shape = (num_examples, 1, self.size.width)
             # In float32 before it is the type of the tokens, so that its gradient is summed over examples in that.
-            token_Bx1xD = jnp.broadcast_to(wide(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
+            token_Bx1xD = jnp.broadcast_to(upcast(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
             x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
         return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
-from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, spread, spread_over_all_devices
+from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.layers import dropout, fold
 
 LAYOUTS = {"wrn_16_4": (16, 4), "wrn_28_10": (28, 10), "wrn_40_10": (40, 10)}
@@ -64,8 +64,8 @@ class WideResNet(nnx.Module):
         self.head = Head(head_key, num_out, num_classes)
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
-        key_B = spread(key_B, AXES) if train and key_B is not None else None
-        x_BxHxWxC = self.conv(spread_over_all_devices(image_BxHxWxC.astype(self.dtype)))
+        key_B = shard_examples(key_B, AXES) if train and key_B is not None else None
+        x_BxHxWxC = self.conv(shard_examples_over_all(image_BxHxWxC.astype(self.dtype)))
         for number, block in enumerate(self.blocks.values()):
             x_BxHxWxC = block(x_BxHxWxC, train, fold(key_B, number))
         return self.head(jax.nn.relu(self.norm(x_BxHxWxC, train)))

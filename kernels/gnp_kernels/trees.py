@@ -12,7 +12,7 @@ type Shares = Sequence[float] | None
 """What the sum over each leaf is multiplied by, in the order of the leaves; None stands for 1."""
 
 
-def wide(x: jax.Array) -> jax.Array:
+def upcast(x: jax.Array) -> jax.Array:
     """`x` in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -28,7 +28,7 @@ def total(sums: Sequence[jax.Array], shares: Shares) -> jax.Array:
     return sum(shared, start=jnp.zeros((), jnp.float32))
 
 
-def check_alike(**trees: Tree) -> None:
+def check_same_structure(**trees: Tree) -> None:
     """Raises ValueError unless all trees have the structure and the shapes of the first."""
     (first_name, first), *others = trees.items()
     for name, tree in others:

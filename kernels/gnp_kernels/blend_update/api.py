@@ -5,7 +5,7 @@ import jax
 from gnp_kernels import dispatch
 from gnp_kernels.blend_update.reference import AdamW, Coefficients, Options, Sgd, Updated
 from gnp_kernels.dispatch import Implementation
-from gnp_kernels.trees import Scalar, Shares, Tree, check_alike
+from gnp_kernels.trees import Scalar, Shares, Tree, check_same_structure
 
 __all__ = ["AdamW", "Sgd", "Updated", "blend_update"]
 
@@ -63,13 +63,13 @@ def blend_update(
         [0.85]
     """
     decay_mask = jax.tree.map(lambda _: True, params) if decay_mask is None else decay_mask
-    check_alike(params=params, g1=g1, **{} if g2 is None else {"g2": g2})
+    check_same_structure(params=params, g1=g1, **{} if g2 is None else {"g2": g2})
     if len(moments) != rule.num_moments:
         raise ValueError(
             f"{rule} keeps {rule.num_moments} moments. Got {len(moments)}. Pass a tuple of that many trees."
         )
     for moment in moments:
-        check_alike(params=params, moment=moment)
+        check_same_structure(params=params, moment=moment)
     match dispatch.choose("blend_update", implementation, (params, g1, g2, moments)):
         case "pallas":
             from gnp_kernels.blend_update import pallas_tpu as module

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from gnp_kernels.trees import Scalar, Shares, Tree, total, wide
+from gnp_kernels.trees import Scalar, Shares, Tree, total, upcast
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def update_leaf(
     decays: bool,
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
     """(new w, its step, new moments) of one leaf."""
-    w, u = wide(w), k.c1 * wide(g1)
+    w, u = upcast(w), k.c1 * upcast(g1)
     if g2 is not None:
-        u = jnp.where(k.c2 == 0, u, u + k.c2 * wide(g2))
+        u = jnp.where(k.c2 == 0, u, u + k.c2 * upcast(g2))
     direction, new_moments = rule.direction(u, moments, k)
     if decays and rule.weight_decay:
         direction = direction + rule.weight_decay * w

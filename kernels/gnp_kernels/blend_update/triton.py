@@ -7,7 +7,7 @@ import triton.language as tl
 
 from gnp_kernels import triton_leaves
 from gnp_kernels.blend_update.reference import Coefficients, Options, Updated
-from gnp_kernels.trees import Tree, wide
+from gnp_kernels.trees import Tree, upcast
 from gnp_kernels.triton_leaves import block_of, leaf_of, load, rest_of, store, store_part
 
 
@@ -16,7 +16,7 @@ def blend_update(
 ) -> Updated:
     """See `api.blend_update`."""
     structure = jax.tree.structure(params)
-    written = [[jax.new_ref(wide(x)) for x in jax.tree.leaves(tree)] for tree in (params, *moments)]
+    written = [[jax.new_ref(upcast(x)) for x in jax.tree.leaves(tree)] for tree in (params, *moments)]
     read = [jax.tree.leaves(tree) for tree in ((g1,) if g2 is None else (g1, g2))]
     copies = []
     if options.copy_dtype is not None:

@@ -4,7 +4,7 @@ import jax
 
 from gnp_kernels import dispatch
 from gnp_kernels.dispatch import Implementation
-from gnp_kernels.trees import Scalar, Tree, check_alike
+from gnp_kernels.trees import Scalar, Tree, check_same_structure
 
 
 def perturb(
@@ -41,7 +41,7 @@ def perturb(
         [1.  2.5]
     """
     mask = jax.tree.map(lambda _: True, params) if mask is None else mask
-    check_alike(params=params, grads=grads)
+    check_same_structure(params=params, grads=grads)
     match dispatch.choose("perturb", implementation, (params, grads)):
         case "pallas":
             from gnp_kernels.perturb import pallas_tpu as module

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gnp_kernels.pallas_leaves import map_leaves
 from gnp_kernels.pallas_stream import Block
-from gnp_kernels.trees import Scalar, Tree, wide
+from gnp_kernels.trees import Scalar, Tree, upcast
 
 
 def perturb(
@@ -25,8 +25,8 @@ def perturb(
     moved = [number for number, is_chosen in enumerate(columns[2]) if is_chosen]
 
     def arithmetic(block: Block, w: jax.Array, g: jax.Array) -> tuple[Any, Any]:
-        step = wide(g) * jnp.abs(wide(w)) * jnp.abs(wide(w)) if adaptive else wide(g)
-        x = wide(w) + block.scalars[0][0] * step
+        step = upcast(g) * jnp.abs(upcast(w)) * jnp.abs(upcast(w)) if adaptive else upcast(g)
+        x = upcast(w) + block.scalars[0][0] * step
         return (x.astype(out_dtypes[block.leaf]),), ()
 
     w, g = ([column[number] for number in moved] for column in columns[:2])

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gnp_kernels.trees import Scalar, Tree, wide
+from gnp_kernels.trees import Scalar, Tree, upcast
 
 
 def perturb(
@@ -20,7 +20,7 @@ def perturb(
         out = jnp.dtype(w.dtype if dtype is None else dtype)
         if not is_chosen:
             return w.astype(out)
-        step = wide(g) * jnp.abs(wide(w)) * jnp.abs(wide(w)) if adaptive else wide(g)
-        return (wide(w) + scale * step).astype(out)
+        step = upcast(g) * jnp.abs(upcast(w)) * jnp.abs(upcast(w)) if adaptive else upcast(g)
+        return (upcast(w) + scale * step).astype(out)
 
     return jax.tree.map(moved, params, grads, mask)

@@ -5,7 +5,7 @@ import jax
 from gnp_kernels import dispatch
 from gnp_kernels.dispatch import Implementation
 from gnp_kernels.squared_norm.reference import Dots
-from gnp_kernels.trees import Shares, Tree, check_alike
+from gnp_kernels.trees import Shares, Tree, check_same_structure
 
 __all__ = ["Dots", "dots", "squared_norm"]
 
@@ -36,7 +36,7 @@ def squared_norm(
         25.0
     """
     if weights is not None:
-        check_alike(tree=tree, weights=weights)
+        check_same_structure(tree=tree, weights=weights)
     match dispatch.choose("squared_norm", implementation, (tree, weights)):
         case "pallas":
             from gnp_kernels.squared_norm import pallas_tpu as module
@@ -55,7 +55,7 @@ def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementat
         >>> print(*dots(jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])))
         5.0 3.0 9.0
     """
-    check_alike(a=a, b=b)
+    check_same_structure(a=a, b=b)
     match dispatch.choose("dots", implementation, (a, b)):
         case "pallas":
             from gnp_kernels.squared_norm import pallas_tpu as module

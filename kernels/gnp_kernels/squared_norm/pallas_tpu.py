@@ -8,7 +8,7 @@ import jax
 from gnp_kernels.pallas_leaves import map_leaves
 from gnp_kernels.pallas_stream import Block
 from gnp_kernels.squared_norm.reference import Dots
-from gnp_kernels.trees import Shares, Tree, share, wide
+from gnp_kernels.trees import Shares, Tree, share, upcast
 
 
 def squared_norm(tree: Tree, weights: Tree, shares: Shares) -> jax.Array:
@@ -24,10 +24,10 @@ def dots(a: Tree, b: Tree, shares: Shares) -> Dots:
 
 
 def _square(shares: Shares, block: Block, a: jax.Array, w: jax.Array | None = None) -> tuple[Any, Any]:
-    x = wide(a) if w is None else wide(a) * wide(w)
+    x = upcast(a) if w is None else upcast(a) * upcast(w)
     return (), (share(shares, block.leaf) * (x * x),)
 
 
 def _products(shares: Shares, block: Block, a: jax.Array, b: jax.Array) -> tuple[Any, Any]:
-    a, b, factor = wide(a), wide(b), share(shares, block.leaf)
+    a, b, factor = upcast(a), upcast(b), share(shares, block.leaf)
     return (), (factor * (a * a), factor * (a * b), factor * (b * b))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gnp_kernels.trees import Shares, Tree, total, wide
+from gnp_kernels.trees import Shares, Tree, total, upcast
 
 
 class Dots(NamedTuple):
@@ -19,7 +19,7 @@ class Dots(NamedTuple):
 def squared_norm(tree: Tree, weights: Tree, shares: Shares) -> jax.Array:
     """Sum of a^2, or of (w a)^2."""
     if weights is not None:
-        tree = jax.tree.map(lambda x, w: wide(x) * wide(w), tree, weights)
+        tree = jax.tree.map(lambda x, w: upcast(x) * upcast(w), tree, weights)
     return _dot(tree, tree, shares)
 
 
@@ -29,5 +29,5 @@ def dots(a: Tree, b: Tree, shares: Shares) -> Dots:
 
 
 def _dot(a: Tree, b: Tree, shares: Shares) -> jax.Array:
-    products = jax.tree.map(lambda x, y: jnp.sum(wide(x) * wide(y)), a, b)
+    products = jax.tree.map(lambda x, y: jnp.sum(upcast(x) * upcast(y)), a, b)
     return total(jax.tree.leaves(products), shares)
