@@ -16,7 +16,7 @@ from gnp_scale.config import (
     OptimizerName,
     TrainConfig,
 )
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
@@ -80,5 +80,5 @@ def compiled_step(
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         task = Task.of(config)
-        traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
+        traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL)
         return traced.lower(lowering_platforms=(platform,)).compile().as_text()

@@ -106,7 +106,7 @@ def compare(
     """One row: a program by XLA, and with kernels."""
     xla, rest = (
         Xla.of(_compiled(lambda *xs: program(implementation, *xs), arguments, donated))  # noqa: B023
-        for implementation in ("reference", "pallas")
+        for implementation in ("xla", "pallas")
     )
     num_cores = chip.devices()[0].num_cores
     kernels = [Kernel.of(x, Plan(shapes, **PLANS[x.name], num_cores=num_cores), chip) for x in schedules(dump)]

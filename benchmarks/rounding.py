@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from benchmarks.timing import write_report
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.gnp.blend import norm, weighted_sum
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
@@ -128,7 +128,7 @@ def trained(task: Task, seed: int) -> tuple[Any, Any]:
     """The state after some plain updates, and the last batch."""
     state, train_step, batch = task.init_state(), make_train_step(task), None
     for batch in train_batches(task.dataset, task.config.data, seed, 0, NUM_STEPS):
-        state, _ = train_step(state, batch, phase=Phase.PLAIN)
+        state, _ = train_step(state, batch, kind=StepKind.PLAIN)
     return state, batch
 
 
@@ -146,7 +146,7 @@ def at_float32(gradient: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
 def moved(w: Tree, g: Tree, r: float, dtype: Any = None, seed: int | None = None) -> Tree:
     """w + r g / ||g||, rounded to nearest, or with a seed stochastically to bfloat16."""
     if seed is None:
-        return gnp_kernels.perturb(w, g, r / norm(g), dtype=dtype, implementation="reference")
+        return gnp_kernels.perturb(w, g, r / norm(g), dtype=dtype, implementation="xla")
     leaves, structure = jax.tree.flatten(moved(w, g, r))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return structure.unflatten(map(stochastic_bfloat16, keys, leaves))
@@ -165,7 +165,7 @@ def difference(a: Tree, b: Tree) -> Tree:
 
 def cosine(a: Tree, b: Tree) -> jax.Array:
     """Cosine of the angle between two trees."""
-    dots = gnp_kernels.dots(a, b, implementation="reference")
+    dots = gnp_kernels.dots(a, b, implementation="xla")
     return dots.a_b / jnp.sqrt(dots.a_a * dots.b_b)
 
 

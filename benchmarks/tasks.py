@@ -36,22 +36,22 @@ def make_batch(task: Task) -> Batch:
     return next(train_batches(task.dataset, task.config.data, seed=0, start_step=0, num_steps=1))
 
 
-def compile_steps(task: Task, phases: Sequence[int]) -> dict[int, Any]:
-    """The compiled step of each of `phases`."""
+def compile_steps(task: Task, kinds: Sequence[int]) -> dict[int, Any]:
+    """The compiled step of each of `kinds`."""
     train_step = make_train_step(task)
     state, batch = task.abstract_state(), task.abstract_batch()
-    return {phase: train_step.lower(state, batch, phase=phase).compile() for phase in set(phases)}
+    return {kind: train_step.lower(state, batch, kind=kind).compile() for kind in set(kinds)}
 
 
-def updates(task: Task, compiled: dict[int, Any], phases: Sequence[int]) -> Callable[[], Any]:
-    """A function that makes an update of each of `phases`, of a state of its own."""
+def updates(task: Task, compiled: dict[int, Any], kinds: Sequence[int]) -> Callable[[], Any]:
+    """A function that makes an update of each of `kinds`, of a state of its own."""
     state, batch = task.init_state(), make_batch(task)
 
     def run() -> Any:
         nonlocal state
         metrics: Any = None
-        for phase in phases:
-            state, metrics = compiled[phase](state, batch)
+        for kind in kinds:
+            state, metrics = compiled[kind](state, batch)
         return state, metrics
 
     jax.block_until_ready(state)

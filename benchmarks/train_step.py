@@ -17,7 +17,7 @@ from optax.contrib import normalize, sam
 from benchmarks.tasks import MODELS, SETTING, compile_steps, make_batch, make_task, updates
 from benchmarks.timing import write_report
 from gnp_scale.config import GnpConfig, MeshConfig, ModelConfig
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_examples, make_loss
@@ -50,10 +50,10 @@ def main() -> None:
 def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
     """The three steps, each a function that makes one update of a state of its own."""
     task = make_task(model, GnpConfig(r=R, alpha=0.8))
-    compiled = compile_steps(task, (Phase.PLAIN, Phase.FULL))
+    compiled = compile_steps(task, (StepKind.PLAIN, StepKind.FULL))
     return {
-        "plain": updates(task, compiled, [Phase.PLAIN]),
-        "penalised": updates(task, compiled, [Phase.FULL]),
+        "plain": updates(task, compiled, [StepKind.PLAIN]),
+        "penalised": updates(task, compiled, [StepKind.FULL]),
         "optax": optax_step(task, make_batch(task)),
     }
 

@@ -14,7 +14,7 @@ from gnp_kernels.timing import interleave
 from benchmarks.tasks import MODELS, SETTING, compile_steps, make_task, updates
 from benchmarks.timing import write_report
 from gnp_scale.config import GnpConfig, MeshConfig, ModelConfig
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 
 # For each variant, its settings and the number of steps after which it repeats itself.
@@ -50,10 +50,10 @@ def table(model: ModelConfig, num_rounds: int) -> list[str]:
     runs, flops, memory = {}, {}, {}
     for name, (gnp, period) in VARIANTS.items():
         task = make_task(model, gnp)
-        phases = [Phase(phase) for phase in task.gnp.phases(np.arange(period))]
-        compiled = compile_steps(task, phases)
-        runs[name] = updates(task, compiled, phases)
-        flops[name] = statistics.mean(_flops(compiled[phase]) for phase in phases)
+        kinds = [StepKind(kind) for kind in task.gnp.step_kinds(np.arange(period))]
+        compiled = compile_steps(task, kinds)
+        runs[name] = updates(task, compiled, kinds)
+        flops[name] = statistics.mean(_flops(compiled[kind]) for kind in kinds)
         memory[name] = max(step.memory_analysis().temp_size_in_bytes for step in compiled.values())
     seconds = interleave(runs, num_rounds)
     params = make_task(model, GnpConfig()).abstract_state().params

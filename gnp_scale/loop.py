@@ -17,7 +17,7 @@ from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.exit_codes import Exit
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.models import registry
 from gnp_scale.monitoring.metrics import MetricWriter
@@ -41,8 +41,8 @@ from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import Batch, augmented_images, make_train_step
 
 _EVALUATION = "evaluation"
-type _Name = Phase | str
-"""Of a program: the phase of a step, or the evaluation."""
+type _Name = StepKind | str
+"""Of a program: the kind of a step, or the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
             task = Task.of(config)
             with stages.enter(Stage.COMPILE, 0), _misfits_are_config_errors():
                 train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
-                phases = _phases(task, Rollbacks(run_dir, config))
-                traced: dict[_Name, Any] = {phase: train_step.lower(*arguments, phase=phase) for phase in phases}
+                kinds = _kinds(task, Rollbacks(run_dir, config))
+                traced: dict[_Name, Any] = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
                 traced[_EVALUATION] = trace_eval_step(task)
             with (
                 claimed(run_dir, config),
@@ -129,14 +129,14 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
             return step, make_evaluate(task, lambda: eval_step)(state)
 
 
-def _phases(task: Task, rollbacks: Rollbacks) -> list[Phase]:
-    """The phases that steps of the run may have."""
-    planned = task.gnp.phases(np.arange(task.config.train.num_steps))
+def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
+    """The kinds that steps of the run may have."""
+    planned = task.gnp.step_kinds(np.arange(task.config.train.num_steps))
     # A later rollback may turn the penalty on again where an earlier one turned it off.
-    phases = {*planned.tolist(), *rollbacks.phases(planned).tolist()}
+    kinds = {*planned.tolist(), *rollbacks.step_kinds(planned).tolist()}
     if task.config.divergence.plain_steps:
-        phases.add(Phase.PLAIN)
-    return [Phase(phase) for phase in phases]
+        kinds.add(StepKind.PLAIN)
+    return [StepKind(kind) for kind in kinds]
 
 
 @contextlib.contextmanager
@@ -182,8 +182,8 @@ def _train_on(run: _Run) -> int | None:
 
 def _needed(run: _Run, start: int) -> list[_Name]:
     """The programs that a run from step `start` on is made of; those of the steps come first."""
-    phases = run.rollbacks.phases(run.task.gnp.phases(np.arange(run.task.config.train.num_steps)))
-    names = [Phase(phase) for phase in np.unique(phases[start:])]
+    kinds = run.rollbacks.step_kinds(run.task.gnp.step_kinds(np.arange(run.task.config.train.num_steps)))
+    names = [StepKind(kind) for kind in np.unique(kinds[start:])]
     return [*names, _EVALUATION] if names else []
 
 
@@ -199,7 +199,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
     task, config, stages, checkpoints = run.task, run.task.config, run.recorder.stages, run.checkpoints
     num_steps = config.train.num_steps
     read = partial(train_batches, task.dataset, config.data, config.train.seed)
-    phases = run.rollbacks.phases(task.gnp.phases(np.arange(num_steps)))
+    kinds = run.rollbacks.step_kinds(task.gnp.step_kinds(np.arange(num_steps)))
     with (
         MetricWriter(run.run_dir, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, is_main_process()) as bar,
@@ -210,7 +210,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             # From the first batch on, threads read ahead: here, while programs are being compiled.
             batches = itertools.chain(list(itertools.islice(stream, 1)), stream)
         with stages.enter(Stage.COMPILE, start):
-            num_passes = np.array([task.gnp.num_passes(phase) for phase in Phase])[phases]
+            num_passes = np.array([task.gnp.num_passes(kind) for kind in StepKind])[kinds]
             throughput = Throughput(
                 start, config.data.batch_size, lambda: task.flops_per_pass, num_passes, run.recorder
             )
@@ -223,7 +223,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
         for step in range(start + 1, num_steps + 1):
             with throughput.waiting_for_data(step):
                 batch = next(batches)
-            state, metrics = compiled[phases[step - 1]](state, batch)
+            state, metrics = compiled[kinds[step - 1]](state, batch)
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 run.recorder.first_step_is_computed()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
@@ -40,7 +40,7 @@ class Collective(NamedTuple):
     """Type and number of entries of each array of its result on one device."""
 
 
-def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, phase: Phase = Phase.FULL) -> str:
+def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind.FULL) -> str:
     """HLO of the training step of a small vision transformer, compiled for the devices of `mesh`.
 
     Without mixup, whose one row from neighbour to neighbour is the same in every kind of step.
@@ -54,7 +54,7 @@ def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, phase: Phase = Phase.FULL
     )
     with jax.set_mesh(mesh):
         task = Task.of(config)
-        traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=phase)
+        traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=kind)
         return traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)).compile().as_text()
 
 

@@ -23,7 +23,7 @@ from gnp_scale.config import (
     TrainConfig,
 )
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
@@ -73,10 +73,10 @@ def first_steps(config: Config) -> list[dict[str, float]]:
     with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
         step, state, rows = make_train_step(task), task.init_state(), []
-        phases = task.gnp.phases(jnp.arange(NUM_STEPS))
+        kinds = task.gnp.step_kinds(jnp.arange(NUM_STEPS))
         batches = train_batches(task.dataset, config.data, config.train.seed, 0, NUM_STEPS)
-        for phase, batch in zip(phases, batches, strict=True):
-            state, metrics = step(state, batch, phase=Phase(int(phase)))
+        for kind, batch in zip(kinds, batches, strict=True):
+            state, metrics = step(state, batch, kind=StepKind(int(kind)))
             rows.append({name: float(value) for name, value in metrics.items()})
     return rows
 

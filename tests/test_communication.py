@@ -12,7 +12,7 @@ import pytest
 from compiled import MESH, Collective, collectives, parse_groups, sends_between_slices, step_text
 
 from gnp_scale.config import GnpConfig
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 
 PLAIN, ONE_GROUP, TWO_GROUPS = GnpConfig(alpha=0.0), GnpConfig(), GnpConfig(perturb_groups=2)
@@ -86,7 +86,7 @@ def test_one_group_costs_both_gradients_and_one_scalar_more(crossing):
 @pytest.mark.parametrize("gated", [GnpConfig(gate="every"), GnpConfig(gate="window", gate_start=9, perturb_groups=2)])
 def test_steps_at_which_the_penalty_is_off_are_plain_steps(gated):
     mesh = make_mesh(MESH)
-    assert step_text(gated, mesh, Phase.PLAIN) == step_text(PLAIN, mesh, Phase.PLAIN)
+    assert step_text(gated, mesh, StepKind.PLAIN) == step_text(PLAIN, mesh, StepKind.PLAIN)
 
 
 @pytest.fixture(scope="module")

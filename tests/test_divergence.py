@@ -21,7 +21,7 @@ from gnp_scale.config import (
 )
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.exit_codes import Exit
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.loop import train
 from gnp_scale.monitoring.reporter import MAX_QUEUED_STEPS, Reporter
 from gnp_scale.resilience.divergence import HEALTH, DivergedError, Guard, Health, all_finite
@@ -70,7 +70,7 @@ def test_a_step_that_is_not_finite_changes_its_number_and_nothing_else(name, fau
     def after(batch):
         nonlocal state
         before = on_host(state)
-        state, metrics = train_step(state, batch, phase=Phase.FULL)
+        state, metrics = train_step(state, batch, kind=StepKind.FULL)
         return before, on_host(state), jax.device_get(metrics)
 
     good, bad = batches(task)
@@ -108,7 +108,7 @@ def test_parameters_that_an_update_broke_are_told_from_a_step_that_was_skipped(s
     task = Task.of(replace(SMALL, optim=OptimConfig(name="sgd", learning_rate=1e38)))
     train_step, state = make_train_step(task), task.init_state()
     good, _ = batches(task)
-    _, metrics = train_step(state, good, phase=Phase.FULL)
+    _, metrics = train_step(state, good, kind=StepKind.FULL)
     assert np.isfinite(jax.device_get(metrics["train/loss"]))
     assert jax.device_get(metrics[HEALTH]) == Health.BROKEN
 

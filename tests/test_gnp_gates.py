@@ -1,4 +1,4 @@
-"""Gates and phases: which steps have a second pass. The host and the compiled step must agree about it."""
+"""Gates and kinds: which steps have a second pass. The host and the compiled step must agree about it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnp_scale.gnp import Gnp, Phase, bernoulli, every, window
+from gnp_scale.gnp import Gnp, StepKind, bernoulli, every, window
 
 STEPS = st.lists(st.integers(0, 10**6), min_size=1, max_size=8)
 GATES = st.one_of(
@@ -57,12 +57,12 @@ def test_regular_gates_are_open_where_they_say(k, start, length):
     )
 
 
-def test_phases_are_those_of_gate_schedule_and_direction():
+def test_step_kinds_are_those_of_gate_schedule_and_direction():
     """The host gets the program of each step, whether it asks for all of them or after a restart for the rest."""
     gnp = Gnp(r=lambda step: 0.1 * np.asarray(step), alpha=1.0, direction="reused", reuse_every=3, gate=window(0, 7))
-    expected = [Phase.PLAIN] + [Phase.FULL, Phase.REUSE, Phase.REUSE] * 2 + [Phase.PLAIN]
-    np.testing.assert_array_equal(gnp.phases(np.arange(8)), expected)
-    np.testing.assert_array_equal(gnp.phases(np.arange(5, 8)), expected[5:])
-    assert [gnp.num_passes(phase) for phase in (Phase.PLAIN, Phase.REUSE, Phase.FULL)] == [1, 1, 2]
-    assert Gnp(alpha=1.0, ascent_fraction=0.25).num_passes(Phase.FULL) == 1.25
-    assert Gnp(alpha=1.0, direction="momentum").num_passes(Phase.FULL) == 1
+    expected = [StepKind.PLAIN] + [StepKind.FULL, StepKind.REUSE, StepKind.REUSE] * 2 + [StepKind.PLAIN]
+    np.testing.assert_array_equal(gnp.step_kinds(np.arange(8)), expected)
+    np.testing.assert_array_equal(gnp.step_kinds(np.arange(5, 8)), expected[5:])
+    assert [gnp.num_passes(kind) for kind in (StepKind.PLAIN, StepKind.REUSE, StepKind.FULL)] == [1, 1, 2]
+    assert Gnp(alpha=1.0, ascent_fraction=0.25).num_passes(StepKind.FULL) == 1.25
+    assert Gnp(alpha=1.0, direction="momentum").num_passes(StepKind.FULL) == 1

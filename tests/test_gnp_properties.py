@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_device, ulps
 from oracles import inner, mlp_loss_and_grad, penalized
 
-from gnp_scale.gnp import Gnp, Phase, penalize, value_and_grad, window
+from gnp_scale.gnp import Gnp, StepKind, penalize, value_and_grad, window
 from gnp_scale.gnp.blend import perturb
 from gnp_scale.mesh import FSDP, P, sharding
 
@@ -56,9 +56,9 @@ def plain(loss_fn):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_plain_phase_is_jax_value_and_grad(name):
+def test_the_plain_kind_is_jax_value_and_grad(name):
     """Steps on which the gate is closed have the bits of plain training, whatever the variant."""
-    result = jax.jit(partial(penalize(mlp_loss, VARIANTS[name]), phase=Phase.PLAIN))(PARAMS_32, BATCH_32)
+    result = jax.jit(partial(penalize(mlp_loss, VARIANTS[name]), kind=StepKind.PLAIN))(PARAMS_32, BATCH_32)
     assert_trees_equal((result.loss, result.grad), plain(mlp_loss)(PARAMS_32, BATCH_32))
     assert result.displacement is None
     assert result.telemetry["on"] == 0
@@ -222,11 +222,11 @@ def test_a_wrong_gradient_is_never_hidden(name, place, wrong):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-@pytest.mark.parametrize("phase", [Phase.FULL, Phase.REUSE])
-def test_a_wrong_memory_is_never_hidden(phase, wrong):
+@pytest.mark.parametrize("kind", [StepKind.FULL, StepKind.REUSE])
+def test_a_wrong_memory_is_never_hidden(kind, wrong):
     """Neither is a momentum or a kept direction that is not finite."""
-    gnp = VARIANTS["momentum" if phase == Phase.FULL else "reused"]
-    u = penalize(bowl, gnp)(SMALL, jnp.ones((4, 8)), phase=phase, **memory_for(gnp, wrong)).grad
+    gnp = VARIANTS["momentum" if kind == StepKind.FULL else "reused"]
+    u = penalize(bowl, gnp)(SMALL, jnp.ones((4, 8)), kind=kind, **memory_for(gnp, wrong)).grad
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
 
 
@@ -240,16 +240,16 @@ def test_overflow_of_the_adaptive_norm_is_seen():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_zero_gradient_gives_a_zero_step(name):
-    """A minimum is left alone, by every variant and in every phase: no division by a zero norm."""
+    """A minimum is left alone, by every variant and in every kind: no division by a zero norm."""
     gnp, zero = VARIANTS[name], jax.tree.map(jnp.zeros_like, SMALL)
     batch = jnp.ones((4, 8))
-    for phase in [Phase.PLAIN, Phase.FULL] + [Phase.REUSE] * (gnp.direction == "reused"):
-        result = penalize(bowl, gnp)(zero, batch, phase=phase, **memory_for(gnp, 0.0))
+    for kind in [StepKind.PLAIN, StepKind.FULL] + [StepKind.REUSE] * (gnp.direction == "reused"):
+        result = penalize(bowl, gnp)(zero, batch, kind=kind, **memory_for(gnp, 0.0))
         assert_trees_equal(result.grad, zero)
         for tree in (result.displacement, result.state):
             assert all((leaf == 0).all() for leaf in jax.tree.leaves(tree))
         assert all(np.isfinite(value) for value in result.telemetry.values())
-        assert result.telemetry["on"] == (phase != Phase.PLAIN)
+        assert result.telemetry["on"] == (kind != StepKind.PLAIN)
     moved = perturb(SMALL, zero, 0.2, adaptive=gnp.metric == "adaptive", mask=gnp.mask)
     assert_trees_equal(moved, SMALL)
 

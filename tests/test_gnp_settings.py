@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.gnp import Gnp, Phase, bernoulli, every, penalize, value_and_grad, window
+from gnp_scale.gnp import Gnp, StepKind, bernoulli, every, penalize, value_and_grad, window
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
 
@@ -111,10 +111,10 @@ SCHEDULES = {
 @pytest.mark.parametrize("direction", ["gradient", "reused"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_with_a_value_that_no_one_can_mean_is_refused_before_the_first_step(name, direction):
-    """It is known as soon as the host asks for the phases; in a program it could only be seen in the numbers."""
+    """It is known as soon as the host asks for the kinds; in a program it could only be seen in the numbers."""
     setting, message = SCHEDULES[name]
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        (setting if setting.blend != "paper" else replace(setting, direction=direction)).phases(np.arange(8))
+        (setting if setting.blend != "paper" else replace(setting, direction=direction)).step_kinds(np.arange(8))
     assert "\n" not in str(error.value)
 
 
@@ -129,7 +129,7 @@ SOUND = {
 
 @pytest.mark.parametrize("name", SOUND)
 def test_other_schedules_are_not_refused(name):
-    SOUND[name].phases(np.arange(8))
+    SOUND[name].step_kinds(np.arange(8))
 
 
 @pytest.mark.parametrize("name", ["r", "alpha"])
@@ -198,7 +198,7 @@ WRONG = {
         "Got no momentum. Call the function with momentum=..., a tree like the parameters.",
     ),
     "reuse of nothing": (
-        lambda: penalize(mean_of_line, REUSED)(WEIGHTS, EXAMPLES, phase=Phase.REUSE),
+        lambda: penalize(mean_of_line, REUSED)(WEIGHTS, EXAMPLES, kind=StepKind.REUSE),
         "Got no state. Call the function with state=..., a tree like the parameters.",
     ),
     "mask of nothing": (

@@ -12,7 +12,7 @@ import pytest
 from mlp import BATCH_OF_16, PARAMS, float64, mlp_loss, on_device, ulps
 from oracles import asam, euclidean, only, wsam
 
-from gnp_scale.gnp import Gnp, Phase, bernoulli, every, penalize, window
+from gnp_scale.gnp import Gnp, StepKind, bernoulli, every, penalize, window
 from gnp_scale.mesh import REPLICA, P, sharding
 
 NUM_STEPS, RATE, DECAY = 5, 0.3, 0.9
@@ -173,10 +173,10 @@ def follow(row, dtype):
     batch = on_device(BATCH_OF_16, dtype)
     penalized_fn = penalize(mlp_loss, row.gnp, num_accumulated=row.num_accumulated)
 
-    @partial(jax.jit, static_argnames="phase")
-    def train_step(params, opt_state, kept, step, phase):
+    @partial(jax.jit, static_argnames="kind")
+    def train_step(params, opt_state, kept, step, kind):
         momentum = optax.tree.get(opt_state, "trace")
-        result = penalized_fn(params, batch, step=step, phase=phase, state=kept, momentum=momentum)
+        result = penalized_fn(params, batch, step=step, kind=kind, state=kept, momentum=momentum)
         update, opt_state = optimizer.update(result.grad, opt_state, params)
         if result.displacement is not None:
             update = jax.tree.map(lambda u, d: u - RATE * d, update, result.displacement)
@@ -185,8 +185,8 @@ def follow(row, dtype):
     params = on_device(PARAMS, dtype)
     opt_state = optimizer.init(params)
     kept = jax.tree.map(jnp.zeros_like, params) if row.gnp.direction == "reused" else None
-    for step, phase in enumerate(row.gnp.phases(np.arange(NUM_STEPS))):
-        u, params, opt_state, kept = train_step(params, opt_state, kept, step, phase=int(phase))
+    for step, kind in enumerate(row.gnp.step_kinds(np.arange(NUM_STEPS))):
+        u, params, opt_state, kept = train_step(params, opt_state, kept, step, kind=int(kind))
         yield u, params
 
 
@@ -224,7 +224,7 @@ def test_reusing_what_was_never_kept_says_that_the_penalty_is_off():
     fn = penalize(lambda w, batch: jnp.sum(w**2 * batch), Gnp(alpha=0.8, direction="reused"))
     w = jnp.ones(3)
     for kept, is_on in ((jnp.zeros(3), 0), (jnp.ones(3), 1)):
-        result = fn(w, w, phase=Phase.REUSE, state=kept)
+        result = fn(w, w, kind=StepKind.REUSE, state=kept)
         assert result.telemetry["on"] == is_on
         assert bool((result.grad == 2 * w).all()) != bool(is_on)
 

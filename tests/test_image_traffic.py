@@ -12,7 +12,7 @@ from compiled import collectives
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, TrainConfig
 from gnp_scale.data.augment import finish, prepare
 from gnp_scale.data.sources import Dataset, load
-from gnp_scale.gnp import Gnp, Phase, penalize
+from gnp_scale.gnp import Gnp, StepKind, penalize
 from gnp_scale.mesh import REPLICA, batch_spec, sharding
 from gnp_scale.models import resnet
 from gnp_scale.training.setup import Task
@@ -116,8 +116,8 @@ def test_examples_that_belong_together_stay_where_they_are_if_each_device_holds_
 
 
 STEPS = {
-    "plain": (VIT, "fsdp 8", Phase.PLAIN),
-    "accumulated": (replace(VIT, train=TrainConfig(accumulate_steps=4)), "fsdp 4 x tensor 2", Phase.FULL),
+    "plain": (VIT, "fsdp 8", StepKind.PLAIN),
+    "accumulated": (replace(VIT, train=TrainConfig(accumulate_steps=4)), "fsdp 4 x tensor 2", StepKind.FULL),
     "batch statistics": (
         Config(
             data=MIXED,
@@ -125,17 +125,17 @@ STEPS = {
             train=TrainConfig(accumulate_steps=2),
         ),
         "fsdp 8",
-        Phase.FULL,
+        StepKind.FULL,
     ),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "mesh", "phase"), STEPS.values(), ids=STEPS)
-def test_a_training_step_moves_one_image_to_be_mixed(config, mesh, phase, monkeypatch, set_mesh):
+@pytest.mark.parametrize(("config", "mesh", "kind"), STEPS.values(), ids=STEPS)
+def test_a_training_step_moves_one_image_to_be_mixed(config, mesh, kind, monkeypatch, set_mesh):
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1,)))
     set_mesh(*MESHES[mesh])
-    assert by_step(config, phase) == ONE_TO_MIX_WITH
+    assert by_step(config, kind) == ONE_TO_MIX_WITH
 
 
 @pytest.mark.slow
@@ -143,13 +143,13 @@ def test_a_training_step_with_groups_moves_bytes_only(set_mesh):
     """All at once: mixing, groups on the replicas, the first half of each, and accumulation."""
     set_mesh(replica=2, fsdp=4)
     gnp = GnpConfig(perturb_groups=2, ascent_fraction=0.5)
-    got = by_step(replace(VIT, gnp=gnp, train=TrainConfig(accumulate_steps=4)), Phase.FULL)
+    got = by_step(replace(VIT, gnp=gnp, train=TrainConfig(accumulate_steps=4)), StepKind.FULL)
     assert got.as_floats == 0
     # Each image and the one that it is mixed with, in two hops.
     assert 0 < got.as_bytes <= 1 + 2 * 2 * NUM_EXAMPLES // 8
 
 
-def by_step(config: Config, phase: Phase) -> Received:
+def by_step(config: Config, kind: StepKind) -> Received:
     task = Task.of(config)
-    lowered = make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), phase=phase)
+    lowered = make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), kind=kind)
     return received(lowered.compile().as_text())

@@ -16,7 +16,7 @@ import pytest
 from launcher import run
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import batch_spec, make_mesh, sharding
 from gnp_scale.models import resnet
 from gnp_scale.monitoring.metrics import read_metrics
@@ -71,7 +71,7 @@ def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
         task = Task.of(config)
         state = task.init_state()
         state = dataclasses.replace(state, params=jax.tree.map_with_path(moved, state.params))
-        state, metrics = make_train_step(task)(state, batch(), phase=Phase.FULL)
+        state, metrics = make_train_step(task)(state, batch(), kind=StepKind.FULL)
         result = {
             "u": optax.tree.get(state.opt_state, "trace"),
             "batch_stats": state.batch_stats,

@@ -9,7 +9,7 @@ from gnp_kernels import dots
 
 from gnp_scale.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.gnp.blend import perturb, weighted_sum
 from gnp_scale.resilience.divergence import HEALTH
 from gnp_scale.training.setup import Task
@@ -33,7 +33,7 @@ def trained(set_mesh, request):
     task = Task.of(getattr(request, "param", CONFIG))
     state, train_step = task.init_state(), make_train_step(task)
     for batch in train_batches(task.dataset, CONFIG.data, seed=0, start_step=0, num_steps=30):
-        state, _ = train_step(state, batch, phase=Phase.PLAIN)
+        state, _ = train_step(state, batch, kind=StepKind.PLAIN)
     return task, state, batch
 
 
@@ -88,7 +88,7 @@ def test_a_whole_step_in_bfloat16_keeps_float32_state_and_metrics(trained):
     _, state, batch = trained
     half = Task.of(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype="bfloat16")))
     types = jax.tree.map(jax.typeof, state)
-    after, metrics = make_train_step(half)(state, batch, phase=Phase.FULL)
+    after, metrics = make_train_step(half)(state, batch, kind=StepKind.FULL)
     assert jax.tree.map(jax.typeof, after) == types
     assert metrics.pop(HEALTH).dtype == jnp.int32
     assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}

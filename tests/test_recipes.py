@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gnp_scale import recipe
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
@@ -24,7 +24,7 @@ def test_a_recipe_is_a_step(name, set_mesh):
     shape = resolve(config.mesh, 8)
     set_mesh(shape.replica, shape.fsdp, shape.tensor)
     task = Task.of(dataclasses.replace(config, data=data))
-    after, _ = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL).out_info
+    after, _ = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL).out_info
     assert after.step.shape == ()
 
 

@@ -16,7 +16,7 @@ from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import CheckpointConfig, ConfigError, DivergenceConfig, GnpConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.exit_codes import Exit
-from gnp_scale.gnp import Gnp, Phase
+from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.loop import train
 from gnp_scale.resilience import rollback
 from gnp_scale.resilience.rollback import ROLLBACKS_FILE, Rollbacks
@@ -56,15 +56,15 @@ def test_without_passing_over_them_the_same_batches_come_again(tmp_path):
 
 
 def test_the_penalty_is_off_for_a_while_after_a_rollback(tmp_path):
-    full, plain = Phase.FULL, Phase.PLAIN
+    full, plain = StepKind.FULL, StepKind.PLAIN
     planned = np.array([plain, full, full, full, full, full, full])
     rollbacks = rollbacks_of(tmp_path, (3, 4), plain_steps=3)
-    np.testing.assert_array_equal(rollbacks.phases(planned), [plain, full, full, plain, plain, plain, full])
+    np.testing.assert_array_equal(rollbacks.step_kinds(planned), [plain, full, full, plain, plain, plain, full])
     rollbacks.add(1, 5)
-    np.testing.assert_array_equal(rollbacks.phases(planned), [plain, plain, plain, plain, full, full, full])
+    np.testing.assert_array_equal(rollbacks.step_kinds(planned), [plain, plain, plain, plain, full, full, full])
 
 
-P, F, R = Phase.PLAIN, Phase.FULL, Phase.REUSE
+P, F, R = StepKind.PLAIN, StepKind.FULL, StepKind.REUSE
 # The plan, pairs of (good, bad) steps with the number of plain steps after each, and what is made of it; k = 3.
 REUSES = {
     "none": ("FRRFRRFRR", [], "FRRFRRFRR"),
@@ -92,16 +92,16 @@ def test_after_plain_steps_a_direction_is_made_before_it_is_reused(plan, rollbac
         made = make(plain_steps)
         made.add(good, bad)
     made = make() if starts_again or not rollbacks else made
-    phases = {"P": P, "F": F, "R": R}
-    got = made.phases(np.array([phases[letter] for letter in plan]))
-    np.testing.assert_array_equal(got, [phases[letter] for letter in expected])
+    kinds = {"P": P, "F": F, "R": R}
+    got = made.step_kinds(np.array([kinds[letter] for letter in plan]))
+    np.testing.assert_array_equal(got, [kinds[letter] for letter in expected])
 
 
 def test_there_is_a_program_for_what_a_later_rollback_turns_on_again(tmp_path):
     """A run whose penalty is off to its end may go back with other settings of `divergence`."""
     task = SimpleNamespace(config=DIGITS, gnp=Gnp(alpha=0.8))
     rollbacks = rollbacks_of(tmp_path, (0, 3), plain_steps=10**6)
-    assert set(loop._phases(task, rollbacks)) == {Phase.PLAIN, Phase.FULL}
+    assert set(loop._kinds(task, rollbacks)) == {StepKind.PLAIN, StepKind.FULL}
 
 
 @pytest.mark.parametrize("text", ["[", '[{"good_step": 1}]', '{"good_step": 1}'])

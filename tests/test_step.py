@@ -11,7 +11,7 @@ from mlp import assert_trees_equal
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import AXES, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.training.setup import Task
@@ -45,8 +45,8 @@ def test_a_step_keeps_shapes_types_and_shardings(name, mesh, set_mesh):
     task = Task.of(CONFIGS[name])
     state = task.abstract_state()
     train_step = make_train_step(task)
-    for phase in (Phase.PLAIN, Phase.FULL):
-        traced = train_step.trace(state, task.abstract_batch(), phase=phase)
+    for kind in (StepKind.PLAIN, StepKind.FULL):
+        traced = train_step.trace(state, task.abstract_batch(), kind=kind)
         after, metrics = traced.out_info
         assert jax.tree.structure(after) == jax.tree.structure(state)
         for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
@@ -116,7 +116,7 @@ def test_the_penalty_and_the_average_follow_the_updates_as_the_learning_rate_doe
     for number, batch in enumerate(train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=3)):
         state = dataclasses.replace(state, step=state.step + 5)
         old = jax.tree.map(np.asarray, state.ema)
-        state, metrics = train_step(state, batch, phase=Phase.FULL)
+        state, metrics = train_step(state, batch, kind=StepKind.FULL)
         share = number / 10
         got = [metrics[name] for name in ("optim/learning_rate", "gnp/r", "gnp/alpha")]
         np.testing.assert_allclose(got, [0.2 * share, 0.1 * share, 0.5 * share], rtol=1e-6)
@@ -132,5 +132,5 @@ def test_groups_on_replicas_take_schedules_and_batch_statistics(name, set_mesh):
     gnp = GnpConfig(perturb_groups=2, r_schedule="warmup", alpha_schedule="learning_rate", warmup_steps=10)
     model = dataclasses.replace(CONFIGS[name].model, num_bn_groups=2 if name == "resnet" else 1)
     task = Task.of(dataclasses.replace(CONFIGS[name], gnp=gnp, model=model))
-    traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
+    traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL)
     assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(task.abstract_state())

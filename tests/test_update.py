@@ -71,9 +71,9 @@ def test_five_updates_are_those_of_the_chain(name, axes, set_mesh):
 
     @jax.jit
     def fused_update(params, state, g1, g2):
-        dots = sharded_ops.dots(g1, g2, implementation="reference")
+        dots = sharded_ops.dots(g1, g2, implementation="xla")
         norm = jnp.sqrt(0.04 * dots.a_a + 0.32 * dots.a_b + 0.64 * dots.b_b)
-        return make_fused_update(config, "reference")(params, state, penalized(0.2, g1, 0.8, g2, norm), jnp.bool(True))
+        return make_fused_update(config, "xla")(params, state, penalized(0.2, g1, 0.8, g2, norm), jnp.bool(True))
 
     params = expected = trees(0)
     state = expected_state = chain.init(params)
@@ -101,7 +101,7 @@ def test_the_copy_is_the_new_parameters_rounded(set_mesh):
     set_mesh(1, 4)
     config, params = config_of("nesterov", ModelConfig(dtype="bfloat16"), gradient_dtype="bfloat16"), trees(0)
     state = optim.make_optimizer(config.optim, 20).init(params)
-    result, update = penalized(1.0, trees(1), 0.0, None, jnp.float32(1)), make_fused_update(config, "reference")
+    result, update = penalized(1.0, trees(1), 0.0, None, jnp.float32(1)), make_fused_update(config, "xla")
     new, _, copy, _ = jax.jit(lambda params: update(params, state, result, jnp.bool(True)))(params)
     jax.tree.map(lambda x, w: np.testing.assert_array_equal(x, w.astype(jnp.bfloat16)), copy, new)
 
@@ -113,7 +113,7 @@ def test_a_step_that_does_not_apply_leaves_all_as_it_was(name, set_mesh):
     config, params = config_of(name), trees(0)
     state = optim.make_optimizer(config.optim, 20).init(params)
     result = penalized(1.0, jax.tree.map(lambda x: x * jnp.nan, params), 0.0, None, jnp.float32(jnp.nan))
-    update = make_fused_update(config, "reference")
+    update = make_fused_update(config, "xla")
     new, new_state, _, norms = jax.jit(lambda: update(params, state, result, jnp.bool(False)))()
     jax.tree.map(np.testing.assert_array_equal, (new, new_state), (params, state))
     assert norms["optim/update_norm"] == 0
@@ -124,7 +124,7 @@ def test_copies_count_once_in_sums_over_shards(axes, set_mesh, monkeypatch):
     """A leaf that is whole on every device is not added as often as there are devices."""
     set_mesh(*axes)
     a, b = trees(0), trees(1)
-    monkeypatch.setattr(gnp_kernels.dispatch, "choose", lambda *_: "reference")
+    monkeypatch.setattr(gnp_kernels.dispatch, "choose", lambda *_: "xla")
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64) for tree in (a, b)]
     dots = jax.jit(lambda: sharded_ops.dots(a, b, implementation="pallas"))()
     np.testing.assert_allclose(dots, [x @ y for x, y in ((flat[0],) * 2, flat, (flat[1],) * 2)], rtol=1e-5)
@@ -148,7 +148,7 @@ def test_kernels_that_are_named_are_never_replaced(name, set_mesh):
 @pytest.mark.parametrize("kernels", ["auto", "xla"])
 def test_a_cpu_takes_plain_jax(kernels, set_mesh):
     set_mesh()
-    assert implementation(Config(train=TrainConfig(kernels=kernels))) == "reference"
+    assert implementation(Config(train=TrainConfig(kernels=kernels))) == "xla"
 
 
 def test_gradients_are_not_narrower_than_the_computation():

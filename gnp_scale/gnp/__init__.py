@@ -17,14 +17,14 @@ from gnp_scale.gnp.drop_in import value_and_grad
 from gnp_scale.gnp.gates import bernoulli, every, window
 from gnp_scale.gnp.gradient import Penalized, combine, penalize
 from gnp_scale.gnp.optax_transform import penalize_updates
-from gnp_scale.gnp.settings import Gnp, Phase, Schedule
+from gnp_scale.gnp.settings import Gnp, Schedule, StepKind
 
 __all__ = [
     "Gnp",
     "LinearCombination",
     "Penalized",
-    "Phase",
     "Schedule",
+    "StepKind",
     "bernoulli",
     "combine",
     "every",

@@ -31,7 +31,7 @@ class LinearCombination(NamedTuple):
         return jax.tree.map(lambda x, w: x.astype(w.dtype), u, params)
 
 
-def norm(a: Tree, implementation: Implementation = "reference") -> jax.Array:
+def norm(a: Tree, implementation: Implementation = "xla") -> jax.Array:
     """||a|| over all leaves."""
     return jnp.sqrt(sharded_ops.squared_norm(a, implementation=implementation))
 
@@ -44,7 +44,7 @@ def perturb(
     adaptive: bool = False,
     mask: Callable[[str], bool] | None = None,
     dtype: jax.typing.DTypeLike | None = None,
-    implementation: Implementation = "reference",
+    implementation: Implementation = "xla",
 ) -> Tree:
     """w + r * d / ||d||, added in float32 at least and then cast to `dtype`, that of w when None; w where d is 0.
 

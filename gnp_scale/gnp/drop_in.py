@@ -7,7 +7,7 @@ import jax
 
 from gnp_scale.gnp.blend import Tree
 from gnp_scale.gnp.gradient import penalize
-from gnp_scale.gnp.settings import Gnp, Phase
+from gnp_scale.gnp.settings import Gnp, StepKind
 
 
 def value_and_grad(
@@ -70,13 +70,13 @@ def value_and_grad(
         params = args[places[0]] if one else tuple(args[place] for place in places)
         batch_and_rest = [args[place] for place in others] or [None]
 
-        def run(phase: Phase) -> Any:
-            result = penalized_fn(params, *batch_and_rest, step=step, phase=phase)
+        def run(kind: StepKind) -> Any:
+            result = penalized_fn(params, *batch_and_rest, step=step, kind=kind)
             return ((result.loss, result.aux) if has_aux else result.loss), result.grad
 
         if gnp.gate is None:
-            return run(Phase.FULL)
-        return jax.lax.cond(gnp.is_on(step), lambda: run(Phase.FULL), lambda: run(Phase.PLAIN))
+            return run(StepKind.FULL)
+        return jax.lax.cond(gnp.is_on(step), lambda: run(StepKind.FULL), lambda: run(StepKind.PLAIN))
 
     return fn
 

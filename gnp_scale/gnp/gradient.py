@@ -12,7 +12,7 @@ from gnp_kernels.trees import upcast
 from gnp_scale.gnp import sharded_ops
 from gnp_scale.gnp.blend import LinearCombination, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
 from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_microbatches, upcast_tree
-from gnp_scale.gnp.settings import Gnp, Phase
+from gnp_scale.gnp.settings import Gnp, StepKind
 from gnp_scale.gnp.telemetry import combined_norm, geometry, settings
 
 
@@ -56,11 +56,11 @@ def combine(
     num_accumulated: int = 1,
     num_together: int = 1,
     group_axis: str | None = None,
-    implementation: Implementation = "reference",
+    implementation: Implementation = "xla",
 ) -> Callable[..., Penalized]:
     """The whole step, for every variant, for an update that adds up u as it goes.
 
-    It is `fn(params, batch, *rest, step=, phase=, state=, momentum=, copy=) -> Penalized`.
+    It is `fn(params, batch, *rest, step=, kind=, state=, momentum=, copy=) -> Penalized`.
 
     Args:
         loss_fn: as for `value_and_grad`; with more than one microbatch or group its loss and aux are averaged over
@@ -75,10 +75,13 @@ def combine(
             Either way the groups are the same. On the axis, only the mean of u over the groups is communicated.
         implementation: of norms and perturbation (`gnp_kernels`).
 
-    The function takes, besides the parameters and what `loss_fn` takes, `step` (for schedules), `phase` (static, from
-    `Gnp.phases`), `state` (for the direction "reused": what the last step returned, a tree of zeros like the parameters
-    before the first), `momentum` (for that direction: the optimizer's buffer, a tree like the parameters) and `copy`
-    (the parameters in the type to differentiate in; when None, they are that themselves).
+    The function takes, besides the parameters and what `loss_fn` takes,
+
+    * `step`, for schedules;
+    * `kind`, static, from `Gnp.step_kinds`;
+    * `state`, for the direction "reused": what the last step returned, a tree of zeros like the parameters at first;
+    * `momentum`, for that direction: the optimizer's buffer, a tree like the parameters;
+    * `copy`: the parameters in the type to differentiate in; they themselves when None.
     """
     gradient = _value_and_grad(loss_fn, has_aux)
     num_in_group = num_accumulated if group_axis else max(1, num_accumulated // gnp.perturb_groups)
@@ -92,19 +95,19 @@ def combine(
         batch: Tree,
         *rest: Any,
         step: Any = None,
-        phase: Phase = Phase.FULL,
+        kind: StepKind = StepKind.FULL,
         state: Tree = None,
         momentum: Tree = None,
         copy: Tree = None,
     ) -> Penalized:
         weights = _Weights(params, copy)
-        if phase == Phase.PLAIN or gnp.is_plain:
+        if kind == StepKind.PLAIN or gnp.is_plain:
             return _plain_pass(passes, weights, batch, rest, state)
-        _check_memory(gnp, phase, state, momentum)
+        _check_memory(gnp, kind, state, momentum)
         r, alpha = gnp.values(step)
         if gnp.direction == "momentum":
             result = _pass_along_momentum(passes, weights, batch, rest, r, momentum)
-        elif phase == Phase.REUSE:
+        elif kind == StepKind.REUSE:
             result = _pass_with_reused_gradient(passes, weights, batch, rest, r, alpha, state)
         elif gnp.perturb_groups > 1:
             result = _passes_of_groups(group_passes, weights, batch, rest, r, alpha, group_axis)
@@ -121,9 +124,9 @@ def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[...,
     return jax.value_and_grad(with_aux, has_aux=True)
 
 
-def _check_memory(gnp: Gnp, phase: Phase, state: Tree, momentum: Tree) -> None:
+def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None:
     missing = "momentum" if gnp.direction == "momentum" and momentum is None else None
-    missing = "state" if phase == Phase.REUSE and state is None else missing
+    missing = "state" if kind == StepKind.REUSE and state is None else missing
     if missing:
         raise ValueError(
             f'The direction "{gnp.direction}" goes along what an earlier step left. Got no {missing}. '
@@ -155,7 +158,7 @@ class _Weights(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """What the passes of all phases share."""
+    """What the passes of all kinds share."""
 
     gnp: Gnp
     gradient: Callable[..., Any]

@@ -60,7 +60,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
         def penalised(g1: Tree) -> Tree:
             r, alpha = gnp.values(state.count)
             g2 = grad_fn(perturb(params, g1, r, adaptive=gnp.metric == "adaptive", mask=gnp.mask))
-            weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="reference"))
+            weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="xla"))
             return LinearCombination(weights[0], g1, weights[1], g2).like(params)
 
         is_always_on = gnp.gate is None and not any(callable(value) for value in (gnp.r, gnp.alpha, gnp.lam))

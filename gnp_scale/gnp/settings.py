@@ -24,8 +24,8 @@ _LARGEST_ALPHA = 1 + 1e-6
 """Of a blend that is no extrapolation; above 1, as lam / r may be by rounding."""
 
 
-class Phase(IntEnum):
-    """What a step computes; chosen on the host, so that each phase is compiled by itself."""
+class StepKind(IntEnum):
+    """What a step computes; chosen on the host, so that each kind is compiled by itself."""
 
     PLAIN = 0
     """One pass: the penalty is off."""
@@ -178,8 +178,8 @@ class Gnp:
                 f"{steps[wrong[0]]}. Change the schedule; with lam, let it fall as r does, or give alpha."
             )
 
-    def phases(self, steps: np.ndarray) -> np.ndarray:
-        """The `Phase` of each of `steps`; to be asked on the host, once, for all steps of a run.
+    def step_kinds(self, steps: np.ndarray) -> np.ndarray:
+        """The `StepKind` of each of `steps`; to be asked on the host, once, for all steps of a run.
 
         Raises:
             ValueError: a schedule gives what `check` refuses, at a step up to the last of `steps`.
@@ -187,27 +187,27 @@ class Gnp:
         all_steps = np.arange(steps.max() + 1)
         self.check(all_steps)
         on = np.broadcast_to(np.asarray(self.is_on(all_steps)), all_steps.shape)
-        phases = np.where(on, Phase.FULL, Phase.PLAIN)
+        kinds = np.where(on, StepKind.FULL, StepKind.PLAIN)
         if self.direction == "reused":
-            phases = count_reuses(phases, np.zeros_like(on), self.reuse_every)
-        return phases[steps]
+            kinds = count_reuses(kinds, np.zeros_like(on), self.reuse_every)
+        return kinds[steps]
 
-    def num_passes(self, phase: Phase) -> float:
-        """Forward and backward passes over the batch that a step of this phase costs."""
-        return 1 + self.ascent_fraction if phase == Phase.FULL and self.direction != "momentum" else 1
+    def num_passes(self, kind: StepKind) -> float:
+        """Forward and backward passes over the batch that a step of this kind costs."""
+        return 1 + self.ascent_fraction if kind == StepKind.FULL and self.direction != "momentum" else 1
 
 
-def count_reuses(phases: np.ndarray, is_forgotten: np.ndarray, reuse_every: int) -> np.ndarray:
-    """The phases of the direction "reused" at the steps 0, 1, ...: every `reuse_every`-th with the penalty on is full.
+def count_reuses(kinds: np.ndarray, is_forgotten: np.ndarray, reuse_every: int) -> np.ndarray:
+    """The kinds of the direction "reused" at the steps 0, 1, ...: every `reuse_every`-th with the penalty on is full.
 
-    The penalty is off where `phases` are plain, and where `is_forgotten`. After a step of the latter kind the count
+    The penalty is off where `kinds` are plain, and where `is_forgotten`. After a step of the latter sort the count
     begins again, so that the first step with the penalty on is full: what was kept is too old, or was never made.
     """
-    on = (phases != Phase.PLAIN) & ~is_forgotten
+    on = (kinds != StepKind.PLAIN) & ~is_forgotten
     num_on = np.cumsum(on)
     num_since = num_on - np.maximum.accumulate(np.where(is_forgotten, num_on, 0))
     is_full = (num_since - 1) % reuse_every == 0
-    return np.where(on, np.where(is_full, Phase.FULL, Phase.REUSE), Phase.PLAIN)
+    return np.where(on, np.where(is_full, StepKind.FULL, StepKind.REUSE), StepKind.PLAIN)
 
 
 def is_number(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """The arithmetic of a step on sharded trees: the bridge to `gnp_kernels`.
 
-With the implementation "reference" each operation is plain JAX on whole arrays, which XLA partitions. With "triton" or
+With the implementation "xla" each operation is plain JAX on whole arrays, which XLA partitions. With "triton" or
 "pallas" a kernel runs on the local shards, inside `shard_map` over all axes of the current mesh that no enclosing
 `shard_map` took over. Sums are reduced over the axes that a leaf is sharded over, so that copies count once.
 """
@@ -23,7 +23,7 @@ type Scalar = float | jax.Array
 @jax.named_scope("gnp_norm")
 def squared_norm(tree: Tree, weights: Tree = None, *, implementation: Implementation) -> jax.Array:
     """||a||^2, or sum (w a)^2 with `weights`; a scalar, the same on every device."""
-    if implementation == "reference":
+    if implementation == "xla":
         return gnp_kernels.squared_norm(tree, weights=weights, implementation=implementation)
     shards = _Shards.of(tree)
 
@@ -37,7 +37,7 @@ def squared_norm(tree: Tree, weights: Tree = None, *, implementation: Implementa
 @jax.named_scope("gnp_norm")
 def dots(a: Tree, b: Tree, *, implementation: Implementation) -> Dots:
     """(<a, a>, <a, b>, <b, b>); scalars, the same on every device."""
-    if implementation == "reference":
+    if implementation == "xla":
         return gnp_kernels.dots(a, b, implementation=implementation)
     shards = _Shards.of(a)
 
@@ -60,7 +60,7 @@ def perturb(
 ) -> Tree:
     """w + scale * d; see `gnp_kernels.perturb`."""
     op = partial(gnp_kernels.perturb, dtype=dtype, adaptive=adaptive, mask=mask, implementation=implementation)
-    if implementation == "reference":
+    if implementation == "xla":
         return op(params, direction, scale)
     return _on_shards(op, params, direction, jnp.asarray(scale, jnp.float32), out_specs=_specs(params))
 

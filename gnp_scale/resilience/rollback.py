@@ -1,6 +1,6 @@
 """Going back after a divergence: what a run read and did instead, kept in `rollbacks.json` in its folder.
 
-With these records the batch and the phase of every step follow from the configuration, the step and the file, so that
+With these records the batch and the kind of every step follow from the configuration, the step and the file, so that
 a run that is killed later goes on exactly as it would have done.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data.pipeline import Batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.gnp.settings import count_reuses
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.files import replace_file
@@ -74,18 +74,18 @@ class Rollbacks:
         count = f"rollback {len(self._records)} of at most {self._config.max_rollbacks}"
         return f"{count}: back to step {good_step}{past}{plain}"
 
-    def phases(self, phases: np.ndarray) -> np.ndarray:
-        """The phases of all steps of a run, with the penalty off where a rollback turned it off.
+    def step_kinds(self, kinds: np.ndarray) -> np.ndarray:
+        """The kinds of all steps of a run, with the penalty off where a rollback turned it off.
 
         Where it comes on again after that, the direction "reused" begins with a full step.
         """
-        is_off = np.zeros(len(phases), bool)
+        is_off = np.zeros(len(kinds), bool)
         for record in self._records:
             is_off[record.good_step :] = False
             is_off[record.good_step : record.plain_until] = True
         if self._gnp.direction == "reused":
-            return count_reuses(phases, is_off, self._gnp.reuse_every)
-        return np.where(is_off, Phase.PLAIN, phases)
+            return count_reuses(kinds, is_off, self._gnp.reuse_every)
+        return np.where(is_off, StepKind.PLAIN, kinds)
 
     def batches(self, read: Callable[[int, int], Batches], start_step: int, num_steps: int) -> Batches:
         """The batches of steps `start_step + 1` to `num_steps`; `read(i, n)` gives n of the stream, from the i-th."""

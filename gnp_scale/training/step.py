@@ -11,7 +11,7 @@ import optax
 
 from gnp_scale import losses
 from gnp_scale.data.augment import finish, prepare
-from gnp_scale.gnp import Penalized, Phase, combine
+from gnp_scale.gnp import Penalized, StepKind, combine
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
 from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
@@ -26,9 +26,9 @@ type Metrics = dict[str, Any]
 
 
 def make_train_step(task: Task) -> Any:
-    """`train_step(state, batch, phase=...)`: the state after one update, and its metrics as device scalars.
+    """`train_step(state, batch, kind=...)`: the state after one update, and its metrics as device scalars.
 
-    The given state is donated. `phase` is static: each phase of the penalty is a program of its own. A step with a loss
+    The given state is donated. `kind` is static: each kind of the penalty is a program of its own. A step with a loss
     or a gradient that is not finite changes the number of the step and nothing else.
     """
     config, gnp = task.config, task.gnp
@@ -44,8 +44,8 @@ def make_train_step(task: Task) -> Any:
     )
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
-    @partial(jax.jit, donate_argnames="state", static_argnames="phase")
-    def train_step(state: TrainState, batch: Batch, *, phase: Phase) -> tuple[TrainState, Metrics]:
+    @partial(jax.jit, donate_argnames="state", static_argnames="kind")
+    def train_step(state: TrainState, batch: Batch, *, kind: StepKind) -> tuple[TrainState, Metrics]:
         examples, num_updates = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
         momentum = optax.tree.get(state.opt_state, MOMENTUM[config.optim.name]) if gnp.direction == "momentum" else None
         result = penalized_fn(
@@ -53,7 +53,7 @@ def make_train_step(task: Task) -> Any:
             examples,
             state.batch_stats,
             step=num_updates,
-            phase=phase,
+            kind=kind,
             state=state.kept,
             momentum=momentum,
             copy=state.copy,

@@ -37,7 +37,7 @@ _KERNELS_OF: dict[str, Implementation] = {"tpu": "pallas", "gpu": "triton"}
 
 
 def implementation(config: Config) -> Implementation:
-    """What `train.kernels` stands for on the devices of the current mesh; "reference" is plain JAX and optax's chain.
+    """What `train.kernels` stands for on the devices of the current mesh; "xla" is plain JAX and optax's chain.
 
     Raises:
         ConfigError: kernels were asked for by name that do not fit the configuration or the machine.
@@ -45,10 +45,10 @@ def implementation(config: Config) -> Implementation:
     kernels, here = config.train.kernels, platform()
     refusal = _refusal(config)
     if kernels == "auto":
-        found = _KERNELS_OF.get(here, "reference")
-        return found if refusal is None and (found != "triton" or _has_jax_triton()) else "reference"
+        found = _KERNELS_OF.get(here, "xla")
+        return found if refusal is None and (found != "triton" or _has_jax_triton()) else "xla"
     if kernels == "xla":
-        return "reference"
+        return kernels
     fits = "use auto or xla, or change that"
     check(refusal is None, f"train.kernels {kernels} cannot do {refusal}: {fits}")
     check(_KERNELS_OF.get(here) == kernels, f"train.kernels is {kernels}, which does not run on {here}: {fits}")
@@ -79,7 +79,7 @@ def update_rule(config: OptimConfig) -> Sgd | AdamW | None:
 
 def make_update(config: Config, optimizer: optax.GradientTransformation, implementation: Implementation) -> UpdateFn:
     """The update of `optimizer`, that of `optim.make_optimizer`; kernels do all of it in one pass."""
-    if implementation == "reference":
+    if implementation == "xla":
         return make_optax_update(config, optimizer)
     return make_fused_update(config, implementation)
 

@@ -1,6 +1,6 @@
 """Fused arithmetic for training with a penalty on the gradient norm: norms, perturbation, and blend with update.
 
-Four operations on trees of arrays, each in plain JAX (`reference`), as Triton kernels for GPUs and as Pallas kernels
+Four operations on trees of arrays, each in plain JAX (`xla`), as Triton kernels for GPUs and as Pallas kernels
 for TPUs; `kernels/README.md` has their formulas. They need JAX only, and fit any training loop.
 """
 

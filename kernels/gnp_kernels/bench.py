@@ -89,7 +89,7 @@ def ops(shapes: Tree) -> list[Op]:
 
 def check(op: Op, implementation: Implementation) -> None:
     """Raises AssertionError where the results of an implementation are not those of the reference."""
-    got, expected = op.make(implementation)(), op.make("reference")()
+    got, expected = op.make(implementation)(), op.make("xla")()
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         if x.size:
             tolerance = _TOLERANCE if x.dtype == jnp.float32 else float(jnp.finfo(x.dtype).eps)
@@ -113,7 +113,7 @@ def _row(op: Op, implementation: Implementation, num_rounds: int, chosen: tuning
     with tuning.trial(op.tuned, chosen):
         kernel = op.make(implementation)
         kernel()
-    seconds = interleave({"kernel": kernel, "XLA": op.make("reference")}, num_rounds)
+    seconds = interleave({"kernel": kernel, "XLA": op.make("xla")}, num_rounds)
     # On its own: it would throw out of the caches what the next one reads.
     seconds |= interleave({"copy": lambda: negative(source)}, num_rounds)
     shares = [op.num_bytes / a / (_COPY_BYTES / b) for a, b in zip(seconds["kernel"], seconds["copy"], strict=True)]

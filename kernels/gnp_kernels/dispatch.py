@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from gnp_kernels.trees import Tree
 
-type Implementation = Literal["auto", "reference", "pallas", "triton"]
+type Implementation = Literal["auto", "xla", "pallas", "triton"]
 
-_BY_PREFERENCE: tuple[Implementation, ...] = ("pallas", "triton", "reference")
+_BY_PREFERENCE: tuple[Implementation, ...] = ("pallas", "triton", "xla")
 _PLATFORMS = {"pallas": ("tpu",), "triton": ("cuda", "rocm", "gpu")}
 _KERNEL_TYPES = (jnp.float32, jnp.bfloat16)
 
@@ -66,6 +66,6 @@ def _refusal(name: str, trees: Tree) -> str | None:
     if name == "triton" and importlib.util.find_spec("jax_triton") is None:
         return "needs jax-triton (pip install jax-triton)"
     types = {jnp.result_type(x) for x in jax.tree.leaves(trees)}
-    known = [t for t in types if (jnp.issubdtype(t, jnp.floating) if name == "reference" else t in _KERNEL_TYPES)]
+    known = [t for t in types if (jnp.issubdtype(t, jnp.floating) if name == "xla" else t in _KERNEL_TYPES)]
     strange = sorted(str(t) for t in types - set(known))
     return f"has no arrays of type {', '.join(strange)}" if strange else None

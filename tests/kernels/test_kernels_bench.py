@@ -11,7 +11,7 @@ SHAPES = {"a": jax.ShapeDtypeStruct((64, 32), jnp.float32), "b": jax.ShapeDtypeS
 
 
 def test_every_operation_is_checked_timed_and_reported():
-    lines = list(bench.bench(SHAPES, "reference", num_rounds=2, tune=False))
+    lines = list(bench.bench(SHAPES, "xla", num_rounds=2, tune=False))
     rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
     assert [row[0].removeprefix("| ") for row in rows] == [op.name for op in bench.ops(SHAPES)]
     assert all(float(row[2]) > 0 for row in rows)
@@ -32,7 +32,7 @@ def test_wrong_numbers_are_refused():
     """A kernel that is off by 1e-4 of its largest entry does not get a time."""
 
     def make(implementation):
-        return lambda: jnp.ones(3) * (1.0 if implementation == "reference" else 1.0001)
+        return lambda: jnp.ones(3) * (1.0 if implementation == "xla" else 1.0001)
 
     with pytest.raises(AssertionError, match=r"wrong: triton differs by 1\.0e-04"):
         bench.check(bench.Op("wrong", "perturb", make, 12), "triton")
@@ -41,6 +41,6 @@ def test_wrong_numbers_are_refused():
 def test_an_update_goes_on_from_the_last():
     """Each timed update is in place on what the last one left, as in training."""
     (op,) = (op for op in bench.ops(SHAPES) if op.name == "sgd f32")
-    update = op.make("reference")
+    update = op.make("xla")
     first = np.asarray(update().params["a"])
     assert not np.array_equal(first, update().params["a"])

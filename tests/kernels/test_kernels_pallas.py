@@ -43,7 +43,7 @@ def interpreted(monkeypatch):
 def both(function, *args, **options):
     """What `function` gives by plain JAX and by Pallas, both compiled."""
     run = jax.jit(lambda implementation, *xs: function(*xs, implementation=implementation, **options), static_argnums=0)
-    return run("reference", *args), run("pallas", *args)
+    return run("xla", *args), run("pallas", *args)
 
 
 def expect_close(got, expected, largest, num_ulps, dtype=FLOAT):
@@ -131,7 +131,7 @@ def test_copies_do_not_race(num_cores, monkeypatch):
     with pltpu.force_tpu_interpret_mode(params):
         got = jax.block_until_ready(all_operations("pallas"))
     assert not tpu_interpreter.races.races_found
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(all_operations("reference")), strict=True):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(all_operations("xla")), strict=True):
         np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-2, atol=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_leaves_that_fit_no_call_are_left_to_xla(monkeypatch):
     w, g = draw([(100, 77), (0,), (5,)], 0), draw([(100, 77), (0,), (5,)], 1)
     with pltpu.force_tpu_interpret_mode():
         got = perturb(w, g, 0.1, dtype=HALF, implementation="pallas")
-    for x, y in zip(got, perturb(w, g, 0.1, dtype=HALF, implementation="reference"), strict=True):
+    for x, y in zip(got, perturb(w, g, 0.1, dtype=HALF, implementation="xla"), strict=True):
         np.testing.assert_array_equal(np.asarray(x, np.float32), np.asarray(y, np.float32))
 
 

@@ -9,7 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
@@ -34,7 +34,7 @@ def states(config, implementation):
     batches = train_batches(task.dataset, config.data, seed=0, start_step=0, num_steps=NUM_STEPS)
     found = []
     for batch in batches:
-        state, metrics = train_step(state, batch, phase=Phase.FULL)
+        state, metrics = train_step(state, batch, kind=StepKind.FULL)
         found.append(jax.tree.map(np.asarray, (state, metrics)))
     return found
 
@@ -65,7 +65,7 @@ def test_a_step_with_kernels_is_the_step_without(name, set_mesh):
     """
     config, axes = STEPS[name]
     set_mesh(*axes)
-    expected = states(config, "reference")
+    expected = states(config, "xla")
     with pltpu.force_tpu_interpret_mode():
         got = states(config, "pallas")
     tolerance = 64 * 2.0**-23 if config.train.gradient_dtype == "float32" else 2.0**-6

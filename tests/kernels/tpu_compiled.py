@@ -60,7 +60,7 @@ def report(chip_name: str, name: str, arguments: tuple, donated: tuple[int, ...]
         "num_vector_spills": sum(kernel.num_vector_spills for kernel in kernels),
     }
     if chip_name == "v5p":
-        xla = Xla.of(compiled(lambda *xs: program("reference", *xs), arguments, donated))
+        xla = Xla.of(compiled(lambda *xs: program("xla", *xs), arguments, donated))
         cycles = sum(kernel.cycles(chip.bytes_per_cycle) + xla.call_cycles for kernel in kernels)
         line["ratio"] = (Xla.of(text).cycles + cycles) / xla.cycles
     print(json.dumps(line))

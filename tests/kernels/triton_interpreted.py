@@ -46,10 +46,10 @@ def check_sums(got, expected, scale):
 
 @pytest.mark.parametrize("case", NORMS, ids=named)
 def test_inner_products(case):
-    expected = dots(case.a, case.b, implementation="reference")
+    expected = dots(case.a, case.b, implementation="xla")
     check_sums(dots(case.a, case.b, implementation="triton"), expected, np.sqrt(expected.a_a * expected.b_b))
     for weights in (None, case.b):
-        norms = [squared_norm(case.a, weights=weights, implementation=i) for i in ("triton", "reference")]
+        norms = [squared_norm(case.a, weights=weights, implementation=i) for i in ("triton", "xla")]
         check_sums(norms[:1], norms[1:], 0)
 
 
@@ -57,13 +57,13 @@ def test_shares_scale_the_sums_of_leaves():
     """By powers of two, so that nothing else is rounded."""
     a, b = (testing.tree(testing.SHAPES["ragged"], jnp.float32, seed) for seed in (0, 1))
     shares = [1.0, 0.5, 0.25, 0.125]
-    expected = dots(a, b, shares=shares, implementation="reference")
+    expected = dots(a, b, shares=shares, implementation="xla")
     check_sums(dots(a, b, shares=shares, implementation="triton"), expected, np.sqrt(expected.a_a * expected.b_b))
 
 
 @pytest.mark.parametrize("case", [case for case in PERTURB if "strange" not in case.name], ids=named)
 def test_perturbation(case):
-    moved, expected = (perturb(*case[1:4], **case.options, implementation=i) for i in ("triton", "reference"))
+    moved, expected = (perturb(*case[1:4], **case.options, implementation=i) for i in ("triton", "xla"))
     assert testing.ulps(moved, expected) <= NUM_ULPS
 
 
@@ -82,7 +82,7 @@ def test_perturbation_of_strange_values(case):
 def test_update(case):
     new, expected = (
         blend_update(case.params, case.g1, case.g2, case.moments, **case.options, implementation=i)
-        for i in ("triton", "reference")
+        for i in ("triton", "xla")
     )
     assert testing.ulps(new[:3], expected[:3]) <= NUM_ULPS
     check_sums(new[3:], expected[3:], 0)
@@ -100,9 +100,9 @@ def test_any_tree(shapes, grad, copy, rule):
     )
     moments = tuple(jax.tree.map(jnp.square, m) for m in moments)[: rule.num_moments]
     options = {"rule": rule, "c1": 0.3, "c2": 0.7, "learning_rate": 0.01, "copy_dtype": copy}
-    moved, expected = (perturb(w, g1, 0.1, dtype=copy, implementation=i) for i in ("triton", "reference"))
+    moved, expected = (perturb(w, g1, 0.1, dtype=copy, implementation=i) for i in ("triton", "xla"))
     assert testing.ulps(moved, expected) <= NUM_ULPS
-    new, expected = (blend_update(w, g1, g2, moments, **options, implementation=i) for i in ("triton", "reference"))
+    new, expected = (blend_update(w, g1, g2, moments, **options, implementation=i) for i in ("triton", "xla"))
     assert testing.ulps(new[:3], expected[:3]) <= NUM_ULPS
     check_sums(new[3:], expected[3:], 0)
 
