@@ -11,7 +11,7 @@ from gnp_kernels.blend_update import reference
 
 import gnp_scale
 from gnp_scale.config import Config, ModelConfig
-from gnp_scale.gnp import Phase
+from gnp_scale.gnp import StepKind
 from gnp_scale.models import layers
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
@@ -69,6 +69,13 @@ def test_a_reader_sees_few_files_before_the_rooms():
     assert len(list(ROOT.glob("*.py"))) <= MOST_FLAT
 
 
+def test_the_design_names_every_room_and_its_files():
+    design = (ROOT.parent / "docs" / "design.md").read_text()
+    listed = [path for path in FILES if path.parent != ROOT and path.parent.name not in ("data", "models")]
+    names = {path.name for path in listed} - {"__init__.py"} | {f"{path.parent.name}/" for path in listed}
+    assert not [name for name in names if f"`{name}`" not in design]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_axis_names_stand_in_mesh_only(path):
     if _module(path) in ("mesh", "config"):
@@ -107,7 +114,7 @@ def task(set_mesh):
 
 
 def lower(task):
-    make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), phase=Phase.FULL)
+    make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL)
 
 
 def test_a_reader_reaches_the_matmul_in_ten_frames(task, monkeypatch):
@@ -117,6 +124,6 @@ def test_a_reader_reaches_the_matmul_in_ten_frames(task, monkeypatch):
 
 
 def test_a_reader_reaches_the_arithmetic_of_the_update_in_eight_frames(task, monkeypatch):
-    fused = replace(task, update=make_fused_update(task.config, "reference"))
+    fused = replace(task, update=make_fused_update(task.config, "xla"))
     frames = frames_to(lambda: lower(fused), monkeypatch, reference, "update_leaf")
     assert 0 < len(frames) <= 8, frames
