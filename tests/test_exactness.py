@@ -26,6 +26,11 @@ def test_where_nothing_has_changed_it_is_bitwise(saved):
     assert exactness(saved, Config()) == BITWISE
 
 
+def test_an_older_name_of_the_same_kernels_is_no_change(saved):
+    saved["compiled"]["kernels"] = "reference"
+    assert exactness(saved, Config()) == BITWISE
+
+
 CHANGES = {
     "a library": (("versions", "scipy"), "1.0", "other versions of scipy", EXAMPLES),
     "this package": (("versions", "gnp_scale"), "0.0.1", "other versions of gnp_scale", EXAMPLES),
@@ -34,7 +39,7 @@ CHANGES = {
     "the device": (("device",), "TPU v4", "(TPU v4, 1 processes), now on", ROUNDING),
     "the processes": (("num_processes",), 2, "(cpu, 2 processes), now on", ROUNDING),
     "the mesh": (("mesh",), {"replica": 8, "fsdp": 1, "tensor": 1}, "saved on replica 8 x fsdp 1", ROUNDING),
-    "the kernels": (("compiled", "kernels"), "triton", "another kernels triton -> reference", ROUNDING),
+    "the kernels": (("compiled", "kernels"), "triton", "another kernels triton -> xla", ROUNDING),
     "the CPU": (("compiled", "CPU"), "an older one", "another CPU an older one -> ", ROUNDING),
     "the driver": (("compiled", "back end"), "cuda 12", "another back end cuda 12 -> cpu", ROUNDING),
     "a flag": (("compiled", "XLA_FLAGS"), "--xla_x=1", "another XLA_FLAGS --xla_x=1 -> ", ROUNDING),

@@ -94,7 +94,7 @@ def _digest(value: Any) -> str:
 
 def exactness(saved: Mapping[str, Any], config: Config) -> str:
     """What resuming a run of `config`, here, from a checkpoint saved in these circumstances means, in words."""
-    here = circumstances(config)
+    here, saved = circumstances(config), _with_present_names(saved)
     other = _different(saved, here, "versions")
     if other:
         return f"saved with other versions of {', '.join(other)}: numbers, and examples, may differ"
@@ -120,6 +120,14 @@ def exactness(saved: Mapping[str, Any], config: Config) -> str:
             f"tell is as it was ({', '.join(unknown)})"
         )
     return "on the same mesh: the run is bitwise the one that was not interrupted"
+
+
+def _with_present_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    compiled = saved.get("compiled", {})
+    if compiled.get("kernels") != "reference":
+        return saved
+    # The name of "xla" until 2026-11-26.
+    return {**saved, "compiled": {**compiled, "kernels": "xla"}}
 
 
 def _different(saved: Mapping[str, Any], here: Mapping[str, Any], topic: str) -> list[str]:
