@@ -1,4 +1,4 @@
-# Two commands do everything: `make train` runs the main job, `make test` passes the tests.
+# Two commands do everything: `make train` runs the main job, `make test` runs the quick tests.
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -13,8 +13,8 @@ train: $(READY)  ## run the main job
 test: $(READY)  ## run the tests that take seconds
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
-test-all: test  ## run those as well that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m 'slow and not long'
+test-all: $(READY)  ## run all tests, those too that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m 'not long'
 
 check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .
@@ -28,7 +28,7 @@ bench: $(READY)  ## time plain, penalised and optax's step side by side
 setup: $(READY)  ## make the environment only
 
 $(READY): requirements/dev.txt pyproject.toml
-	@python=$$(requirements/find_python.sh "$(PYTHON)") && echo "Making an environment in $(VENV)" && "$$python" -m venv $(VENV)
+	@python=$$(sh requirements/find_python.sh "$(PYTHON)") && echo "Making an environment in $(VENV)" && "$$python" -m venv --clear $(VENV)
 	@echo "Installing the packages of requirements/dev.txt (about 80, 300 MB to download, 1.2 GB on disk): one to three minutes"
 	$(INSTALL) --require-hashes -r requirements/dev.txt
 	@echo "Installing gnp_scale itself, in place"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prints the path of a Python that can make the environment:  find_python.sh [PYTHON]
-# It takes the PYTHON that is named, or refuses it. Without one it takes the first that will do of python3, python3.12,
+# It takes the PYTHON that is named, a path or a name without arguments, or refuses it. Without one it takes the first that will do of python3, python3.12,
 # python3.13, python3.14 and the one that uv knows. Standard error says which one, or what is missing and what to type.
 set -u
 
@@ -29,7 +29,7 @@ try() {
         return
     fi
     # The version, and after it the modules that are not there.
-    found=$("$path" -c "$probe" 2>/dev/null) || found=''
+    found=$("$path" -S -c "$probe" 2>/dev/null) || found=''
     version=${found%% *}
     lacking=${found#"$version"}
     minor=${version#3.}
