@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SCOPES = ("gnp_norm", "gnp_perturb", "gnp_update")
-"""Named scopes of `gnp_scale.gnp.sharded_ops` and `gnp_scale.training.step.update`."""
+"""Named scopes of `gnp_scale.gnp.sharded_ops` and `gnp_scale.training.update`."""
 
 _NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")

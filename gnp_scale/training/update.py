@@ -112,6 +112,7 @@ def make_fused_update(config: Config, implementation: Implementation) -> UpdateF
     names = (("trace",) if isinstance(rule, Sgd) else ("mu", "nu"))[: rule.num_moments]
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
+    @jax.named_scope("gnp_update")
     def update(params: Tree, opt_state: Any, result: Penalized, applies: jax.Array) -> Update:
         u, count = result.grad, optim.num_updates(opt_state)
         clip = _clip_factor(result.telemetry["update_grad_norm"], config.optim.clip_norm)
