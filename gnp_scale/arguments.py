@@ -27,7 +27,7 @@ examples:
     gnp-scale drill configs/digits.py:quickstart --num-kills 3 --train.num-steps 60 --optim.warmup-steps 10
 """
 
-# tyro joins a line to the one before, unless it is indented or behind an empty one.
+# tyro joins a line to the one before, unless it is indented or follows an empty line.
 ABOUT_TRAIN = """\
 Trains the recipe that FUNCTION in FILE returns, or goes on with its run.
   --run-dir   folder of the run (default: runs/FILE-FUNCTION)

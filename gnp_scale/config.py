@@ -120,7 +120,7 @@ class GnpConfig:
     """The penalty on the gradient norm (`docs/method.md`).
 
     Checked here is each value by itself, and that none is without effect. What goes together is known to
-    `gnp_scale.gnp.Gnp`, and checked as that is made of it (`penalty.make_gnp`).
+    `gnp_scale.gnp.Gnp`, and checked as that is made of it (`training.penalty.make_gnp`).
     """
 
     r: float = 0.05
@@ -434,7 +434,7 @@ class Config:
 
     def _check_schedules(self) -> None:
         num_steps = self.train.num_steps
-        # A window with an end of its own may lie behind the run: there are folders of such runs.
+        # With `gate_stop` set, the window may begin after the last step. Existing run folders have this.
         gate_start = self.gnp.gate_start if self.gnp.gate_stop is None else 0
         schedules = (
             ("optim.warmup_steps", self.optim.warmup_steps, num_steps),

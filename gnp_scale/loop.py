@@ -70,9 +70,9 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
+            kinds = _kinds(task, Rollbacks(run_dir, config))
             with stages.enter(Stage.COMPILE, 0), _misfits_are_config_errors():
                 train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
-                kinds = _kinds(task, Rollbacks(run_dir, config))
                 traced: dict[_Name, Any] = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
                 traced[_EVALUATION] = trace_eval_step(task)
             with (
@@ -141,7 +141,7 @@ def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
 
 @contextlib.contextmanager
 def _misfits_are_config_errors() -> Iterator[None]:
-    """What does not fit shows as a step is traced, before anything is written."""
+    """Turns a ValueError from tracing a step into a ConfigError. Nothing has been written by then."""
     try:
         yield
     except ConfigError:

@@ -108,7 +108,7 @@ def override(
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        # What tyro has to say it only prints: its hook for errors is private, and may change in any release.
+        # tyro only prints its error messages. Its hook for them is private and may change in any release.
         raise ConfigError(_first_paragraph(messages.getvalue())) from None
 
 

@@ -1,4 +1,4 @@
-"""Every network of the zoo: its published size, how its parameters are stored, and what configurations it refuses."""
+"""Every registered network: its published size, how its parameters are stored, and what configurations it refuses."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One step of the method: every published relative is (direction, blend, gate) over it."""
+"""One step of the method; each published variant is a choice of direction, blend and gate."""
 
 from collections.abc import Callable
 from functools import partial
@@ -37,9 +37,26 @@ class Penalized(NamedTuple):
     """alpha * (g2 - g1) for the blend "decoupled": the parameters move by -(learning rate) times it; else None."""
 
 
-def penalize(loss_fn: Callable[..., Any], gnp: Gnp, has_aux: bool = False, **options: Any) -> Callable[..., Penalized]:
+def penalize(
+    loss_fn: Callable[..., Any],
+    gnp: Gnp,
+    has_aux: bool = False,
+    *,
+    num_accumulated: int = 1,
+    num_together: int = 1,
+    group_axis: str | None = None,
+    implementation: Implementation = "xla",
+) -> Callable[..., Penalized]:
     """The whole step, for every variant; u is a tree with the types of the parameters. See `combine`."""
-    combined_fn = combine(loss_fn, gnp, has_aux, **options)
+    combined_fn = combine(
+        loss_fn,
+        gnp,
+        has_aux,
+        num_accumulated=num_accumulated,
+        num_together=num_together,
+        group_axis=group_axis,
+        implementation=implementation,
+    )
 
     def fn(params: Tree, *args: Any, **kwargs: Any) -> Penalized:
         result = combined_fn(params, *args, **kwargs)

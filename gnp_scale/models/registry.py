@@ -1,4 +1,4 @@
-"""The networks by name, each as a pair of pure functions over nested dicts of arrays."""
+"""The networks by name: each makes nested dicts of arrays, and a module of such dicts inside a trace."""
 
 import difflib
 from collections.abc import Callable
@@ -46,9 +46,9 @@ class Model:
     def network(self, params: Params, batch_stats: BatchStats) -> Callable[..., jax.Array]:
         """`network(image_BxHxWxC, *, train, key_B=None)`: logits of normalised images, float32 of shape (B, classes).
 
-        The images are floats, the examples sharded over `mesh.BATCH`, and the logits likewise. In training, statistics
-        of the batch normalise, `batch_stats_of(network)` are those after it, and what the configuration drops is
-        dropped, where there is a key for each example.
+        The images are floats, the examples sharded over `mesh.BATCH`, and the logits likewise. With `train=True` it
+        normalises with the statistics of the batch and updates the others; read those afterwards with
+        `batch_stats_of(network)`. Dropout and drop path act only if `key_B`, a key for each example, is given.
         """
         return nnx.merge(self._graph, params, batch_stats)
 
@@ -58,7 +58,7 @@ class Model:
 
 
 def batch_stats_of(network: Any) -> BatchStats:
-    """The batch statistics of a network; those of an earlier `network`, but for what training has changed since."""
+    """The batch statistics of `network`: those it was made with, or newer ones if it was called with `train=True`."""
     return _values(network, nnx.BatchStat)
 
 

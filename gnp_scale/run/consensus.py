@@ -1,4 +1,4 @@
-"""Values that are the same in every process, whatever each of them has read or measured. One process does no work.
+"""Values that are the same in every process, whatever each has read or measured. A single process sends nothing.
 
 Values pass through JAX's coordination service, beside the devices, so a training step under way is not delayed.
 Every process calls the same functions in the same order. A wait has no end of its own: the watchdog ends the run if a

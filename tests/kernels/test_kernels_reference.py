@@ -183,7 +183,7 @@ WRONG = {
     "every one": (
         lambda: squared_norm(jnp.arange(2)),
         UnsupportedError,
-        "pallas: runs on tpu, and this is cpu; triton: runs on .*; reference: has no arrays of type int32",
+        "pallas: runs on tpu, and this is cpu; triton: runs on .*; xla: has no arrays of type int32",
     ),
 }
 
