@@ -7,8 +7,7 @@ B examples of the global batch.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
 
 import grain
 import jax
@@ -107,7 +106,10 @@ def _stream(read: Callable[[np.ndarray], Rows], steps: range, batch_size: int, c
     batches = grain.MapDataset.range(steps.start, steps.stop).map(read_step).to_iter_dataset(options)
 
     def place(rows: np.ndarray) -> jax.Array:
-        return _place(dict(zip(distinct, np.split(rows, len(distinct)), strict=True)), batch_size, mesh)
+        shape = (batch_size, *rows.shape[1:])
+        spec = NamedSharding(mesh, batch_spec(len(shape)))
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_process_local_data(spec, rows, shape)
 
     def place_all() -> Batches:
         with contextlib.closing(iter(batches)) as read_batches:
@@ -115,16 +117,3 @@ def _stream(read: Callable[[np.ndarray], Rows], steps: range, batch_size: int, c
                 yield {name: place(rows) for name, rows in batch.items()}
 
     return place_all()
-
-
-def _place(rows_of: Mapping[Bounds, np.ndarray], batch_size: int, mesh: jax.sharding.Mesh) -> jax.Array:
-    """The global array of which this process's devices hold these rows, placed by explicit transfers."""
-    shape = (batch_size, *next(iter(rows_of.values())).shape[1:])
-    rows = NamedSharding(mesh, batch_spec(len(shape)))
-
-    def of_device(index: Any) -> np.ndarray:
-        return rows_of[index[0].indices(batch_size)[:2]]
-
-    # The transfers to all devices are one call: one call a device takes six times as much of the host's time.
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback(shape, rows, of_device)
