@@ -3,7 +3,6 @@
 A JobSet is read by models generated from its API; the jobs in it, and other objects, by the schemas of Kubernetes.
 """
 
-import copy
 import os
 import re
 from pathlib import Path
@@ -14,9 +13,14 @@ import yaml
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
 
 FOLDER = Path(__file__).parent.parent / "launch" / "gke"
-JOB_SETS = ("tpu_slice.yaml", "tpu_multislice.yaml", "gpu.yaml")
+JOB_SETS = ("tpu.yaml", "gpu.yaml")
 KUBERNETES = "1.34"
-SETTINGS = {"IMAGE": "registry/gnp-scale:1", "NAME": "digits", "RECIPE": "configs/digits.py:quickstart"}
+SETTINGS = {
+    "IMAGE": "registry/gnp-scale:1",
+    "NAME": "digits",
+    "RECIPE": "configs/digits.py:quickstart",
+    "NUM_SLICES": "2",
+}
 
 
 @pytest.fixture
@@ -154,9 +158,9 @@ def test_processes_on_gpus_find_each_other(load):
     assert env["JAX_LOCAL_DEVICE_IDS"] == ",".join(map(str, range(num_gpus)))
 
 
-def test_only_the_number_of_slices_differs_between_the_tpu_manifests(load):
-    one, several = load("tpu_slice.yaml"), load("tpu_multislice.yaml")
-    expected = copy.deepcopy(one)
-    expected["metadata"]["annotations"] = several["metadata"]["annotations"]
-    expected["spec"]["replicatedJobs"][0]["replicas"] = 2
-    assert several == expected
+def test_each_slice_is_a_job_on_a_node_pool_of_its_own(load):
+    manifest = load("tpu.yaml")
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 2
+    topology = manifest["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    assert topology == "cloud.google.com/gke-nodepool"
