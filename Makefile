@@ -11,10 +11,10 @@ train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
 test: $(READY)  ## run the tests that take seconds
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)  ## run all tests, those too that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m 'not long'
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long'
 
 check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .

@@ -26,6 +26,11 @@ _COLLECTIVE = re.compile(
 _SEND = re.compile(r" = \((?P<array>[^(){]*).* send\(.*_xla_host_transfer_handler_name=\"xla_megascale_runtime\"")
 
 
+_SOURCES = re.compile(
+    r"^(?:FileNames|FunctionNames|FileLocations|StackFrames)$|^\d+ [\"{].*$|, metadata=\{[^{}]*\}", re.MULTILINE
+)
+
+
 class Collective(NamedTuple):
     """One instruction, as each device runs it."""
 
@@ -56,6 +61,11 @@ def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind
         task = Task.of(config)
         traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=kind)
         return traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)).compile().as_text()
+
+
+def without_sources(text: str) -> str:
+    """HLO without the lines of Python that it was traced from, which depend on what was traced before."""
+    return _SOURCES.sub("", text)
 
 
 def collectives(text: str) -> list[Collective]:

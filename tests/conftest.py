@@ -28,6 +28,12 @@ hypothesis.settings.register_profile("gnp_scale", deadline=None)
 hypothesis.settings.load_profile("gnp_scale")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: one process of xdist runs a whole file, and none is to be left at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def set_mesh():
     """Sets a mesh of the given axis sizes over the first devices, until the test ends."""

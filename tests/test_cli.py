@@ -173,7 +173,13 @@ def test_version_names_the_libraries_too(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "num_processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+    ("number", "num_processes"),
+    [
+        (signal.SIGINT, 1),
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.long),
+        (signal.SIGTERM, 2),
+    ],
 )
 def test_a_signal_saves_exits_75_and_the_run_goes_on_bitwise(number, num_processes, tmp_path, whole_run):
     run_dir = tmp_path / "run"

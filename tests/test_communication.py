@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiled import MESH, Collective, collectives, parse_groups, sends_between_slices, step_text
+from compiled import MESH, Collective, collectives, parse_groups, sends_between_slices, step_text, without_sources
 
 from gnp_scale.config import GnpConfig
 from gnp_scale.gnp import StepKind
@@ -86,7 +86,9 @@ def test_one_group_costs_both_gradients_and_one_scalar_more(crossing):
 @pytest.mark.parametrize("gated", [GnpConfig(gate="every"), GnpConfig(gate="window", gate_start=9, perturb_groups=2)])
 def test_steps_at_which_the_penalty_is_off_are_plain_steps(gated):
     mesh = make_mesh(MESH)
-    assert step_text(gated, mesh, StepKind.PLAIN) == step_text(PLAIN, mesh, StepKind.PLAIN)
+    texts = [without_sources(step_text(gnp, mesh, StepKind.PLAIN)) for gnp in (gated, PLAIN)]
+    assert len(collectives(texts[0])) > 0
+    assert texts[0] == texts[1]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ TRAIN = "launch/slurm/train.sbatch"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(missing_programs()), reason=f"no {', '.join(missing_programs())}: {INSTALL}"),
 ]
 
