@@ -65,7 +65,7 @@ def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind
 
 def without_sources(text: str) -> str:
     """HLO without the lines of Python that it was traced from, which depend on what was traced before."""
-    return _SOURCES.sub("", text)
+    return "\n".join(filter(None, _SOURCES.sub("", text).splitlines()))
 
 
 def collectives(text: str) -> list[Collective]:
