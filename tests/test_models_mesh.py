@@ -83,7 +83,11 @@ def assert_close(got, expected, num_ulps: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [TRANSFORMER, PARALLEL, RESNET, WIDE], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config",
+    [TRANSFORMER, PARALLEL, RESNET, pytest.param(WIDE, marks=pytest.mark.long)],
+    ids=lambda config: config.name,
+)
 def test_numbers_do_not_depend_on_the_mesh(config):
     expected = run(config)
     for shape in MESHES:

@@ -63,7 +63,14 @@ def without_times(rows):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "stop"),
-    [(BASE, 7), (BASE, 20), (WARMUP, 1), (RESNET, 3), (REUSED, 6), (GROUPED, 5)],
+    [
+        (BASE, 7),
+        (BASE, 20),
+        (WARMUP, 1),
+        pytest.param(RESNET, 3, marks=pytest.mark.long),
+        (REUSED, 6),
+        (GROUPED, 5),
+    ],
     ids=["mid-epoch", "at-save", "off-step", "resnet", "kept direction", "groups"],
 )
 def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, tmp_path, monkeypatch):
