@@ -37,14 +37,7 @@ def squared_norm(
     """
     if weights is not None:
         check_same_structure(tree=tree, weights=weights)
-    match dispatch.choose("squared_norm", implementation, (tree, weights)):
-        case "pallas":
-            from gnp_kernels.squared_norm import pallas_tpu as module
-        case "triton":
-            from gnp_kernels.squared_norm import triton as module
-        case _:
-            from gnp_kernels.squared_norm import reference as module
-    return module.squared_norm(tree, weights, shares)
+    return _module("squared_norm", implementation, (tree, weights)).squared_norm(tree, weights, shares)
 
 
 def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementation = "auto") -> Dots:
@@ -56,11 +49,16 @@ def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementat
         5.0 3.0 9.0
     """
     check_same_structure(a=a, b=b)
-    match dispatch.choose("dots", implementation, (a, b)):
+    return _module("dots", implementation, (a, b)).dots(a, b, shares)
+
+
+def _module(op: str, implementation: Implementation, trees: Tree):
+    # Without a type of its own: the type checker infers which modules it may be.
+    match dispatch.choose(op, implementation, trees):
         case "pallas":
             from gnp_kernels.squared_norm import pallas_tpu as module
         case "triton":
             from gnp_kernels.squared_norm import triton as module
         case _:
             from gnp_kernels.squared_norm import reference as module
-    return module.dots(a, b, shares)
+    return module
