@@ -4,6 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 # Every dependency stands in the files, so none needs to be resolved.
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps
+# One process runs a whole file, so that what its tests share is made once.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup train test test-all check bench tpu-compiler gpu-compiler lock clean
 
@@ -11,10 +13,10 @@ train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
 test: $(READY)  ## run the tests that take seconds
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-all: $(READY)  ## run all tests, those too that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long'
+	$(PYTEST) -m 'not long'
 
 check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .
