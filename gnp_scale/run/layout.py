@@ -1,4 +1,4 @@
-"""What a run folder holds, by name."""
+"""Names in a run folder that several parts of the program, or tests, go by."""
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
