@@ -41,7 +41,7 @@ def wanted(config: ModelConfig, monkeypatch) -> Kernels:
     """The specs and shapes that the layers ask for."""
     found: Kernels = Counter()
     with monkeypatch.context() as patch:
-        patch.setattr(mesh, "fit", lambda spec, shape: found.update([(spec, shape)]))
+        patch.setattr(mesh, "divisible_spec", lambda spec, shape: found.update([(spec, shape)]))
         params_of(config)
     return found
 
