@@ -133,6 +133,15 @@ def test_a_stop_belongs_to_no_stage():
         assert 0 <= time.perf_counter() - stages.now.since_s < 60, "it was noticed late: in another stage"
 
 
+def test_a_stop_that_a_new_stage_notices_first_belongs_to_no_stage():
+    """A process that goes on may enter its next stage before the thread that looks for stops runs again."""
+    stages, began_s = Stages(), time.perf_counter()
+    with stages.enter(Stage.SAVE, 4):
+        time.sleep(0.05)
+        stages.before_move = lambda: stages.skip(0.04)
+    assert 0.01 <= stages.now.seconds[Stage.SAVE] <= time.perf_counter() - began_s - 0.04
+
+
 def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
     """The clock of the stages stands meanwhile, that of the record does not: the run is not taken for dead."""
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:

@@ -132,6 +132,7 @@ class Watchdog:
         assert self._lifeline.stdin is not None
         self._beat = self._lifeline.stdin.fileno()
         os.set_blocking(self._beat, False)
+        self._stages.before_move = self._clock.now_s
         for thread in self._threads:
             thread.start()
         return self
@@ -148,6 +149,7 @@ class Watchdog:
             where = f"process {self._rank} on {self._host} failed at step {self._stages.now.step}"
             self._own = Failure(exit_code(error), f"{where}: {summary}")
         self._left.set()
+        self._stages.before_move = lambda: None
         for thread in self._threads:
             thread.join(_GRACE_S)
         self._lifeline.kill()

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -56,6 +56,8 @@ class Stages:
 
     def __init__(self) -> None:
         self.now = StageRecord(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
+        self.before_move: Callable[[], object] = lambda: None
+        """Called before a stage ends: it skips a stop that no other thread has noticed yet."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -69,6 +71,7 @@ class Stages:
             self._move(outer.stage, self.now.step)
 
     def _move(self, stage: Stage, step: int) -> None:
+        self.before_move()
         with self._lock:
             now_s = time.perf_counter()
             self.now = StageRecord(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)
