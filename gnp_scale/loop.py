@@ -30,7 +30,7 @@ from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.history import Recorder, append_exit
-from gnp_scale.run.messages import announce
+from gnp_scale.run.messages import announce, one_line
 from gnp_scale.run.processes import barrier, check_agreement, is_main_process
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stage, Stages
@@ -147,11 +147,7 @@ def _misfits_are_config_errors() -> Iterator[None]:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"the parts of a batch do not fit each other or the mesh: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).partition("\n---")[0].split())
+        raise ConfigError(f"the parts of a batch do not fit each other or the mesh: {one_line(error)}") from error
 
 
 def _train_on(run: _Run) -> int | None:

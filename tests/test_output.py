@@ -156,6 +156,20 @@ def test_saying_a_line_never_raises(monkeypatch, error):
 STRANGE = ["lr[/b]", "[red]", ":smile:", "a b", "it's", "[link=x]y", "äß"]
 
 
+ERRORS = {
+    "several lines": (ValueError("a leaf\n  of 3 rows"), "a leaf of 3 rows"),
+    "what JAX adds": (ValueError("a leaf\n--------------------\nFor simplicity, JAX has removed"), "a leaf"),
+    "no text": (OSError(), "OSError"),
+    "advice at the end": (ValueError("x" * 500 + "y" * 100), "x" * 500 + "y" * 100),
+    "the cause at the end": (OSError("a" * 80 + "b" * 2000 + "c" * 120), "a" * 80 + " ... " + "c" * 120),
+}
+
+
+@pytest.mark.parametrize(("error", "line"), ERRORS.values(), ids=ERRORS.keys())
+def test_an_error_is_told_in_one_line(error, line):
+    assert messages.one_line(error) == line
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_text_from_outside_is_printed_as_it_is(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "300")

@@ -13,10 +13,10 @@ from gnp_scale.checkpoint.metadata import Metadata, describe
 from gnp_scale.checkpoint.restore import latest_valid, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.store import Store
-from gnp_scale.checkpoint.writer import Writer, one_line
+from gnp_scale.checkpoint.writer import Writer
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run import consensus
-from gnp_scale.run.messages import announce
+from gnp_scale.run.messages import announce, one_line
 from gnp_scale.training.state import TrainState
 
 

@@ -15,11 +15,10 @@ from gnp_scale.checkpoint.checksums import mismatched
 from gnp_scale.checkpoint.metadata import DamagedError, Metadata
 from gnp_scale.checkpoint.retention import Scores
 from gnp_scale.checkpoint.store import Store
-from gnp_scale.checkpoint.writer import one_line
 from gnp_scale.config import Config, ConfigError, MeshConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.run import consensus
-from gnp_scale.run.messages import announce
+from gnp_scale.run.messages import announce, one_line
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
 from gnp_scale.training.state import TrainState

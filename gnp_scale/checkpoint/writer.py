@@ -10,7 +10,7 @@ from gnp_scale.checkpoint.metadata import Metadata
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
 from gnp_scale.run import consensus
-from gnp_scale.run.messages import announce
+from gnp_scale.run.messages import announce, one_line
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
 """After a failed attempt the next one waits; each time twice as long, up to the longest."""
@@ -130,9 +130,3 @@ class Writer:
         wait_s = min(FIRST_WAIT_S * 2 ** (self._num_failures - 1), LONGEST_WAIT_S)
         self._retry_time = time.monotonic() + wait_s
         announce(f"{failed}: attempt {self._num_failures + 1} of {self._num_attempts} in {wait_s:g} s")
-
-
-def one_line(error: Exception) -> str:
-    """An error in one line; of a long one the beginning and the end, where stores put the cause."""
-    text = " ".join(str(error).split())
-    return (f"{text[:80]} ... {text[-120:]}" if len(text) > 205 else text) or type(error).__name__

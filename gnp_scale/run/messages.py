@@ -9,6 +9,9 @@ from gnp_scale.run.processes import is_main_process
 
 console = make_console(stderr=True)
 
+_MOST_CHARACTERS = 600
+"""Of an error that is told whole. Those of JAX and of this project have fewer, those of stores may have thousands."""
+
 
 def announce(message: str) -> None:
     """Says something once, from the main process."""
@@ -20,3 +23,9 @@ def show(what: RenderableType) -> None:
     """Prints above the bar, if there is one; training does not end because nobody can read it."""
     with contextlib.suppress(OSError, ValueError):
         console.print(what, soft_wrap=isinstance(what, str))
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line, without what JAX adds about tracebacks; of a very long one the beginning and the end."""
+    text = " ".join(str(error).partition("\n---")[0].split()) or type(error).__name__
+    return f"{text[:80]} ... {text[-120:]}" if len(text) > _MOST_CHARACTERS else text
