@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
+from gnp_kernels.trees import path_name
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -143,7 +144,7 @@ def undivided(params: Any) -> str | None:
     better = num_shards & -num_shards
     while sum(leaf[0] for leaf in whole if all(dim % better for dim in leaf[2].shape)) > MOST_SILENT_MIB:
         better //= 2
-    name, shape = jax.tree_util.keystr(path, simple=True, separator="/"), "x".join(map(str, largest.shape))
+    name, shape = path_name(path), "x".join(map(str, largest.shape))
     line = (
         f"{len(whole)} of {len(leaves)} parameters, biases and scales among them, are whole on each device: "
         f"{num_mib:.0f} MiB, and as much again in the gradient and in each moment. mesh.fsdp {num_shards} divides no "

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from gnp_kernels.trees import path_name
 
 
 def checksums(state: Any) -> dict[str, int]:
@@ -19,7 +20,7 @@ def checksums(state: Any) -> dict[str, int]:
     order of a sum of integers makes no difference, so mesh, devices and number of processes make none.
     """
     leaves = jax.tree.leaves_with_path(state)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    names = [path_name(path) for path, _ in leaves]
     values = jax.device_get(_checksums([leaf for _, leaf in leaves]))
     return dict(zip(names, map(int, values), strict=True))
 

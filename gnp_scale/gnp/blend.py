@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from gnp_kernels import Dots, Implementation
-from gnp_kernels.trees import upcast
+from gnp_kernels.trees import path_name, upcast
 
 from gnp_scale.gnp import sharded_ops
 
@@ -113,11 +113,6 @@ def weighted_sum(c1: Scalar, a: Tree, c2: Scalar, b: Tree) -> Tree:
 def ratio(a: Scalar, b: Scalar) -> jax.Array:
     """a / b, and 0 where b is 0."""
     return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as text, its keys separated by slashes."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _names(tree: Tree) -> str:

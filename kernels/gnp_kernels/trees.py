@@ -28,6 +28,11 @@ def total(sums: Sequence[jax.Array], shares: Shares) -> jax.Array:
     return sum(shared, start=jnp.zeros((), jnp.float32))
 
 
+def path_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as text, its keys separated by slashes."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def check_same_structure(**trees: Tree) -> None:
     """Raises ValueError unless all trees have the structure and the shapes of the first."""
     (first_name, first), *others = trees.items()
@@ -41,5 +46,5 @@ def check_same_structure(**trees: Tree) -> None:
             if jnp.shape(x) != jnp.shape(y):
                 raise ValueError(
                     f"{first_name} and {name} hold arrays of the same shapes. Got {jnp.shape(x)} and {jnp.shape(y)} "
-                    f"at {jax.tree_util.keystr(path)}. Pass arrays that fit."
+                    f"at {path_name(path) or 'the only one'}. Pass arrays that fit."
                 )
