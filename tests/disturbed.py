@@ -4,6 +4,7 @@
 `diverges` is its recipe.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,14 +55,16 @@ def diverges() -> Config:
 
 
 def _slow_down() -> None:
-    move = Stages._move
+    enter = Stages.enter
 
-    def move_slowly(self: Stages, stage: Stage, step: int) -> None:
+    @contextlib.contextmanager
+    def enter_slowly(self: Stages, stage: Stage, step: int) -> Iterator[None]:
         if stage == Stage.DATA:
             time.sleep(STEP_S)
-        move(self, stage, step)
+        with enter(self, stage, step):
+            yield
 
-    Stages._move = move_slowly
+    Stages.enter = enter_slowly
 
 
 def _replace_write(attempt: Callable[[int, Write], object]) -> None:

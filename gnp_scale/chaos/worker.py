@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,9 +30,14 @@ def main() -> int:
         append(stages_file, {"stage": stage, "time": time.monotonic()})
 
     class ToldStages(stages.Stages):
-        def _move(self, stage: Stage, step: int) -> None:
-            super()._move(stage, step)
-            tell(stage)
+        @contextlib.contextmanager
+        def enter(self, stage: Stage, step: int) -> Iterator[None]:
+            try:
+                with super().enter(stage, step):
+                    tell(stage)
+                    yield
+            finally:
+                tell(self.now.stage)
 
     class ToldStopRequest(preemption.StopRequest):
         def watch(self) -> Self:
