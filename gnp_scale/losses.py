@@ -1,4 +1,4 @@
-"""Losses and correctness of a classifier, one number an example, in float32.
+"""Losses and correctness of a classifier, one number per example, in float32.
 
 B: examples, K: classes.
 """
@@ -15,7 +15,7 @@ def softmax_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Ar
     """Cross-entropy -sum_k label_k * log softmax(logits)_k of each example, in nats.
 
     Args:
-        logits_BxK: unnormalised log probabilities, finite, in any floating type; computed with in float32.
+        logits_BxK: unnormalised log probabilities, finite, in any floating type; the loss is computed in float32.
         label_BxK: probabilities of the classes; each row sums to 1.
 
     Returns:
@@ -25,21 +25,21 @@ def softmax_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Ar
 
 
 def smooth(label_BxK: jax.Array, smoothing: float) -> jax.Array:
-    """Labels with the share `smoothing` of their mass spread evenly over the classes (arXiv 1512.00567, section 7)."""
+    """Labels with a fraction `smoothing` of the mass spread evenly over the classes (arXiv 1512.00567, section 7)."""
     return optax.smooth_labels(label_BxK, smoothing)
 
 
 def top_k_correct(logits_BxK: jax.Array, label_B: jax.Array, k: int) -> jax.Array:
     """1.0 where the label is among the `k` classes of largest logits, else 0.0.
 
-    Of equal logits the class of lower index comes first, as in `jax.lax.top_k`, so that a constant network is not
-    right about everything; NaN counts against the label. With `k >= K` every label is among them. Written with
-    comparisons only, so that nothing is sorted and examples and classes may be sharded.
+    If logits are equal, the class of lower index comes first, as in `jax.lax.top_k`, so that a constant network is not
+    always right; NaN counts against the label. With `k >= K` every label is among them. It uses only comparisons,
+    without sorting, so examples and classes may be sharded.
 
     Args:
         logits_BxK: scores of the classes.
         label_B: integers in [0, K).
-        k: how many guesses an example has.
+        k: number of guesses per example.
 
     Returns:
         correct_B, float32.
@@ -53,7 +53,7 @@ def top_k_correct(logits_BxK: jax.Array, label_B: jax.Array, k: int) -> jax.Arra
 
 
 def l2(params: Any, factor: float, mask: Any) -> jax.Array:
-    """factor / 2 * sum of the squares of the parameters where `mask` is True, in float32, to be added to the loss.
+    """factor / 2 * sum of the squares of the parameters where `mask` is True, in float32; a term of the loss.
 
     Args:
         params: pytree of arrays, in any floating type.

@@ -314,11 +314,11 @@ def test_a_loss_of_parameters_alone_needs_no_batch():
 
 CALLS = {
     "nothing": (0, lambda fn: fn(), "Got argnums=0 and 0 positional arguments"),
-    "by keyword": (0, lambda fn: fn(w=jnp.ones(2)), "Pass those to be differentiated by place"),
+    "by keyword": (0, lambda fn: fn(w=jnp.ones(2)), "Pass the differentiated ones by position"),
     "too far": ((0, 2), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "Got argnums=(0, 2) and 2 positional arguments"),
     "twice": ((0, -2), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "each once"),
-    "no batch": ((0, 1), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "Pass the batch by place"),
-    "batch by keyword": (0, lambda fn: fn(jnp.ones(2), batch=jnp.ones(2)), "Pass the batch by place"),
+    "no batch": ((0, 1), lambda fn: fn(jnp.ones(2), jnp.ones(2)), "Pass the batch by position"),
+    "batch by keyword": (0, lambda fn: fn(jnp.ones(2), batch=jnp.ones(2)), "Pass the batch by position"),
 }
 
 
@@ -355,7 +355,7 @@ def test_narrow_parameters_are_not_perturbed(dtype, others):
     params["hidden_bias_H"] = params["hidden_bias_H"].astype(dtype)
     batch = on_device(BATCH_OF_16, dtype)
     first = "hidden_bias_H" if others else "head_bias_K"
-    with pytest.raises(ValueError, match=rf"float32 at least.* Got {dtype} at {first}\. Keep the parameters") as error:
+    with pytest.raises(ValueError, match=rf"at least float32.* Got {dtype} at {first}\. Keep the parameters") as error:
         value_and_grad(mlp_loss, Gnp(alpha=0.8))(params, batch)
     assert "\n" not in str(error.value)
     assert_trees_equal(value_and_grad(mlp_loss, PLAIN)(params, batch), jax.value_and_grad(mlp_loss)(params, batch))
@@ -367,7 +367,7 @@ def test_narrow_parameters_are_not_perturbed(dtype, others):
 def test_a_copy_is_of_one_type():
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
     copy = params | {"head_bias_K": params["head_bias_K"].astype(jnp.bfloat16)}
-    with pytest.raises(ValueError, match=r"is of one type\. Got bfloat16, float32\. Cast all"):
+    with pytest.raises(ValueError, match=r"must have one type\. Got bfloat16, float32\. Cast all"):
         penalize(mlp_loss, Gnp(alpha=0.8))(params, batch, copy=copy)
 
 

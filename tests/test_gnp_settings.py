@@ -168,11 +168,11 @@ WRONG = {
     ),
     "lam above r": (
         lambda: Gnp(r=0.05, lam=1.0),
-        "alpha may exceed 1 with blend=\"decoupled\" only. Got 20.0 (lam=1.0 / r=0.05) with 'paper'. Give alpha in",
+        "alpha may exceed 1 only with blend=\"decoupled\". Got 20.0 (lam=1.0 / r=0.05) with 'paper'. Give alpha in",
     ),
     "a NumPy alpha": (lambda: Gnp(alpha=np.float32(1.5)), "alpha may exceed 1"),
     "a NumPy NaN": (lambda: Gnp(r=np.float32("nan"), alpha=1.0), "Gnp.r must be finite and not negative. Got nan."),
-    "alpha above 1": (lambda: Gnp(alpha=1.5), 'alpha may exceed 1 with blend="decoupled" only. Got 1.5'),
+    "alpha above 1": (lambda: Gnp(alpha=1.5), 'alpha may exceed 1 only with blend="decoupled". Got 1.5'),
     "no groups": (lambda: Gnp(alpha=1.0, perturb_groups=0), "Gnp.perturb_groups must be at least 1. Got 0."),
     "reuse never": (lambda: Gnp(alpha=1.0, reuse_every=0), "Gnp.reuse_every must be at least 1. Got 0."),
     "no examples": (lambda: Gnp(alpha=1.0, ascent_fraction=0.0004), "must be in [0.001, 1]. Got 0.0004."),
@@ -183,11 +183,11 @@ WRONG = {
     "p above 1": (lambda: bernoulli(1.5, 0), "A probability is in [0, 1]. Got p=1.5."),
     "value_and_grad of momentum": (
         lambda: value_and_grad(mean_of_line, MOMENTUM),
-        "Got direction='momentum', blend='paper', which needs or gives more. Call penalize instead.",
+        "Got direction='momentum', blend='paper', which need or return more. Call penalize instead.",
     ),
     "value_and_grad of decoupled": (
         lambda: value_and_grad(mean_of_line, DECOUPLED),
-        "Got direction='gradient', blend='decoupled', which needs or gives more. Call penalize instead.",
+        "Got direction='gradient', blend='decoupled', which need or return more. Call penalize instead.",
     ),
     "gate without a step": (
         lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, gate=every(2)))(WEIGHTS, EXAMPLES),
@@ -207,7 +207,7 @@ WRONG = {
     ),
     "groups that do not fit": (
         lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, perturb_groups=3))(WEIGHTS, EXAMPLES),
-        "Got 4 examples for 3 parts. Change the batch size, or perturb_groups",
+        "Got 4 examples for 3 parts. Change the batch size, perturb_groups",
     ),
     "a part that does not fit": (
         lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, ascent_fraction=1 / 3))(WEIGHTS, EXAMPLES),

@@ -123,8 +123,8 @@ WRONG = {
         'needs blend="paper", perturb_groups=1 and ascent_fraction=1. Got perturb_groups=2',
     ),
     "reused with gsam": ({"direction": "reused", "blend": "gsam"}, "Got blend='gsam'"),
-    "alpha above 1": ({"alpha": 1.5}, 'alpha may exceed 1 with blend="decoupled" only. Got 1.5'),
-    "lam above r": ({"alpha": None, "lam": 1.0}, 'with blend="decoupled" only. Got 20.0 (lam=1.0 / r=0.05)'),
+    "alpha above 1": ({"alpha": 1.5}, 'alpha may exceed 1 only with blend="decoupled". Got 1.5'),
+    "lam above r": ({"alpha": None, "lam": 1.0}, 'only with blend="decoupled". Got 20.0 (lam=1.0 / r=0.05)'),
     "lam stays as r falls": ({"alpha": None, "lam": 0.02, "r_schedule": "cosine"}, "(lam / r) at step 12."),
     "lam stays as r rises": (
         {"alpha": None, "lam": 0.02, "r_schedule": "warmup", "warmup_steps": 10},

@@ -7,9 +7,9 @@ The method of Zhao, Zhang and Hu (ICML 2022, arXiv 2202.03599), as a drop-in for
     g2  = grad L(w + eps)
     u   = (1 - alpha) * g1 + alpha * g2     alpha = lambda / r
 
-which is g1 + lambda * H g1 / ||g1|| + O(r), with the Hessian-vector product taken as a finite difference of radius r.
-alpha = 1 is SAM (arXiv 2010.01412); alpha = 0 or r = 0 is plain training, in one pass. The relatives of the method are
-other values of `Gnp`. Norms, eps and u are computed in float32 at least. Nothing here knows of the trainer.
+which is g1 + lambda * H g1 / ||g1|| + O(r): a finite difference of radius r replaces the Hessian-vector product. alpha
+= 1 is SAM (arXiv 2010.01412); alpha = 0 or r = 0 is plain training, in one pass. Variants of the method are other
+values of `Gnp`. Norms, eps and u are computed at least in float32. Nothing here depends on the trainer.
 """
 
 from gnp_scale.gnp.blend import LinearCombination

@@ -1,4 +1,4 @@
-"""The arithmetic of the method on trees of arrays: norms, perturbations and blends, in float32 at least."""
+"""The arithmetic of the method on trees of arrays: norms, perturbations and blends, at least in float32."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ type Scalar = float | jax.Array
 
 
 class LinearCombination(NamedTuple):
-    """u = c1 g1 + c2 g2, not added up yet: what a fused update takes instead of u."""
+    """u = c1 g1 + c2 g2, not yet added up: a fused update takes it instead of u."""
 
     c1: Scalar
     g1: Tree
     c2: Scalar
     g2: Tree
-    """None where u is c1 g1."""
+    """None if u is c1 g1."""
 
     def like(self, params: Tree) -> Tree:
-        """u in the types of `params`; where c2 is 0, c1 g1 to the bit, whatever g2 is."""
+        """u in the types of `params`; if c2 is 0, bitwise c1 g1 for any g2."""
         u = jax.tree.map(lambda x: self.c1 * upcast(x), self.g1)
         if self.g2 is not None:
             u = jax.tree.map(lambda x, y: jnp.where(self.c2 == 0, x, x + self.c2 * upcast(y)), u, self.g2)
@@ -46,18 +46,18 @@ def perturb(
     dtype: jax.typing.DTypeLike | None = None,
     implementation: Implementation = "xla",
 ) -> Tree:
-    """w + r * d / ||d||, added in float32 at least and then cast to `dtype`, that of w when None; w where d is 0.
+    """w + r * d / ||d||, added at least in float32 and then cast to `dtype` (default: that of w); w where d is 0.
 
-    With `adaptive`, w + r * w^2 d / ||w d||. Parameters that `mask` leaves out stay, and do not count in the norm.
-    A norm that is not finite makes the perturbed ones NaN.
+    With `adaptive`, w + r * w^2 d / ||w d||. Parameters outside `mask` do not change, and do not count in the norm. A
+    norm that is not finite makes the perturbed ones NaN.
 
     Raises:
-        ValueError: `mask` chooses no parameter, or one that is narrower than float32.
+        ValueError: `mask` selects no parameter, or one that is narrower than float32.
     """
     chosen = jax.tree.map_with_path(lambda path, _: mask is None or mask(path_name(path)), params)
     if mask is not None and not any(jax.tree.leaves(chosen)):
         raise ValueError(
-            "The mask of a penalty chooses at least one parameter. "
+            "The mask of a penalty must select at least one parameter. "
             f"Got one that is False for all of {_names(params)}. Give another mask, or none."
         )
     _check_wide(params, chosen)
@@ -70,25 +70,25 @@ def perturb(
 
 
 def _check_wide(params: Tree, chosen: Tree) -> None:
-    """Raises ValueError if a parameter that is to be perturbed cannot hold w + eps.
+    """Raises ValueError if the type of a perturbed parameter cannot hold w + eps.
 
-    Most entries of eps are smaller than half the distance from w to its neighbour in such a type, and rounding to
-    nearest then gives w again: with 22 million bfloat16 parameters and r = 0.05 a fifth of the perturbation is left.
-    The low bits of a float32 w are what decides, without bias, which entries of its bfloat16 copy move.
+    In a narrow type most entries of eps are smaller than half the distance from w to the next number, so rounding to
+    nearest gives w again: with 22 million bfloat16 parameters and r = 0.05 a fifth of the perturbation is left. The low
+    bits of a float32 w decide, without bias, which entries of its bfloat16 copy move.
     """
     for (path, w), is_chosen in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(chosen), strict=True):
         if is_chosen and jnp.finfo(w.dtype).bits < 32:
             raise ValueError(
-                "Perturbed parameters are float32 at least, as a narrower type rounds most of w + eps back to w. "
+                "Perturbed parameters must be at least float32: a narrower type rounds most of w + eps back to w. "
                 f"Got {w.dtype} at {path_name(path) or 'the only one'}. Keep the parameters in float32 and cast them "
-                "in the loss, or leave these out by a mask."
+                "in the loss, or exclude these by a mask."
             )
 
 
 def blend_weights(blend: str, alpha: Scalar, dots: Dots) -> tuple[Any, Any]:
-    """The scalars (c1, c2) with which the blend u = c1 g1 + c2 g2, from the inner products of g1 and g2.
+    """The scalars (c1, c2) of the blend u = c1 g1 + c2 g2, from the inner products of g1 and g2.
 
-    A norm of g1 that is not finite makes u NaN, so that no wrong step stays unseen.
+    A norm of g1 that is not finite makes u NaN, so that the step is detected as bad.
     """
     g1_norm = jnp.sqrt(dots.a_a)
     match blend:
@@ -111,7 +111,7 @@ def weighted_sum(c1: Scalar, a: Tree, c2: Scalar, b: Tree) -> Tree:
 
 
 def ratio(a: Scalar, b: Scalar) -> jax.Array:
-    """a / b, and 0 where b is 0."""
+    """a / b, or 0 where b is 0."""
     return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
 
 

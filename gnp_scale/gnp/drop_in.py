@@ -1,4 +1,4 @@
-"""The method in the shape of `jax.value_and_grad`."""
+"""The method with the interface of `jax.value_and_grad`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,24 +18,23 @@ def value_and_grad(
     Args:
         loss_fn: `loss_fn(params, batch, ...)`, a mean over the examples of `batch`, a pytree of arrays with the
             examples first. With `has_aux`, it returns (loss, aux).
-        gnp: the penalty; not one that needs more than the call of `jax.value_and_grad` gives: see `penalize` for those.
-        has_aux: whether `loss_fn` returns an auxiliary output beside the loss.
-        argnums: which positional arguments are the parameters, as in JAX: one of them, or several, which are then one
-            tree, with one norm and one perturbation over all; a mask sees "0/...", "1/..." as their paths, by their
-            order here.
+        gnp: the penalty. If it needs more than a call of `jax.value_and_grad` gives, use `penalize`.
+        has_aux: whether `loss_fn` also returns an auxiliary output.
+        argnums: which positional arguments are the parameters, as in JAX. Several arguments form one tree, with one
+            norm and one perturbation over all; a mask sees the paths "0/...", "1/...", in the order of `argnums`.
 
     Returns:
         `fn(*args, step=None, **kwargs)`, which takes the arguments of `loss_fn` and returns (loss, u), or
-        ((loss, aux), u): loss and aux are those of the clean pass, u is a tree like the parameters, with its types and
-        shardings, and a tuple of such trees where `argnums` is a sequence. `step` is for schedules and gates, and does
-        not go on to `loss_fn`.
+        ((loss, aux), u). loss and aux are those of the clean pass. u is a tree like the parameters, with their types
+        and shardings, or a tuple of such trees if `argnums` is a sequence. `step` is for schedules and gates;
+        `loss_fn` does not get it.
 
-        The batch is the first positional argument that is not differentiated. Groups and `ascent_fraction` cut it; all
-        other arguments, and those by keyword, go into every pass as they are. Without groups there need be none.
+        The batch is the first positional argument that is not differentiated. Groups and `ascent_fraction` split it.
+        All other arguments go into every pass unchanged. Without groups no batch is needed.
 
     Raises:
         ValueError: the blend or direction needs `penalize`; or, in a call, the arguments are not those of `argnums`,
-            there is no batch to cut, or parameters that are to be perturbed are narrower than float32.
+            there is no batch to split, or perturbed parameters are narrower than float32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,7 +48,7 @@ def value_and_grad(
     if gnp.direction != "gradient" or gnp.blend == "decoupled":
         raise ValueError(
             "value_and_grad returns what jax.value_and_grad does: a loss and one gradient. "
-            f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, which needs or gives more. Call penalize instead."
+            f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, which need or return more. Call penalize instead."
         )
 
     def fn(*args: Any, step: Any = None, **kwargs: Any) -> Any:
@@ -57,8 +56,9 @@ def value_and_grad(
         others = [place for place in range(len(args)) if place not in places]
         if not others and (gnp.perturb_groups, gnp.ascent_fraction) != (1, 1):
             raise ValueError(
-                "perturb_groups and ascent_fraction cut the batch, the first positional argument that is not "
-                f"differentiated. Got argnums={argnums} and {len(args)} positional arguments. Pass the batch by place."
+                "perturb_groups and ascent_fraction split the batch, the first positional argument that is not "
+                f"differentiated. Got argnums={argnums} and {len(args)} positional arguments. "
+                "Pass the batch by position."
             )
 
         def loss_of(params: Tree, *rest: Any) -> Any:
@@ -82,12 +82,12 @@ def value_and_grad(
 
 
 def _places(argnums: int | Sequence[int], num_args: int) -> tuple[int, ...]:
-    """The places of the differentiated arguments, counted from the first."""
+    """The positions of the differentiated arguments, counted from the first."""
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     places = tuple(number + num_args if number < 0 else number for number in numbers)
     if not places or len(set(places)) < len(places) or not all(0 <= place < num_args for place in places):
         raise ValueError(
             "argnums names positional arguments of the loss, each once. "
-            f"Got argnums={argnums} and {num_args} positional arguments. Pass those to be differentiated by place."
+            f"Got argnums={argnums} and {num_args} positional arguments. Pass the differentiated ones by position."
         )
     return places

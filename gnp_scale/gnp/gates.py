@@ -1,6 +1,6 @@
 """Gates: on which steps the penalty is on. The other steps are plain, and cost one pass.
 
-A gate is a function of the step, a number or an array of steps, to booleans.
+A gate maps the step, a number or an array of steps, to booleans.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 GATE = 0x6A7E
-"""Folded into the key of a gate's seed, so that its draws are not those of others that begin with the same seed."""
+"""Folded into the key of a gate's seed, so that its draws differ from other draws with the same seed."""
 
 type Gate = Callable[[Any], jax.Array]
 
@@ -34,9 +34,10 @@ def window(start: int, stop: int) -> Gate:
 
 
 def bernoulli(p: float, seed: int) -> Gate:
-    """On with probability p at each step, by a draw that follows from the seed and the step alone.
+    """On with probability p at each step, by a draw that depends only on the seed and the step.
 
-    Not from JAX's settings: the random bits of some generators differ between one step and an array of them.
+    It ignores JAX's default generator: the random bits of some generators differ between one step and an array of
+    steps.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"A probability is in [0, 1]. Got p={p}. Give a share of the steps.")

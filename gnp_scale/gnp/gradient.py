@@ -17,24 +17,24 @@ from gnp_scale.gnp.telemetry import combined_norm, geometry, settings
 
 
 class Penalized(NamedTuple):
-    """What the passes of one step give.
+    """The results of one step.
 
-    `telemetry` holds scalars of float32 at least: `grad_norm` ||g1||, `update_grad_norm` ||u||, `r`, `alpha`, `lambda`,
-    `on`; and, where there was a second pass, `loss_perturbed` L(w + eps), `grad_norm_perturbed` ||g2||, `cosine` of g1
-    and g2, and `curvature` (<g1, g2> / ||g1|| - ||g1||) / r, which tends to d^T H d along the direction d of g1. With
-    groups they are means over the groups. What a variant does not compute is absent.
+    `telemetry` holds scalars of at least float32: `grad_norm` ||g1||, `update_grad_norm` ||u||, `r`, `alpha`, `lambda`,
+    `on`; and, if there was a second pass, `loss_perturbed` L(w + eps), `grad_norm_perturbed` ||g2||, `cosine` of g1 and
+    g2, and `curvature` (<g1, g2> / ||g1|| - ||g1||) / r, which tends to d^T H d along the direction d of g1. With
+    groups they are means over the groups. Metrics that a variant does not compute are absent.
     """
 
     loss: jax.Array
-    """Of the clean pass; of the only pass, which is perturbed, for the direction "momentum"."""
+    """Of the clean pass; with the direction "momentum", of the only pass, which is perturbed."""
     aux: Any
     grad: Any
     """u, for the base optimizer: a tree like the parameters from `penalize`, a `LinearCombination` from `combine`."""
     telemetry: dict[str, jax.Array]
     state: Tree
-    """What the direction "reused" keeps for the next step; None for all others."""
+    """The direction that "reused" keeps for the next step; None for all others."""
     displacement: Tree
-    """alpha * (g2 - g1) for the blend "decoupled": the parameters move by -(learning rate) times it; else None."""
+    """alpha * (g2 - g1) for the blend "decoupled": the parameters move by -(learning rate) times it; otherwise None."""
 
 
 def penalize(
@@ -75,30 +75,31 @@ def combine(
     group_axis: str | None = None,
     implementation: Implementation = "xla",
 ) -> Callable[..., Penalized]:
-    """The whole step, for every variant, for an update that adds up u as it goes.
+    """The whole step, for every variant, for an update that adds up u itself.
 
     It is `fn(params, batch, *rest, step=, kind=, state=, momentum=, copy=) -> Penalized`.
 
     Args:
         loss_fn: as for `value_and_grad`; with more than one microbatch or group its loss and aux are averaged over
-            them, in float32 at least.
+            them, at least in float32.
         gnp: the penalty.
-        has_aux: whether `loss_fn` returns an auxiliary output beside the loss.
-        num_accumulated: equal microbatches that are computed one after the other, in every pass. Each device cuts the
-            examples that it holds, so that none moves.
-        num_together: consecutive examples that come into the same microbatch, as those that share batch statistics
-            must.
-        group_axis: mesh axis whose shards hold the `perturb_groups`; when None the groups follow one after the other.
-            Either way the groups are the same. On the axis, only the mean of u over the groups is communicated.
+        has_aux: whether `loss_fn` also returns an auxiliary output.
+        num_accumulated: number of equal microbatches, computed one after the other in every pass. Each device splits
+            its own examples, so that none moves.
+        num_together: number of consecutive examples that must be in the same microbatch, for example because they
+            share batch statistics.
+        group_axis: mesh axis whose shards hold the `perturb_groups`; if None, groups are computed one after the other.
+            The groups are the same in both cases. On the axis, only the mean of u over the groups is communicated.
         implementation: of norms and perturbation (`gnp_kernels`).
 
     The function takes, besides the parameters and what `loss_fn` takes,
 
     * `step`, for schedules;
     * `kind`, static, from `Gnp.step_kinds`;
-    * `state`, for the direction "reused": what the last step returned, a tree of zeros like the parameters at first;
+    * `state`, for the direction "reused": the state that the last step returned, at first a tree of zeros like the
+      parameters;
     * `momentum`, for that direction: the optimizer's buffer, a tree like the parameters;
-    * `copy`: the parameters in the type to differentiate in; they themselves when None.
+    * `copy`: the parameters in the type to differentiate in; None means the parameters themselves.
     """
     gradient = _value_and_grad(loss_fn, has_aux)
     num_in_group = num_accumulated if group_axis else max(1, num_accumulated // gnp.perturb_groups)
@@ -146,13 +147,13 @@ def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None
     missing = "state" if kind == StepKind.REUSE and state is None else missing
     if missing:
         raise ValueError(
-            f'The direction "{gnp.direction}" goes along what an earlier step left. Got no {missing}. '
+            f'The direction "{gnp.direction}" needs a value from an earlier step. Got no {missing}. '
             f"Call the function with {missing}=..., a tree like the parameters."
         )
 
 
 class _Weights(NamedTuple):
-    """The parameters: the master, which is perturbed and updated, and its copy to differentiate at, if it has one."""
+    """The parameters: the master, which is perturbed and updated, and optionally a copy to differentiate at."""
 
     master: Tree
     copy: Tree
@@ -164,22 +165,22 @@ class _Weights(NamedTuple):
 
     @property
     def copy_dtype(self) -> Any:
-        """The one type of the copy; None where there is none."""
+        """The type of the copy; None if there is no copy."""
         dtypes = {x.dtype for x in jax.tree.leaves(self.copy)}
         if len(dtypes) > 1:
             raise ValueError(
-                "A copy of the parameters to differentiate at is of one type. "
+                "A copy of the parameters to differentiate at must have one type. "
                 f"Got {', '.join(sorted(map(str, dtypes)))}. Cast all of them to one."
             )
         return dtypes.pop() if dtypes else None
 
 
 class _Passes(NamedTuple):
-    """What the passes of all kinds share."""
+    """What all kinds of passes share."""
 
     gnp: Gnp
     gradient: Callable[..., Any]
-    """Of a batch: ((loss, aux), gradient)."""
+    """Returns ((loss, aux), gradient) of a batch."""
     implementation: Implementation
 
     def perturbed(self, weights: _Weights, direction: Tree, r: Scalar) -> Tree:
@@ -221,7 +222,7 @@ def _pass_with_reused_gradient(
     g1_norm = jnp.sqrt(dots.a_a)
     # Division by an infinite norm would hide it.
     c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
-    # Nothing is kept as long as every full step was skipped; at a minimum there is nothing to keep.
+    # `kept` is 0 until a full step was not skipped, and at a minimum, where g1 is 0 too.
     is_on = passes.gnp.is_active(r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
     telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": upcast(is_on)}
     return Penalized(loss, aux, LinearCombination(1.0, g1, c2, kept), telemetry, kept, None)
@@ -236,7 +237,7 @@ def _two_passes(passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: S
     gnp, dots = passes.gnp, sharded_ops.dots(g1, g2, implementation=passes.implementation)
     where_on = partial(jnp.where, gnp.is_active(r, alpha))
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
-    # Where a schedule is at 0, u is the plain gradient to the bit, whatever g2 is.
+    # If a schedule is at 0, u is bitwise the plain gradient, for any g2.
     u = LinearCombination(where_on(c1, 1.0), g1, where_on(c2, 0.0), g2)
     kept = weighted_sum(1.0, g2, -ratio(dots.a_b, dots.a_a), g1) if gnp.direction == "reused" else None
     displacement = None
@@ -249,7 +250,7 @@ def _two_passes(passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: S
 def _passes_of_groups(
     passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, group_axis: str | None
 ) -> Penalized:
-    """The mean of `_two_passes` over groups of examples, each with a perturbation of its own."""
+    """The mean of `_two_passes` over groups of examples, each with its own perturbation."""
 
     def of_group(group: Tree, shared: Any) -> Penalized:
         weights, rest, r, alpha = shared

@@ -1,7 +1,7 @@
-"""Cutting a batch into parts, and averaging a function over them.
+"""Splits a batch into groups or microbatches, and averages a function over them.
 
-The examples lie on the devices in order. Groups are of consecutive examples, so cutting them moves examples between
-devices. The parts of an accumulation may be of any examples, so each device cuts them from those that it holds.
+The examples lie on the devices in order. Groups consist of consecutive examples, so this moves examples between
+devices. Microbatches of an accumulation may have any examples, so each device splits its own.
 """
 
 import math
@@ -24,10 +24,10 @@ def mean_over_groups(fn: Callable[[Tree], Tree], num_groups: int, batch: Tree) -
 
 
 def mean_over_microbatches(fn: Callable[..., Tree], num_microbatches: int, num_together: int) -> Callable[..., Tree]:
-    """`fn(params, batch, *rest)` as the mean, in float32 at least, over equal microbatches, one after the other.
+    """`fn(params, batch, *rest)` as the mean, at least in float32, over equal microbatches, one after the other.
 
-    A microbatch is every `num_microbatches`-th run of `num_together` consecutive examples. Where the devices cannot
-    share out the runs, it is of consecutive examples.
+    A microbatch is every `num_microbatches`-th run of `num_together` consecutive examples. If the runs do not divide
+    evenly over the devices, it is consecutive examples.
     """
     if num_microbatches == 1:
         return fn
@@ -40,7 +40,7 @@ def mean_over_microbatches(fn: Callable[..., Tree], num_microbatches: int, num_t
 
 
 def upcast_tree(tree: Tree) -> Tree:
-    """Its arrays and numbers as arrays of float32 at least."""
+    """Its arrays and numbers as arrays of at least float32."""
     return jax.tree.map(lambda x: upcast(jnp.asarray(x)), tree)
 
 
@@ -58,12 +58,12 @@ def _mean_over(fn: Callable[[Tree], Tree], parts: Tree) -> Tree:
 def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, shared: Tree) -> Tree:
     """The mean of `fn(part, shared)` over the parts of `batch` that the shards of mesh axis `axis` hold.
 
-    Each shard computes with its own part; the means are all that crosses `axis`. `shared` is a tree of arrays, which
-    are the same on all shards, and of numbers.
+    Each shard computes with its own part; only the means cross `axis`. `shared` is a tree of numbers, and of arrays
+    that are the same on all shards.
     """
 
     def local(x: Any) -> Any:
-        # Differentiating by something that is the same on all shards would sum over them, in every pass.
+        # A derivative with respect to a value that is the same on all shards would be summed over them, in every pass.
         return jax.lax.pcast(x, axis, to="varying") if isinstance(x, jax.Array) else x
 
     def run(part: Tree) -> Tree:
@@ -73,7 +73,7 @@ def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, sha
 
 
 def first_part(batch: Tree, fraction: float) -> Tree:
-    """The first `fraction` of the examples, spread over the same devices as all of them."""
+    """The first `fraction` of the examples, sharded over the same devices as all of them."""
     share = Fraction(fraction).limit_denominator(1000)
 
     def take(x: jax.Array) -> jax.Array:
@@ -85,11 +85,11 @@ def first_part(batch: Tree, fraction: float) -> Tree:
 
 
 def _consecutive(x: jax.Array, num_parts: int) -> jax.Array:
-    """`x` as (parts, consecutive examples of a part), each part spread over the devices as the whole is."""
+    """`x` as (parts, consecutive examples of a part), with each part sharded like `x`."""
     if len(x) % num_parts:
         raise ValueError(
-            f"A batch is cut into equal parts. Got {len(x)} examples for {num_parts} parts. "
-            "Change the batch size, or perturb_groups, ascent_fraction or the number of accumulated parts."
+            f"A batch must split into equal parts. Got {len(x)} examples for {num_parts} parts. "
+            "Change the batch size, perturb_groups, ascent_fraction or the number of microbatches."
         )
     return _reshape(x, (num_parts, len(x) // num_parts, *x.shape[1:]), P(None, *_spec(x)))
 
@@ -106,7 +106,7 @@ def _dealt(x: jax.Array, num_parts: int, num_together: int) -> jax.Array:
 
 
 def _reshape(x: jax.Array, shape: tuple[int, ...], spec: P) -> jax.Array:
-    # Where no axis of the mesh is explicit, nothing is said of shardings.
+    # If no axis of the mesh is explicit, no sharding is given.
     return jnp.reshape(x, shape, out_sharding=spec if any(spec) else None)
 
 
@@ -123,6 +123,6 @@ def _spec(x: jax.Array) -> P:
 def _zeros(x: jax.ShapeDtypeStruct) -> jax.Array:
     spec = None if x.sharding is None else x.sharding.spec
     zeros = jnp.zeros(x.shape, x.dtype, out_sharding=spec if spec and any(spec) else None)
-    # A scan keeps the type of what it carries, the axes of an enclosing shard_map included.
+    # A scan keeps the type of its carry, including the varying axes of an enclosing shard_map.
     varying = () if x.manual_axis_type is None else tuple(x.manual_axis_type.varying)
     return jax.lax.pcast(zeros, varying, to="varying") if varying else zeros

@@ -1,4 +1,4 @@
-"""The method in the shape of an optax transformation, for loops that are built around those."""
+"""The method as an optax transformation, for loops that are built around optax chains."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from gnp_scale.gnp.settings import Gnp
 
 
 class PenalizeState(NamedTuple):
-    """Updates made so far, for schedules and gates; int32 scalar."""
+    """The number of updates so far, for schedules and gates; int32 scalar."""
 
     count: jax.Array
 
@@ -22,7 +22,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
     """Turns a gradient g1 into u; put it first in an `optax.chain`, before clipping and the optimizer.
 
     `update(g1, state, params, grad_fn=...)`, where `grad_fn(params)` is the gradient on the same examples, with the
-    same masks; it is called once, at w + eps, and only on steps where the penalty is on.
+    same masks. It is called once, at w + eps, and only on steps where the penalty is on.
 
     Args:
         gnp: the penalty, with the direction "gradient", a blend other than "decoupled", and one group.
@@ -53,7 +53,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
         grad_fn: Callable[[Tree], Tree] | None = extra.get("grad_fn")
         if params is None or grad_fn is None:
             raise ValueError(
-                "The update of penalize_updates takes a second gradient, at perturbed parameters. "
+                "The update of penalize_updates needs a second gradient, at perturbed parameters. "
                 f"Got no {'params' if params is None else 'grad_fn'}. Call update(g1, state, params, grad_fn=...)."
             )
 

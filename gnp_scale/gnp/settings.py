@@ -1,4 +1,4 @@
-"""`Gnp`: the method and its relatives as values."""
+"""`Gnp`: the settings of the method and its variants."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from gnp_scale.gnp.blend import ratio
 from gnp_scale.gnp.gates import Gate
 
 type Schedule = Callable[[Any], Any]
-"""A function of the step (a scalar, or an array of steps elementwise), as the schedules of optax are."""
+"""A function of the step (a scalar, or an array of steps elementwise), like the schedules of optax."""
 type Mask = Callable[[str], bool]
-"""Of the path of a parameter, such as "blocks/00/mlp/in_proj/kernel"."""
+"""A function of the path of a parameter, such as "blocks/00/mlp/in_proj/kernel"."""
 
 BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
 Direction = Literal["gradient", "momentum", "reused"]
@@ -21,22 +21,22 @@ Metric = Literal["euclidean", "adaptive"]
 
 
 _LARGEST_ALPHA = 1 + 1e-6
-"""Of a blend that is no extrapolation; above 1, as lam / r may be by rounding."""
+"""For blends that do not extrapolate; above 1, because rounding may bring lam / r above 1."""
 
 
 class StepKind(IntEnum):
-    """What a step computes; chosen on the host, so that each kind is compiled by itself."""
+    """What a step computes; chosen on the host, so that each kind is compiled as its own program."""
 
     PLAIN = 0
     """One pass: the penalty is off."""
     FULL = 1
     REUSE = 2
-    """One pass, with what the last full step of the direction "reused" kept."""
+    """One pass, with the direction that the last full step of "reused" kept."""
 
 
 @dataclass(frozen=True)
 class Gnp:
-    """What to train on: where to perturb to, and how the two gradients are blended.
+    """The penalty: how to perturb the parameters, and how to blend the two gradients.
 
     Args:
         r: radius of the perturbation, in the Euclidean norm over all parameters; a number or a schedule of the step.
@@ -46,23 +46,23 @@ class Gnp:
             `"paper"`: (1 - alpha) g1 + alpha g2;
             `"unit_norm"`: (1 - alpha) g1 / ||g1|| + alpha g2, what the authors' released code does by default;
             `"gsam"`: g2 - alpha * (part of g1 orthogonal to g2), arXiv 2203.08065, equation 8;
-            `"decoupled"`: the base optimizer sees g1, and the parameters move by -(learning rate) * alpha * (g2 - g1)
-            besides (arXiv 2305.15817); alpha may exceed 1.
-        direction: what the perturbation goes along:
+            `"decoupled"`: the base optimizer sees g1, and the parameters also move by
+            -(learning rate) * alpha * (g2 - g1) (arXiv 2305.15817); alpha may exceed 1.
+        direction: the direction of the perturbation:
             `"gradient"`: g1;
-            `"momentum"`: minus the momentum of the optimizer, so that no pass is needed for it (arXiv 2401.12033);
-            `"reused"`: g1 every `reuse_every` steps, of those with the penalty on; the part of g2 orthogonal to g1 is
-            kept, and added to g1 at the steps between, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714).
+            `"momentum"`: minus the momentum of the optimizer, which needs no extra pass (arXiv 2401.12033);
+            `"reused"`: g1 every `reuse_every` steps, counting steps with the penalty on. The part of g2 orthogonal to
+            g1 is kept. The steps between add it to g1, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714).
         reuse_every: number of steps for which "reused" keeps a direction.
         metric: `"euclidean"`, or `"adaptive"`: eps = r T^2 g / ||T g|| with T = |w| (ASAM, arXiv 2102.11600).
-        mask: which parameters are perturbed, by path; all when None. SAM-ON (arXiv 2306.04226) perturbs norm layers.
-        perturb_groups: the batch is cut into this many equal groups of consecutive examples, each with an eps of its
-            own; u is the mean over groups (m-sharpness). It does not depend on the devices.
-        ascent_fraction: g1 is taken from this first part of each group, in [0.001, 1].
-        gate: on which steps the penalty is on; always when None.
+        mask: which parameters are perturbed, by path; None means all. SAM-ON (arXiv 2306.04226) perturbs norm layers.
+        perturb_groups: number of equal groups of consecutive examples in the batch, each with its own eps; u is the
+            mean over groups (m-sharpness). It does not depend on the devices.
+        ascent_fraction: g1 is computed from this first fraction of each group, in [0.001, 1].
+        gate: on which steps the penalty is on; None means always.
 
     Raises:
-        ValueError: a value is out of range, or two do not go together.
+        ValueError: a value is out of range, or two values are incompatible.
     """
 
     r: float | Schedule = 0.05
@@ -80,7 +80,7 @@ class Gnp:
     def __post_init__(self) -> None:
         if (self.alpha is None) == (self.lam is None):
             raise ValueError(
-                "The strength of the penalty is given either as alpha or as lam = alpha * r. "
+                "The strength of the penalty is either alpha or lam = alpha * r. "
                 f"Got alpha={self.alpha} and lam={self.lam}. Give exactly one of them."
             )
         for name in ("r", "alpha", "lam"):
@@ -121,12 +121,12 @@ class Gnp:
         of_lam = "" if self.lam is None else f" (lam={self.lam} / r={self.r})"
         if self.blend != "decoupled" and is_number(alpha) and cast(float, alpha) > _LARGEST_ALPHA:
             raise ValueError(
-                f'alpha may exceed 1 with blend="decoupled" only. Got {alpha}{of_lam} with {self.blend!r}. '
+                f'alpha may exceed 1 only with blend="decoupled". Got {alpha}{of_lam} with {self.blend!r}. '
                 "Give alpha in [0, 1], or that blend."
             )
 
     def values(self, step: Any = None) -> tuple[Any, Any]:
-        """(r, alpha) at `step`; numbers where they do not depend on the step."""
+        """(r, alpha) at `step`; numbers if they do not depend on the step."""
         r = _at(self.r, step)
         if self.lam is None:
             return r, _at(self.alpha, step)
@@ -144,7 +144,7 @@ class Gnp:
     def is_active(self, r: Any, alpha: Any) -> Any:
         """Whether the penalty has an effect with these values; with "gsam" alpha = 0 is SAM.
 
-        NaN has one: it turns u into NaN. Otherwise the penalty would be off without a message.
+        NaN has an effect: it turns u into NaN. Otherwise the penalty would be off without a message.
         """
         return _is_on(r) & (_is_on(alpha) | (self.blend == "gsam"))
 
@@ -157,7 +157,7 @@ class Gnp:
         return on if self.gate is None else on & _at(self.gate, step)
 
     def check(self, steps: np.ndarray) -> None:
-        """Checks what the schedules give at `steps`; to be asked on the host, before the first of them.
+        """Checks the values of the schedules at `steps`; call it on the host, before the first of them.
 
         Raises:
             ValueError: at a step whose gate is open, r or alpha is negative or not finite, or alpha is above 1 with a
@@ -173,16 +173,16 @@ class Gnp:
         if wrong.size:
             r, alpha = (np.broadcast_to(value, steps.shape)[wrong[0]] for value in (r, alpha))
             raise ValueError(
-                "The schedules of a penalty give finite r and alpha that are not negative, and alpha at most 1 but for "
+                "The schedules of a penalty must give finite r and alpha >= 0, and alpha <= 1 except with "
                 f'blend="decoupled". Got r={r}, alpha={alpha}{"" if self.lam is None else " (lam / r)"} at step '
-                f"{steps[wrong[0]]}. Change the schedule; with lam, let it fall as r does, or give alpha."
+                f"{steps[wrong[0]]}. Change the schedule. With lam, use the same schedule as for r, or give alpha."
             )
 
     def step_kinds(self, steps: np.ndarray) -> np.ndarray:
-        """The `StepKind` of each of `steps`; to be asked on the host, once, for all steps of a run.
+        """The `StepKind` of each of `steps`; call it on the host, once, for all steps of a run.
 
         Raises:
-            ValueError: a schedule gives what `check` refuses, at a step up to the last of `steps`.
+            ValueError: `check` refuses a value of a schedule, at a step up to the last of `steps`.
         """
         all_steps = np.arange(steps.max() + 1)
         self.check(all_steps)
@@ -200,8 +200,8 @@ class Gnp:
 def count_reuses(kinds: np.ndarray, is_forgotten: np.ndarray, reuse_every: int) -> np.ndarray:
     """The kinds of the direction "reused" at the steps 0, 1, ...: every `reuse_every`-th with the penalty on is full.
 
-    The penalty is off where `kinds` are plain, and where `is_forgotten`. After a step of the latter sort the count
-    begins again, so that the first step with the penalty on is full: what was kept is too old, or was never made.
+    The penalty is off where `kinds` are plain, and where `is_forgotten`. After a forgotten step the count restarts, so
+    that the first step with the penalty on is full: the kept direction is too old, or does not exist.
     """
     on = (kinds != StepKind.PLAIN) & ~is_forgotten
     num_on = np.cumsum(on)
@@ -226,6 +226,6 @@ def _at(value: float | Schedule | Gate | None, step: Any) -> Any:
     if step is None:
         raise ValueError(
             "Schedules and gates are functions of the step. Gnp has one, but no step was given. "
-            "Call the function with step=..., the number of updates made so far."
+            "Call the function with step=..., the number of updates so far."
         )
     return value(step)

@@ -1,8 +1,8 @@
 """The arithmetic of a step on sharded trees: the bridge to `gnp_kernels`.
 
 With the implementation "xla" each operation is plain JAX on whole arrays, which XLA partitions. With "triton" or
-"pallas" a kernel runs on the local shards, inside `shard_map` over all axes of the current mesh that no enclosing
-`shard_map` took over. Sums are reduced over the axes that a leaf is sharded over, so that copies count once.
+"pallas" a kernel runs on the local shards, inside `shard_map` over all axes of the current mesh that are not yet manual
+in an enclosing `shard_map`. Sums are reduced over the axes that a leaf is sharded over, so that replicas count once.
 """
 
 import math
@@ -100,12 +100,12 @@ def blend_update(
 
 
 class _Shards(NamedTuple):
-    """How the leaves of a tree lie on the mesh."""
+    """How the leaves of a tree are sharded on the mesh."""
 
     axes: tuple[str, ...]
     """Mesh axes that any leaf is sharded over."""
     shares: tuple[float, ...]
-    """1 / copies of each leaf on the devices along those axes."""
+    """1 / (number of replicas of each leaf along those axes)."""
 
     @classmethod
     def of(cls, tree: Tree) -> Self:
@@ -115,7 +115,7 @@ class _Shards(NamedTuple):
         return cls(axes, tuple(1 / math.prod(sizes[axis] for axis in axes if axis not in own) for own in axes_of))
 
     def sum_over_mesh(self, sums: Any) -> jax.Array:
-        """The sums of all shards, in one message."""
+        """The sums over all shards, in one all-reduce."""
         stacked = jnp.stack(sums) if isinstance(sums, tuple) else sums
         return jax.lax.psum(stacked, self.axes) if self.axes else stacked
 
@@ -135,8 +135,8 @@ def _on_shards(fn: Callable[..., Any], *args: Any, out_specs: Any) -> Any:
     axes = set(mesh.axis_names) - set(mesh.manual_axes)
     if not axes:
         return fn(*args)
-    # Kernels do not say over which axes their results vary; so it is said here, of the axes outside: a derivative by
-    # what is taken to be the same on all of their shards would be summed over them.
+    # Kernels do not declare over which manual axes their results vary, so this is declared here for the enclosing axes.
+    # Otherwise a derivative would be summed over them, as if the results were the same on all their shards.
     results = jax.shard_map(fn, in_specs=_specs(args), out_specs=out_specs, axis_names=axes, check_vma=False)(*args)
     outside = set().union(*(_varying(x) for x in jax.tree.leaves(args)))
     return jax.tree.map(lambda x: _vary(x, outside), results)
@@ -148,5 +148,5 @@ def _vary(x: jax.Array, axes: set[str]) -> jax.Array:
 
 
 def _varying(x: jax.Array) -> frozenset[str]:
-    """Manual axes that `x` differs along."""
+    """Manual axes along which `x` differs."""
     return jax.typeof(x).manual_axis_type.varying

@@ -1,4 +1,4 @@
-"""Scalars to watch that cost nothing: both gradients and their inner products exist already."""
+"""Metrics without extra cost: both gradients and their inner products exist already."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def combined_norm(c1: Scalar, c2: Scalar, dots: Dots) -> jax.Array:
 
 
 def geometry(gnp: Gnp, dots: Dots, r: Scalar, u: LinearCombination) -> dict[str, jax.Array]:
-    """What the inner products of g1 and g2 say of the step."""
+    """Metrics of the step from the inner products of g1 and g2."""
     norm1, norm2 = jnp.sqrt(dots.a_a), jnp.sqrt(dots.b_b)
     scalars = {
         "grad_norm": norm1,
@@ -24,7 +24,7 @@ def geometry(gnp: Gnp, dots: Dots, r: Scalar, u: LinearCombination) -> dict[str,
         "update_grad_norm": combined_norm(u.c1, u.c2, dots),
         "cosine": ratio(dots.a_b, norm1 * norm2),
     }
-    # g2 - g1 is r times the curvature along g1 only where eps goes along g1, and both are of the same examples.
+    # g2 - g1 is r times the curvature along g1 only if eps is along g1, and both use the same examples.
     if gnp.metric == "euclidean" and gnp.mask is None and gnp.ascent_fraction == 1:
         scalars["curvature"] = ratio(ratio(dots.a_b, norm1) - norm1, r)
     return scalars
