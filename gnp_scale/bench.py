@@ -1,4 +1,4 @@
-"""Measurements of the machine that a run would have."""
+"""Measurements of the current machine."""
 
 import jax
 from gnp_kernels.bench import bench
@@ -13,8 +13,7 @@ IMAGENET_SHAPE, NUM_IMAGENET_CLASSES = (224, 224, 3), 1000
 def bench_kernels(model: str, num_rounds: int, *, tune: bool) -> None:
     """Prints a report on all operations over the parameters of `model`, on one device.
 
-    Raises:
-        ConfigError: there is no such network, or the numbers of a kernel are wrong.
+    Raises: ConfigError: there is no such network, or a kernel gives wrong numbers.
     """
     network = registry.create(ModelConfig(model), IMAGENET_SHAPE, NUM_IMAGENET_CLASSES, batch_size=1)
     shapes, _ = jax.eval_shape(network.init, jax.random.key(0))

@@ -42,12 +42,12 @@ from gnp_scale.training.step import Batch, augmented_images, make_train_step
 
 _EVALUATION = "evaluation"
 type _Name = StepKind | str
-"""Of a program: the kind of a step, or the evaluation."""
+"""The name of a program: the kind of a step, or the evaluation."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What the parts of a run share."""
+    """What the functions of a run share."""
 
     task: Task
     run_dir: Path
@@ -59,7 +59,7 @@ class _Run:
 
 
 def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exit:
-    """Trains as `config` says and leaves everything in `run_dir`; goes on from the newest checkpoint there.
+    """Trains as `config` says and writes everything into `run_dir`; resumes from the newest checkpoint there.
 
     Raises:
         ConfigError: the configuration is wrong for the data or the machine, or the folder holds a different run.
@@ -81,7 +81,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 Programs(traced) as programs,
             ):
                 watchdog.on_end = partial(append_exit, run_dir)
-                # Until here an earlier start may have been at work.
+                # Before this line an earlier start may have written the file.
                 rollbacks = Rollbacks(run_dir, config)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
@@ -96,7 +96,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
 
 
 def _tell_end(run: _Run, last: int | None) -> Exit:
-    """Says how the run ended; `last` is the step it stopped after, None if it diverged."""
+    """Prints how the run ended; `last` is the step after which it stopped, None if it diverged."""
     checkpoints, num_steps = run.checkpoints, run.task.config.train.num_steps
     if last is None:
         latest = checkpoints.latest_step
@@ -132,7 +132,7 @@ def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
 def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
     """The kinds that steps of the run may have."""
     planned = task.gnp.step_kinds(np.arange(task.config.train.num_steps))
-    # A later rollback may turn the penalty on again where an earlier one turned it off.
+    # A later rollback may turn the penalty on again at steps where an earlier one turned it off.
     kinds = {*planned.tolist(), *rollbacks.step_kinds(planned).tolist()}
     if task.config.divergence.plain_steps:
         kinds.add(StepKind.PLAIN)
@@ -141,7 +141,7 @@ def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
 
 @contextlib.contextmanager
 def _misfits_are_config_errors() -> Iterator[None]:
-    """Turns a ValueError from tracing a step into a ConfigError. Nothing has been written by then."""
+    """Turns a ValueError from tracing a step into a ConfigError. Nothing has been written at this point."""
     try:
         yield
     except ConfigError:
@@ -151,9 +151,10 @@ def _misfits_are_config_errors() -> Iterator[None]:
 
 
 def _train_on(run: _Run) -> int | None:
-    """Goes on from the newest checkpoint, or from an earlier one after a divergence; returns the step it stopped after.
+    """Resumes from the newest checkpoint, or from an earlier one after a divergence; returns the step after which it
+    stopped.
 
-    None stands for a run that diverged and may not go back.
+    None means that the run diverged and may not roll back.
     """
     task, stages, checkpoints = run.task, run.recorder.stages, run.checkpoints
     run.programs.start(_needed(run, checkpoints.latest_step or 0))
@@ -167,7 +168,7 @@ def _train_on(run: _Run) -> int | None:
             return _train_from(start, state, run)
         except DivergedError as error:
             bad_step, diverged = error.step, f"diverged: {error}"
-        # Out here the frames of the error are gone, and with them the arrays of the state that is to be replaced.
+        # Outside of `except` the frames of the error are gone, so the arrays of the old state are freed.
         with stages.enter(Stage.RESTORE, bad_step):
             if not run.rollbacks.may_roll_back:
                 announce(diverged)
@@ -177,21 +178,21 @@ def _train_on(run: _Run) -> int | None:
 
 
 def _needed(run: _Run, start: int) -> list[_Name]:
-    """The programs that a run from step `start` on is made of; those of the steps come first."""
+    """The programs that a run needs from step `start` on; those of the steps come first."""
     kinds = run.rollbacks.step_kinds(run.task.gnp.step_kinds(np.arange(run.task.config.train.num_steps)))
     names = [StepKind(kind) for kind in np.unique(kinds[start:])]
     return [*names, _EVALUATION] if names else []
 
 
 def _evaluation(run: _Run) -> Any:
-    """The program of an evaluation, which is compiled while training goes on, once every process has it."""
+    """The program of an evaluation, which is compiled during training; waits until every process has it."""
     program = run.programs.get(_EVALUATION)
     barrier()
     return program
 
 
 def _train_from(start: int, state: TrainState, run: _Run) -> int:
-    """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the one it stopped after."""
+    """Makes updates `start + 1`, `start + 2`, ... to the last, or until a signal; returns the last one that it made."""
     task, config, stages, checkpoints = run.task, run.task.config, run.recorder.stages, run.checkpoints
     num_steps = config.train.num_steps
     read = partial(train_batches, task.dataset, config.data, config.train.seed)
@@ -203,7 +204,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
         stages.enter(Stage.TRAIN, start),
     ):
         with stages.enter(Stage.DATA, start + 1):
-            # From the first batch on, threads read ahead: here, while programs are being compiled.
+            # After the first batch, threads read ahead while programs are being compiled.
             batches = itertools.chain(list(itertools.islice(stream, 1)), stream)
         with stages.enter(Stage.COMPILE, start):
             num_passes = np.array([task.gnp.num_passes(kind) for kind in StepKind])[kinds]
@@ -248,14 +249,14 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
 
 
 def _leave(run: _Run) -> str:
-    """Closes the record of a run that is left in the middle, and says what that loses; called from another thread."""
+    """Closes the record of a run that exits early, and returns what is lost; called from another thread."""
     made, stored = run.recorder.stages.now.num_made_steps, run.checkpoints.stored_step
     run.recorder.end(Exit.PREEMPTED)
     return f"the newest checkpoint is of step {stored}, {max(0, made - stored)} steps are lost"
 
 
 def _show_inputs(writer: MetricWriter, task: Task, batch: Batch) -> None:
-    """The configuration and some augmented images of the first batch, for TensorBoard."""
+    """Writes the configuration and some augmented images of the first batch to TensorBoard."""
     image_BxHxWxC = augmented_images(task, batch)
     if writer.board is not None:
         writer.board.config(task.config)

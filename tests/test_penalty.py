@@ -111,7 +111,7 @@ def test_a_scheduled_zero_is_plain_training(schedule):
 WRONG = {
     "momentum with lars": (
         {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(name="lars")},
-        'gnp.direction "momentum" needs an optimizer that keeps one: optim.name is lars',
+        'gnp.direction "momentum" needs an optimizer with momentum: optim.name is lars',
     ),
     "momentum without momentum": (
         {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(momentum=0.0, nesterov=False)},

@@ -1,1 +1,1 @@
-"""The parts of a training step: set-up, state, optimizer, update, evaluation."""
+"""The parts of a training step: setup, state, optimizer, update, evaluation."""

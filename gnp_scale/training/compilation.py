@@ -1,4 +1,4 @@
-"""The programs of a run: all of them traced at the start, and compiled side by side."""
+"""The programs of a run: all are traced at the start, and compiled in parallel."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,13 +8,13 @@ from typing import Any, Self
 import jax
 
 MAX_AT_ONCE = 2
-"""Compilations at a time: of a large network, each takes gigabytes of the host's memory."""
+"""Compilations at a time: for a large network, each takes gigabytes of host memory."""
 
 
 class Programs[Name: Hashable]:
-    """Compiles each of the programs once, in threads, from the moment that it is first asked for.
+    """Compiles each of the programs once, in threads, when it is first requested.
 
-    The compiler does not hold Python's lock, so whatever else there is to do at the start goes on meanwhile.
+    The compiler does not hold Python's lock, so other work of the start continues meanwhile.
     """
 
     def __init__(self, traced: Mapping[Name, jax.stages.Lowered]) -> None:
@@ -31,7 +31,7 @@ class Programs[Name: Hashable]:
         self._threads.shutdown(cancel_futures=True)
 
     def start(self, names: Iterable[Name]) -> None:
-        """Begins to compile these, in this order, if that has not begun; returns at once."""
+        """Starts to compile those that have not started, in this order; returns at once."""
         for name in names:
             if name not in self._compiled:
                 self._compiled[name] = self._threads.submit(self._traced.pop(name).compile)

@@ -20,20 +20,20 @@ METRICS = ("loss", "top1", "top5")
 
 
 def trace_eval_step(task: Task) -> jax.stages.Lowered:
-    """The program of one batch of an evaluation, to be compiled; what does not fit shows here."""
+    """The traced program of one batch of an evaluation; shape errors are raised here."""
     total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(REPLICATED))
     totals = dict.fromkeys((*METRICS, "count"), total)
     return _make_eval_step(task).lower(*task.abstract_state().evaluated, task.abstract_eval_batch(), totals)
 
 
 def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], dict[str, float]]:
-    """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats and shares of the test images.
+    """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats, and accuracies on the test images.
 
     The host waits for the devices once, at the end.
 
     Args:
-        task: What is evaluated.
-        get_step: Returns the compiled program of `trace_eval_step`; called when there is something to evaluate.
+        task: The task to evaluate.
+        get_step: Returns the compiled program of `trace_eval_step`; called at each evaluation.
     """
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -47,7 +47,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainSta
 
 
 def _make_eval_step(task: Task) -> Any:
-    """The sums of loss and correct answers, with those of a batch added; the mask excludes padding."""
+    """Adds the loss and the correct answers of a batch to the sums; the mask excludes padding."""
 
     @partial(jax.jit, donate_argnames="totals")
     def eval_step(params: Any, batch_stats: Any, batch: dict[str, jax.Array], totals: Totals) -> Totals:
@@ -60,7 +60,7 @@ def _make_eval_step(task: Task) -> Any:
             "top5": losses.top_k_correct(logits_BxK, batch["label"], k=5),
             "count": jnp.ones_like(batch["mask"]),
         }
-        # Padded images give numbers too: select, since 0 * NaN would not be 0.
+        # Padded images have values too. Use `where`, because 0 * NaN is not 0.
         is_real = batch["mask"] > 0
         return {name: totals[name] + jnp.sum(jnp.where(is_real, value, 0.0)) for name, value in values.items()}
 

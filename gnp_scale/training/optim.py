@@ -35,7 +35,7 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
 
 
 def _share_of_peak(config: OptimConfig, num_steps: int, step: jax.Array) -> jax.Array:
-    # What remains, not what is done: n / n need not be 1 under XLA, but 0 / n is 0, so the end is met exactly.
+    # Remaining steps, not past steps: n / n may differ from 1 under XLA, but 0 / n is 0, so the end value is exact.
     remaining = jnp.clip((num_steps - step) / max(num_steps - config.warmup_steps, 1), 0.0, 1.0)
     match config.schedule:
         case "constant":
@@ -52,17 +52,17 @@ def _share_of_peak(config: OptimConfig, num_steps: int, step: jax.Array) -> jax.
 
 
 def num_updates(opt_state: optax.OptState) -> jax.Array:
-    """Updates that the optimizer has made, which sets its learning rate: the steps without those that were skipped."""
+    """Number of updates by the optimizer, without skipped steps; the learning rate depends on it."""
     (_, count), *_ = optax.tree.get_all_with_path(opt_state, "count")
     return count
 
 
 def average_share(decay: float, num_updates: jax.Array) -> jax.Array:
-    """Share of the newest parameters in their moving average, after `num_updates` updates before it; float32.
+    """Weight of the newest parameters in their moving average, after `num_updates` earlier updates; float32.
 
-    1 - min(decay, (1 + n) / (10 + n)): the average forgets its start at once, and then reaches back over about a tenth
-    of the updates made, until that is as long as `decay` lets it be. So with a decay of 0.9999 that of a short run is
-    not made of its initial parameters. As `ExponentialMovingAverage` of TensorFlow does with `num_updates`, and timm.
+    1 - min(decay, (1 + n) / (10 + n)): the average covers about the last tenth of the updates, until `decay` limits it.
+    So even with a decay of 0.9999 the initial parameters do not dominate a short run. `ExponentialMovingAverage` of
+    TensorFlow (with `num_updates`) and timm do the same.
     """
     return jnp.maximum(1 - decay, 9 / (10 + num_updates)).astype(jnp.float32)
 
@@ -70,9 +70,9 @@ def average_share(decay: float, num_updates: jax.Array) -> jax.Array:
 def decay_mask(params: Params, config: OptimConfig) -> Any:
     """Pytree of bool: which parameters weight decay and `l2_in_loss` act on.
 
-    Those are the leaves named `kernel`, and with `config.decay_norm_and_bias` all. Biases, scales of norm layers,
-    position embeddings and class tokens go by their names, not by their ranks: a stack of scanned blocks has biases
-    of rank 2.
+    These are the leaves named `kernel`, or all leaves with `config.decay_norm_and_bias`. Biases, scales of norm layers,
+    position embeddings and class tokens are recognised by name, not by rank: a stack of scanned blocks has biases of
+    rank 2.
     """
     return jax.tree.map(lambda is_kernel: is_kernel or config.decay_norm_and_bias, _is_kernel(params))
 
@@ -88,11 +88,12 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     * `adamw`: arXiv 1711.05101, algorithm 2;
     * `lamb`: arXiv 1904.00962, algorithm 2, phi(x) = x;
     * `lars`: arXiv 1708.03888, algorithm 1, with heavy-ball momentum after the learning rate. Its trust ratio divides
-      by ||g + decay * w||, as in optax, where the paper has the bound ||g|| + decay * ||w||;
+      by ||g + decay * w||, as in optax; the paper has the bound ||g|| + decay * ||w||;
     * `lion`: arXiv 2302.06675, algorithm 2.
 
-    Weight decay is decoupled, times the learning rate (in `lars` it stands inside the trust ratio and the momentum),
-    and acts on `decay_mask`. Only kernels have a trust ratio, as is usual for both; for other parameters it is 1.
+    Weight decay is decoupled, times the learning rate (in `lars` it is inside the trust ratio and the momentum), and
+    acts on `decay_mask`. Only kernels have a trust ratio, as is usual in `lamb` and `lars`; for other parameters it is
+    1.
 
     Moments are created with the shardings of the parameters, and the norms are over all shards.
     """

@@ -10,7 +10,7 @@ from gnp_scale.gnp.gates import Gate
 from gnp_scale.gnp.settings import Schedule
 from gnp_scale.training import optim
 
-# Which of its state an optimizer calls its momentum. That of `lars` is in units of updates, and points the other way.
+# The name of the momentum in each optimizer's state. That of `lars` is in units of updates, with the opposite sign.
 MOMENTUM = {"sgd": "trace", "adamw": "mu", "lamb": "mu", "lion": "mu"}
 
 _MASKS = {
@@ -24,13 +24,13 @@ def make_gnp(config: Config) -> Gnp:
     """The penalty of `config`, with its schedules and gate as functions of the step.
 
     Raises:
-        ConfigError: settings exclude each other, at one of the steps of the run at least.
+        ConfigError: settings are incompatible, at least at one step of the run.
     """
     section = config.gnp
     keeps_momentum = config.optim.name in MOMENTUM and (config.optim.name != "sgd" or config.optim.momentum > 0)
     check(
         section.direction != "momentum" or keeps_momentum,
-        f'gnp.direction "momentum" needs an optimizer that keeps one: optim.name is {config.optim.name} with '
+        f'gnp.direction "momentum" needs an optimizer with momentum: optim.name is {config.optim.name} with '
         f"optim.momentum {config.optim.momentum}; choose sgd with momentum, or one of {', '.join(list(MOMENTUM)[1:])}",
     )
     try:
@@ -49,7 +49,7 @@ def make_gnp(config: Config) -> Gnp:
         )
         penalty.check(np.arange(config.train.num_steps))
     except ValueError as error:
-        raise ConfigError(f"the section gnp does not hold together: {error}") from error
+        raise ConfigError(f"settings of the section gnp are incompatible: {error}") from error
     return penalty
 
 

@@ -1,4 +1,4 @@
-"""What a configuration stands for: data set, network, optimizer and penalty, on the current mesh."""
+"""Builds the data set, network, optimizer and penalty of a configuration, on the current mesh."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from gnp_scale.training.update import UpdateFn, implementation, make_update
 
 @dataclass(frozen=True)
 class Task:
-    """The parts that training and evaluation are made of; it belongs to the mesh that it was made on."""
+    """The components of training and evaluation; valid only on the mesh on which it was made."""
 
     config: Config
     dataset: Dataset
@@ -44,8 +44,8 @@ class Task:
         """The task of `config`, checked against the current mesh.
 
         Raises:
-            ConfigError: the data are missing, or the parts do not fit each other or the mesh. Tracing a step shows
-                what else does not fit.
+            ConfigError: the data are missing, or the components do not fit each other or the mesh. Tracing a step finds
+                further errors of this kind.
         """
         check_divisible(config.data)
         dataset = sources.load(config.data)
@@ -80,18 +80,18 @@ class Task:
     @cached_property
     def _abstract_state(self) -> TrainState:
         def on_mesh(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            # What JAX leaves without a sharding is whole on every device.
+            # Arrays without a sharding are replicated.
             spec = mesh.REPLICATED if x.sharding is None else x.sharding.spec
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh.sharding(spec))
 
         return jax.tree.map(on_mesh, jax.eval_shape(self._init))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, types and shardings of a training batch as it comes from the host."""
+        """Shapes, types and shardings of a training batch from the host."""
         return self._abstract_batch(self.config.data.batch_size, {})
 
     def abstract_eval_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The same of a batch of the test split, with its mask."""
+        """The same for a batch of the test split, with its mask."""
         size = self.config.data.eval_batch_size
         return self._abstract_batch(size, {"mask": ((size,), jnp.float32)})
 

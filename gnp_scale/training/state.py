@@ -1,4 +1,4 @@
-"""The state of training: all that one step hands to the next, and all that a checkpoint holds."""
+"""The state of training: everything that one step passes to the next, and that a checkpoint holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,30 +12,29 @@ from gnp_scale.config import TrainConfig
 from gnp_scale.models.registry import Model
 
 INITIALISATION = 2**32 - 1
-"""Folded into the key of a run's seed for the draws of its parameters: the key of a step folds in its number, which
-stays below 2**31."""
+"""Folded into the key of a run's seed for the initial parameters; a step folds in its number, which is below 2**31."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """A pytree; every leaf is sharded like the parameter it belongs to, or whole on every device."""
+    """A pytree; every leaf is sharded like the parameter it belongs to, or replicated."""
 
     step: jax.Array
-    """Updates made so far; int32 scalar."""
+    """Number of steps so far; int32 scalar."""
     params: Any
     batch_stats: Any
     opt_state: Any
     ema: Any
-    """Moving average of (parameters, batch statistics); None where there is none."""
+    """Moving average of (parameters, batch statistics), or None."""
     kept: Any
-    """Direction that the method keeps between steps; None where it keeps none."""
+    """Direction that the method keeps between steps, or None."""
     copy: Any
-    """The parameters in the type that gradients are taken in; None where that is their own."""
+    """The parameters in the type in which gradients are taken; None if it is their own type."""
 
     @property
     def evaluated(self) -> tuple[Any, Any]:
-        """The parameters and batch statistics to evaluate: the moving average where there is one."""
+        """The parameters and batch statistics to evaluate: the moving average if there is one."""
         return (self.params, self.batch_stats) if self.ema is None else self.ema
 
 
@@ -48,9 +47,10 @@ def make_init(
     with_kept: bool,
     copy_dtype: jax.typing.DTypeLike | None,
 ) -> Callable[[], TrainState]:
-    """`init()`: the state before the first update, born sharded on the current mesh: no device ever holds all of it.
+    """`init()`: the state before the first update, sharded on the current mesh from the start: no device ever holds all
+    of it.
 
-    It is jitted, so that its shapes and its arrays come of one tracing.
+    It is jitted, so one trace gives both its shapes and its arrays.
     """
 
     @jax.jit
@@ -65,15 +65,15 @@ def make_init(
 
 
 def initial_key(seed: int) -> jax.Array:
-    """The key that the parameters of a run are drawn from."""
+    """The key for the initial parameters of a run."""
     return jax.random.fold_in(jax.random.key(seed), INITIALISATION)
 
 
 def copy_of(params: Any, dtype: jax.typing.DTypeLike | None) -> Any:
-    """The parameters in `dtype`; None where that is None."""
+    """The parameters in `dtype`; None if `dtype` is None."""
     return None if dtype is None else jax.tree.map(lambda w: w.astype(dtype), params)
 
 
 def copy_dtype(config: TrainConfig) -> str | None:
-    """Type of the copy of the parameters that gradients are taken at; None where there is none."""
+    """Type of the copy of the parameters at which gradients are taken; None if there is no copy."""
     return None if config.gradient_dtype == "float32" else config.gradient_dtype

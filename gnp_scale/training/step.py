@@ -28,8 +28,8 @@ type Metrics = dict[str, Any]
 def make_train_step(task: Task) -> Any:
     """`train_step(state, batch, kind=...)`: the state after one update, and its metrics as device scalars.
 
-    The given state is donated. `kind` is static: each kind of the penalty is a program of its own. A step with a loss
-    or a gradient that is not finite changes the number of the step and nothing else.
+    The given state is donated. `kind` is static: each kind of step is a separate program. If a loss or a gradient is
+    not finite, the step changes only its own number.
     """
     config, gnp = task.config, task.gnp
     groups_are_replicas = gnp.perturb_groups == current_axis_size(REPLICA) > 1
@@ -77,7 +77,7 @@ def make_train_step(task: Task) -> Any:
 
 
 def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
-    """`loss_fn(params, examples, batch_stats)`: the mean loss, and (new batch statistics, accuracy) beside it."""
+    """`loss_fn(params, examples, batch_stats)` returns the mean loss and (new batch statistics, accuracy)."""
     config = task.config
 
     def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
@@ -88,7 +88,7 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
         loss = jnp.mean(losses.softmax_cross_entropy(logits_BxK, target_BxK))
         if config.optim.l2_in_loss:
             loss += losses.l2(params, config.optim.l2_in_loss, optim.decay_mask(params, config.optim))
-        # Of a mixed example, the class that it has most of.
+        # For a mixed example, the class with the largest weight.
         label_B = jnp.argmax(examples["target"], axis=-1)
         accuracy = jnp.mean(losses.top_k_correct(logits_BxK, label_B, k=1))
         return loss, (batch_stats_of(network), accuracy)
@@ -97,9 +97,9 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
 
 
 def make_examples(task: Task, batch: Batch, step: jax.typing.ArrayLike) -> Batch:
-    """What both passes of `step` see: images before they are mixed and normalised, labels, and a key for each example.
+    """The input of both passes of `step`: images before mixing and normalisation, labels, and a key for each example.
 
-    A key follows from the seed, the step and the place in the global batch alone.
+    A key depends only on the seed, the step and the position in the global batch.
     """
     key = jax.random.fold_in(jax.random.key(task.config.train.seed), step)
     place_B = jax.sharding.reshard(jnp.arange(task.config.data.batch_size), P(BATCH))
@@ -108,7 +108,7 @@ def make_examples(task: Task, batch: Batch, step: jax.typing.ArrayLike) -> Batch
 
 
 def augmented_images(task: Task, batch: Batch) -> np.ndarray:
-    """The images of `batch` as the first update sees them; of a process's many devices, those of the first."""
+    """The images of `batch` as the first update sees them; only those on the first device of this process."""
 
     @jax.jit
     def images(batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The update of parameters and optimizer state from u: the chain of optax, or one fused pass over the same state."""
+"""The update of parameters and optimizer state from u: an optax chain, or one fused pass over the same state."""
 
 import importlib.util
 from collections.abc import Callable
@@ -20,14 +20,14 @@ type Tree = Any
 
 
 class Update(NamedTuple):
-    """What an update gives; where it does not apply, parameters and state are bitwise as they were."""
+    """The result of an update; if it does not apply, parameters and state are bitwise unchanged."""
 
     params: Tree
     opt_state: Any
     copy: Tree
-    """The new parameters in the type that gradients are taken in; None where that is their own."""
+    """The new parameters in the type in which gradients are taken; None if it is their own type."""
     norms: dict[str, jax.Array]
-    """`optim/update_norm` and `optim/param_norm`, that of the new parameters."""
+    """`optim/update_norm`, and `optim/param_norm` of the new parameters."""
 
 
 type UpdateFn = Callable[[Tree, Any, Penalized, jax.Array], Update]
@@ -37,10 +37,9 @@ _KERNELS_OF: dict[str, Implementation] = {"tpu": "pallas", "gpu": "triton"}
 
 
 def implementation(config: Config) -> Implementation:
-    """What `train.kernels` stands for on the devices of the current mesh; "xla" is plain JAX and optax's chain.
+    """The implementation that `train.kernels` selects on the current mesh; "xla" is plain JAX and optax's chain.
 
-    Raises:
-        ConfigError: kernels were asked for by name that do not fit the configuration or the machine.
+    Raises: ConfigError: kernels named explicitly do not support the configuration or the machine.
     """
     kernels, here = config.train.kernels, platform()
     refusal = _refusal(config)
@@ -67,7 +66,7 @@ def _has_jax_triton() -> bool:
 
 
 def update_rule(config: OptimConfig) -> Sgd | AdamW | None:
-    """The optimizer as kernels know it; None where they do not."""
+    """The optimizer as a rule of the kernels; None if they do not support it."""
     match config.name:
         case "sgd":
             return Sgd(config.momentum, config.nesterov, config.weight_decay)
@@ -78,14 +77,14 @@ def update_rule(config: OptimConfig) -> Sgd | AdamW | None:
 
 
 def make_update(config: Config, optimizer: optax.GradientTransformation, implementation: Implementation) -> UpdateFn:
-    """The update of `optimizer`, that of `optim.make_optimizer`; kernels do all of it in one pass."""
+    """The update by `optimizer` from `optim.make_optimizer`; kernels do all of it in one pass."""
     if implementation == "xla":
         return make_optax_update(config, optimizer)
     return make_fused_update(config, implementation)
 
 
 def make_optax_update(config: Config, optimizer: optax.GradientTransformation) -> UpdateFn:
-    """One step of the chain, and of the displacement beside it for the blend "decoupled"."""
+    """One step of the chain, and the displacement for the blend "decoupled"."""
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
     @jax.named_scope("gnp_update")
@@ -106,7 +105,7 @@ def make_optax_update(config: Config, optimizer: optax.GradientTransformation) -
 
 
 def make_fused_update(config: Config, implementation: Implementation) -> UpdateFn:
-    """One step of the same chain in one pass: u is added up, clipped and used as it is read."""
+    """One step of the same chain in one pass: u is added up, clipped and applied while it is read."""
     rule = update_rule(config.optim)
     assert rule is not None, config.optim.name
     names = (("trace",) if isinstance(rule, Sgd) else ("mu", "nu"))[: rule.num_moments]
@@ -144,7 +143,9 @@ def make_fused_update(config: Config, implementation: Implementation) -> UpdateF
 
 
 def select(is_new: jax.Array, new: Tree, old: Tree) -> Tree:
-    """One tree or the other. It costs no pass over memory: what makes a new leaf has read the old one."""
+    """One tree or the other. It costs no extra pass over memory: the operation that makes a new leaf reads the old one
+    anyway.
+    """
     return jax.tree.map(partial(jnp.where, is_new), new, old)
 
 
