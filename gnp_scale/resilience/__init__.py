@@ -1,1 +1,1 @@
-"""What keeps a run alive: stops, hangs, numbers that are not finite, and going back."""
+"""How a run survives stops, hangs and non-finite numbers, and how it rolls back."""

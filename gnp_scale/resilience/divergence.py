@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the check on the devices before an update, and what the host makes of it."""
+"""Non-finite numbers: the check on the devices before an update, and the decision on the host."""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from gnp_scale.config import DivergenceConfig
 from gnp_scale.run.messages import announce
 
 HEALTH = "train/health"
-"""The `Health` of a step among its metrics."""
+"""Name of the `Health` of a step among its metrics."""
 
 _NORMS = ("grad_norm", "grad_norm_perturbed", "update_grad_norm")
 _CHECKED = ("loss_perturbed", *_NORMS)
 _METRICS = ("train/loss", "train/loss_perturbed", *(f"gnp/{name}" for name in _NORMS), "optim/param_norm")
-"""What decides the health of a step; what comes first is nearest to the cause."""
+"""The metrics that decide the health of a step, those nearest to the cause first."""
 
 
 class Health(IntEnum):
@@ -40,14 +40,14 @@ class DivergedError(RuntimeError):
 def all_finite(loss: jax.Array, telemetry: Mapping[str, jax.Array]) -> jax.Array:
     """Whether both losses and all gradients of a step are finite; a scalar, the same on every device.
 
-    A gradient is judged by its norm, which is there already: no pass over memory is made.
+    A gradient is judged by its norm, which exists already: no extra pass over memory is needed.
     """
     scalars = [loss, *(telemetry[name] for name in _CHECKED if name in telemetry)]
     return jnp.isfinite(jnp.stack([scalar.astype(jnp.float32) for scalar in scalars])).all()
 
 
 def health(was_updated: jax.Array, param_norm: jax.Array) -> jax.Array:
-    """The `Health` of a step, from what `all_finite` said and the norm of the parameters after it; int32 scalar."""
+    """The `Health` of a step, from the result of `all_finite` and the norm of the new parameters; int32 scalar."""
     return jnp.where(jnp.isfinite(param_norm), jnp.where(was_updated, Health.GOOD, Health.SKIPPED), Health.BROKEN)
 
 
@@ -59,10 +59,11 @@ class Guard:
         self._num_in_a_row = 0
 
     def judge(self, step: int, health: Health, scalars: Mapping[str, float]) -> None:
-        """Lets `step` pass if it is good, or skipped and may be: then it is announced, with what `scalars` say.
+        """Accepts `step` if it is good, or if it was skipped and this is allowed: then it prints the reason from
+        `scalars`.
 
         Raises:
-            DivergedError: steps are not to be skipped, or too many in a row were, or skipping does not help.
+            DivergedError: the policy does not skip steps, too many in a row were skipped, or skipping does not help.
         """
         if health == Health.GOOD:
             self._num_in_a_row = 0

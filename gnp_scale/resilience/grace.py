@@ -1,17 +1,17 @@
-"""The grace time: for how long a process lives on after a signal."""
+"""The grace time: how long a process may run after a signal."""
 
 import os
 
 from gnp_scale.config import ConfigError
 
 VARIABLE = "GNP_SCALE_GRACE_S"
-"""Environment variable: seconds from a signal until the scheduler kills. Set by launch scripts, as they ask for it."""
+"""Environment variable: seconds from a signal until the scheduler kills. Launch scripts set it to what they request."""
 
 DEFAULT_S = 30.0
-"""What Slurm (`KillWait`), Kubernetes and preemptible machines of clouds give by default."""
+"""The default of Slurm (`KillWait`), Kubernetes and preemptible machines of clouds."""
 
 USED = 0.9
-"""Share of the grace time after which a process leaves whatever it is doing; the rest is for leaving."""
+"""Fraction of the grace time after which a process exits, whatever it is doing; the rest is for the exit."""
 
 
 def grace_s() -> float:

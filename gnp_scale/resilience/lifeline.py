@@ -1,7 +1,7 @@
-"""A process beside a training process: ends it when no Python runs in it any more, where a library keeps Python's lock.
+"""A helper process that kills the training process if no Python code runs in it, because a library holds Python's lock.
 
-It is a process because nothing inside can tell such a hang from a stop (SIGSTOP, a frozen container), which is none.
-Run as a script, it needs the standard library alone.
+It is a separate process because code inside cannot distinguish such a hang from a stop (SIGSTOP, a frozen container),
+which is not a hang. It runs as a script and needs only the standard library.
 """
 
 import os
@@ -11,16 +11,16 @@ import sys
 import time
 
 STACKS_SIGNAL = signal.SIGQUIT
-"""Has the training process print all stacks and go on, as `Ctrl-\\` does; it is handled outside of Python."""
+"""Makes the training process print all stacks and continue, as `Ctrl-\\` does; it is handled outside of Python."""
 _TICKS = 20
 _STACKS_S = 2.0
 
 
 def watch(pid: int, silence_s: float) -> None:
-    """Reads standard input, where the parent `pid` writes a byte now and then; kills it after `silence_s` without one.
+    """Reads standard input, where the parent `pid` regularly writes a byte; kills it after `silence_s` without one.
 
-    Seconds are counted in ticks, so time in which this process is stopped as well is one tick. Returns once the parent
-    has ended, or has closed the other end.
+    Seconds are counted in ticks, so time in which this process is stopped too counts as one tick. Returns when the
+    parent has ended, or has closed the other end.
     """
     num_silent = 0
     while num_silent < _TICKS:

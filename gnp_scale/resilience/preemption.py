@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: all processes save at a step that they agree on, or leave at once; exit code 75.
+"""Signals that ask a run to stop: all processes save at a step that they agree on, or exit at once; exit code 75.
 
 JAX is not imported here before the processes have found each other, so that signals are watched from the start.
 """
@@ -18,22 +18,22 @@ from gnp_scale.resilience.grace import USED, VARIABLE, grace_s
 from gnp_scale.run.streams import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
-"""What schedulers, shells and terminals send before they kill."""
+"""The signals of schedulers, shells and terminals before they kill."""
 
 _NOTICE, _POSITIONS = "gnp_scale/stop/notice", "gnp_scale/stop/positions/"
 _HEAR_TIMEOUT_MS = 600_000
 _LAST_WORDS_S = 2.0
 """The folder of the run may hang as well."""
 _SECOND_INTERRUPT_S = 1.0
-"""A launcher passes on a Ctrl-C that its processes have got from the terminal as well."""
+"""A launcher forwards a Ctrl-C that its processes also get from the terminal."""
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """How far a process is: which time it began to train, counted from 1, and the last step that it passed since."""
+    """The progress of a process: the number of its training attempt, from 1, and the last step that it passed in it."""
 
     attempt: int
-    """Each rollback begins another; 0 before the process trains."""
+    """Each rollback begins a new one; 0 before the process trains."""
     step: int
 
 
@@ -42,7 +42,7 @@ class Plan:
     """What all processes do, and why."""
 
     stop_at: Position | None
-    """Where to save and stop; None stands for leaving at once."""
+    """Where to save and stop; None means to exit at once."""
     reason: str
 
 
@@ -57,12 +57,12 @@ def make_plan(positions: Sequence[Position], num_steps: int) -> Plan:
 
 
 class StopRequest:
-    """Whether to stop, and after which step. One that watches no signals never stops.
+    """Whether to stop, and after which step. Without `watch` it never stops.
 
     A signal to any process reaches all of them through JAX's coordination service. They exchange the last step that
-    each has passed, and stop after the next one, which none has. A save that fails costs no more than one that was not
-    tried, so it is always tried. Where one process does not train yet, all leave at once, without the main thread: it
-    may be inside a compiler for minutes. Whatever happens, this process has left when the grace time is over.
+    each has passed, and stop after the next one, which none has passed. A failed save costs no more than no save, so it
+    is always tried. If one process does not train yet, all exit at once, without the main thread: it may be inside a
+    compiler for minutes. In every case this process exits before the grace time is over.
     """
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class StopRequest:
         self._joined = threading.Event()
         self._client: Any = None
         self._rank, self._num_processes = 0, 1
-        # Held from the moment a process has told its position until the plan is made, and while it leaves: the main
+        # Held from the time a process publishes its position until the plan is made, and while it exits: the main
         # thread passes no step meanwhile.
         self._lock = threading.Lock()
-        # Never given back: a process leaves once.
+        # Never released: a process exits once.
         self._leaving = threading.Lock()
         self._position = Position(0, 0)
         self._stop_at: Position | None = None
@@ -82,25 +82,26 @@ class StopRequest:
         self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
 
     def watch(self) -> Self:
-        """Takes the signals from here on. Call it in the main thread, before others are started."""
-        # A blocked signal waits for a thread that asks for it, whatever the main thread does and whoever sets handlers.
+        """Handles the signals from now on. Call it in the main thread, before other threads are started."""
+        # A blocked signal waits for a thread that asks for it, whatever the main thread does and even if a library sets
+        # handlers.
         signals = signals_to_take()
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         _in_thread(self._await_signals, signals)
         return self
 
     def joined(self, client: Any, rank: int, num_processes: int) -> None:
-        """Tells that this process has found the others: a signal waits for that. Alone, it has no `client`."""
+        """Records that this process has found the others: a signal waits for that. A single process has no `client`."""
         self._client, self._rank, self._num_processes = client, rank, num_processes
         if client is not None:
             _in_thread(self._hear)
         self._joined.set()
 
     def begin(self, start: int, num_steps: int, leave: Callable[[], str]) -> None:
-        """Tells that the next of the `num_steps` steps will be that after `start`, at first or after a rollback.
+        """Records that the next of the `num_steps` steps is the one after `start`, at first or after a rollback.
 
-        A stop that was planned before a rollback comes after the first step that follows it. `leave`, called from
-        another thread, closes the records of the run and returns what leaving now loses, in words.
+        A stop that was planned before a rollback happens after the first step that follows it. `leave`, called from
+        another thread, closes the records of the run and returns in words what is lost by an exit now.
         """
         with self._lock:
             self._position = Position(self._position.attempt + 1, start)
@@ -109,7 +110,9 @@ class StopRequest:
                 self._stop_at = Position(self._position.attempt, start + 1)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop after `step`: the same answer in every process. Ask once a step in each of them."""
+        """Whether to save and stop after `step`: the same answer in every process. Call it once per step in each of
+        them.
+        """
         with self._lock:
             self._position = Position(self._position.attempt, step)
             return self._stop_at is not None and self._position >= self._stop_at
@@ -130,14 +133,14 @@ class StopRequest:
         try:
             _in_thread(self.ask, name)
         except RuntimeError:
-            return  # Python is shutting down, and starts no thread any more: nothing is left to stop.
+            return  # Python is shutting down and starts no more threads: there is nothing to stop.
         while signal.sigwait(signals) != signal.SIGINT or time.monotonic() - first_s < _SECOND_INTERRUPT_S:
             pass
         say("interrupted again: ending at once, without a save")
         os._exit(Exit.INTERRUPTED)
 
     def _hear(self) -> None:
-        """Waits until any process, this one included, asks to stop."""
+        """Waits until any process, including this one, asks to stop."""
         notice = None
         while notice is None:
             try:
@@ -191,7 +194,7 @@ class StopRequest:
 
 
 def signals_to_take() -> list[signal.Signals]:
-    """`SIGNALS`, without SIGHUP where whoever started this process ignores the end of the terminal, as nohup does."""
+    """`SIGNALS`, without SIGHUP if this process was started with SIGHUP ignored, as nohup does."""
     ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in SIGNALS if number != signal.SIGHUP or not ignores_hangup]
 

@@ -1,7 +1,7 @@
-"""Going back after a divergence: what a run read and did instead, kept in `rollbacks.json` in its folder.
+"""Rollbacks after a divergence, recorded in `rollbacks.json` in the run folder.
 
-With these records the batch and the kind of every step follow from the configuration, the step and the file, so that
-a run that is killed later goes on exactly as it would have done.
+With these records, the configuration, the step and the file determine the batch and the kind of every step. So a run
+that is killed later resumes exactly.
 """
 
 import itertools
@@ -31,20 +31,20 @@ class Rollback:
     num_passed_batches: int
     """Added to the index of a step's batch in the stream, so that batches are not repeated after rollbacks."""
     plain_until: int
-    """Last step without the penalty; `good_step` where there is none."""
+    """Last step without the penalty; `good_step` if there is none."""
 
 
 class Rollbacks:
     """All rollbacks of a run, in the order in which they happened; the same in every process.
 
     Raises:
-        ConfigError: the file of them is damaged or cannot be read, or `config` asks for rollbacks that cannot be.
+        ConfigError: their file is damaged or cannot be read, or `config` asks for rollbacks that are impossible.
     """
 
     def __init__(self, run_dir: Path, config: Config) -> None:
         _check(config)
         self._path, self._config, self._gnp = run_dir / ROLLBACKS_FILE, config.divergence, config.gnp
-        # The file system of another host may still show it an older file.
+        # Another host's file system may still show an older file.
         text = broadcast(_read(self._path) if is_main_process() else "")
         try:
             self._records = [Rollback(**record) for record in json.loads(text)]
@@ -53,11 +53,11 @@ class Rollbacks:
 
     @property
     def may_roll_back(self) -> bool:
-        """Whether the run is to go back if it diverges now."""
+        """Whether the run would go back if it diverged now."""
         return self._config.policy == "rollback" and len(self._records) < self._config.max_rollbacks
 
     def add(self, good_step: int, bad_step: int) -> str:
-        """Records that the run goes back from `bad_step` to `good_step`; returns what that means, in words.
+        """Records that the run goes back from `bad_step` to `good_step`; returns a description.
 
         Raises:
             ConfigError: the record cannot be written.
@@ -77,7 +77,7 @@ class Rollbacks:
     def step_kinds(self, kinds: np.ndarray) -> np.ndarray:
         """The kinds of all steps of a run, with the penalty off where a rollback turned it off.
 
-        Where it comes on again after that, the direction "reused" begins with a full step.
+        When it is on again after that, the direction "reused" starts with a full step.
         """
         is_off = np.zeros(len(kinds), bool)
         for record in self._records:
@@ -88,14 +88,16 @@ class Rollbacks:
         return np.where(is_off, StepKind.PLAIN, kinds)
 
     def batches(self, read: Callable[[int, int], Batches], start_step: int, num_steps: int) -> Batches:
-        """The batches of steps `start_step + 1` to `num_steps`; `read(i, n)` gives n of the stream, from the i-th."""
+        """The batches of steps `start_step + 1` to `num_steps`; `read(i, n)` reads n batches of the stream, from the
+        i-th.
+        """
         places = np.arange(start_step, num_steps) + self._passed_batches(num_steps)[start_step:]
         starts = sorted({0, *(np.flatnonzero(np.diff(places) != 1) + 1), len(places)})
         for first, end in itertools.pairwise(starts):
             yield from read(int(places[first]), int(end - first))
 
     def _passed_batches(self, num_steps: int) -> np.ndarray:
-        """Number of batches that were passed over before each of the steps 1, 2, ..., `num_steps`."""
+        """Number of skipped batches before each of the steps 1, 2, ..., `num_steps`."""
         passed = np.zeros(num_steps, np.int64)
         for record in self._records:
             passed[record.good_step :] = record.num_passed_batches
@@ -132,5 +134,5 @@ def _write(path: Path, records: list[Rollback]) -> None:
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written ({error.strerror}), and without it a later start would not know of this "
-            "rollback: make room, and start the same command again"
+            "rollback: free space, and start the same command again"
         ) from error

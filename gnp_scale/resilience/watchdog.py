@@ -1,4 +1,4 @@
-"""Ends a run that hangs: processes tell each other where they are, and one that is late is named and ends them all."""
+"""Ends a run that hangs: processes report their stages, and if one is late, it is named and all exit."""
 
 import contextlib
 import faulthandler
@@ -30,13 +30,13 @@ from gnp_scale.run.streams import say
 _REPORTS, _MAIN = "gnp_scale/watchdog/reports/", FAILURE.removesuffix("failure")
 _STDERR = 2
 _GRACE_S = 3.0
-"""For how long a process may come to its own end after another one has failed."""
+"""How long a process may take to end by itself after another one has failed."""
 _LAST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where a process is, as last heard from it."""
+    """The last report of a process."""
 
     rank: int
     host: str
@@ -49,21 +49,21 @@ class Report:
     beat: int
     """Rises with each report; 0 before the first."""
     heard_s: float
-    """When this process first saw it, on a clock of its own that stands while it is stopped."""
+    """When this process first saw it, on a clock that stops while this process is stopped."""
 
     def encode(self) -> str:
-        """The part of it that is sent."""
+        """The text that is sent."""
         return json.dumps([self.rank, self.host, self.stage, self.step, self.in_stage_s, self.moment, self.beat])
 
     @staticmethod
     def decode(text: str, heard_s: float) -> "Report":
-        """What `encode` sent, heard at `heard_s`."""
+        """The report that `encode` sent, received at `heard_s`."""
         rank, host, stage, step, in_stage_s, moment, beat = json.loads(text)
         return Report(rank, host, Stage(stage), step, in_stage_s, moment, beat, heard_s)
 
 
 def find_silent(reports: Iterable[Report], now_s: float, budgets: Mapping[str, float]) -> str | None:
-    """Names a process that has been silent for longer than `silence`, or than `join` if it was never heard."""
+    """Names a process that has been silent for longer than `silence`, or than `join` before its first report."""
     for report in sorted(reports, key=lambda report: report.heard_s):
         budget, silent_s = "silence" if report.beat > 0 else "join", now_s - report.heard_s
         if silent_s > budgets[budget]:
@@ -72,10 +72,10 @@ def find_silent(reports: Iterable[Report], now_s: float, budgets: Mapping[str, f
 
 
 def find_late(reports: Iterable[Report], now_s: float, budgets: Mapping[str, float]) -> str | None:
-    """Names the process that holds up the others, if it is over the budget of its stage.
+    """Names the process that the others wait for, if it has exceeded the budget of its stage.
 
-    All go through the same stages, so it is the one that has entered the fewest. Others wait for it, in any stage;
-    those that are as far are counted.
+    All go through the same stages, so it is the one that has entered the fewest. The others wait for it, in any stage;
+    those that have entered as few are counted.
     """
     reports = list(reports)
     last = min(reports, key=lambda report: (report.moment, -_in_stage_s(report, now_s)))
@@ -95,11 +95,11 @@ def _where(report: Report) -> str:
 
 
 class Watchdog:
-    """While it is entered, ends this process once the run hangs, with `Exit.HUNG`, or fails, with the code of that.
+    """While it is entered, ends this process if the run hangs, with `Exit.HUNG`, or fails, with that exit code.
 
-    Every process reports to process 0, which judges by `budgets_s()`; the others notice when process 0 is silent. Both
-    happen in threads: the main one may be stuck. A process that leaves with an error tells the others. Time in which
-    this process was stopped is no silence of the others, and belongs to no stage.
+    Every process reports to process 0, which compares with `budgets_s()`; the others detect the silence of process 0.
+    Both happen in threads, because the main one may be stuck. A process that exits with an error tells the others. Time
+    in which this process was stopped does not count as silence of the others, and belongs to no stage.
 
     All stacks of a hung process go to standard error, and to `stacks_dir` unless that is None.
     """
@@ -113,14 +113,15 @@ class Watchdog:
         self._client, self._rank, self._num_processes = state.client, state.process_id, state.num_processes
         self._own_key = f"{_MAIN}report" if self._rank == 0 else f"{_REPORTS}{self._rank}"
         self._host = socket.gethostname()
-        # Process 0 hears from all, the others from process 0; until it is heard, a process is taken to start.
+        # Process 0 receives reports from all, the others from process 0. Before its first report, a process is in
+        # START.
         ranks = range(self._num_processes) if self._rank == 0 else (0,)
         self._reports = {n: Report(n, "an unknown host", Stage.START, 0, 0.0, 0, 0, self._clock.now_s()) for n in ranks}
         self._heard: Failure | None = None
         self._own: Failure | None = None
         self._is_ending = False
         self.on_end: Callable[[Exit], object] = lambda code: None
-        """Called before it ends the process; to be set once there is a record to close."""
+        """Called before it ends the process; set it when there is a record to close."""
         self._left = threading.Event()
         acts = [self._watch] if self._client is None else [self._watch, self._exchange]
         self._threads = [threading.Thread(target=act, daemon=True) for act in acts]
@@ -156,7 +157,7 @@ class Watchdog:
         self._lifeline.communicate()
 
     def _await_failure(self, error: Exception) -> None:
-        """Such an error may be the death of another process: then the watching thread ends this one meanwhile."""
+        """The death of another process may cause such an error: then the watchdog thread ends this one meanwhile."""
         wait_s = self._silence_s + 3 * self._poll_s
         say(f"{str(error).partition('\n')[0]}; waiting {wait_s:.0f} s to see whether another process is dead")
         self._left.wait(wait_s)
@@ -191,7 +192,7 @@ class Watchdog:
         return find_late([*others, self._report(0)], now_s, self._budgets)
 
     def _exchange(self) -> None:
-        """Tells and hears, until this process leaves; a call blocks as long as process 0 is stopped."""
+        """Sends and receives reports until this process exits; a call blocks as long as process 0 is stopped."""
         beat = 0
         while not self._left.wait(self._poll_s):
             beat += 1
@@ -212,7 +213,7 @@ class Watchdog:
             texts |= dict(self._client.key_value_dir_get(_REPORTS))
         now_s = self._clock.now_s()
         heard = {report.rank: report for report in (Report.decode(text, now_s) for text in texts.values())}
-        # Whoever has been heard and is not listed any more has left.
+        # A process that has reported before and is no longer listed has exited.
         known = {rank: report for rank, report in self._reports.items() if report.beat == 0 or rank in heard}
         new = {rank: report for rank, report in heard.items() if rank not in known or report.beat > known[rank].beat}
         self._reports = known | new
@@ -236,7 +237,7 @@ class Watchdog:
         last_words.join(_LAST_WORDS_S)
         if self._rank == 0 or self._heard is not None:
             processes.leave(failure.code)
-        # Nobody answers where process 0 is silent.
+        # There is no answer if process 0 is silent.
         os._exit(failure.code)
 
     def _leave_word(self, failure: Failure, is_hung: bool) -> None:
