@@ -1,1 +1,1 @@
-"""What people see of a run: metrics in files and in TensorBoard, the progress bar, rates."""
+"""What a user sees of a run: metrics in files and in TensorBoard, the progress bar, rates."""

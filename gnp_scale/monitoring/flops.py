@@ -1,6 +1,6 @@
-"""Counts the floating-point operations of a function, and knows how many a device can do in a second.
+"""Counts the floating-point operations of a function, and has the peak rates of devices.
 
-Matrix multiplications and convolutions are counted in the function's jaxpr, where a loop still has a length: the cost
+Matrix multiplications and convolutions are counted in the function's jaxpr, where loops have a length: the cost
 analysis of a compiled program counts the body of a loop once.
 """
 
@@ -33,23 +33,24 @@ _PEAK_FLOPS_PER_S = {
 
 
 def peak_flops_per_s(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device of this `jax.Device.device_kind`; None where it is not known."""
+    """Dense bfloat16 FLOP/s of one device of this `jax.Device.device_kind`; None if it is unknown."""
     return _PEAK_FLOPS_PER_S.get(device_kind)
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> int:
     """FLOPs of the matrix multiplications and convolutions of `fn(*args)`, over all devices together.
 
-    A multiply-add is 2. The body of a `scan` counts once an iteration, that of a `shard_map` once a shard, and of a
-    `cond` the most expensive branch. Products with the zeros of a convolution's padding or dilation do not count, so
-    that the gradient of a convolution costs twice its forward pass. What `jax.checkpoint` computes again counts again.
+    A multiply-add is 2. The body of a `scan` counts once per iteration, and that of a `shard_map` once per shard. Of a
+    `cond` the most expensive branch counts. Products with the zeros of a convolution's padding or dilation do not
+    count, so that the gradient of a convolution costs twice its forward pass. Operations that `jax.checkpoint` repeats
+    count again.
 
     Args:
         fn: A function that JAX can trace. It is not run.
-        *args: Its arguments: arrays, or `jax.ShapeDtypeStruct` in their place.
+        *args: Its arguments: arrays, or `jax.ShapeDtypeStruct` instead.
 
     Raises:
-        ValueError: a `while` loop multiplies matrices, so that the number of times is not known.
+        ValueError: a `while` loop multiplies matrices, so the count is unknown.
 
     >>> x = jax.ShapeDtypeStruct((8, 16), "float32")
     >>> flops(lambda x: x @ x.T, x)  # 2 * 8 * 8 * 16
@@ -115,7 +116,7 @@ def _shapes(equation: JaxprEqn) -> tuple[tuple[int, ...], ...]:
 
 
 def _num_products(lhs: int, rhs: int, out: int, stride: int, padding: int, lhs_dilation: int, rhs_dilation: int) -> int:
-    """Pairs of an output and a kernel position along one dimension that meet a real input."""
+    """Pairs of an output and a kernel position along one dimension that read a real input, not padding."""
     outputs, taps = np.meshgrid(np.arange(out), np.arange(rhs))
     position = outputs * stride + taps * rhs_dilation - padding
     inside = (position >= 0) & (position <= (lhs - 1) * lhs_dilation)

@@ -1,7 +1,7 @@
-"""Metrics on their way from the device to a run folder: `metrics.jsonl` and TensorBoard, same names and numbers.
+"""Writes metrics into a run folder: `metrics.jsonl` and TensorBoard, with the same names and numbers.
 
-Each line of `metrics.jsonl` is the JSON object of one step, `{"step": 20, "train/loss": 0.5, ...}`. JSON has no number
-for a value that is not finite, so it stands there as the string "nan", "inf" or "-inf": `float(value)` reads them all.
+Each line of `metrics.jsonl` is the JSON object of one step, `{"step": 20, "train/loss": 0.5, ...}`. JSON has no
+non-finite numbers, so they are the strings "nan", "inf" or "-inf": `float(value)` reads them all.
 """
 
 import json
@@ -17,26 +17,26 @@ from gnp_scale.run.layout import METRICS_FILE
 from gnp_scale.run.streams import say
 
 DAMAGED_FILE = "metrics.jsonl.damaged"
-"""Where the lines go that cannot be read: bytes that a power cut or a full disk has left."""
+"""File for unreadable lines: bytes that a power cut or a full disk has left."""
 
 # A line also begins where half of another one, or a block of zeros, ends without a line break.
 _BOUNDARY = re.compile(rb'(?<=\n)|(?=\{"step": )')
 
 type _Line = tuple[bytes, dict[str, float] | None]
-"""A line, and its row; None where it is damaged, or cut short."""
+"""A line, and its row; the row is None if the line is damaged or incomplete."""
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The logged steps of a run, in order; what cannot be read, such as a line that was cut short, is passed over."""
+    """The logged steps of a run, in order; unreadable lines, such as incomplete ones, are ignored."""
     path = run_dir / METRICS_FILE
     return [row for _, row in _lines(path.read_bytes() if path.exists() else b"") if row is not None]
 
 
 class MetricWriter:
-    """Writes metrics into `run_dir` from the process for which `is_writer` holds; on the others it does nothing.
+    """Writes metrics into `run_dir` from the process with `is_writer`; does nothing in the others.
 
-    A run that starts again at `start_step` first drops the lines of later steps, which it is about to repeat. A disk
-    that is full or fails later on does not end the run; see `RecordFile`.
+    A run that resumes at `start_step` first removes the lines of later steps, which it will repeat. A disk that becomes
+    full or fails does not end the run; see `RecordFile`.
 
     Raises:
         ConfigError: `metrics.jsonl` cannot be read.
@@ -57,7 +57,7 @@ class MetricWriter:
         self.board = TensorBoard(run_dir, start_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Logs `scalars` at `step`, which never falls; what is added to the last step joins the line it has."""
+        """Logs `scalars` at `step`, which never decreases; further scalars of the last step are added to its line."""
         if self.board is None:
             return
         last_step = self._last_row.get("step", -1)
@@ -72,7 +72,9 @@ class MetricWriter:
         self.board.scalars(step, scalars)
 
     def sync(self) -> None:
-        """Waits until the disk has what is written: who loses a machine after a save must not lose lines before it."""
+        """Waits until the disk has the written lines: losing a machine after a save must not lose lines before the
+        save.
+        """
         if self.board is not None:
             self._file.sync()
             self.board.sync()
@@ -110,7 +112,7 @@ def _lines(data: bytes) -> Iterator[_Line]:
 def _keep_until(path: Path, start_step: int) -> tuple[int, bytes]:
     """Where the line of the newest step up to `start_step` begins in the file, and that line; (0, b"") without one.
 
-    Damaged lines are moved to another file, so that no damage keeps a run from starting.
+    Damaged lines are moved to another file, so that damage does not prevent a start.
     """
     lines = list(_lines(path.read_bytes() if path.exists() else b""))
     num_damaged = sum(row is None for _, row in lines)
@@ -129,7 +131,7 @@ def _without_damage(path: Path, lines: list[_Line], num_damaged: int) -> list[_L
         append_line(aside, b"".join(_ended(line) for line, row in lines if row is None).removesuffix(b"\n"))
         replace_file(path, b"".join(line for line, _ in whole))
     except OSError as error:
-        # On a full disk, say: whoever reads the file passes them over.
+        # For example on a full disk: readers of the file ignore them.
         say(f"damaged lines of {path} ({num_damaged}) cannot be moved to {aside.name} ({error.strerror})")
         return lines
     say(f"damaged lines of {path} ({num_damaged}) are in {aside.name} now")

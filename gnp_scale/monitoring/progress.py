@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar with rate and ETA, or lines where there is no terminal; the summary."""
+"""What a user sees of a run: a progress bar with rate and ETA, or lines without a terminal; the summary."""
 
 import contextlib
 import shlex
@@ -19,7 +19,7 @@ _SHOWN = {"train/loss": "loss", "eval/top1": "test accuracy", "perf/images_per_s
 class ProgressBar:
     """A bar on a terminal; a line for each report in a log file, or on a terminal that cannot move its cursor.
 
-    Silent where `shown` is False.
+    Silent if `shown` is False.
     """
 
     def __init__(self, start_step: int, num_steps: int, shown: bool) -> None:
@@ -51,7 +51,7 @@ class ProgressBar:
         self._bar.update(self._task, completed=step)
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Shows the newest of the metrics that people watch."""
+        """Shows the newest values of the main metrics."""
         self._latest |= scalars
         self._bar.update(self._task, values=_words(self._latest))
         if self._prints_lines:
@@ -63,7 +63,7 @@ def _words(scalars: Mapping[str, float]) -> str:
 
 
 def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], seconds: float) -> None:
-    """A table of the results of a run, its folder, and the command to look at it."""
+    """Prints a table of the results of a run, its folder, and the command to watch it."""
     table = Table(title="finished", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -79,7 +79,7 @@ def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], second
 
 
 def _short(path: Path) -> str:
-    # The folder that the process was started in may be gone.
+    # The working folder may be deleted.
     with contextlib.suppress(OSError, ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)

@@ -16,7 +16,7 @@ from gnp_scale import recipe
 from gnp_scale.config import Config
 from gnp_scale.run.files import RecordFile
 
-# Charts of the CUSTOM SCALARS tab and the metrics drawn together in each.
+# Charts of the CUSTOM SCALARS tab and the metrics in each.
 CHARTS = {
     "loss: clean and perturbed": ("train/loss", "train/loss_perturbed"),
     "gradient norms": ("gnp/grad_norm", "gnp/grad_norm_perturbed", "gnp/update_grad_norm"),
@@ -31,13 +31,13 @@ _MAX_IMAGES = 16
 class TensorBoard:
     """Writes event files into `run_dir`.
 
-    After a restart at `start_step`, TensorBoard replaces the points of later steps by those written now. (Its fast
-    loader does so name by name: old points of `eval/*` stay in sight until the next evaluation.)
+    After a restart at `start_step`, TensorBoard replaces the points of later steps by the new ones. (Its fast loader
+    does so for each name: old points of `eval/*` stay visible until the next evaluation.)
     """
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
-        # Of tensorboardX only the contents are used: its writing thread ends with the first error of the disk, and
-        # then blocks whoever writes.
+        # tensorboardX only builds the events: its writer thread ends at the first disk error, and then blocks every
+        # write.
         self._file = RecordFile(_new_file(run_dir))
         self._add(0, Event(file_version="brain.Event:2"))
         self._add(start_step + 1, Event(session_log=SessionLog(status=SessionLog.START)))
@@ -67,11 +67,11 @@ class TensorBoard:
         self._add_values(step, summary.image(name, grid_BxHxWxC, dataformats="NHWC"))
 
     def sync(self) -> None:
-        """Waits until the disk has what is written."""
+        """Waits until the disk has the written events."""
         self._file.sync()
 
     def close(self) -> None:
-        """Writes what is still to be written."""
+        """Writes the remaining events."""
         self._file.close()
 
     def _add_values(self, step: int, *summaries: Summary) -> None:
@@ -90,9 +90,9 @@ def _encode(event: Event) -> bytes:
 
 
 def _new_file(run_dir: Path) -> Path:
-    """A name after those of all event files that are there: TensorBoard reads them in the order of their names.
+    """A name that sorts after all existing event files: TensorBoard reads them in the order of their names.
 
-    They begin with the second in which they were made, but clocks go back.
+    A name begins with the second in which the file was made, but a clock may be set back.
     """
     seconds = [path.name.split(".")[3] for path in run_dir.glob("events.out.tfevents.*")]
     newest = max((int(text) for text in seconds if text.isdecimal()), default=0)
@@ -100,7 +100,7 @@ def _new_file(run_dir: Path) -> Path:
 
 
 def visible(image_BxHxWxC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised images as uint8 pixels, enlarged by a whole factor (nearest neighbour) if they are small."""
+    """Normalised images as uint8 pixels, enlarged by an integer factor (nearest neighbour) if they are small."""
     channel_shape = (1, 1, 1, -1)
     pixel_BxHxWxC = image_BxHxWxC * np.reshape(std, channel_shape) + np.reshape(mean, channel_shape)
     pixel_BxHxWxC = np.rint(255 * np.clip(pixel_BxHxWxC, 0, 1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""How fast training goes, and which part of the time is training: the metrics `perf/*`."""
+"""The speed of training, and the fraction of time spent in it: the metrics `perf/*`."""
 
 import contextlib
 import time
@@ -16,10 +16,10 @@ from gnp_scale.run.stages import Stage
 class Throughput:
     """Measures the steps between two reports by the seconds of the stages; see `read`.
 
-    A step is what passes in the stages TRAIN and DATA: whatever is not training stands inside
-    `with throughput.paused(...)`, and fetching a batch inside `with throughput.waiting_for_data(...)`. Steps are
-    dispatched asynchronously, so a window is honest only if it begins and ends where the host has waited for the
-    device: read the metrics of its last step before a report. Later steps may be dispatched by then.
+    The time of a step is the time in the stages TRAIN and DATA. Put other work inside `with throughput.paused(...)`,
+    and fetching a batch inside `with throughput.waiting_for_data(...)`. Steps are dispatched asynchronously, so a
+    window is valid only if it begins and ends when the host has waited for the device: read the metrics of its last
+    step before a report. Later steps may already be dispatched.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Throughput:
         num_passes: np.ndarray,
         recorder: Recorder,
     ) -> None:
-        """`num_passes` are those of each step of the run; the FLOPs are asked for where a device's peak is known."""
+        """`num_passes` has the passes of each step; FLOPs are computed only if the peak of the device is known."""
         self._batch_size, self._num_passes = batch_size, num_passes
         self._peak = peak_flops_per_s(jax.devices()[0].device_kind)
         self._flops_per_pass = 0 if self._peak is None else flops_per_pass()
@@ -46,17 +46,17 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting_for_data(self, step: int) -> Iterator[None]:
-        """Time inside belongs to `step`, the one that the batch is for, and is reported by itself too."""
+        """Time inside belongs to `step`, which will use the batch, and is also reported separately."""
         with self._stages.enter(Stage.DATA, step):
             yield
 
     def read(self, step: int) -> dict[str, float]:
         """The metrics of the steps since the last call, the last of which is `step`; begins a new window.
 
-        * `perf/step_ms`, `perf/data_wait_ms`: milliseconds a step, and the part of them spent waiting for a batch;
+        * `perf/step_ms`, `perf/data_wait_ms`: milliseconds per step, and the part of them spent waiting for a batch;
         * `perf/images_per_s`: over all devices;
         * `perf/goodput`: seconds in steps that were kept / seconds since the run first started, over all its starts;
-        * `perf/mfu`: FLOPs of a step / (seconds of a step * devices * peak FLOP/s); absent where the peak is unknown.
+        * `perf/mfu`: FLOPs of a step / (seconds of a step * devices * peak FLOP/s); absent if the peak is unknown.
         """
         assert step > self._step, f"no step between {self._step} and {step}"
         num_steps = step - self._step
