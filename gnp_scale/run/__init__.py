@@ -1,1 +1,1 @@
-"""The run as a whole: its folder, its processes, their stages and history, and what is printed."""
+"""The run as a whole: its folder, its processes, their stages and history, and console output."""

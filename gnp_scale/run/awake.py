@@ -1,17 +1,17 @@
-"""Time in which this process ran: while it is stopped (SIGSTOP, a frozen container), it is neither late nor silent."""
+"""Time in which this process ran: a stopped process (SIGSTOP, a frozen container) is neither late nor silent."""
 
 import threading
 import time
 from collections.abc import Callable
 
 _STOPPED_TICKS = 5
-"""A longer gap between two ticks is no delay by other work, but a stop."""
+"""A longer gap between two ticks is a stop, not a delay by other work."""
 
 
 class AwakeClock:
-    """Seconds for which this process ran, if a thread asks about every `tick_s` seconds; a stop counts as one tick.
+    """Seconds for which this process ran, if a thread calls it about every `tick_s` seconds; a stop counts as one tick.
 
-    `on_stop` is called with the seconds of each stop by the thread that notices it.
+    The thread that notices a stop calls `on_stop` with its seconds.
     """
 
     def __init__(self, tick_s: float, on_stop: Callable[[float], object] = lambda seconds: None) -> None:
@@ -20,7 +20,7 @@ class AwakeClock:
         self._last_s, self._stopped_s = time.monotonic(), 0.0
 
     def now_s(self) -> float:
-        """On a clock of its own, which runs on with each call."""
+        """The time of this clock, which advances at each call."""
         with self._lock:
             now_s = time.monotonic()
             gap_s, self._last_s = now_s - self._last_s, now_s
@@ -32,7 +32,7 @@ class AwakeClock:
 
 
 def wait(event: threading.Event, seconds: float) -> bool:
-    """Waits until `event` is set, for as long as this process has run for `seconds`; whether it was set."""
+    """Waits until `event` is set, or until this process has run for `seconds`; returns whether it was set."""
     tick_s = min(1.0, seconds / 10)
     clock = AwakeClock(tick_s)
     end_s = clock.now_s() + seconds

@@ -1,4 +1,4 @@
-"""How long a process may stay in a stage before the run counts as hung: a property of the machine, not of a recipe."""
+"""How long a process may stay in a stage before the run counts as hung; depends on the machine, not on a recipe."""
 
 import os
 
@@ -9,9 +9,9 @@ VARIABLE = "GNP_SCALE_BUDGETS_S"
 """Environment variable that replaces some of the defaults, such as `train=60,compile=7200`."""
 
 DEFAULTS_S = {
-    # From the start of a process until it has found the others: nodes, and their file systems, come up minutes apart.
+    # From the start of a process until it has found the others: nodes and their file systems may start minutes apart.
     "join": 300.0,
-    # No sign of life, from whatever stage; below the 100 s after which JAX aborts the other processes.
+    # Without a report, in any stage; below the 100 s after which JAX aborts the other processes.
     "silence": 45.0,
     Stage.START: 900.0,
     Stage.RESTORE: 900.0,
@@ -21,14 +21,13 @@ DEFAULTS_S = {
     Stage.EVALUATE: 1800.0,
     Stage.SAVE: 900.0,
 }
-"""Seconds; of stages, since one was entered at a step. A run that works should never come near them."""
+"""Seconds; for a stage, since it was entered at a step. A working run should stay far below them."""
 
 
 def budgets_s() -> dict[str, float]:
-    """`DEFAULTS_S`, with what the environment variable replaces.
+    """`DEFAULTS_S`, with the replacements of the environment variable.
 
-    Raises:
-        ConfigError: the variable cannot be read, or names something that has no budget.
+    Raises: ConfigError: the variable cannot be parsed, or names an unknown budget.
     """
     budgets = {str(name): seconds for name, seconds in DEFAULTS_S.items()}
     text = os.environ.get(VARIABLE, "")

@@ -1,8 +1,8 @@
-"""Values that are the same in every process, whatever each has read or measured. A single process sends nothing.
+"""Makes values the same in every process, even if each has read or measured another. A single process sends nothing.
 
-Values pass through JAX's coordination service, beside the devices, so a training step under way is not delayed.
-Every process calls the same functions in the same order. A wait has no end of its own: the watchdog ends the run if a
-process does not come, and time in which all processes are stopped does not count.
+Values pass through JAX's coordination service, not through the devices, so they do not delay a training step. Every
+process calls the same functions in the same order. A wait has no timeout: the watchdog ends the run if a process does
+not arrive, and time in which all processes are stopped does not count.
 """
 
 import json
@@ -14,7 +14,7 @@ from jax._src import distributed
 _KEY = "gnp_scale/consensus"
 _WAIT_MS = 60_000
 _MOST_ROUNDS = 100
-"""Of values of the main process, until one round waits for all processes, so that what was stored can be deleted."""
+"""Number of broadcasts until one round waits for all processes, so that stored values can be deleted."""
 
 
 class _Rounds:
@@ -24,7 +24,7 @@ class _Rounds:
 
 
 def all_gather[T](value: T) -> list[T]:
-    """The values of all processes, in the order of their ranks; waits for all of them. What JSON holds can be sent."""
+    """The values of all processes, in the order of their ranks; waits for all of them. Values must be JSON."""
     state = distributed.global_state
     if state.client is None:
         return [value]
@@ -34,13 +34,13 @@ def all_gather[T](value: T) -> list[T]:
     if state.process_id == 0:
         values = [_get(state.client, f"{key}/{rank}") for rank in range(state.num_processes)]
         state.client.key_value_set(f"{key}/all", json.dumps(values))
-        # All are in this round, so nobody reads those before any more.
+        # All processes are in this round, so nobody still reads values of earlier rounds.
         state.client.key_value_delete(f"{_KEY}/{_Rounds.epoch - 1}/")
     return _get(state.client, f"{key}/all")
 
 
 def broadcast[T](value: T) -> T:
-    """The value of the main process, whatever the others were given; the main process does not wait for them."""
+    """The value of the main process, in all processes; the main process does not wait for them."""
     state = distributed.global_state
     if state.client is None:
         return value
@@ -54,7 +54,7 @@ def broadcast[T](value: T) -> T:
 
 
 def first_error(error: str | None) -> str | None:
-    """The error of the lowest rank that has one, with that rank if there are several processes; None if none has."""
+    """The error of the lowest rank that has one, with that rank if there are several processes; None without errors."""
     errors = all_gather(error)
     if len(errors) == 1:
         return error

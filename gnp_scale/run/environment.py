@@ -1,4 +1,4 @@
-"""What the environment of a process says about compiled programs, networks and devices, and what is made of it."""
+"""Settings of a process from its environment: cache of compiled programs, networks and devices."""
 
 import contextlib
 import logging
@@ -15,16 +15,15 @@ from gnp_scale.run.streams import say
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _PROBE_BYTES = 2**20
-"""A compiled step has megabytes: a disk that is nearly full has no room for it."""
+"""Free space for a compiled step, which takes megabytes."""
 PROXY = "grpc_proxy"
 _FALL_BACK = "may be present on this machine"
 
 
 def number(name: str, default: int) -> int:
-    """The whole number in an environment variable; `default` where it is not set or empty.
+    """The whole number in an environment variable; `default` if it is not set or empty.
 
-    Raises:
-        ConfigError: it holds something else.
+    Raises: ConfigError: it is not a number.
     """
     text = os.environ.get(name, "") or str(default)
     check(text.isdecimal(), f"{name} is {text!r}: set it to a whole number, or unset it")
@@ -32,7 +31,7 @@ def number(name: str, default: int) -> int:
 
 
 def check_jax_settings() -> None:
-    """Raises ConfigError for settings of JAX, by environment variables, that training cannot work with."""
+    """Raises ConfigError for JAX settings in environment variables with which training cannot work."""
     for name, needed in {
         "jax_enable_x64": False,
         "jax_disable_jit": False,
@@ -43,12 +42,13 @@ def check_jax_settings() -> None:
 
 
 def keep_compiled(is_writer: bool) -> None:
-    """Has JAX keep compiled programs in `JAX_COMPILATION_CACHE_DIR`, or else in the user's cache folder.
+    """Makes JAX keep compiled programs in `JAX_COMPILATION_CACHE_DIR`, or by default in the user's cache folder.
 
-    The variable set to nothing turns that off. Where the folder cannot be written, which only `is_writer` does, what it
-    holds is still used, and a line says why nothing is added.
+    An empty variable turns this off. Only `is_writer` writes into the folder. If it cannot, the contents are still
+    used, and a line says why nothing is added.
     """
-    # What JAX says of a program that it cannot keep is no reason to end, whatever PYTHONWARNINGS makes of warnings.
+    # A warning of JAX that it cannot keep a program must not end the run, even if PYTHONWARNINGS turns warnings into
+    # errors.
     warnings.filterwarnings("default", message="Error (read|writ)ing persistent compilation cache")
     folder = os.environ.get(_CACHE, _user_cache())
     if folder == "" or "://" in (folder or ""):
@@ -69,7 +69,7 @@ def _user_cache() -> str | None:
 
 
 def _problem(folder: Path) -> str | None:
-    """Why nothing can be written into `folder`, None where it can."""
+    """Why nothing can be written into `folder`; None if it is writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -80,10 +80,10 @@ def _problem(folder: Path) -> str | None:
 
 
 def bypass_proxies() -> None:
-    """Lets the processes of a run talk to each other directly, whatever proxy stands in the environment.
+    """Lets the processes of a run connect directly, without a proxy from the environment.
 
-    gRPC takes `grpc_proxy` before `https_proxy` and `http_proxy`, and empty for none. A `grpc_proxy` that the user set
-    stays.
+    gRPC prefers `grpc_proxy` to `https_proxy` and `http_proxy`; an empty value means no proxy. A `grpc_proxy` that the
+    user set stays.
     """
     jax.config.update("jax_check_proxy_envs", False)
     if PROXY not in os.environ:
@@ -91,11 +91,10 @@ def bypass_proxies() -> None:
 
 
 def check_devices(is_main: bool) -> None:
-    """Starts the devices; says where an accelerator is there that is not used.
+    """Starts the devices; prints a line if there is an accelerator that is not used.
 
-    Raises:
-        ConfigError: `JAX_PLATFORMS` names a platform that JAX does not know here.
-        DeviceError: a device does not start.
+    Raises: ConfigError: `JAX_PLATFORMS` names a platform that JAX does not have here. DeviceError: a device does not
+        start.
     """
     asked = jax.config.jax_platforms
     logger = logging.getLogger("jax._src.xla_bridge")
@@ -120,7 +119,7 @@ def check_devices(is_main: bool) -> None:
 
 
 def unused_accelerator() -> str | None:
-    """The accelerator of this machine that JAX, which has found none, could use, and how; None where there is none."""
+    """An accelerator of this machine that JAX does not use, and how to use it; None if there is none."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if hardware_utils.has_visible_nvidia_gpu() and not hidden:
         return "this machine has an NVIDIA GPU that JAX cannot use; pip install '.[cuda]' has what it needs"

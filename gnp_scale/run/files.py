@@ -1,4 +1,4 @@
-"""Files that outlive kills, power cuts and full disks: replaced whole, or appended to record by record."""
+"""Files that survive kills, power cuts and full disks: replaced as a whole, or appended to record by record."""
 
 import contextlib
 import json
@@ -10,16 +10,16 @@ from typing import Any
 from gnp_scale.run.streams import say
 
 _SYNC_EVERY = 1000
-"""Records; those that the disk has for sure are forgotten."""
+"""Records; those that are certainly on the disk are dropped from memory."""
 MAX_RECORDS = 100_000
-"""That are kept while they cannot be written: about 100 MB of metrics. Then the oldest ones are given up."""
+"""Records that are kept while they cannot be written: about 100 MB of metrics. Beyond that the oldest are lost."""
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Makes `data` the content of `path`; a kill, a power cut or an error leaves either the old or the new one.
+    """Makes `data` the content of `path`; after a kill, a power cut or an error it has either the old or the new
+    content.
 
-    Raises:
-        OSError: it cannot be written; the old content stands.
+    Raises: OSError: it cannot be written; the old content remains.
     """
     new = path.with_name(f"{path.name}.new")
     try:
@@ -32,7 +32,7 @@ def replace_file(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             new.unlink(missing_ok=True)
         raise
-    # The new content is safe. Some file systems cannot sync a folder, and need not.
+    # The new content is safe. Some file systems cannot sync a folder, and do not need to.
     with contextlib.suppress(OSError):
         _sync_folder(path.parent)
 
@@ -46,10 +46,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Adds a line, whatever other process adds one at the same time; it ends one that was cut short before.
+    """Adds a line, also if another process adds one at the same time; it first ends an incomplete line.
 
-    Raises:
-        OSError: the line is not there, or cut short.
+    Raises: OSError: the line is missing or incomplete.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -63,16 +62,15 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def newest_row(path: Path, key: str) -> dict[str, Any] | None:
-    """The last whole JSON object with `key` among the lines at the end of a file; None where there is none."""
+    """The last complete JSON object with `key` among the lines at the end of a file; None if there is none."""
     rows = [row for row in read_rows(path, tail_bytes=1 << 18) if key in row]
     return rows[-1] if rows else None
 
 
 def read_rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
-    """The JSON objects that stand in the lines of a file; what was cut short or damaged is passed over.
+    """The JSON objects in the lines of a file; incomplete or damaged lines are ignored.
 
-    Raises:
-        OSError: the file is there, but cannot be read.
+    Raises: OSError: the file exists, but cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -91,31 +89,31 @@ def read_rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, A
 
 
 class Outage:
-    """Tells once that a file cannot be written, and once that it can be again."""
+    """Reports once that a file cannot be written, and once that it can be written again."""
 
     def __init__(self, path: Path, consequence: str) -> None:
         self._path, self._consequence = path, consequence
         self.reason: str | None = None
 
     def begin(self, error: OSError) -> None:
-        """Tells that a write failed."""
+        """Reports that a write failed."""
         if self.reason is None:
             say(f"{self._path} cannot be written ({error.strerror or error}): {self._consequence}")
         self.reason = error.strerror or str(error)
 
     def end(self, what: str) -> None:
-        """Reports that a write succeeded; `what` says how the file is now."""
+        """Reports that a write succeeded; `what` describes the file now."""
         if self.reason is not None:
             self.reason = None
             say(f"{self._path} can be written again: {what}")
 
 
 class RecordFile:
-    """Appends records to a file that nobody else writes; errors of the disk do not end the process.
+    """Appends records to a file that nobody else writes; disk errors do not end the process.
 
-    The first `start` bytes of the file stay, and the record `last`, if any, follows; the rest goes. Records that cannot
-    be written now are kept, and written when the next one comes. Since some file systems tell only when they sync that
-    they have lost something, all records since the last `sync` are kept.
+    The first `start` bytes of the file stay, and the record `last`, if any, follows; the rest is cut off. Records that
+    cannot be written now are kept, and written with the next one. Some file systems report lost data only at a sync, so
+    all records since the last `sync` are kept.
     """
 
     def __init__(self, path: Path, start: int = 0, last: bytes = b"") -> None:
@@ -123,7 +121,7 @@ class RecordFile:
         self._file: int | None = None
         self._records = [last] if last else []
         self._start = self._end = start
-        """Where the first of the records begins, and where the first begins that is not written."""
+        """Offsets of the first record, and of the first record that is not yet written."""
         self._num_written = 0
         self._num_lost = 0
         self._outage = Outage(path, "what is new is kept in memory until then")
@@ -139,7 +137,7 @@ class RecordFile:
             self.sync()
 
     def amend(self, record: bytes) -> None:
-        """Puts a record in the place of the last one."""
+        """Replaces the last record."""
         if self._num_written == len(self._records):
             self._num_written -= 1
             self._end -= len(self._records[-1])
@@ -147,7 +145,7 @@ class RecordFile:
         self._write()
 
     def sync(self) -> None:
-        """Waits until the disk has all records, unless it cannot take them."""
+        """Waits until all records are on the disk, unless it cannot accept them."""
         self._write()
         if self._outage.reason is not None or not self._records:
             return
@@ -163,7 +161,7 @@ class RecordFile:
             self._num_written = 1
 
     def close(self) -> None:
-        """Writes what can be written, and says what could not be."""
+        """Writes what can be written, and reports lost records."""
         self.sync()
         self._write()
         num_lost = self._num_lost + len(self._records) - self._num_written
@@ -191,14 +189,14 @@ class RecordFile:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         size = os.fstat(self._file).st_size
         if size < self._end:
-            # Somebody has made the file anew, or shorter: no hole is left before what follows.
+            # Somebody has replaced or shortened the file: leave no gap before the next record.
             self._start = min(size, self._start)
             self._end, self._num_written = self._start, 0
         return self._file
 
     def _fail(self, error: OSError) -> None:
         self._outage.begin(error)
-        # A stale handle of a network file system stays stale: the next attempt opens the file anew.
+        # A stale handle of a network file system stays stale: the next attempt opens the file again.
         self._close_file()
 
     def _forget_first(self) -> None:

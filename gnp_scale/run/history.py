@@ -1,7 +1,7 @@
 """How a run spent its time, over all its starts: the record in its folder, and its sums.
 
-`goodput.jsonl` only grows. A line tells where one start of the run stands, so that the last one of each start is what
-a SIGKILL leaves; a line with an exit code closes the start before it. Nothing here needs JAX or a device.
+`goodput.jsonl` only grows. A line gives the position of one start of the run; after a SIGKILL the last line remains. A
+line with an exit code closes the start before it. Nothing here needs JAX or a device.
 """
 
 import contextlib
@@ -25,27 +25,27 @@ from gnp_scale.run.streams import say
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run, as far as its record goes; times are Unix times."""
+    """One start of a run, according to its record; times are Unix times."""
 
     began: float
     time: float
-    """When the record was last brought up to date."""
+    """When the record was last updated."""
     stage: str
     from_step: int | None
-    """The step it went on from; None until it is known."""
+    """The step from which it resumed; None until it is known."""
     step: int
-    """Updates of the run that it had made."""
+    """The last step of the run that it made."""
     num_rolled_back_steps: int
-    """Updates that it undid itself, to make them again."""
+    """Updates that it undid itself by rollbacks."""
     first_step_s: float | None
     """From the start of the process until its first update was computed."""
     seconds: Mapping[str, float]
-    """Of each stage."""
+    """Seconds of each stage."""
     exit: int | None = None
 
     @property
     def num_made_steps(self) -> int:
-        """Updates that it made, those that were in vain included."""
+        """Updates that it made, including those that were undone."""
         return 0 if self.from_step is None else max(0, self.step - self.from_step) + self.num_rolled_back_steps
 
 
@@ -54,28 +54,28 @@ _FIELDS = tuple(field.name for field in fields(Start))
 
 @dataclass(frozen=True)
 class RunHistory:
-    """All starts of a run, and what they come to; `now` is the Unix time until which a running one is counted."""
+    """All starts of a run, and their sums; a running start is counted until the Unix time `now`."""
 
     starts: tuple[Start, ...]
 
     @property
     def wall_s(self) -> float:
-        """From the beginning of the first start to the last sign of life.
+        """From the beginning of the first start to the last record.
 
-        Where the clock was set back between two starts, no time passed between them.
+        If the clock was set back between two starts, the time between them counts as 0.
         """
         alive_s = sum(start.time - start.began for start in self.starts)
         return alive_s + sum(max(0.0, new.began - old.time) for old, new in itertools.pairwise(self.starts))
 
     @property
     def stage_s(self) -> dict[str, float]:
-        """Seconds of each stage over all starts, and `down`: those of no start."""
+        """Seconds of each stage over all starts, and `down`: seconds outside of all starts."""
         seconds = {str(stage): sum(start.seconds.get(stage, 0.0) for start in self.starts) for stage in Stage}
         return seconds | {"down": max(0.0, self.wall_s - sum(seconds.values()))}
 
     @property
     def num_lost_steps(self) -> int:
-        """Updates that were made and then undone, because a start went on from a checkpoint before them."""
+        """Updates that were made and then undone, because a start resumed from an earlier checkpoint."""
         lost, reached = 0, 0
         for start in self.starts:
             if start.from_step is not None:
@@ -85,9 +85,9 @@ class RunHistory:
 
     @property
     def lost_s(self) -> float:
-        """Seconds of training that went into lost steps, at the mean time of a step."""
+        """Seconds of training in lost steps, estimated from the mean time of a step."""
         num_made_steps = sum(start.num_made_steps for start in self.starts)
-        # Where the record has a gap, more steps may be lost than it knows of.
+        # If the record has a gap, more steps may be lost than it contains.
         return self.stage_s[Stage.TRAIN] * min(1.0, self.num_lost_steps / max(1, num_made_steps))
 
     @property
@@ -97,9 +97,9 @@ class RunHistory:
 
 
 class Recorder:
-    """Appends, while it is entered, to the record of a run where this start stands, from a thread of its own.
+    """While it is entered, appends the position of this start to the record of the run, from its own thread.
 
-    Processes other than the main one know the history of the run as well, but write nothing.
+    Processes other than the main one also have the history of the run, but write nothing.
     """
 
     def __init__(self, run_dir: Path, stages: Stages, is_writer: bool) -> None:
@@ -133,19 +133,19 @@ class Recorder:
             self._thread.join()
 
     def go_on_from(self, step: int) -> None:
-        """Tells that the next update will be that after `step`, at the start or because others were undone."""
+        """Records that the next update is the one after `step`, at the start or after a rollback."""
         if self._from_step is None:
             self._from_step = step
         else:
             self._num_rolled_back_steps += max(0, self.stages.now.num_made_steps - step)
 
     def first_step_is_computed(self) -> None:
-        """Tells that the first update of this start is computed."""
+        """Records that the first update of this start is computed."""
         if self._first_step_s is None:
             self._first_step_s = time.perf_counter() - PROCESS_START_S
 
     def end(self, code: Exit) -> None:
-        """Closes the record of this start with where it stands and its exit code."""
+        """Closes the record of this start with its position and exit code."""
         self._stop()
         if self._is_writer:
             self._append({**self._line(), "exit": int(code)})
@@ -185,7 +185,7 @@ class Recorder:
 
 
 def _history(run_dir: Path) -> tuple[tuple[Start, ...], int | None]:
-    """The earlier starts of a run and its last logged step; nothing where they cannot be read."""
+    """The earlier starts of a run and its last logged step; empty if they cannot be read."""
     try:
         return read_history(run_dir).starts, (newest_row(run_dir / METRICS_FILE, "step") or {}).get("step")
     except OSError as error:
@@ -194,26 +194,25 @@ def _history(run_dir: Path) -> tuple[tuple[Start, ...], int | None]:
 
 
 def _clock_s() -> float:
-    """Seconds on a clock that nobody sets, and that runs on while the machine sleeps."""
+    """Seconds on a clock that is never set, and that runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def append_interval_s(age_s: float) -> float:
-    """Seconds between two lines of a start that is `age_s` old: dense at first, then at most one a minute."""
+    """Seconds between two lines of a start that is `age_s` old: short at first, at most a minute."""
     return min(60.0, max(1.0, age_s / 100))
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line, whatever other process adds one at the same time.
+    """Adds a line, also if another process adds one at the same time.
 
-    Raises:
-        OSError: it could not be written; a part of it is passed over by readers.
+    Raises: OSError: it could not be written; readers ignore an incomplete line.
     """
     append_line(path, json.dumps(line).encode())
 
 
 def append_exit(run_dir: Path, code: Exit) -> None:
-    """Closes the newest start of the run: for a process that ends it in place of the main one."""
+    """Closes the newest start of the run, in a process that ends it instead of the main one."""
     path = run_dir / GOODPUT_FILE
     try:
         append(path, {"time": round(time.time(), 3), "exit": int(code)})
@@ -222,28 +221,28 @@ def append_exit(run_dir: Path, code: Exit) -> None:
 
 
 def read_history(run_dir: Path) -> RunHistory:
-    """The history of the run in `run_dir` by its record; without one it has no starts. Raises what `read_rows` does."""
+    """The history of the run in `run_dir` from its record (may be missing). Raises what `read_rows` raises."""
     starts: list[Start] = []
     for row in read_rows(run_dir / GOODPUT_FILE):
-        # What lacks a field, or has it otherwise, is damaged or of another version.
+        # A line with a missing or wrong field is damaged or from another version.
         with contextlib.suppress(KeyError, TypeError):
             _follow(starts, row)
     return RunHistory(tuple(starts))
 
 
 def _follow(starts: list[Start], row: Mapping[str, Any]) -> None:
-    """Brings `starts` up to date with one more line of the record."""
+    """Updates `starts` with one more line of the record."""
     if "began" in row:
         start = _parse(row)
         if starts and starts[-1].began == start.began:
-            # What ended it may have been told by another process, between two lines of this one.
+            # Another process may have written the exit code, between two lines of this start.
             known_exit = starts.pop().exit
             start = start if start.exit is not None else replace(start, exit=known_exit)
         starts.append(start)
     elif starts and "exit" in row:
         starts[-1] = replace(starts[-1], time=max(starts[-1].time, row["time"]), exit=row["exit"])
     elif starts and "logged_step" in row:
-        # Of the start before: its metrics reach further than its last line here.
+        # For the previous start: its metrics reach further than its last line here.
         starts[-1] = replace(starts[-1], step=max(starts[-1].step, row["logged_step"]))
 
 

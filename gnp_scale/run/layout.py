@@ -1,4 +1,4 @@
-"""Names in a run folder that several parts of the program, or tests, go by."""
+"""Names in a run folder that several parts of the program, or tests, use."""
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"

@@ -1,4 +1,4 @@
-"""What the main process tells a person while a run goes on, on standard error."""
+"""Messages of the main process during a run, on standard error."""
 
 import contextlib
 
@@ -14,13 +14,13 @@ _MOST_CHARACTERS = 600
 
 
 def announce(message: str) -> None:
-    """Says something once, from the main process."""
+    """Prints a message once, from the main process."""
     if is_main_process():
         show(message)
 
 
 def show(what: RenderableType) -> None:
-    """Prints above the bar, if there is one; training does not end because nobody can read it."""
+    """Prints above the bar, if there is one; a failed print does not end training."""
     with contextlib.suppress(OSError, ValueError):
         console.print(what, soft_wrap=isinstance(what, str))
 

@@ -1,4 +1,4 @@
-"""Start-up and end of a process: devices, the processes that train together, and that they agree."""
+"""Start and end of a process: devices, the processes that train together, and the check that they agree."""
 
 import contextlib
 import functools
@@ -26,31 +26,31 @@ from gnp_scale.run.consensus import all_gather
 from gnp_scale.run.streams import say
 
 NUM_CPU_DEVICES = 8
-"""Devices made of the host's CPU where `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` name no other number."""
+"""Number of simulated CPU devices, if `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` give no other number."""
 
 _HEARTBEAT_S = 7 * 24 * 3600
-"""JAX would end processes that were stopped together for longer; the watchdog finds a silent one sooner."""
+"""JAX would end processes that were stopped together for longer; the watchdog detects a silent one sooner."""
 
 FAILURE = "gnp_scale/watchdog/main/failure"
 """Key of the first `Failure` of the run in the coordination service."""
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain")
-"""What numbers and the stream of examples depend on."""
+"""Libraries on which the numbers and the stream of examples depend."""
 
 _LEAVE_S = 60
-"""For how long a process that leaves waits for the others; where one of them is silent, it waits less."""
+"""How long a process that exits waits for the others; less if one of them is silent."""
 _HUNG_LEAVE_S = 10
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a process ends, which the others do as well, and with the same exit code."""
+    """Why a process ends; the others end too, with the same exit code."""
 
     code: int
     reason: str
 
     def publish(self) -> None:
-        """Tells it to the other processes, if it is the first of the run."""
+        """Sends it to the other processes, if it is the first failure of the run."""
         client = distributed.global_state.client
         assert client is not None, "there are no others"
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -58,19 +58,19 @@ class Failure:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """What `publish` sent."""
+        """The failure that `publish` sent."""
         return cls(**json.loads(text))
 
 
 def start() -> None:
-    """Readies JAX: CPU devices where there is no accelerator, the other processes, and the compilation cache.
+    """Sets up JAX: CPU devices if there is no accelerator, the other processes, and the compilation cache.
 
     Call it once, before anything asks JAX for its devices. Processes that do not find each other within the budget
     `join` end with one line and `Exit.HUNG`.
 
     Raises:
-        ConfigError: the environment names some, but not all, of coordinator, number of processes and rank; or holds
-            what training cannot work with.
+        ConfigError: the environment names some, but not all, of coordinator, number of processes and rank; or training
+            cannot work with its settings.
     """
     environment.check_jax_settings()
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -90,7 +90,7 @@ def start() -> None:
 
 
 def check_devices() -> None:
-    """Starts the devices, after `start`; raises what `environment.check_devices` does."""
+    """Starts the devices, after `start`; raises what `environment.check_devices` raises."""
     environment.check_devices(is_main=distributed.global_state.process_id == 0)
 
 
@@ -128,10 +128,10 @@ def _in_tpu_pod() -> bool:
 
 def _join(address: str, num_processes: int | None, process_id: int | None) -> None:
     environment.bypass_proxies()
-    # It would take SIGTERM, and nothing else; `preemption.py` has another way to all processes.
+    # JAX would handle only SIGTERM; `preemption.py` has another way to reach all processes.
     jax.config.update("jax_enable_preemption_service", False)
     bound_s = budgets_s()["join"]
-    # Where its own time-outs pass, JAX aborts with a stack trace, and they count the time of a stopped process.
+    # After its own timeouts JAX aborts with a stack trace, and they count the time of a stopped process.
     with _deadline(bound_s, functools.partial(_give_up_joining, address, bound_s)):
         jax.distributed.initialize(
             num_processes=num_processes,
@@ -143,7 +143,7 @@ def _join(address: str, num_processes: int | None, process_id: int | None) -> No
 
 @contextlib.contextmanager
 def _deadline(seconds: float, act: Callable[[], Any]) -> Iterator[None]:
-    """Calls `act`, in another thread, unless what is inside is over within `seconds` in which this process runs."""
+    """Calls `act`, in another thread, unless the block ends while this process runs for `seconds`."""
     is_over = threading.Event()
     threading.Thread(target=lambda: awake.wait(is_over, seconds) or act(), daemon=True).start()
     try:
@@ -173,22 +173,22 @@ def coordination() -> tuple[Any, int, int]:
 
 
 def barrier() -> None:
-    """Waits for the other processes, as long as they may compile; all call it, equally often.
+    """Waits for the other processes, as long as they may compile; all must call it equally often.
 
-    The first collective has less patience: Gloo gives the others 30 s, and one may compile for longer than another.
+    The first collective would not wait long enough: Gloo's timeout is 30 s, and compile times may differ by more.
     """
     all_gather(None)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Whether this process is the one that writes files that are written once."""
     return jax.process_index() == 0
 
 
 def check_agreement(config: Config) -> None:
     """Confirms, before anything is compiled, that all processes have the same versions, configuration and budgets.
 
-    The folder of data sets may be another one on each host.
+    The folder of data sets may differ between hosts.
 
     Raises:
         ConfigError: one of them differs from process 0; every process raises.
@@ -206,11 +206,11 @@ def check_agreement(config: Config) -> None:
 
 
 def leave(code: int, reason: str | None = None) -> int:
-    """Returns `code` in one process; several leave together, each with its own code, and this never returns.
+    """Returns `code` in a single process; several processes exit together, each with its own code, and this never
+    returns.
 
-    The `reason` why this process fails, if it does, ends the others with the same code. JAX would wait for them for
-    minutes and then abort. Here the wait is bounded, and a process that others have left behind still exits with its
-    code.
+    If this process fails, its `reason` ends the others with the same code. JAX would wait for them for minutes and then
+    abort. Here the wait is limited, and a process that waits in vain still exits with its own code.
     """
     state = distributed.global_state
     if state.client is None:
@@ -223,6 +223,6 @@ def leave(code: int, reason: str | None = None) -> int:
             Failure(code, f"process {state.process_id} on {socket.gethostname()} failed: {reason}").publish()
         state.client.wait_at_barrier("gnp_scale/leave", 1000 * wait_s)
     if state.process_id == 0:
-        # The others lose their coordinator, and with it their exit code, when this process ends.
+        # When this process ends, the others lose their coordinator and their exit code.
         threading.Event().wait(1)
     os._exit(code)

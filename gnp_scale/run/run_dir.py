@@ -20,7 +20,7 @@ from gnp_scale.run.layout import CONFIG_FILE, LOCK_FILE
 from gnp_scale.run.processes import is_main_process
 
 _LOCK_WAIT_S = 15.0
-"""A start may come before the one that it follows has quite ended."""
+"""A start may begin before the previous one has fully ended."""
 
 _TOKEN_FILE = "start"
 _SIGHT_WAIT_S = 90.0
@@ -30,18 +30,18 @@ _FREE_TO_CHANGE = (
     *("mesh.", "checkpoint.", "divergence.", "train.kernels"),
     *("data.root", "data.num_threads", "data.prefetch_steps"),
 )
-"""Keys, or sections, that decide where and how a run computes, but not what."""
+"""Keys, or sections, that affect where and how a run computes, but not what."""
 
 
 @contextlib.contextmanager
 def claimed(run_dir: Path, config: Config) -> Iterator[None]:
-    """Makes `run_dir` the folder of `config`, or confirms that it is; inside, no other start of a run can have it.
+    """Makes `run_dir` the folder of `config`, or confirms that it is; inside the block, no other start can use it.
 
-    Every process calls it, and all of them see the same folder, or all raise.
+    Every process must call it. If they do not all see the same folder, all raise.
 
     Raises:
-        ConfigError: the folder holds a run with another configuration, or a run that goes on right now; or it is not
-            one folder.
+        ConfigError: the folder holds a run with another configuration, or a run that is running now; or the processes
+            see different folders.
     """
     token = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
@@ -53,13 +53,13 @@ def claimed(run_dir: Path, config: Config) -> Iterator[None]:
 
 
 def _claim(run_dir: Path, config: Config, token: str, stack: contextlib.ExitStack) -> str | None:
-    """Claims the folder for as long as `stack` lives, with a `token` in it; returns what is in the way, if anything."""
+    """Claims the folder while `stack` is open, and writes a `token` into it; returns the problem, if there is one."""
     try:
         _check_same_run(run_dir, config)
         run_dir.mkdir(parents=True, exist_ok=True)
         _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
         text = recipe.to_json(config)
-        # What is right already needs no room on the disk.
+        # An unchanged file is not written, so it needs no free space.
         if not (run_dir / CONFIG_FILE).exists() or (run_dir / CONFIG_FILE).read_text() != text:
             replace_file(run_dir / CONFIG_FILE, text.encode())
         if jax.process_count() > 1:
@@ -72,7 +72,7 @@ def _claim(run_dir: Path, config: Config, token: str, stack: contextlib.ExitStac
 
 
 def _agreed(run_dir: Path, token: str, problem: str | None) -> str | None:
-    """The `problem` of process 0, or that another does not see its `token` in the run folder; the same in all."""
+    """The `problem` of process 0, or that another process does not see its `token`; the same in all processes."""
     if jax.process_count() == 1:
         return problem
     file = run_dir / _TOKEN_FILE
@@ -105,7 +105,7 @@ def _comes_to_hold(file: Path, token: str) -> bool:
 
 
 def _lock(file: int, run_dir: Path) -> None:
-    """Takes the lock, which the kernel gives back however this process ends, and writes its owner into the file."""
+    """Takes the lock, and writes its owner into the file. The kernel releases it whenever this process ends."""
     deadline_s = time.monotonic() + _LOCK_WAIT_S
     while not _is_locked(file):
         if time.monotonic() > deadline_s:
@@ -113,7 +113,7 @@ def _lock(file: int, run_dir: Path) -> None:
             raise ConfigError(f"{run_dir} is in use by {owner}: wait for its end, or choose another --run-dir")
         time.sleep(0.2)
     os.ftruncate(file, 0)
-    # The name is for the message above alone: a full disk may do without it.
+    # The name is only for the message above: on a full disk it may be missing.
     with contextlib.suppress(OSError):
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
@@ -124,7 +124,7 @@ def _is_locked(file: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        # Some network file systems have no locks: there, the scheduler alone sees to it that a run is started once.
+        # Some network file systems have no locks: there, only the scheduler ensures that a run is started once.
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
     return True
@@ -140,7 +140,7 @@ def _check_same_run(run_dir: Path, config: Config) -> None:
 
 
 def changes(old: Config, new: Config) -> list[str]:
-    """What makes a run of `new` another run than one of `old`, as `key old -> new`; empty where it is the same run."""
+    """The changes that make `new` another run than `old`, as `key old -> new`; empty if it is the same run."""
     before, after = recipe.flatten(old), recipe.flatten(new)
     return [
         f"{key} {before[key]} -> {after[key]}"

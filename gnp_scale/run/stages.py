@@ -14,7 +14,7 @@ class Stage(StrEnum):
     """What a process is doing; at any time exactly one of these."""
 
     START = "start"
-    """From the first import to the first other stage, and whatever belongs to none of them."""
+    """From the first import to the first other stage, and all time that belongs to no other stage."""
     RESTORE = "restore"
     COMPILE = "compile"
     TRAIN = "train"
@@ -22,29 +22,29 @@ class Stage(StrEnum):
     """Waiting for a batch."""
     EVALUATE = "evaluate"
     SAVE = "save"
-    """What a save keeps training waiting for: staging, and writes that are not over in time."""
+    """Training waits for a save: for the copy to the host, and for an earlier write that is not yet complete."""
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """Where a process is; `since_s` is on the clock of `time.perf_counter`."""
+    """The stage of a process; `since_s` is on the clock of `time.perf_counter`."""
 
     stage: Stage
     step: int
     since_s: float
-    """When this stage was entered, or when one nested in it was left."""
+    """When this stage was entered, or when a nested stage was left."""
     seconds: Mapping[Stage, float]
-    """Of each stage until `since_s`; time in a nested stage is not counted in the outer one."""
+    """Seconds of each stage until `since_s`; time in a nested stage is not counted in the outer one."""
     number: int = 0
-    """Of stages entered and left before: of processes that train together, the one with the lowest is behind."""
+    """Number of earlier changes of stage: the process with the lowest number is behind the others."""
 
     @property
     def num_made_steps(self) -> int:
-        """Updates that are made, as far as the host knows: the one in the making is not counted."""
+        """Updates that are complete, as far as the host knows, without the current one."""
         return self.step - 1 if self.stage in (Stage.DATA, Stage.TRAIN) and self.step > 0 else self.step
 
     def total_s(self, now_s: float) -> dict[Stage, float]:
-        """Seconds of each stage until `now_s`; together they are the life of the process."""
+        """Seconds of each stage until `now_s`; their sum is the life of the process."""
         return dict(self.seconds) | {self.stage: self.seconds[self.stage] + now_s - self.since_s}
 
 
@@ -62,7 +62,9 @@ class Stages:
 
     @contextlib.contextmanager
     def enter(self, stage: Stage, step: int) -> Iterator[None]:
-        """Inside, the process is in `stage` at `step` (updates made or being made); then in the outer stage again."""
+        """Inside the block, the process is in `stage` at `step` (the last or current update); then in the outer stage
+        again.
+        """
         outer = self.now
         self._move(stage, step)
         try:
@@ -77,6 +79,6 @@ class Stages:
             self.now = StageRecord(stage, step, now_s, self.now.total_s(now_s), self.now.number + 1)
 
     def skip(self, seconds: float) -> None:
-        """Counts the last `seconds` to no stage: this process was stopped meanwhile."""
+        """Excludes the last `seconds` from all stages: this process was stopped meanwhile."""
         with self._lock:
             self.now = replace(self.now, since_s=min(self.now.since_s + seconds, time.perf_counter()))

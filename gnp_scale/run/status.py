@@ -1,4 +1,4 @@
-"""`gnp-scale status`: the state of a run and how it spent its time, from the files in its folder alone."""
+"""`gnp-scale status`: the state of a run and how it spent its time, only from the files in its folder."""
 
 import json
 import time
@@ -34,7 +34,7 @@ _STAGES = {
 
 
 def print_status(run_dir: Path) -> None:
-    """Prints tables of the state of the run in `run_dir`, which may be running, and of its time.
+    """Prints tables of the state and the time of the run in `run_dir`, which may be running.
 
     Raises:
         ConfigError: the folder holds no run, or cannot be read.
@@ -92,7 +92,7 @@ def state(history: RunHistory, now: float) -> str:
 
 
 def _newest_checkpoint(run_dir: Path) -> int | None:
-    """The highest step among the folders of checkpoints, which get their names once they are whole."""
+    """The highest step among the folders of checkpoints, which get their names when they are complete."""
     folder = run_dir / CHECKPOINTS_FOLDER
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=None)

@@ -1,6 +1,6 @@
-"""Standard output and standard error that may end, fill up or block: a run goes on without them.
+"""Standard output and standard error may end, fill up or block: a run continues without them.
 
-A command has its results on standard output, and what it tells a person while it runs on standard error.
+A command prints its results to standard output, and messages during its work to standard error.
 """
 
 import contextlib
@@ -13,12 +13,12 @@ import sys
 from typing import TextIO
 
 _PATIENCE_S = 1.0
-"""For how long a write waits for whoever reads standard error, before lines are left out."""
+"""How long a write waits for the reader of standard error, before lines are dropped."""
 
 
 def say(message: str) -> None:
-    """Says one line on standard error, after the name of the program; never raises."""
-    # Of an unprotected process, standard error may be closed (ValueError) or gone.
+    """Prints one line on standard error, after the name of the program; never raises."""
+    # In an unprotected process, standard error may be closed (ValueError) or missing.
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             sys.stderr.write(f"gnp-scale: {message}\n")
@@ -26,9 +26,9 @@ def say(message: str) -> None:
 
 
 def protect() -> None:
-    """Lets no later write to the standard streams raise, and none to standard error block for long.
+    """Prevents later writes to the standard streams from raising, and writes to standard error from blocking for long.
 
-    Call it at the start of a process. Streams that someone has replaced are left alone.
+    Call it at the start of a process. Replaced streams are not changed.
     """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -41,7 +41,7 @@ def protect() -> None:
 
 
 def lost_results() -> str | None:
-    """Why standard output is not whole, in one line; None where it is, or where its reader wanted no more."""
+    """Why standard output is incomplete, in one line; None if it is complete, or if its reader closed it."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
@@ -69,7 +69,7 @@ class _Stream(io.RawIOBase):
 
 
 class _Results(_Stream):
-    """Takes nothing more after an error: results with a gap are worse than a part of them."""
+    """Writes nothing more after an error: results with a gap are worse than incomplete results."""
 
     def write(self, data: bytes, /) -> int:  # pyrefly: ignore
         if self.error is None:
@@ -81,7 +81,7 @@ class _Results(_Stream):
 
 
 class _Messages(_Stream):
-    """Leaves out what cannot be written now, and marks the gap."""
+    """Drops what cannot be written now, and marks the gap."""
 
     def write(self, data: bytes, /) -> int:  # pyrefly: ignore
         try:
@@ -97,7 +97,7 @@ class _Messages(_Stream):
         patience_s = _PATIENCE_S if self.error is None else 0.0
         if not select.select([], [self._fd], [], patience_s)[1]:
             raise BlockingIOError(errno.EAGAIN, "nobody reads them")
-        # A pipe that is ready takes so much at once.
+        # A pipe that is ready accepts this many bytes at once.
         return os.write(self._fd, data[: select.PIPE_BUF])
 
 
@@ -107,7 +107,7 @@ def _text(raw: _Stream, encoding: str) -> TextIO:
 
 
 def _open_null(fd: int, name: str) -> None:
-    """Python has no stream for a descriptor that was closed; the next file that is opened would get its number."""
+    """Opens /dev/null: Python has no stream for a closed descriptor, and the next opened file would get its number."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != fd:
         os.dup2(null, fd)
@@ -116,10 +116,10 @@ def _open_null(fd: int, name: str) -> None:
 
 
 def _unblock(fd: int) -> None:
-    """Opens the terminal or pipe behind `fd` anew, so that only this process has it non-blocking.
+    """Opens the terminal or pipe behind `fd` again, so that it is non-blocking only in this process.
 
-    From then on what libraries write there does not block either. What cannot be opened (a socket, a terminal of
-    another user) stays as it is.
+    After that, writes by libraries do not block either. A socket, or a terminal of another user, cannot be opened and
+    does not change.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
