@@ -1,8 +1,8 @@
-"""Augmentation inside the compiled step: each example by draws from its own key.
+"""Augmentation inside the compiled step: random draws for each example from its own key.
 
-That is cheaper than on the host (`benchmarks/augmentation.py`). It has two halves. `prepare` leaves pixels as they are,
-and puts the example that it is mixed with beside each one, on the device that holds it. `finish` makes float32 of
-any part of that, example by example. So what a step cuts into parts, and may have to move, are bytes.
+It is cheaper than on the host (`benchmarks/augmentation.py`), and has two halves. `prepare` keeps pixels as bytes, and
+stores next to each example the one with which it will be mixed, on the same device. `finish` turns any subset of these
+examples into float32. So when a step splits and moves a batch, it moves bytes.
 
 B examples (of this device, inside `_prepare_rows`), H rows, W columns, C channels, K classes, Q quantiles.
 """
@@ -20,9 +20,9 @@ from gnp_scale.data.sources import Dataset
 from gnp_scale.mesh import BATCH, batch_spec, on_mesh
 
 AUGMENTATION = 2**31 - 1
-"""Folded into an example's key for the draws made here: layers fold in their numbers, which stay far below."""
+"""Folded into an example's key for the draws here: layers fold in their numbers, which are much smaller."""
 NUM_QUANTILES = 4096
-"""Different weights of mixup and areas of CutMix."""
+"""Number of different weights of mixup and areas of CutMix."""
 
 type Batch = dict[str, jax.Array]
 type Shares = tuple[jax.Array, jax.Array]
@@ -38,27 +38,29 @@ def augment(batch: Batch, config: DataConfig, dataset: Dataset) -> Batch:
 
 
 def prepare(batch: Batch, config: DataConfig) -> Batch:
-    """`batch` cropped and flipped; where examples are mixed, `next_image` and `next_label` are those of the next one.
+    """`batch` cropped and flipped; if examples are mixed, `next_image` and `next_label` are those of the next example.
 
-    The next example is that of the global batch, and of its last example the first.
+    This is the next example of the global batch; the last example is followed by the first.
     """
     prepare_rows = partial(_prepare_rows, config=config)
     return batch | _where_the_rows_lie(prepare_rows)(batch["image"], batch["label"], batch["key"])
 
 
 def finish(examples: Batch, config: DataConfig, dataset: Dataset) -> Batch:
-    """What the loss takes of any examples of `prepare`: `image` (float32), `target` (float32 B x K), `label`, `key`."""
+    """The input of the loss, from any examples of `prepare`: `image` (float32), `target` (float32 B x K), `label`,
+    `key`.
+    """
     return _where_the_rows_lie(partial(_finish_rows, config=config, dataset=dataset))(examples)
 
 
 def normalise(image_BxHxWxC: jax.Array, dataset: Dataset) -> jax.Array:
-    """Pixels in float32, less the mean and over the standard deviation of the channel."""
+    """Pixels in float32, minus the mean and divided by the standard deviation of the channel."""
     mean_C, std_C = (jnp.array(statistic, jnp.float32) for statistic in (dataset.mean, dataset.std))
     return (image_BxHxWxC.astype(jnp.float32) / 255 - mean_C[None, None, None]) / std_C[None, None, None]
 
 
 def crop(image_BxHxWxC: jax.Array, offset_Bx2: jax.Array, padding: int) -> jax.Array:
-    """The window of the images' own size that begins at `offset` of the images with `padding` reflected pixels."""
+    """A window of the original size, at `offset` in the images with a border of `padding` reflected pixels."""
     padded = jnp.pad(image_BxHxWxC, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
 
     def window(image: jax.Array, offset_2: jax.Array) -> jax.Array:
@@ -73,13 +75,13 @@ def flip(image_BxHxWxC: jax.Array, flipped_B: jax.Array) -> jax.Array:
 
 
 def mixup_shares(key: jax.Array, shape: tuple[int, int], concentration: float) -> Shares:
-    """Share of an example in each pixel (H x W) and in its target: one draw of Beta(c, c) (arXiv 1710.09412)."""
+    """Weight of an example in each pixel (H x W) and in its target: one draw of Beta(c, c) (arXiv 1710.09412)."""
     share = jnp.array(beta_quantiles(concentration))[jax.random.randint(key, (), 0, NUM_QUANTILES)]
     return jnp.full(shape, share), share
 
 
 def cutmix_shares(key: jax.Array, shape: tuple[int, int], concentration: float) -> Shares:
-    """Share of an example in each pixel (H x W), 0 in a random box, and in its target, the area outside the box.
+    """Weight of an example in each pixel (H x W), 0 in a random box, and in its target, the area outside the box.
 
     The box has 1 - Beta(c, c) of the area before it is clipped to the image (arXiv 1905.04899, section 3.1).
     """
@@ -101,8 +103,8 @@ def cutmix_shares(key: jax.Array, shape: tuple[int, int], concentration: float) 
 def beta_quantiles(concentration: float) -> np.ndarray:
     """Equally likely values of Beta(c, c), in float32.
 
-    One of them is drawn by an integer, and each is a multiple of 1 / NUM_QUANTILES, so that its products with pixels
-    are exact in float32: how a compiler orders and fuses the arithmetic on some mesh cannot change a bit of the result.
+    A random integer selects one of them. Each is a multiple of 1 / NUM_QUANTILES, so its products with pixels are exact
+    in float32: the result is bitwise the same, however a compiler orders and fuses the arithmetic on a mesh.
     """
     probability_Q = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
     quantile_Q = scipy.special.betaincinv(concentration, concentration, probability_Q)
@@ -148,7 +150,7 @@ def _mix(share: jax.Array, x_Bx: jax.Array, next_Bx: jax.Array) -> jax.Array:
 
 
 def _next_example(x_Bx: jax.Array) -> jax.Array:
-    """The rows of the global batch moved up by one, the first to the end: one row passes between neighbours."""
+    """The rows of the global batch shifted by one, the first to the end: neighbours exchange one row."""
     num_shards = 1 if jax.sharding.get_abstract_mesh().empty else jax.lax.axis_size(BATCH)
     first_1x = x_Bx[:1]
     if num_shards > 1:
@@ -160,6 +162,6 @@ def _next_example(x_Bx: jax.Array) -> jax.Array:
 def _where_the_rows_lie(function: Callable) -> Callable:
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    # Inside of a `shard_map` that took over some of the axes, the rows lie over the others.
+    # Inside a `shard_map` that is manual over some axes, the rows are sharded over the others.
     spec = on_mesh(batch_spec())
     return jax.shard_map(function, in_specs=spec, out_specs=spec)

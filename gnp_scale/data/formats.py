@@ -1,4 +1,4 @@
-"""Readers of the binary files that image data sets come in: IDX and CIFAR. Neither can name code to run.
+"""Readers of the binary formats of image data sets: IDX and CIFAR. Neither format can contain code to run.
 
 N examples, H rows, W columns, C channels.
 """
@@ -17,17 +17,17 @@ CIFAR_SHAPE_CxHxW = (3, 32, 32)
 
 
 class DamagedFileError(ConfigError):
-    """A file that is there but does not hold what its format says."""
+    """A file exists but does not match its format."""
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The uint8 array of rank `ndim` in an IDX file, gzipped when its name ends in `.gz`.
+    """The uint8 array of rank `ndim` in an IDX file, gzipped if its name ends in `.gz`.
 
     The format: two zero bytes, the type (8 is uint8), the rank, each dimension as a big-endian 32-bit integer, the
     values row by row (yann.lecun.com/exdb/mnist).
 
     Raises:
-        DamagedFileError: another magic number, or fewer or more values than the header tells.
+        DamagedFileError: another magic number, or fewer or more values than the header states.
     """
     content = _decompressed(path)
     magic = bytes((0, 0, 8, ndim))
@@ -44,7 +44,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 def read_cifar(paths: Sequence[Path], num_label_bytes: int, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8 N x 32 x 32 x 3) and labels (uint8 N) of CIFAR's binary files, one after the other.
 
-    A record is `num_label_bytes` labels, the last of them the finest, and the red, green and blue planes
+    A record is `num_label_bytes` labels, the last one the finest, and the red, green and blue planes
     (cs.toronto.edu/~kriz/cifar.html).
 
     Raises:
@@ -67,7 +67,7 @@ def checked_labels(label_N: np.ndarray, num_classes: int, num_examples: int, whe
     """`label_N` as int32.
 
     Raises:
-        DamagedFileError: there are not as many as examples, or one of them names no class.
+        DamagedFileError: the number of labels is not the number of examples, or a label is not a class.
     """
     if len(label_N) != num_examples:
         raise DamagedFileError(f"{where} holds {num_examples} images but {len(label_N)} labels")

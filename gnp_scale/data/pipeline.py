@@ -1,7 +1,7 @@
-"""The stream of batches: the batch of step t follows from the seed and t alone, on any number of processes.
+"""The stream of batches: the batch of step t depends only on the seed and t, on any number of processes.
 
-A stream is an endless row of places; batch t is the places t * B to (t + 1) * B. Each process reads the places whose
-rows its own devices hold, some batches ahead, in threads.
+A stream is endless; batch t has the positions t * B to (t + 1) * B. Each process reads the positions whose rows its own
+devices hold, some batches ahead, in threads.
 
 B examples of the global batch.
 """
@@ -28,7 +28,7 @@ type Bounds = tuple[int, int]
 def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: int, num_steps: int) -> Batches:
     """The `num_steps` batches of the steps `start_step`, `start_step + 1`, ... on the current mesh.
 
-    Each is `image` (uint8 B x H x W x C) and `label` (int32 B), spread over the mesh axes of the examples. Closing the
+    Each is `image` (uint8 B x H x W x C) and `label` (int32 B), sharded over the mesh axes of the examples. Closing the
     iterator ends its threads.
 
     Raises:
@@ -47,7 +47,7 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
 def eval_batches(split: Split, config: DataConfig) -> Batches:
     """All examples of `split` once, in order, in equally many batches on every process, on the current mesh.
 
-    Each batch is `image`, `label` and `mask` (float32 B): 0 for what pads the last batch.
+    Each batch is `image`, `label` and `mask` (float32 B), which is 0 for the padding of the last batch.
 
     Raises:
         ConfigError: the devices cannot share the batch equally.
@@ -70,7 +70,7 @@ def batch_indices(seed: int, num_examples: int, batch_size: int, step: int) -> n
 
 
 def check_divisible(config: DataConfig) -> None:
-    """Checks that the devices of the current mesh that share the examples can share both kinds of batch equally.
+    """Checks that both batch sizes can be split equally over the devices of the current mesh.
 
     Raises:
         ConfigError: a batch size is not divisible.
@@ -86,13 +86,13 @@ def check_divisible(config: DataConfig) -> None:
 
 
 def row_bounds(rows: NamedSharding, batch_size: int, devices: Iterable[jax.Device]) -> dict[jax.Device, Bounds]:
-    """First row and end of the rows of a batch that each of `devices` holds."""
+    """Start and end of the rows of a batch that each of `devices` holds."""
     index_of = rows.devices_indices_map((batch_size,))
     return {device: index_of[device][0].indices(batch_size)[:2] for device in devices}
 
 
 def _stream(read: Callable[[np.ndarray], Rows], steps: range, batch_size: int, config: DataConfig) -> Batches:
-    """Batches of `steps`, read ahead: `read` gives the entries at places of the stream."""
+    """Batches of `steps`, read ahead: `read` returns the examples at positions of the stream."""
     mesh = jax.sharding.get_mesh()
     bounds = row_bounds(sharding(batch_spec()), batch_size, mesh.local_devices)
     # Devices along the tensor axis hold the same rows, which are read once.

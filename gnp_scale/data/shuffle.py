@@ -1,9 +1,9 @@
 """The order of the examples: that of Grain's `MapDataset.range(n).seed(seed).shuffle().repeat()`.
 
-Grain finds one example at a time, in about 10 us of Python, during which no other thread of the process runs. Here the
-same integer arithmetic is done on arrays. Each epoch is a permutation of its own: a block cipher (Simon, IACR ePrint
-2013/404, with 4 rounds and keys from `std::seed_seq`) over the next power of 4. What falls outside of the examples is
-encrypted again until it falls inside.
+Grain computes one example at a time, in about 10 us of Python, which blocks all other threads of the process. Here the
+same integer arithmetic is done on arrays. Each epoch has its own permutation: a block cipher (Simon, IACR ePrint
+2013/404, with 4 rounds and keys from `std::seed_seq`) over the next power of 4. A value that is not the index of an
+example is encrypted again until it is.
 """
 
 from functools import lru_cache
@@ -19,7 +19,7 @@ type _Keys = tuple[int, ...]
 
 
 def examples_at(seed: int, num_examples: int, place: np.ndarray) -> np.ndarray:
-    """Example (int64) at each place (int64) of an endless stream whose every epoch holds each of them once."""
+    """Example (int64) at each position (int64) of an endless stream in which every epoch has each example once."""
     epoch, place_in_epoch = np.divmod(place, num_examples)
     first_seed, example = _seed_of_first_epoch(seed), np.empty_like(place)
     for number in np.unique(epoch):
@@ -42,26 +42,27 @@ def _permuted(place: np.ndarray, num_examples: int, epoch_seed: int) -> np.ndarr
 
 @lru_cache(maxsize=8)
 def _small_epoch(num_examples: int, epoch_seed: int) -> np.ndarray:
-    """All of an epoch. Few examples fill little of the cipher's range, so that most take many encryptions."""
+    """All of an epoch. Few examples cover little of the cipher's range, so most need many encryptions."""
     target = _Cipher.of(num_examples, epoch_seed).encrypt(np.arange(2**_MIN_BLOCK_BITS))
     while np.any(target[:num_examples] >= num_examples):
-        # This doubles the number of encryptions of what is still outside.
+        # This doubles the number of encryptions for values that are still outside.
         target = np.where(target < num_examples, target, target[target])
     return target[:num_examples]
 
 
 class _Cipher(NamedTuple):
     num_bits: int
-    """Of a word, half a value."""
+    """Bits of a word, which is half a value."""
     rounds: tuple[np.ndarray, ...]
-    """For each round, what each word does to the other."""
+    """For each round, the effect of each word on the other."""
 
     @classmethod
     @lru_cache(maxsize=8)
     def of(cls, num_examples: int, epoch_seed: int) -> Self:
         """The cipher of an epoch.
 
-        For 2^k + 1 examples with even k, Grain's cipher is over 2^k values, and draws example 0's twice. So does this.
+        For 2^k + 1 examples with even k, Grain's cipher is over 2^k values, and draws the one of example 0 twice. So
+        does this.
         """
         num_bits = -(-max(int(np.ceil(np.log2(num_examples - 1))), _MIN_BLOCK_BITS) // 2)
         mask = 2**num_bits - 1
@@ -79,12 +80,12 @@ class _Cipher(NamedTuple):
 
 
 def _seed_of_first_epoch(seed: int) -> int:
-    """As Grain derives it for the transformation that stands next to `.seed(seed)`."""
+    """As Grain derives it for the transformation next to `.seed(seed)`."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
 
 
 def _round_keys(seed: int) -> _Keys:
-    """Of `std::seed_seq{seed}.generate` (C++17, [rand.util.seedseq]), for as many numbers as there are rounds."""
+    """The output of `std::seed_seq{seed}.generate` (C++17, [rand.util.seedseq]), with one number for each round."""
     size = _NUM_ROUNDS
     keys = [0x8B8B8B8B] * size
 

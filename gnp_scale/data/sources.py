@@ -13,7 +13,7 @@ from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.formats import DamagedFileError, checked_labels, read_cifar, read_idx
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package `dataset-fashion-mnist` puts the files."""
+"""The folder of Debian's package `dataset-fashion-mnist`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load(config: DataConfig) -> Dataset:
     """The data set that `config` names.
 
     Raises:
-        ConfigError: its files are missing or damaged; the line says how to get them.
+        ConfigError: its files are missing or damaged; the message says how to get them.
     """
     readers: dict[str, Callable[[], Dataset]] = {
         "digits": _digits,
@@ -110,8 +110,8 @@ def load(config: DataConfig) -> Dataset:
 
 
 def _digits() -> Dataset:
-    """Scikit-learn's 1,797 digits, 8 x 8; of the examples sorted by class, every fifth is a test example (360)."""
-    # Importing scikit-learn takes a second, which only this data set needs.
+    """Scikit-learn's 1,797 digits, 8 x 8; sorted by class, every fifth example is a test example (360)."""
+    # Importing scikit-learn takes a second, and only this data set needs it.
     from sklearn.datasets import load_digits
 
     level_Nx64, label_N = (np.asarray(array) for array in load_digits(return_X_y=True))
@@ -127,7 +127,7 @@ def _digits() -> Dataset:
 
 
 def _fashion_mnist(folder: Path) -> Dataset:
-    """Fashion-MNIST (arXiv 1708.07747) from `folder`, or from Debian's package when there is no such folder."""
+    """Fashion-MNIST (arXiv 1708.07747) from `folder`, or from Debian's package if there is no such folder."""
     if not folder.exists() and DEBIAN_FASHION_MNIST.exists():
         folder = DEBIAN_FASHION_MNIST
 
@@ -158,7 +158,7 @@ def _cifar(name: str, root: Path) -> Dataset:
 
 
 def _synthetic(config: DataConfig) -> Dataset:
-    """Noise over one pattern of 4 x 4 coloured blocks for each class; a quarter as many test examples."""
+    """Noise plus one pattern of 4 x 4 coloured blocks for each class; a quarter as many test examples."""
     num_classes, size = config.synthetic_num_classes, config.synthetic_image_size
     block_Kx4x4xC = np.random.default_rng(0).integers(32, 224, (num_classes, 4, 4, 3), dtype=np.int16)
     block_of_pixel = np.arange(size) * 4 // size
