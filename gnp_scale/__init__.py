@@ -4,5 +4,5 @@ import time
 
 __version__ = "0.1.0"
 
-# Near enough: this is imported before anything that takes long.
+# Close enough: this is imported before anything that takes long.
 PROCESS_START_S = time.perf_counter()

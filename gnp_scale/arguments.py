@@ -1,4 +1,4 @@
-"""What the parsers of the command line have in common, and the texts of its help."""
+"""Code that the parsers of the command line share, and the texts of its help."""
 
 import argparse
 import platform
@@ -13,7 +13,7 @@ EXAMPLES = """\
 examples:
   train a recipe, into runs/digits-quickstart:
     gnp-scale train configs/digits.py:quickstart
-  go on with a run that was stopped (by Ctrl-C, a signal or a crash), with the same command:
+  resume a run that was stopped (by Ctrl-C, a signal or a crash), with the same command:
     gnp-scale train configs/digits.py:quickstart
   change values of a recipe, in another folder:
     gnp-scale train configs/digits.py:quickstart --run-dir runs/sam --gnp.alpha 1.0
@@ -21,15 +21,15 @@ examples:
     gnp-scale train configs/digits.py:quickstart --help
   evaluate the newest checkpoint of a run:
     gnp-scale eval runs/digits-quickstart
-  see where a run stands, also while it is running:
+  see the state of a run, also while it is running:
     gnp-scale status runs/digits-quickstart
-  kill runs at random, and see whether they end as one that was not killed:
+  kill runs at random, and compare their results with an undisturbed run:
     gnp-scale drill configs/digits.py:quickstart --num-kills 3 --train.num-steps 60 --optim.warmup-steps 10
 """
 
-# tyro joins a line to the one before, unless it is indented or follows an empty line.
+# tyro joins a line to the previous one, unless it is indented or follows an empty line.
 ABOUT_TRAIN = """\
-Trains the recipe that FUNCTION in FILE returns, or goes on with its run.
+Trains the recipe that FUNCTION in FILE returns, or resumes its run.
   --run-dir   folder of the run (default: runs/FILE-FUNCTION)
   --kernels   short for --train.kernels
 
@@ -41,7 +41,7 @@ The defaults below are those of {defaults}.
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError, in one line, for what it cannot parse; a misspelt command is answered by the nearest."""
+    """Raises ConfigError, in one line, for arguments that it cannot parse; suggests the nearest command."""
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Prints the versions of what a bug report needs, and ends the process."""
+    """Prints the versions for a bug report, and ends the process."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         """Does so."""
@@ -64,7 +64,7 @@ class Version(argparse.Action):
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number, and not less than `lowest`."""
+    """The type of an argument that is a whole number of at least `lowest`."""
 
     def whole_number(text: str) -> int:
         value = int(text)

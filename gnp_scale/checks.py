@@ -1,4 +1,4 @@
-"""Checks of what a user gives: the error they raise, the values of a section of the configuration, and paths."""
+"""Checks of user input: their error, the values of a section of the configuration, and paths."""
 
 import difflib
 import functools
@@ -18,7 +18,7 @@ class ConfigError(ValueError):
 
 
 class DeviceError(RuntimeError):
-    """Devices that do not start, in one line; starting again may help."""
+    """Devices do not start; one line says why, and a restart may help."""
 
 
 def check(condition: bool, message: str) -> None:
@@ -30,11 +30,11 @@ def check(condition: bool, message: str) -> None:
 def check_values(name: str, section: Any) -> None:
     """Checks that every field of the dataclass `section`, called `name`, holds a value of its type.
 
-    Numbers must be finite in float32, and whole ones fit into 32 bits: no field means anything by infinity, and None
-    stands for "no limit".
+    Numbers must be finite in float32, and whole numbers must fit into 32 bits: no field uses infinity, and None means
+    "no limit".
 
     Raises:
-        ConfigError: a field does not.
+        ConfigError: a field has another type.
     """
     for key, kind in _hints(type(section)).items():
         value = getattr(section, key)
@@ -48,7 +48,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _misfit(value: Any, kind: Any) -> str | None:
-    """What a field of type `kind` must be, in words, if `value` is not that."""
+    """If `value` does not have the type `kind`, what the field must be, in words."""
     arguments = typing.get_args(kind)
     match typing.get_origin(kind):
         case types.UnionType:
@@ -82,10 +82,9 @@ _PLAIN: dict[Any, tuple[Any, str]] = {
 
 
 def local_path(option: str, text: str) -> Path:
-    """The path on this machine's file systems that was given as `option`, with `~` expanded.
+    """The local path that was given as `option`, with `~` expanded.
 
-    Raises:
-        ConfigError: it is empty, a URL, in the home of nobody, or no text: Orbax writes to no such path.
+    Raises: ConfigError: it is empty, a URL, in the home of an unknown user, or not UTF-8: Orbax cannot write there.
     """
     is_text = not any("\ud800" <= character <= "\udfff" for character in text)
     check(is_text, f"{option} is {text!a}, which is not UTF-8: rename it, or set LC_ALL=C.UTF-8 if it was to be")
@@ -112,6 +111,6 @@ def split_recipe(name: str) -> tuple[str, str]:
 
 
 def closest(word: str, candidates: Iterable[str]) -> str:
-    """A hint at the candidate that looks most like `word`; empty where none does."""
+    """A hint at the candidate that is most similar to `word`; empty if none is similar."""
     close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f"did you mean {close[0]}? " if close else ""

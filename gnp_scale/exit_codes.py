@@ -1,4 +1,4 @@
-"""What an exit code tells a launch script."""
+"""Exit codes, and what they mean for a launch script."""
 
 from enum import IntEnum
 
@@ -6,24 +6,24 @@ from gnp_scale.config import ConfigError
 
 
 class Exit(IntEnum):
-    """Exit codes of `gnp-scale`. Start the same command again after any other, a death by a signal included.
+    """Exit codes of `gnp-scale`. Start the same command again after any other code, including death by a signal.
 
-    When process 0 of several dies at once, by SIGKILL say, JAX ends the others with SIGABRT.
+    If process 0 of several dies at once, for example by SIGKILL, JAX ends the others with SIGABRT.
     """
 
     FINISHED = 0
     FAILED = 1
-    """An error that nothing above stands for; the traceback tells."""
+    """Any other error; see the traceback."""
     WRONG_CONFIG = 2
-    """Starting again does not help before something is changed."""
+    """A restart does not help before something is changed."""
     PREEMPTED = 75
-    """Stopped by a signal, with the state saved where there was time for it: start it again."""
+    """Stopped by a signal, with the state saved if there was time: start it again."""
     HUNG = 76
     """This process or another was late, silent or dead, or processes did not find each other: start it again."""
     DIVERGED = 77
-    """The loss is not finite any more: a restart gives the same result."""
+    """The loss is no longer finite: a restart gives the same result."""
     INTERRUPTED = 130
-    """Stopped by Ctrl-C with nothing saved: by a second one while training, or in another command."""
+    """Stopped by Ctrl-C without saving: a second Ctrl-C while training, or Ctrl-C in another command."""
 
 
 def exit_code(error: BaseException) -> Exit:

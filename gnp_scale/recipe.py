@@ -1,4 +1,4 @@
-"""From `file.py:function` and flags to a `Config`, and from a `Config` to JSON and back."""
+"""Turns `file.py:function` and flags into a `Config`, and a `Config` into JSON and back."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from gnp_scale.config import Config, ConfigError
 def load(name: str) -> Config:
     """The configuration that the function named `file.py:function` returns.
 
-    A path that does not exist here is looked up beside this package, where an installed one has its `configs/`.
+    A path that does not exist is looked up next to this package, where an installed package has its `configs/`.
 
     Raises:
         ConfigError: there is no such file or function, or it does not return a `Config`.
@@ -48,20 +48,20 @@ def load(name: str) -> Config:
 def functions(file: Path) -> dict[str, Callable[[], Any]]:
     """The recipes of a file: its own functions, without those whose names begin with an underscore.
 
-    The file may import others of its folder, behind all modules that are installed.
+    The file may import other files of its folder; installed modules take precedence.
 
     Raises:
         ConfigError: the file is not Python, or fails to load.
     """
     file = file.resolve()
-    # Not its bare name: json.py must not be taken for the module json.
+    # Not the bare file name: json.py must not replace the module json.
     spec = importlib.util.spec_from_file_location(f"recipe {file}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"recipe file {file} is not Python: give a file whose name ends in .py")
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look up the module that they are defined in.
+    # Dataclasses look up the module in which they are defined.
     sys.modules[module.__name__] = module
     with _told(file, f"recipe file {file} fails to load"):
         spec.loader.exec_module(module)
@@ -74,7 +74,7 @@ def functions(file: Path) -> dict[str, Callable[[], Any]]:
 
 @contextlib.contextmanager
 def _told(file: Path, what: str) -> typing.Iterator[None]:
-    """Turns whatever the recipe in `file` raises into one line that says where."""
+    """Turns any error of the recipe in `file` into one line that says where it happened."""
     try:
         yield
     except ConfigError:
@@ -94,11 +94,12 @@ def override(
 ) -> Config:
     """`config` with values replaced by flags such as `--gnp.alpha 0.6`.
 
-    Of a flag that is given twice the last one counts. `others` are options of the command that are not given here.
+    If a flag is given twice, the last one counts. `others` are options of the command that are parsed elsewhere.
     `--help` prints `description`, then all flags with the values of `config`, and exits.
 
     Raises:
-        ConfigError: a flag is misspelt, or its value is of the wrong type, out of range, or fits the rest badly.
+        ConfigError: a flag is misspelt, or its value has the wrong type, is out of range, or conflicts with other
+            values.
     """
     _check_flags(config, flags, others)
     messages = io.StringIO()
@@ -144,7 +145,7 @@ def _first_paragraph(box: str) -> str:
 
 
 def overview() -> str:
-    """A line for each section of a configuration, which says what it is about."""
+    """One line for each section of a configuration, which describes it."""
     sections = typing.get_type_hints(Config).items()
     return "\n".join(f"  {name:<12}{(section.__doc__ or '').partition('\n')[0]}" for name, section in sections)
 
@@ -156,20 +157,20 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def summary(config: Config) -> str:
-    """The configuration for a person: a line for each section."""
+    """The configuration as text: a line for each section."""
     sections = dataclasses.asdict(config).items()
     return "\n".join(f"  {name}: {', '.join(f'{k} {v}' for k, v in values.items())}" for name, values in sections)
 
 
 def to_json(config: Config) -> str:
-    """The configuration as JSON, one object a section."""
+    """The configuration as JSON, one object for each section."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
     """The configuration that `to_json` of this or an earlier version wrote.
 
-    A key that it does not have stands for an option that came later, whose default does what was done before.
+    A missing key is an option that was added later; its default keeps the old behaviour.
 
     Raises:
         ConfigError: the text is not JSON, or it has an option, or a value, that this version does not have.
