@@ -18,7 +18,7 @@ from gnp_scale.run import streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command named by `arguments`; returns the exit code. A user's mistake is one line and exit code 2."""
+    """Runs the command in `arguments`; returns the exit code. A user's mistake gives one line and exit code 2."""
     streams.protect()
     code, reason = _run(arguments)
     lost = streams.lost_results()
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
-    """The exit code, and why the command failed, if it did by an error."""
+    """The exit code, and the reason if the command failed with an error."""
     try:
         options, flags = _parser().parse_known_args(arguments)
         if flags and not options.takes_flags:
@@ -59,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
-        "train", help="train a recipe, or go on with its run", add_help=False, allow_abbrev=False
-    )
+    train = commands.add_parser("train", help="train a recipe, or resume its run", add_help=False, allow_abbrev=False)
     train.add_argument("recipe", nargs="?")
     train.add_argument("--run-dir")
     train.add_argument("--kernels")
@@ -83,10 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     drill = commands.add_parser("drill", help="kill runs of a recipe at random, and compare", allow_abbrev=False)
     drill.add_argument("recipe", metavar="RECIPE", help="FILE:FUNCTION (flags of train may follow)")
     drill.add_argument("--run-dir", help="a new folder for all of its runs (default: runs/drill-RECIPE)")
-    drill.add_argument("--num-kills", type=at_least(1), default=10, help="in all (default: %(default)s)")
+    drill.add_argument("--num-kills", type=at_least(1), default=10, help="in total (default: %(default)s)")
     drill.add_argument("--num-processes", type=at_least(1), nargs="+", default=[1, 2, 4], help="default: 1 2 4")
-    drill.add_argument("--num-devices", type=at_least(1), default=4, help="of the CPU, over all processes (default: 4)")
-    drill.add_argument("--seed", type=at_least(0), default=0, help="of what is killed and when (default: %(default)s)")
+    drill.add_argument(
+        "--num-devices", type=at_least(1), default=4, help="CPU devices, over all processes (default: 4)"
+    )
+    drill.add_argument("--seed", type=at_least(0), default=0, help="seed of the kills (default: %(default)s)")
     drill.set_defaults(command=_drill, takes_flags=True)
 
     data = commands.add_parser("data", help="get data sets").add_subparsers(required=True, metavar="COMMAND")
@@ -100,12 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     kernels = bench.add_parser("kernels", help="check the kernels, time them against XLA, and find their best blocks")
     kernels.add_argument("--model", default="vit_b", help="network whose parameters are used (default: %(default)s)")
     kernels.add_argument("--rounds", type=at_least(2), default=20, help="calls that are timed (default: %(default)s)")
-    kernels.add_argument("--no-tuning", action="store_true", help="look for no better block sizes")
+    kernels.add_argument("--no-tuning", action="store_true", help="do not search for better block sizes")
     kernels.set_defaults(command=_bench_kernels, takes_flags=False)
     return parser
 
 
-# The commands import what they need, so that help and mistakes do not wait for the libraries of training.
+# Each command imports what it needs, so that help and errors do not wait for the libraries of training.
 
 
 def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
@@ -167,13 +167,13 @@ def _import_jax() -> Any:
 
 
 def _on_cpu() -> None:
-    """Keeps this process from the accelerators, which a run may be using."""
+    """Keeps this process away from the accelerators, which a run may be using."""
     _import_jax().config.update("jax_platforms", "cpu")
 
 
 def _existing_run(text: str) -> Path:
     if ".py:" in text:
-        raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or what --run-dir named")
+        raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or that of --run-dir")
     return local_path("RUN", text)
 
 
@@ -186,7 +186,7 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
-            raise ConfigError(f"eval has no option {flag}: only those of data and mesh, as the run decides the rest")
+            raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
     config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN")
     processes.start()
     processes.check_devices()

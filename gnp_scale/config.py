@@ -42,7 +42,7 @@ class DataConfig:
     root: str = "data"
     """Folder that holds one folder for each data set (`gnp-scale data download` fills it)."""
     batch_size: int = 128
-    """Examples of a training step, over all devices."""
+    """Number of examples of a training step, over all devices."""
     eval_batch_size: int = 512
     crop_padding: int = 0
     """Pixels of reflected border from which a random crop of the image's size is taken."""
@@ -55,7 +55,7 @@ class DataConfig:
     num_threads: int = 2
     """Threads that read and decode on each process."""
     prefetch_steps: int = 4
-    """Batches that are read ahead."""
+    """Number of batches that are read ahead."""
     synthetic_num_examples: int = 1024
     synthetic_image_size: int = 32
     synthetic_num_classes: int = 10
@@ -74,33 +74,33 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network, and how it computes."""
+    """The network, and how it computes."""
 
     name: str = "vit_ti"
     """A name of `gnp_scale.models.registry`."""
     patch_size: int = 16
     pool: Literal["average", "token"] = "average"
-    """What a vision transformer classifies: the average over tokens or a class token."""
+    """The input of a vision transformer's classifier: the average over tokens or a class token."""
     stem: Literal["cifar", "imagenet"] = "imagenet"
-    """How a ResNet begins: 3x3 convolution, or 7x7 with stride and max-pooling."""
+    """The first layer of a ResNet: a 3x3 convolution, or a 7x7 one with stride and max-pooling."""
     depth: int | None = None
-    """Number of transformer blocks, where it is not the one of the name."""
+    """Number of transformer blocks, instead of the one of the named network."""
     width: int | None = None
-    """Channels of a transformer, where they are not those of the name."""
+    """Channels of a transformer, instead of those of the named network."""
     num_heads: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
     """Probability that the last block is dropped; it rises linearly from 0 at the first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; the parameters are float32."""
+    """Type in which the network computes; the parameters are float32."""
     remat: bool = False
-    """Compute activations of each transformer block again in the backward pass instead of keeping them."""
+    """Recompute activations of each transformer block in the backward pass instead of keeping them."""
     scan_layers: bool = False
     """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
     num_bn_groups: int = 1
-    """Groups of consecutive examples of the global batch, each with batch statistics of its own. Statistics over
-    several devices cost each layer two all-reduces, one after the other, in every forward and every backward pass; with
-    a multiple of the number of devices (times that of accumulated parts) they cost none."""
+    """Number of groups of consecutive examples of the global batch, each with its own batch statistics. Statistics over
+    several devices cost each layer two sequential all-reduces in every forward and every backward pass. A multiple of
+    the number of devices (times the number of microbatches) needs none."""
 
     def __post_init__(self) -> None:
         check_values("model", self)
@@ -119,8 +119,8 @@ class ModelConfig:
 class GnpConfig:
     """The penalty on the gradient norm (`docs/method.md`).
 
-    Checked here is each value by itself, and that none is without effect. What goes together is known to
-    `gnp_scale.gnp.Gnp`, and checked as that is made of it (`training.penalty.make_gnp`).
+    This section checks each value by itself, and that no value is without effect. `gnp_scale.gnp.Gnp` checks
+    combinations when it is built from this section (`training.penalty.make_gnp`).
     """
 
     r: float = 0.05
@@ -132,19 +132,19 @@ class GnpConfig:
     blend: BlendName = "paper"
     direction: Direction = "gradient"
     reuse_every: int = 5
-    """Steps for which the direction "reused" keeps what it found."""
+    """Number of steps for which the direction "reused" keeps its direction."""
     metric: Metric = "euclidean"
     perturbed: PerturbedParameters = "all"
     """Parameters that are perturbed: all, scales and biases of norm layers (SAM-ON), or all kernels."""
     perturb_groups: int = 1
-    """Groups of consecutive examples of the global batch, each with a perturbation of its own."""
+    """Number of groups of consecutive examples of the global batch, each with its own perturbation."""
     ascent_fraction: float = 1.0
-    """First part of each group from which the perturbation is computed."""
+    """First fraction of each group, from which the perturbation is computed."""
     gate: GateName = "always"
     gate_every: int = 10
     gate_start: int = 0
     gate_stop: int | None = None
-    """End of the gate's window; None stands for the end of the run."""
+    """End of the gate's window; None means the end of the run."""
     gate_probability: float = 0.5
     r_schedule: PenaltySchedule = "constant"
     alpha_schedule: PenaltySchedule = "constant"
@@ -203,18 +203,18 @@ class OptimConfig:
 
     name: OptimizerName = "sgd"
     learning_rate: float = 0.1
-    """The highest rate, reached at the end of the warm-up."""
+    """The highest learning rate, reached at the end of the warm-up."""
     schedule: LearningRateSchedule = "cosine"
     warmup_steps: int = 0
     end_learning_rate: float = 0.0
-    """Where the schedules `cosine` and `linear` end."""
+    """The learning rate at the end of the schedules `cosine` and `linear`."""
     step_boundaries: tuple[float, ...] = (0.3, 0.6, 0.8)
-    """Fractions of the run at which the schedule `step` multiplies the rate by `step_factor`."""
+    """Fractions of the run at which the schedule `step` multiplies the learning rate by `step_factor`."""
     step_factor: float = 0.2
     momentum: float = 0.9
-    """Of sgd and lars."""
+    """Momentum of sgd and lars."""
     nesterov: bool = True
-    """Of sgd."""
+    """Nesterov momentum in sgd."""
     b1: float = 0.9
     """Decay of the first moment in adamw and lamb; weight of the moment in a step of lion."""
     b2: float = 0.999
@@ -226,7 +226,7 @@ class OptimConfig:
     l2_in_loss: float = 0.0
     """Factor of half the squared norm of the decayed parameters, added to the loss (so it enters both gradients)."""
     decay_norm_and_bias: bool = False
-    """Let decay act on scales and biases too."""
+    """Apply decay to scales and biases too."""
     clip_norm: float | None = None
     """Largest global norm of the gradient that the optimizer sees."""
 
@@ -263,7 +263,7 @@ class OptimConfig:
 class MeshConfig:
     """Sizes of the mesh axes.
 
-    -1 stands for all devices that the other axes leave.
+    -1 means all devices that the other axes leave.
     """
 
     replica: int = 1
@@ -282,23 +282,23 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, from which seed, and what is reported when."""
+    """Length of the run, its seed, and what it reports when."""
 
     num_steps: int = 1000
     seed: int = 0
     label_smoothing: float = 0.0
     """Probability mass spread evenly over the classes in the training loss; evaluation never smooths."""
     accumulate_steps: int = 1
-    """Equal parts of a batch that are computed one after the other, in every pass, to save memory."""
+    """Number of equal microbatches that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
-    """Decay per update of a moving average of parameters and batch statistics, which is then what is evaluated. It is
-    lower in the beginning, so that the average does not hold on to the initial parameters (`optim.average_share`)."""
+    """Decay per update of a moving average of parameters and batch statistics, which is then evaluated. It is lower in
+    the beginning, so that the initial parameters do not dominate the average (`optim.average_share`)."""
     kernels: Kernels = "auto"
-    """Who does the arithmetic of norms, perturbation, blend and update: fused kernels, or XLA and optax; `auto` takes
-    kernels on TPUs and GPUs where they fit the optimizer."""
+    """Implementation of norms, perturbation, blend and update: fused kernels, or XLA and optax. `auto` uses kernels on
+    TPUs and GPUs if they support the optimizer."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the copy of the parameters that both passes are taken at, so of their gradients and of what FSDP moves;
-    the parameters themselves stay in float32."""
+    """Type of the copy of the parameters at which both passes are computed, so also of gradients and of FSDP's
+    communication; the parameters themselves stay in float32."""
     log_every_steps: int = 10
     eval_every_steps: int = 100
 
@@ -325,21 +325,21 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DivergenceConfig:
-    """What follows a step whose loss or gradients are not finite.
+    """What happens after a step whose loss or gradients are not finite.
 
-    Its update is never made (`docs/divergence.md`).
+    Its update is never applied (`docs/divergence.md`).
     """
 
     policy: DivergencePolicy = "stop"
     """End the run with exit code 77, skip the step, or go back to the last good checkpoint."""
     max_skipped_steps: int = 10
-    """Steps in a row that `skip` lets pass before it ends the run."""
+    """Number of steps in a row that `skip` allows before it ends the run."""
     max_rollbacks: int = 3
-    """Times in the life of a run that `rollback` goes back before it ends the run."""
+    """Number of rollbacks in the life of a run before `rollback` ends the run."""
     pass_bad_batches: bool = True
-    """After a rollback, read on after the batch of the bad step; otherwise the same batches come again."""
+    """After a rollback, continue after the batch of the bad step; otherwise the same batches are read again."""
     plain_steps: int = 0
-    """Steps after a rollback that are made without the penalty."""
+    """Number of steps without the penalty after a rollback."""
 
     def __post_init__(self) -> None:
         check_values("divergence", self)
@@ -362,21 +362,21 @@ class CheckpointConfig:
 
     every_steps: int | None = 1000
     every_minutes: float | None = None
-    """Save as well when this long has passed since the last save."""
+    """Also save when this time has passed since the last save."""
     keep_last: int = 2
     keep_every_steps: int | None = None
     """Milestones: checkpoints of steps divisible by this are never deleted."""
     keep_best: int = 1
-    """Checkpoints kept for their `best_metric`."""
+    """Number of checkpoints kept for their `best_metric`."""
     best_metric: Literal["eval/top1", "eval/top5", "eval/loss"] = "eval/top1"
-    """What the best checkpoint is best by: the highest accuracy, or the lowest loss."""
+    """The measure of the best checkpoint: the highest accuracy, or the lowest loss."""
     num_healthy_reports: int = 2
-    """Losses reported in a row, after a checkpoint, that must be sound for it to count as good; until then it takes the
-    place of no good one."""
+    """Number of healthy losses in a row, reported after a checkpoint, that make it good; until then it does not replace
+    a good one."""
     spike_factor: float = 5.0
-    """A loss above so many times the running median is not sound."""
+    """A loss above this multiple of the running median is not healthy."""
     num_save_attempts: int = 4
-    """Attempts at saving in a row, with growing waits between them, after which a run ends if all of them failed."""
+    """Number of failed save attempts in a row, with growing waits between them, after which a run ends."""
 
     def __post_init__(self) -> None:
         check_values("checkpoint", self)
@@ -409,7 +409,7 @@ class Config:
         check(
             self.train.gradient_dtype in ("float32", self.model.dtype),
             f"train.gradient_dtype is {self.train.gradient_dtype} with model.dtype {self.model.dtype}: "
-            "gradients are not narrower than what the model computes in; set model.dtype bfloat16 as well",
+            "gradients must not be narrower than the type of the model; set model.dtype bfloat16 as well",
         )
         self._check_schedules()
         check(
@@ -434,7 +434,7 @@ class Config:
 
     def _check_schedules(self) -> None:
         num_steps = self.train.num_steps
-        # With `gate_stop` set, the window may begin after the last step. Existing run folders have this.
+        # With `gate_stop`, the window may begin after the last step. Some existing run folders have this.
         gate_start = self.gnp.gate_start if self.gnp.gate_stop is None else 0
         schedules = (
             ("optim.warmup_steps", self.optim.warmup_steps, num_steps),
