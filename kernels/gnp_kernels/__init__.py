@@ -1,7 +1,7 @@
 """Fused arithmetic for training with a penalty on the gradient norm: norms, perturbation, and blend with update.
 
-Four operations on trees of arrays, each in plain JAX (`xla`), as Triton kernels for GPUs and as Pallas kernels
-for TPUs; `kernels/README.md` has their formulas. They need JAX only, and fit any training loop.
+There are four operations on trees of arrays, each in plain JAX (`xla`), as Triton kernels for GPUs and as Pallas
+kernels for TPUs; `kernels/README.md` has their formulas. They need only JAX, and fit any training loop.
 """
 
 from gnp_kernels.blend_update.api import AdamW, Sgd, Updated, blend_update

@@ -1,4 +1,4 @@
-"""Checks the kernels on the device that is here, times them against XLA and a copy, and finds the best blocks."""
+"""Checks the kernels on the current device, times them against XLA and a copy, and finds the best block sizes."""
 
 import datetime
 import statistics
@@ -19,7 +19,7 @@ from gnp_kernels.trees import Tree
 
 _COPY_BYTES = 1 << 28
 _TOLERANCE = 1e-5
-"""Of the largest entry of a result: what sums in another order differ by; a rounding to bfloat16 may differ by one."""
+"""Relative to the largest entry of a result: for sums in another order; rounding to bfloat16 may differ by one unit."""
 
 
 class Op(NamedTuple):
@@ -27,11 +27,11 @@ class Op(NamedTuple):
 
     name: str
     tuned: str
-    """The operation whose block size it takes."""
+    """The operation whose block size it uses."""
     make: Callable[[Implementation], Callable[[], Any]]
-    """The compiled operation, on arrays of its own."""
+    """The compiled operation, on its own arrays."""
     num_bytes: int
-    """Read and written by one pass."""
+    """Bytes that one pass reads and writes."""
 
 
 def bench(shapes: Tree, implementation: Implementation, num_rounds: int, *, tune: bool) -> Iterator[str]:
@@ -88,7 +88,7 @@ def ops(shapes: Tree) -> list[Op]:
 
 
 def check(op: Op, implementation: Implementation) -> None:
-    """Raises AssertionError where the results of an implementation are not those of the reference."""
+    """Raises AssertionError if the results of an implementation differ from those of the reference."""
     got, expected = op.make(implementation)(), op.make("xla")()
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         if x.size:
@@ -98,7 +98,7 @@ def check(op: Op, implementation: Implementation) -> None:
 
 
 def best_tuning(op: Op, num_rounds: int) -> tuning.Tuning:
-    """The fastest of the candidates, timed side by side."""
+    """The fastest of the candidates, in interleaved timing."""
     functions = {}
     for candidate in tuning.candidates(op.tuned):
         with tuning.trial(op.tuned, candidate):
@@ -114,7 +114,7 @@ def _row(op: Op, implementation: Implementation, num_rounds: int, chosen: tuning
         kernel = op.make(implementation)
         kernel()
     seconds = interleave({"kernel": kernel, "XLA": op.make("xla")}, num_rounds)
-    # On its own: it would throw out of the caches what the next one reads.
+    # Timed separately: it would evict from the caches what the next one reads.
     seconds |= interleave({"copy": lambda: negative(source)}, num_rounds)
     shares = [op.num_bytes / a / (_COPY_BYTES / b) for a, b in zip(seconds["kernel"], seconds["copy"], strict=True)]
     blocks = "default" if chosen is None else f"{chosen.block_size}, {chosen.num_warps}"
@@ -128,7 +128,7 @@ def _compiled(op: Callable[..., Any], implementation: Implementation, *arguments
 def _updates(
     rule: Sgd | AdamW, implementation: Implementation, params: Tree, g1: Tree, g2: Tree, **options: Any
 ) -> Callable[[], Any]:
-    """A function that makes one more update in place each time."""
+    """A function that makes one more update in place at each call."""
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: Any, g1: Tree, g2: Tree, step: jax.Array) -> Any:
@@ -138,7 +138,7 @@ def _updates(
         )  # fmt: skip
 
     state = params, (jax.tree.map(jnp.zeros_like, params),) * rule.num_moments
-    # A tree of zeros for each moment, not one for both: each is donated.
+    # A separate tree of zeros for each moment, because each is donated.
     state = jax.tree.map(jnp.copy, state)
     step = jnp.int32(0)
 

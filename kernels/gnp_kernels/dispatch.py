@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: the one that is named, or the first that fits the platform."""
+"""Chooses the implementation of an operation: the named one, or the first that fits the platform."""
 
 import importlib.util
 from typing import Literal
@@ -16,15 +16,14 @@ _KERNEL_TYPES = (jnp.float32, jnp.bfloat16)
 
 
 class UnsupportedError(ValueError):
-    """No implementation fits, or the one that was named does not."""
+    """No implementation fits, or the named one does not."""
 
 
 def choose(op: str, implementation: Implementation, trees: Tree) -> Implementation:
     """The implementation of `op` for `trees`.
 
-    "auto" takes Pallas on TPUs, Triton on GPUs, and plain JAX elsewhere and where those refuse. A named implementation
-    is taken whatever the platform is, so that a program can be lowered for hardware that is not there; it is never
-    replaced by another.
+    "auto" uses Pallas on TPUs, Triton on GPUs, and plain JAX elsewhere or if these refuse. A named implementation is
+    used on every platform, so that a program can be lowered for absent hardware; it is never replaced by another.
 
     Raises:
         UnsupportedError: the named one, or every one, refuses; the message holds each refusal.
@@ -45,7 +44,7 @@ def choose(op: str, implementation: Implementation, trees: Tree) -> Implementati
 
 
 def platform() -> str:
-    """Platform that is traced for: that of the current mesh where it has one, else of the default device."""
+    """The platform for which JAX traces: that of the current mesh if it has one, otherwise of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else _platform_of_kind(device.device_kind)
 

@@ -1,4 +1,4 @@
-"""What tests, tuning and benchmarks of the operations share: trees of awkward arrays, and distances in ulps."""
+"""Shared by tests, tuning and benchmarks of the operations: trees of awkward arrays, and distances in ulps."""
 
 from typing import Any
 
@@ -30,18 +30,18 @@ def tree(shapes: tuple[tuple[int, ...], ...], dtype: Any, seed: int, scale: floa
 
 
 STRANGE_VALUES = (0.0, -0.0, 1e-45, -3e-39, 1.2e-38, 3e38, float("inf"), float("-inf"), float("nan"))
-"""Zeros, denormals, the edge of normals, the largest, and what is not finite."""
+"""Zeros, denormals, the smallest and the largest normal numbers, and non-finite values."""
 
 
 def strange_tree(dtype: Any) -> tuple[Tree, Tree]:
-    """Two trees in which every pair of `STRANGE_VALUES` meets."""
+    """Two trees that contain every pair of `STRANGE_VALUES` at the same position."""
     values = np.asarray(STRANGE_VALUES, np.float32)
     a, b = np.meshgrid(values, values)
     return {"strange": jnp.asarray(a, dtype)}, {"strange": jnp.asarray(b, dtype)}
 
 
 def ulps(a: Any, b: Any) -> float:
-    """Largest |a - b| over all leaves in units of the last place of the larger, NaN being equal to NaN.
+    """Largest |a - b| over all leaves in units of the last place of the larger; NaN equals NaN.
 
     Subnormals count as zero on hardware that flushes them, so 1 ulp is never less than the smallest normal number.
     """

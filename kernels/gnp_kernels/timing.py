@@ -1,4 +1,4 @@
-"""Timing side by side: machines are noisy and shared, so only ratios within one run mean anything."""
+"""Interleaved timing: machines are noisy and shared, so only ratios within one run are meaningful."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Trees of arrays, and the precision that they are computed in."""
+"""Trees of arrays, and the precision of computations on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,21 +9,21 @@ import jax.numpy as jnp
 type Tree = Any
 type Scalar = float | jax.Array
 type Shares = Sequence[float] | None
-"""What the sum over each leaf is multiplied by, in the order of the leaves; None stands for 1."""
+"""Factors for the sum over each leaf, in the order of the leaves; None means 1."""
 
 
 def upcast(x: jax.Array) -> jax.Array:
-    """`x` in float32 at least."""
+    """`x` in at least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def share(shares: Shares, leaf: int) -> float:
-    """What the sum over a leaf is multiplied by."""
+    """The factor for the sum over a leaf."""
     return 1.0 if shares is None else shares[leaf]
 
 
 def total(sums: Sequence[jax.Array], shares: Shares) -> jax.Array:
-    """The sum over all leaves, given that over each."""
+    """The sum over all leaves, from the sum over each leaf."""
     shared = (share(shares, leaf) * x for leaf, x in enumerate(sums))
     return sum(shared, start=jnp.zeros((), jnp.float32))
 

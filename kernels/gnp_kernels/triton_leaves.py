@@ -1,12 +1,12 @@
 """One Triton launch over many arrays.
 
-A kernel gets the pointers of all leaves as nested tuples, and each of its programs finds the block that it works on: a
-binary search by program number, in branches whose ends select pointers, followed by one body for all leaves. Nothing is
-packed or copied. What differs between leaves and is known in advance stands in a constant table, a row a leaf:
+A kernel gets the pointers of all leaves as nested tuples. Each of its programs finds its block by a binary search over
+program numbers: branches select the pointers, and then one body runs for all leaves. Nothing is packed or copied. A
+constant table holds the values of each leaf that are known in advance, one row per leaf:
 
     (number of the first program of the leaf, number of elements, tag, share)
 
-The tag is what the kernel makes of it; the leaf's part of a sum is multiplied by the share.
+The kernel decides the meaning of the tag. The leaf's part of a sum is multiplied by the share.
 """
 
 from collections import defaultdict
@@ -23,15 +23,15 @@ from gnp_kernels.trees import Shares
 from gnp_kernels.tuning import Tuning, tuning_of
 
 type Row = tuple[jax.Array | jax.Ref, ...]
-"""The arrays of one leaf that a kernel reads, and Refs for those that it writes."""
+"""The arrays of one leaf that a kernel reads, and Refs for the arrays that it writes."""
 
 _MAX_POINTERS = 490
-"""Of a launch: CUDA before 12.1 passes 4096 bytes of parameters, of which a few are not for leaves."""
+"""Per launch: CUDA before 12.1 passes 4096 bytes of parameters, and a few of them are not for leaves."""
 
 _BACKEND_OPTIONS = {
-    # Products and sums are rounded each on their own, as in the reference; memory is what takes the time.
+    # Products and sums are rounded separately, as in the reference; this costs nothing, because memory is the limit.
     "enable_fp_fusion": False,
-    # What every assembler since CUDA 12.9 reads: XLA brings its own, and Triton would write for the newest.
+    # A version that every assembler since CUDA 12.9 reads: XLA has its own, and Triton would write for the newest.
     "ptx_version": 88,
 }
 
@@ -46,11 +46,11 @@ class Launch(NamedTuple):
     table: tuple[tuple[int, int, int, float], ...]
     num_programs: int
     is_ragged: bool
-    """Some leaf's number of elements is not a multiple of 8."""
+    """Whether a leaf has a number of elements that is not a multiple of 8."""
 
 
 def launches(rows: Sequence[Row], tags: Sequence[int], shares: Sequence[float], block_size: int) -> list[Launch]:
-    """The launches for all leaves that are not empty; the arrays of one have the same types."""
+    """The launches for all leaves that are not empty; all leaves of a launch have the same types."""
     groups = defaultdict(list)
     for place, row in enumerate(rows):
         if row[0].size:
@@ -91,18 +91,18 @@ def call(
     """Runs `kernel(leaves, *operands, parts, table=, block_size=, is_ragged=, **constants)` over all rows.
 
     Args:
-        kernel: each of its programs works on what `leaf_of`, `block_of` and `rest_of` tell it. With `num_sums` it
-            stores its parts of the sums with `store_part`; without, it has no parameter for them.
-        op: name in the tuning, and with "gnp_" before it in the compiled program.
-        rows: of each leaf, arrays of one shape.
+        kernel: each of its programs works on the elements from `leaf_of`, `block_of` and `rest_of`. With `num_sums`
+            it stores its parts of the sums with `store_part`; without, it has no parameter for them.
+        op: name in the tuning, and with the prefix "gnp_" in the compiled program.
+        rows: for each leaf, arrays of one shape.
         operands: scalars in memory.
         tags: an integer for each leaf.
-        shares: what each leaf's part of the sums is multiplied by.
+        shares: the factor for each leaf's part of the sums.
         num_sums: number of sums over all elements.
-        constants: known when the kernel is compiled.
+        constants: compile-time constants of the kernel.
 
     Returns:
-        The sums, float32 of shape (num_sums,), added in an order that is always the same.
+        The sums, float32 of shape (num_sums,), added in a fixed order.
     """
     tags = [0] * len(rows) if tags is None else tags
     shares = [1.0] * len(rows) if shares is None else shares
@@ -146,8 +146,8 @@ def leaf_of(leaves, table: tl.constexpr):
 def _leaf_of(program, leaves, table: tl.constexpr):
     half: tl.constexpr = len(table) // 2
     if half == 0:
-        # Branches that are all alike would be merged into selects among the pointers of all leaves, which spill. A
-        # comment in the assembly, as an operation on `program`, tells them apart and costs no instruction.
+        # The compiler would merge identical branches into selects among the pointers of all leaves, which spill. A
+        # comment in the assembly, as an operation on `program`, makes them different and costs no instruction.
         first: tl.constexpr = table[0][0]
         program = tl.inline_asm_elementwise(f"// {first}", "=r,0", [program], dtype=tl.int32, is_pure=True, pack=1)
         size = tl.cast(table[0][1], tl.int64)
@@ -164,7 +164,7 @@ def _leaf_of(program, leaves, table: tl.constexpr):
 
 @triton.jit
 def block_of(size, program, block_size: tl.constexpr):
-    """(indices, which of them count) of this program's part of a leaf's first multiple of 8 elements.
+    """(indices, mask) of this program's part of a leaf's elements, up to the last multiple of 8.
 
     The compiler sees that the mask is constant over 8 elements, so that accesses are 16 bytes wide.
     """
@@ -174,7 +174,7 @@ def block_of(size, program, block_size: tl.constexpr):
 
 @triton.jit
 def rest_of(size, program, block_size: tl.constexpr):
-    """(indices, which of them count) of the up to 7 other elements, which one program of the leaf works on."""
+    """(indices, mask) of the up to 7 other elements, which one program of the leaf handles."""
     whole = size // 8 * 8
     i = whole + tl.arange(0, 8)
     return i, i < tl.where(program == whole // block_size, size, 0)
@@ -182,7 +182,7 @@ def rest_of(size, program, block_size: tl.constexpr):
 
 @triton.jit
 def load(pointer, i, mask):
-    """Elements in float32; 0 where they do not count."""
+    """Elements in float32; 0 outside the mask."""
     return tl.load(pointer + i, mask=mask, other=0.0).to(tl.float32)
 
 

@@ -1,4 +1,4 @@
-"""Block sizes of the Triton kernels, and others to try in their place."""
+"""Block sizes of the Triton kernels, and candidates for better ones."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ class Tuning:
     """How a kernel divides its work."""
 
     block_size: int
-    """Elements that a program works on."""
+    """Number of elements per program."""
     num_warps: int
-    """Warps, of 32 threads on NVIDIA's GPUs, that a program runs on."""
+    """Number of warps per program; a warp is 32 threads on NVIDIA's GPUs."""
 
 
 _DEFAULTS = {
@@ -28,18 +28,18 @@ _trials: dict[str, Tuning] = {}
 
 
 def candidates(op: str) -> list[Tuning]:
-    """What to try for `op`, the default first: 4 to 32 elements a thread."""
+    """Candidates for `op`, the default first: 4 to 32 elements per thread."""
     grid = [Tuning(size, warps) for size in _BLOCK_SIZES for warps in _NUM_WARPS]
     return sorted((t for t in grid if 4 <= t.block_size // (32 * t.num_warps) <= 32), key=lambda t: t != _DEFAULTS[op])
 
 
 def tuning_of(op: str) -> Tuning:
-    """The one on trial, else the default."""
+    """The one on trial, otherwise the default."""
     return _trials.get(op, _DEFAULTS[op])
 
 
 def tunings() -> dict[str, dict[str, int]]:
-    """What `tuning_of` says of every operation, as plain numbers."""
+    """The result of `tuning_of` for every operation, as plain numbers."""
     return {op: asdict(tuning_of(op)) for op in _DEFAULTS}
 
 

@@ -1,1 +1,1 @@
-"""Blend of the two gradients, and the step of the base optimizer with it."""
+"""Blend of the two gradients, fused with the step of the base optimizer."""

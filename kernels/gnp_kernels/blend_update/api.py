@@ -1,4 +1,4 @@
-"""u = c1 g1 + c2 g2 and one step of SGD or AdamW with it, without ever writing u."""
+"""u = c1 g1 + c2 g2 and one step of SGD or AdamW with it, without writing u to memory."""
 
 import jax
 
@@ -29,24 +29,24 @@ def blend_update(
 ) -> Updated:
     """w, moments -> w - learning_rate * (rule(u, moments) + weight_decay * w) with u = c1 g1 + c2 g2, in float32.
 
-    The blend "paper" has c1 = 1 - alpha and c2 = alpha; "gsam" (arXiv 2203.08065) c1 = -alpha and
-    c2 = 1 + alpha <g1, g2> / <g2, g2>. To clip u by its norm, multiply both by max_norm / ||u|| where that is below 1:
-    ||u||^2 = c1^2 <g1, g1> + 2 c1 c2 <g1, g2> + c2^2 <g2, g2>.
+    The blend "paper" has c1 = 1 - alpha and c2 = alpha; "gsam" (arXiv 2203.08065) c1 = -alpha and c2 = 1 + alpha <g1,
+    g2> / <g2, g2>. To clip u by its norm, multiply both by max_norm / ||u|| if that is below 1: ||u||^2 = c1^2 <g1, g1>
+    + 2 c1 c2 <g1, g2> + c2^2 <g2, g2>.
 
     Args:
-        params: float32 master parameters; overwritten in place by the kernels where the program allows it.
+        params: float32 master parameters; the kernels overwrite them in place if the program allows it.
         g1: a tree like `params`, of float32 or bfloat16.
-        g2: the same, or None for u = c1 g1. Where c2 is 0 it does not count, even if it is not finite.
+        g2: the same, or None for u = c1 g1. If c2 is 0 it is ignored, even if it is not finite.
         moments: float32 trees like `params`: (momentum,) for `Sgd`, () without momentum, (mean, square) for `AdamW`.
         rule: the base optimizer, with its constants.
         c1, c2, learning_rate: numbers or float32 scalars.
-        count: number of updates made before this one, for the bias corrections of AdamW.
+        count: number of updates before this one, for the bias corrections of AdamW.
         decay_mask: None, or a tree of bool like `params`: which parameters `rule.weight_decay` acts on.
-        copy_dtype: when given, the new parameters are returned in this type as well.
-        applies: whether to make the step, a bool scalar; where False, parameters and moments stay bitwise as they are,
-            whatever the gradients are.
-        shares: None, or a number for each leaf, which its part of the squared norms is multiplied by: 1 / copies of a
-            leaf that several devices hold, where their results are added up.
+        copy_dtype: if given, the new parameters are also returned in this type.
+        applies: whether to make the step, a bool scalar; if False, parameters and moments stay bitwise unchanged, for
+            any gradients.
+        shares: None, or a factor for each leaf's part of the squared norms: 1 / (number of replicas of the leaf), if
+            the results of several devices are added up.
         implementation: see `dispatch.choose`.
 
     Returns:

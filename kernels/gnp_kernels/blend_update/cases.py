@@ -1,4 +1,4 @@
-"""Arguments that every implementation of `blend_update` is tried with."""
+"""Test arguments for every implementation of `blend_update`."""
 
 from typing import Any, NamedTuple
 

@@ -20,7 +20,7 @@ class Sgd:
 
     @property
     def num_moments(self) -> int:
-        """Trees that it keeps."""
+        """Number of trees of moments."""
         return 1 if self.momentum else 0
 
     def direction(
@@ -65,7 +65,7 @@ class Coefficients(NamedTuple):
     square_correction: Any
     """1 - b2^t."""
     applies: Any
-    """1; or 0 for a step that is left out."""
+    """1; or 0 for a skipped step."""
 
     @classmethod
     def of(
@@ -87,7 +87,7 @@ class Coefficients(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What is known of an update before it runs; see `api.blend_update`."""
+    """Compile-time options of an update; see `api.blend_update`."""
 
     rule: Sgd | AdamW
     decay_mask: Tree
@@ -96,12 +96,12 @@ class Options(NamedTuple):
 
 
 class Updated(NamedTuple):
-    """What one update gives."""
+    """The result of one update."""
 
     params: Tree
     moments: tuple[Tree, ...]
     copy: Tree
-    """The new parameters in `copy_dtype`; None where none was asked for."""
+    """The new parameters in `copy_dtype`; None if `copy_dtype` is None."""
     update_squared_norm: jax.Array
     """||learning_rate * (direction + decay)||^2, a float32 scalar."""
     params_squared_norm: jax.Array

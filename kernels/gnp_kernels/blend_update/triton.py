@@ -64,7 +64,7 @@ def _blend_update(
 
 @triton.jit
 def _loaded(coefficients):
-    """The fields of `Coefficients`, with those that XLA too divides by as their reciprocals."""
+    """The fields of `Coefficients`; divisors become reciprocals, as in XLA."""
     c1 = tl.load(coefficients)
     c2 = tl.load(coefficients + 1)
     learning_rate = tl.load(coefficients + 2)

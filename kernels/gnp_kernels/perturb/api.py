@@ -1,4 +1,4 @@
-"""w + scale * g, or w + scale * w^2 g in the adaptive metric, in the type to compute with."""
+"""w + scale * g, or w + scale * w^2 g in the adaptive metric, in the compute type."""
 
 import jax
 
@@ -23,7 +23,7 @@ def perturb(
         params: the float32 master parameters; they are only read.
         grads: a tree like `params`, of float32 or bfloat16.
         scale: r / ||g||, a number or scalar; r / ||w g|| in the adaptive metric. NaN makes the result NaN.
-        dtype: type of the result; that of each parameter when None.
+        dtype: type of the result; None means the type of each parameter.
         adaptive: w + scale * w^2 g (ASAM, arXiv 2102.11600, with T = |w|).
         mask: None, or a tree of bool like `params`: where False, the result is w in the type `dtype`.
         implementation: see `dispatch.choose`.

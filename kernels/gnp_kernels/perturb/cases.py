@@ -1,4 +1,4 @@
-"""Arguments that every implementation of `perturb` is tried with."""
+"""Test arguments for every implementation of `perturb`."""
 
 from typing import Any, NamedTuple
 

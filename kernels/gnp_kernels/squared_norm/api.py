@@ -18,13 +18,14 @@ def squared_norm(
     Args:
         tree: float32 or bfloat16 arrays of any shapes.
         weights: None, or a tree like `tree`.
-        shares: None, or a number for each leaf, which its sum is multiplied by: 1 / copies of a leaf that several
-            devices hold, where their results are added up.
+        shares: None, or a factor for the sum of each leaf: 1 / (number of replicas of the leaf), if the results of
+            several devices are added up.
         implementation: see `dispatch.choose`.
 
     Returns:
-        A float32 scalar (float64 where the reference gets float64), accumulated in that type: the relative error grows
-        with the logarithm of the number of elements, as every implementation sums blocks. 0 for a tree without leaves.
+        A float32 scalar (float64 if the reference gets float64), accumulated in that type. The relative error grows
+        with the logarithm of the number of elements, because every implementation sums blocks. 0 for a tree without
+        leaves.
 
     Raises:
         ValueError: the trees do not fit each other.
@@ -41,7 +42,7 @@ def squared_norm(
 
 
 def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementation = "auto") -> Dots:
-    """(<a, a>, <a, b>, <b, b>) over all leaves, in one pass over both trees; else as `squared_norm`.
+    """(<a, a>, <a, b>, <b, b>) over all leaves, in one pass over both trees; otherwise as `squared_norm`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,7 +54,7 @@ def dots(a: Tree, b: Tree, *, shares: Shares = None, implementation: Implementat
 
 
 def _module(op: str, implementation: Implementation, trees: Tree):
-    # Without a type of its own: the type checker infers which modules it may be.
+    # No return type here: the type checker infers the possible modules.
     match dispatch.choose(op, implementation, trees):
         case "pallas":
             from gnp_kernels.squared_norm import pallas_tpu as module

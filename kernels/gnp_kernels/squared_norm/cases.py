@@ -1,4 +1,4 @@
-"""Arguments that every implementation of `squared_norm` and `dots` is tried with."""
+"""Test arguments for every implementation of `squared_norm` and `dots`."""
 
 from typing import NamedTuple
 

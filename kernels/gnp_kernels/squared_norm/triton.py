@@ -1,4 +1,4 @@
-"""Inner products as Triton kernels: every program writes its part of each sum, and a second launch adds those up."""
+"""Inner products as Triton kernels: every program writes its part of each sum, and a second launch adds them up."""
 
 import jax
 import triton
