@@ -2,9 +2,9 @@
 
 VENV := .venv
 READY := $(VENV)/.ready
-# Every dependency stands in the files, so none needs to be resolved.
+# The files list every dependency, so none needs to be resolved.
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps
-# One process runs a whole file, so that what its tests share is made once.
+# One process runs a whole file, so that shared fixtures are made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup train test test-all check bench tpu-compiler gpu-compiler lock clean
@@ -12,10 +12,10 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reord
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
-test: $(READY)  ## run the tests that take seconds
+test: $(READY)  ## run the quick tests
 	$(PYTEST)
 
-test-all: $(READY)  ## run all tests, those too that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
+test-all: $(READY)  ## run all tests, also those that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
 	$(PYTEST) -m 'not long'
 
 check: $(READY)  ## lint, format, type and shell checks

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Prints the path of a Python that can make the environment:  find_python.sh [PYTHON]
-# It takes the PYTHON that is named, a path or a name without arguments, or refuses it. Without one it takes the first that will do of python3, python3.12,
-# python3.13, python3.14 and the one that uv knows. Standard error says which one, or what is missing and what to type.
+# With PYTHON, a path or a name without arguments, it uses that Python or refuses it. Without, it uses the first suitable
+# one of python3, python3.12, python3.13, python3.14 and uv's. Standard error says which, or what is missing and what to
+# type.
 set -u
 
 oldest_minor=12
@@ -22,13 +23,13 @@ refuse() {
   $1"
 }
 
-# Ends the script if the Python $1 will do; otherwise notes why it will not.
+# Ends the script if the Python $1 is suitable; otherwise records why it is not.
 try() {
     if ! path=$(command -v "$1"); then
         refuse "$1: not found"
         return
     fi
-    # The version, and after it the modules that are not there.
+    # The version, followed by the missing modules.
     found=$("$path" -S -c "$probe" 2>/dev/null) || found=''
     version=${found%% *}
     lacking=${found#"$version"}
@@ -57,7 +58,7 @@ else
     for uv in uv "${HOME:-}/.local/bin/uv"; do
         if ! command -v "$uv" >/dev/null; then
             refuse "$uv: not found"
-        # --system: not the one of an environment, which may be the one that is to be made.
+        # --system: not the Python of an environment, which may be the one that is about to be made.
         elif python=$("$uv" python find --system ">=3.$oldest_minor" 2>/dev/null); then
             try "$python"
         else

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Resolve every set of dependencies again, with hashes. Needs `uv`; run by `make lock`.
-# The release date limit keeps out versions that have not had time to reach every mirror.
+# Resolves every set of dependencies again, with hashes. Needs `uv`; run by `make lock`.
+# The release date limit excludes versions that may not yet be on every mirror.
 set -eu
 cd "$(dirname "$0")/.."
 not_newer_than=${1:-2026-10-31}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains in several processes on this machine: a log for each, the first failure shown, and none left behind.
+"""Trains in several processes on this machine: a log for each, the first failure shown, and no process left running.
 
 python launch/local/train.py 2 configs/digits.py:quickstart --run-dir runs/two
 """
@@ -21,7 +21,7 @@ NUM_SHOWN_LINES = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the processes to their end; returns 0, or the exit code of the first that failed."""
+    """Runs the processes to their end; returns 0, or the exit code of the first one that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("num_processes", type=int)
     parser.add_argument("recipe", help="and the flags of gnp-scale train")
@@ -54,7 +54,7 @@ def _start(command: list[str], logs: list[Path]) -> list[subprocess.Popen]:
     processes = []
     for rank, log in enumerate(logs):
         with log.open("w") as output:
-            # In sessions of their own they get a Ctrl-C once, from here, and not from the terminal as well.
+            # In separate sessions they get a Ctrl-C only from here, and not also from the terminal.
             start = {"stdout": output, "stderr": output, "start_new_session": True}
             processes.append(subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(rank)}, **start))
     print(f"{len(logs)} processes, which write to {' '.join(map(str, logs))}", flush=True)
@@ -62,7 +62,7 @@ def _start(command: list[str], logs: list[Path]) -> list[subprocess.Popen]:
 
 
 def _wait(processes: list[subprocess.Popen], signals: list[int], grace_s: float) -> int | None:
-    """Waits for all to end, hands them what arrives in `signals`, and ends those that outlive the first failure.
+    """Waits for all to end, passes `signals` on to them, and kills those that still run after the first failure.
 
     Returns the rank of that failure, if any.
     """

@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# What the batch scripts share: nodes are checked, the trainer is started, and its exit code is acted on.
+# Shared by the batch scripts: checks the nodes, starts the trainer, and acts on its exit code.
 set -euo pipefail
 
-# Restarts, preemptions among them, after which a failure is not tried again. A run that saved always is.
+# Number of restarts, including preemptions, after which a failed run is not restarted. A run that saved always is.
 : "${MAX_RESTARTS:=100}"
 
-# The trainer's time from a signal to the kill: at least this, for scancel and where a partition has no GraceTime.
+# The trainer's time from a signal to the kill: the minimum, for scancel and for partitions without a GraceTime.
 if [[ -z ${GNP_SCALE_GRACE_S:-} ]]; then
     GNP_SCALE_GRACE_S=$(scontrol show config | sed -n 's/^KillWait *= \([0-9]*\) sec$/\1/p')
 fi
 export GNP_SCALE_GRACE_S
 
-# srun asks for as many cores a task as sbatch did, and one process drives all GPUs of its node.
+# srun requests as many cores per task as sbatch did, and one process drives all GPUs of its node.
 if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 fi
@@ -20,7 +20,7 @@ if [[ ${SLURM_GPUS_ON_NODE:-} ]]; then
     export JAX_LOCAL_DEVICE_IDS
 fi
 
-# Starts the job again, on other nodes, if one of these is not fit for it.
+# Starts the job again on other nodes, if one of these nodes is unhealthy.
 check_nodes() {
     local unhealthy
     if ! unhealthy=$(srun --kill-on-bad-exit=0 bash launch/slurm/node_health.sh | paste -sd,); then
@@ -31,7 +31,7 @@ check_nodes() {
 
 train() {
     local code=0
-    # Processes leave one after the other: the first to exit must not end the others.
+    # Processes exit one after the other: the first exit must not end the others.
     srun --kill-on-bad-exit=0 --wait=120 gnp-scale train "$@" || code=$?
     case $code in
         0) ;;
@@ -49,7 +49,7 @@ go_on_unless_failing() {
     go_on "$unhealthy"
 }
 
-# Has Slurm start this job again, except on the nodes given; not if it was cancelled.
+# Makes Slurm start this job again, except on the given nodes; not if it was cancelled.
 go_on() {
     local unhealthy=${1:-} state excluded
     read -r state excluded < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %x")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs once on each node before training. A node that cannot train prints its name, and why to standard error.
-# Add what is known to go wrong on your cluster.
+# Runs once on each node before training. A node that cannot train prints its name, and the reason to standard error.
+# Add checks for known problems of your cluster.
 set -euo pipefail
 
 unhealthy() {

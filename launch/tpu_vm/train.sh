@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: queues for one, installs, trains on all its workers, and queues again when it is lost.
+# Trains on a Cloud TPU slice: requests one, installs, trains on all its workers, and requests it again when it is lost.
 #   launch/tpu_vm/train.sh [--dry-run] configs/digits.py:quickstart --run-dir /mnt/runs/digits
-# --dry-run prints the commands of a start that goes well, and runs none of them.
+# --dry-run prints the commands of a successful start, and runs none of them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -36,7 +36,7 @@ main() {
                 exit "$code"
                 ;;
         esac
-        # It is no failure of the run if it has saved, or if its slice was taken away.
+        # It is not a failure of the run if it has saved, or if its slice was preempted.
         if [[ $code != 75 ]] && [[ ! $got_slice || $(state) == ACTIVE ]] && ((++num_failures >= MAX_FAILURES)); then
             echo "exit code $code, after $num_failures failures: giving up. The slice, if any, is kept."
             exit "$code"
@@ -46,7 +46,7 @@ main() {
     done
 }
 
-# Takes a slice from the queue to the end of training, or as far as it goes.
+# Requests a slice, and trains on it until the end or a failure.
 attempt() {
     wait_for_slice &&
         tpu_vm scp dist/gnp_scale-*.whl requirements/tpu.txt launch/tpu_vm/worker_*.sh "$TPU_NAME:" --worker=all &&

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on each worker before training; what is there already is not done again.
+# Runs on each worker before training; skips the steps that are already done.
 #   bash worker_setup.sh HOST:/SHARE
 set -euo pipefail
 runs_nfs=$1
