@@ -1,4 +1,4 @@
-"""Compiles steps for two slices of four TPU v5e, which need not be there: `python compile_for_tpu.py FOLDER`."""
+"""Compiles steps for two slices of four TPU v5e, without the hardware: `python compile_for_tpu.py FOLDER`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Compiled training steps, and the collectives that their text speaks of."""
+"""Compiled training steps, and the collectives in their HLO text."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
 MESH = MeshConfig(replica=2, fsdp=4)
-# Wide, so that kernels outweigh the vectors that FSDP leaves whole: nothing is run, and width costs no compile time.
+# Wide, so that kernels outweigh the vectors that FSDP replicates: nothing is run, and width costs no compile time.
 VIT = ModelConfig("vit_mu", patch_size=2, depth=1, width=1024, num_heads=4, dropout=0.1)
 
 _NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
@@ -36,11 +36,11 @@ class Collective(NamedTuple):
 
     kind: str
     num_bytes: int
-    """Of its result on one device."""
+    """Bytes of its result on one device."""
     num_scalars: int
-    """Entries of its result that have no dimensions."""
+    """Number of scalars in its result."""
     groups: tuple[tuple[int, ...], ...]
-    """The devices that it joins, by their place in the mesh."""
+    """The groups of devices that communicate, by their position in the mesh."""
     arrays: tuple[tuple[str, int], ...]
     """Type and number of entries of each array of its result on one device."""
 
@@ -48,7 +48,7 @@ class Collective(NamedTuple):
 def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind.FULL) -> str:
     """HLO of the training step of a small vision transformer, compiled for the devices of `mesh`.
 
-    Without mixup, whose one row from neighbour to neighbour is the same in every kind of step.
+    Without mixup, which moves one row between neighbours in every kind of step.
     """
     config = Config(
         data=DataConfig(batch_size=64, eval_batch_size=64, crop_padding=1),
@@ -64,18 +64,18 @@ def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind
 
 
 def without_sources(text: str) -> str:
-    """HLO without the lines of Python that it was traced from, which depend on what was traced before."""
+    """HLO without the Python source lines, which depend on what was traced before."""
     return "\n".join(filter(None, _SOURCES.sub("", text).splitlines()))
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of a program, in its order."""
+    """All collectives of a program, in order."""
     return list(_collectives(text))
 
 
 def _collectives(text: str) -> Iterator[Collective]:
     for match in filter(None, map(_COLLECTIVE.search, text.splitlines())):
-        # The result of an asynchronous start holds its operands as well.
+        # The result of an asynchronous start also holds its operands.
         assert not match["start"], match[0]
         arrays = _ARRAY.findall(match["result"])
         num_scalars = sum(shape == "" for _, shape in arrays)
@@ -84,12 +84,12 @@ def _collectives(text: str) -> Iterator[Collective]:
 
 
 def sends_between_slices(text: str) -> list[int]:
-    """Bytes that a device sends to other TPU slices, for each of its messages."""
+    """Bytes of each message that a device sends to other TPU slices."""
     return [_num_bytes(match["array"]) for match in map(_SEND.search, text.splitlines()) if match]
 
 
 def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices that stand at the start of `text`, in any of the forms that XLA prints."""
+    """The groups of devices at the start of `text`, in any of XLA's formats."""
     if match := re.match(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
         groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
     elif match := re.match(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):

@@ -16,20 +16,20 @@ from small_disk import disk  # noqa: F401
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
 
-# Under nohup, the processes that tests start would ignore it as well.
+# Under nohup, the processes that tests start would also ignore it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# How long an example takes says more of the machine's other work than of the code.
+# The time of an example depends more on other work of the machine than on the code.
 hypothesis.settings.register_profile("gnp_scale", deadline=None)
 hypothesis.settings.load_profile("gnp_scale")
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: one process of xdist runs a whole file, and none is to be left at the end."""
+    """Files with slow tests come first: one xdist process runs a whole file, and no slow file should start last."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

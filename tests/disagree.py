@@ -1,4 +1,4 @@
-"""A recipe of which each process makes something else: `GNP_SCALE_TEST_DISAGREE` says what."""
+"""A recipe that differs between processes: `GNP_SCALE_TEST_DISAGREE` says how."""
 
 import os
 
@@ -13,7 +13,7 @@ def small() -> Config:
     """Another seed or run folder in each process, or another version, or other budgets, in process 1."""
     rank = int(os.environ["JAX_PROCESS_ID"])
     if os.environ["GNP_SCALE_TEST_DISAGREE"].startswith("/"):
-        # As if each had a disk of its own at the same place.
+        # As if each had its own disk at the same path.
         os.chdir(f"{os.environ['GNP_SCALE_TEST_DISAGREE']}/{rank}")
         run_dir._SIGHT_WAIT_S = 1.0
         return stuck.SMALL

@@ -1,7 +1,7 @@
-"""A run of a few seconds that meets faults on request, and the disturbances that come to it from outside.
+"""A run of a few seconds with faults on request, and the disturbances from outside.
 
-`GNP_SCALE_TEST_FAULTS` names the faults that its process arms, separated by commas. The run rolls back once where
-`diverges` is its recipe.
+`GNP_SCALE_TEST_FAULTS` names the faults that its process arms, separated by commas. The run rolls back once if its
+recipe is `diverges`.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ VARIABLE = "GNP_SCALE_TEST_FAULTS"
 NUM_STEPS = 24
 BAD_STEP = 14
 STEP_S = 0.05
-"""Steps take at least so long, so that something can happen between them."""
+"""The minimum time of a step, so that something can happen between steps."""
 
 
 def steady() -> Config:
     """The undisturbed run."""
     for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
         FAULTS[name]()
-    # A second start waits for the lock; it need not do so for long.
+    # A second start waits for the lock; in a test it need not wait long.
     run_dir._LOCK_WAIT_S = 1.0
     writer.FIRST_WAIT_S = 0.3
     _slow_down()
@@ -99,7 +99,7 @@ def _failing_store() -> None:
 
 
 def _no_large_files() -> None:
-    """As a full disk that takes the rows of metrics but no checkpoint; it lasts as long as this process."""
+    """Like a full disk that accepts the rows of metrics but no checkpoint; it lasts as long as this process."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
 
 
@@ -142,7 +142,7 @@ def _evaluate(moment: Moment) -> None:
 
 
 def _cut_line(moment: Moment) -> None:
-    """As a kill in the middle of a write leaves the line of a step that is not saved."""
+    """Leaves an incomplete line of a step that is not saved, as a kill during a write does."""
     if not _stops_unfinished(moment):
         return
     with (moment.run_dir / "metrics.jsonl").open("ab") as file:
@@ -153,14 +153,14 @@ def _damage_newest_checkpoint(moment: Moment) -> None:
     if not _stops_unfinished(moment):
         return
     steps = sorted(int(path.name) for path in (moment.run_dir / "checkpoints").glob("*") if path.name.isdecimal())
-    # With one alone a damaged store ends the run; that is another test's affair.
+    # With only one checkpoint a damaged store ends the run; another test checks that.
     if len(steps) > 1:
         parts = sorted((moment.run_dir / "checkpoints" / str(steps[-1])).rglob("d/*"), key=lambda p: p.stat().st_size)
         parts[-1].write_bytes(parts[-1].read_bytes()[:50])
 
 
 def _stops_unfinished(moment: Moment) -> bool:
-    """Ends the run; whether it has begun and will be started again."""
+    """Ends the run; returns whether it has begun and will be started again."""
     moment.signal(signal.SIGTERM)
     return set(moment.job.exit_codes()) != {Exit.FINISHED} and moment.run_dir.exists()
 
@@ -181,6 +181,6 @@ def reached(run_dir: Path, step: int) -> bool:
     """Whether the run has logged `step`."""
     try:
         rows = read_metrics(run_dir)
-    except Exception:  # It may be written at this moment.
+    except Exception:  # It may be being written now.
         return False
     return any(row["step"] >= step for row in rows)

@@ -1,4 +1,4 @@
-"""Faults on request: training examples whose images are NaN on the devices; and runs that meet them.
+"""Faults on request: training examples whose images are NaN on the devices, and runs with them.
 
 Also a recipe, for runs in processes.
 
@@ -71,7 +71,7 @@ def make_white_nan(set_attribute):
 
 
 def overflow_gradient(set_attribute):
-    """Makes white images harmless for the loss, and the gradient of a batch that holds one too large for float32."""
+    """Keeps the loss of white images finite, but makes the gradient of a batch with one too large for float32."""
     make_examples, make_loss = step_module.make_examples, step_module.make_loss
 
     def marked(task, batch, step):
@@ -94,7 +94,7 @@ def overflow_gradient(set_attribute):
 
 
 def twice():
-    """NaN at step 4 on the first host, and on the last one with the batch of what would have been step 11."""
+    """NaN on the first host at step 4, and on the last host in the batch that an undisturbed run reads at step 11."""
     poison(setattr, (4, 0), (11, -1))
     return DIGITS
 
@@ -104,7 +104,7 @@ def with_policy(policy, **settings):
 
 
 def deepen_queue(monkeypatch):
-    """Has as many steps queued as can be, once the first of them is logged, however slow they are."""
+    """Queues the maximum number of steps after the first logged step, even if they are slow."""
     monkeypatch.setattr(reporter, "_QUEUED_MS", 1e9)
 
 
@@ -122,7 +122,7 @@ def count_batches(monkeypatch):
 
 
 def rows_of(run_dir):
-    """The logged steps of a run without what depends on the clock."""
+    """The logged steps of a run, without the values that depend on the clock."""
     rows = {row.pop("step"): row for row in read_metrics(run_dir)}
     return {step: {k: v for k, v in row.items() if not k.startswith("perf/")} for step, row in rows.items()}
 

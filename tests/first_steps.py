@@ -1,7 +1,7 @@
 """Prints the metrics of the first steps of a run in float64, as JSON: see `COMMAND`.
 
-In this program float64 stands for float32 everywhere. So a change of the order of sums shows in the last digits only,
-and a change of what is computed in the first ones.
+This program uses float64 instead of float32 everywhere. So a change in the order of sums changes only the last digits,
+and a change in the computation changes the first ones.
 """
 
 import json
@@ -69,7 +69,7 @@ CASES |= {f"vit {variant}": ("vit", gnp) for variant, gnp in VARIANTS.items()}
 def first_steps(config: Config) -> list[dict[str, float]]:
     """The metrics of each of the first steps on one device."""
     config = replace(config, mesh=MeshConfig(1, 1, 1), model=replace(config.model))
-    object.__setattr__(config.model, "dtype", "float64")  # No type that a user may choose.
+    object.__setattr__(config.model, "dtype", "float64")  # A user cannot choose this type.
     with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
         step, state, rows = make_train_step(task), task.init_state(), []
@@ -82,7 +82,7 @@ def first_steps(config: Config) -> list[dict[str, float]]:
 
 
 def processor() -> str:
-    """The kind of processor: with another, sums may be taken in another order."""
+    """The kind of processor: another one may take sums in another order."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 

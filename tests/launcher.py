@@ -1,4 +1,4 @@
-"""Starts `gnp-scale` as a user does: in processes of its own, one or several that train together on loopback."""
+"""Starts `gnp-scale` as a user does: in one separate process, or in several that train together over loopback."""
 
 import time
 from pathlib import Path
@@ -7,7 +7,7 @@ from gnp_scale.chaos.local_processes import TIMEOUT_S, LocalJob
 
 
 class Job(LocalJob):
-    """A run in its own processes that a test follows by what it prints."""
+    """A run in separate processes, which a test follows by its output."""
 
     def wait_for(self, text: str) -> None:
         """Waits until a process has printed `text`."""
@@ -19,7 +19,7 @@ class Job(LocalJob):
 
 
 def run(log_dir: Path, *arguments: str, **options: int) -> str:
-    """Runs `gnp-scale` to its end, which must be a success, and returns what it printed."""
+    """Runs `gnp-scale` to its end, which must be a success, and returns its output."""
     job = Job(log_dir, list(arguments), **options)
     assert job.exit_codes() == [0] * len(job.processes), job.output()
     return job.output()

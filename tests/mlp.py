@@ -15,7 +15,7 @@ float64 = jax.enable_x64
 
 
 def mlp_loss(params, batch):
-    """Runs on any mesh and without one."""
+    """Runs on any mesh and without a mesh."""
     whole = jax.tree.map(gather, params)
     hidden_BxH = jnp.tanh(batch["x_BxD"] @ whole["hidden_kernel_DxH"] + whole["hidden_bias_H"][None])
     shape_BxK = batch["label_BxK"].shape

@@ -13,7 +13,7 @@ type LossAndGrad = Callable[[Leaves], tuple[float, Leaves]]
 
 
 def mlp_params(num_inputs: int = 8, num_hidden: int = 16, num_classes: int = 8, seed: int = 0) -> Leaves:
-    """Float64 parameters of `mlp_loss_and_grad`, which have values of float32 so that both types start alike."""
+    """Float64 parameters of `mlp_loss_and_grad` with float32 values, so that both types start equal."""
     rng = np.random.default_rng(seed)
     shapes = {
         "hidden_kernel_DxH": (num_inputs, num_hidden),
@@ -78,22 +78,22 @@ def inner(a: Leaves, b: Leaves) -> float:
     return float(sum((a[name] * b[name]).sum() for name in a))
 
 
-# The relatives of the method, each from its paper, over steps of SGD with momentum.
+# The variants of the method, each from its paper, over steps of SGD with momentum.
 
 
 class Update(NamedTuple):
-    """What one step of a method hands on."""
+    """The results of one step of a method."""
 
     u: Leaves
     """For the base optimizer."""
     displacement: Leaves | None = None
-    """The parameters move by -(learning rate) times it besides."""
+    """The parameters also move by -(learning rate) times it."""
     kept: Leaves | None = None
     """For the next step."""
 
 
 type Rule = Callable[[int, Leaves, Leaves, Leaves | None], Update]
-"""Of the step, the parameters, the momentum, and what the last step kept."""
+"""A function of the step, the parameters, the momentum, and the direction kept by the last step."""
 type Setting = float | Callable[[int], float]
 
 
@@ -130,7 +130,7 @@ def asam(w: Leaves, g: Leaves, r: float) -> Leaves:
 
 
 def only(part: str, ascent: Callable[[Leaves, Leaves, float], Leaves]) -> Callable[[Leaves, Leaves, float], Leaves]:
-    """`ascent` as if the leaves with `part` in their name were all parameters (arXiv 2306.04226, section 3)."""
+    """`ascent` as if only the leaves with `part` in their name were parameters (arXiv 2306.04226, section 3)."""
 
     def eps(w: Leaves, g: Leaves, r: float) -> Leaves:
         chosen = {name: leaf for name, leaf in g.items() if part in name}
@@ -145,7 +145,7 @@ def paper(g1: Leaves, g2: Leaves, alpha: float) -> Update:
 
 
 def unit_norm(g1: Leaves, g2: Leaves, alpha: float) -> Update:
-    """What the code released with arXiv 2202.03599 does."""
+    """The blend of the code released with arXiv 2202.03599."""
     return Update(combine(((1 - alpha) / norm(g1), g1), (alpha, g2)))
 
 
@@ -172,7 +172,7 @@ def two_passes(
     fraction: float = 1.0,
     on_steps: Collection[int] | None = None,
 ) -> Rule:
-    """Any blend of the gradients of two passes; the plain gradient on steps outside of `on_steps` and where r is 0."""
+    """Any blend of the gradients of two passes; the plain gradient on steps outside of `on_steps` or with r = 0."""
     group_size = len(batch["x_BxD"]) // num_groups
     groups = [_examples(batch, i * group_size, group_size) for i in range(num_groups)]
 
@@ -200,7 +200,7 @@ def looksam(
     ascent: Callable[[Leaves, Leaves, float], Leaves] = euclidean,
     on_steps: Collection[int] | None = None,
 ) -> Rule:
-    """Algorithm 1 of arXiv 2203.02714, over `on_steps`, whose full steps blend with alpha as its steps between do."""
+    """Algorithm 1 of arXiv 2203.02714 over `on_steps`; full steps blend with alpha, as the steps between do."""
 
     def rule(step: int, params: Leaves, _: Leaves, kept: Leaves | None) -> Update:
         _, g1 = mlp_loss_and_grad(params, batch)

@@ -84,7 +84,7 @@ class SlurmCluster:
             self.start_node(node)
 
     def start_node(self, node: str) -> None:
-        """Starts the slurmd of `node`, and returns when Slurm counts on it."""
+        """Starts the slurmd of `node`, and returns when Slurm considers it available."""
         (self.folder / f"spool-{node}").mkdir(exist_ok=True)
         self._start(node, "-D", "-N", node, program="slurmd")
         self.wait_until(lambda: self.run("sinfo", "--noheader", "--nodes", node, "--format=%T").strip() == "idle")
@@ -114,12 +114,12 @@ class SlurmCluster:
         return subprocess.run(command, env=self.env, check=True, capture_output=True, text=True).stdout
 
     def submit(self, *command: str, **env: str) -> int:
-        """The number of the job that `sbatch` makes of `command`, with `env` added to the environment."""
+        """The number of the job that `sbatch` makes from `command`, with `env` added to the environment."""
         done = subprocess.run(["sbatch", "--parsable", *command], env=self.env | env, check=True, capture_output=True)
         return int(done.stdout)
 
     def job(self, number: int) -> dict[str, str]:
-        """What Slurm knows of a job: JobState, ExitCode, Restarts, NodeList and so on."""
+        """Slurm's record of a job: JobState, ExitCode, Restarts, NodeList and so on."""
         fields = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
@@ -133,7 +133,7 @@ class SlurmCluster:
         self.run("scontrol", "update", f"JobId={number}", *(f"{name}={value}" for name, value in settings.items()))
 
     def cancel(self, number: int) -> None:
-        """What a user does with a job that is not wanted any more."""
+        """Cancels a job, as a user does."""
         self.run("scancel", str(number))
 
     def hosts(self, node_list: str) -> list[str]:
@@ -141,7 +141,7 @@ class SlurmCluster:
         return self.run("scontrol", "show", "hostnames", node_list).split()
 
     def wait_until(self, condition: Callable[[], bool], log: Callable[[], str] = str) -> None:
-        """Waits until `condition` holds; if it does not in time, `log()` is shown beside what Slurm says."""
+        """Waits until `condition` holds; after a timeout it shows `log()` and the state of Slurm."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < deadline, self.run("scontrol", "show", "jobs") + log()
@@ -153,7 +153,7 @@ class SlurmCluster:
             self._daemons[name] = subprocess.Popen(command, stdout=output, stderr=output, env=self.env)
 
     def _processes_on(self, node: str) -> set[int]:
-        """The processes of jobs on `node`, and the slurmstepd that each has for a parent."""
+        """The processes of jobs on `node`, and the parent slurmstepd of each."""
         marks = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.folder}/slurm.conf".encode()}
         found = set()
         for process in Path("/proc").glob("[0-9]*"):
@@ -166,7 +166,7 @@ class SlurmCluster:
 
 
 def missing_programs() -> list[str]:
-    """Those of Slurm's programs that are not installed."""
+    """Slurm's programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 

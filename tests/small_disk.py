@@ -16,7 +16,7 @@ class SmallDisk:
         self._filler = path / "filler"
 
     def fill(self):
-        """Leaves no block free."""
+        """Fills the disk: no block is free."""
         with self._filler.open("ab", buffering=0) as file:
             try:
                 while True:
@@ -25,7 +25,7 @@ class SmallDisk:
                 return
 
     def free(self):
-        """Gives back what `fill` took."""
+        """Frees the space that `fill` took."""
         self._filler.unlink()
 
 

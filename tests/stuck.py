@@ -1,6 +1,7 @@
 """A recipe whose processes freeze, hang, fail or die as they enter a stage: `GNP_SCALE_TEST_STUCK` says which and how.
 
-It reads rank:stage:how, such as 1:save:freeze, or several of these with commas between; `recipe` is as good as a stage.
+Its format is rank:stage:how, such as 1:save:freeze, or several of these separated by commas; `recipe` counts as a
+stage.
 """
 
 import contextlib
@@ -16,9 +17,9 @@ from gnp_scale.training.setup import Task
 
 VARIABLE = "GNP_SCALE_TEST_STUCK"
 FIRST_STEPS = {Stage.DATA: 6, Stage.SAVE: 8}
-"""Where it happens in the middle of a run, not at the first chance."""
+"""Stages in which it happens in the middle of a run, not at the first visit."""
 UNTIL_REPORTED_S = 2.0
-"""The others have heard by then that the stage was entered."""
+"""By then the others have received the report that the stage was entered."""
 SMALL = Config(
     data=DataConfig(batch_size=64, eval_batch_size=120),
     model=ModelConfig(name="vit_mu", patch_size=2),
@@ -54,7 +55,7 @@ ACTS = {
 
 
 def small() -> Config:
-    """Trains the digits for a moment, if nothing is to happen."""
+    """Trains the digits for a short time, if no fault is requested."""
     for entry in filter(None, os.environ.get(VARIABLE, "").split(",")):
         rank, stage, how = entry.split(":")
         if os.environ.get("JAX_PROCESS_ID", "0") == rank:

@@ -1,4 +1,4 @@
-"""Rules about the code itself: imports point one way, axis names stand in one file, and ways through it are short."""
+"""Rules about the code itself: imports point one way, one file has the axis names, and call chains are short."""
 
 import ast
 import traceback
@@ -38,7 +38,7 @@ LAYERS = (
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 FILES = sorted(ROOT.rglob("*.py"))
 ENTRY_POINTS = (ROOT / "chaos" / "worker.py",)
-"""Modules that are run and that nothing imports."""
+"""Modules that are run as scripts and never imported."""
 MOST_FLAT = 14
 
 

@@ -1,4 +1,4 @@
-"""While a process is stopped its clock stands, and the process beside it that would end it waits."""
+"""While a process is stopped its clock stops, and the helper process that would end it waits."""
 
 import os
 import signal

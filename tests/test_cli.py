@@ -104,7 +104,7 @@ def test_help_lists_every_section_and_is_readable(tmp_path):
 
 @pytest.fixture
 def help_text(capsys, monkeypatch):
-    """What a command that asks for help prints, in one column."""
+    """The help output of a command, in one column."""
     monkeypatch.setenv("COLUMNS", "120")
 
     def get(*arguments):
@@ -138,7 +138,7 @@ def test_help_begins_with_the_sections(help_text):
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_after_a_recipe_shows_its_values(flag, help_text):
-    """Also where the class has None, as for the depth."""
+    """Also if the default of the class is None, as for the depth."""
     text = help_text("train", RECIPE, flag)
     assert f"The defaults below are those of the recipe {RECIPE}." in text
     for name, value in recipe.flatten(recipe.load(RECIPE)).items():
@@ -198,7 +198,7 @@ def test_a_signal_saves_exits_75_and_the_run_goes_on_bitwise(number, num_process
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """The folder of the run that was not stopped, on so many processes."""
+    """The folder of the uninterrupted run with `num_processes` processes."""
     folders = {}
 
     def get(num_processes):
@@ -213,7 +213,7 @@ def whole_run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_of_four_devices_are_one_of_eight(whole_run):
-    """The same examples and, but for the order of sums between processes, the same numbers.
+    """The same examples and, except for the order of sums between processes, the same numbers.
 
     Losses over 40 steps: an ulp of float32 is 6e-8 of a value, and Adam's division by small second moments lets a
     difference of a few ulps in a gradient grow by about a factor of ten in ten steps.

@@ -1,5 +1,6 @@
-"""What crosses the slow network between replicas, read from compiled programs: with a group to each replica, no more
-than in plain training; with one group twice that."""
+"""Traffic on the slow network between replicas, from compiled programs: with one group on each replica, no more than in
+plain training; with one group in total, twice that.
+"""
 
 import importlib.util
 import os
@@ -16,7 +17,7 @@ from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 
 PLAIN, ONE_GROUP, TWO_GROUPS = GnpConfig(alpha=0.0), GnpConfig(), GnpConfig(perturb_groups=2)
-# The means over groups reduce each vector that FSDP leaves whole once for every shard: 0.3 % at this width.
+# The means over groups reduce each vector that FSDP replicates once for every shard: 0.3 % at this width.
 EQUAL = 0.004
 
 GROUPS = {
@@ -51,7 +52,7 @@ def crossing():
         if gnp not in found:
             every = collectives(step_text(gnp, mesh))
             found[gnp] = [one for one in every if any(map(joins_replicas, one.groups))]
-            # The parameters of a layer are fetched from inside the replica.
+            # The parameters of a layer are gathered inside the replica.
             assert len(found[gnp]) < len(every)
         return found[gnp]
 
@@ -59,13 +60,13 @@ def crossing():
 
 
 def num_bytes(crossing: list[Collective]) -> int:
-    """Bytes that each replica has to tell the other: those of a reduced array once for each group that reduces it."""
+    """Bytes that each replica sends to the other: those of a reduced array, once for each group that reduces it."""
     return sum(one.num_bytes * len(one.groups) for one in crossing)
 
 
 @pytest.mark.slow
 def test_a_group_for_each_replica_costs_no_more_communication_between_them_than_plain_training(crossing):
-    """Every collective of the ascent stays inside its replica: the one that leaves it is the mean of u at the end."""
+    """Every collective of the ascent stays inside its replica; only the mean of u at the end leaves it."""
     (only,) = crossing(TWO_GROUPS)
     assert only.kind == "all-reduce"
     assert num_bytes([only]) == pytest.approx(num_bytes(crossing(PLAIN)), rel=EQUAL)
@@ -122,7 +123,7 @@ def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_
 
 @pytest.mark.slow
 def test_on_a_tpu_the_arithmetic_between_the_passes_is_in_kernels(tpu_texts):
-    """Those that `train.kernels` "auto" takes, on shards, in the order of the method."""
+    """The kernels that `train.kernels` "auto" uses, on shards, in the order of the method."""
     calls = [line for line in tpu_texts["one group"].splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     names = {match[0] for line in calls for match in re.finditer(r"gnp_\w+?(?=[.\"/ ])", line)}
     assert {"gnp_squared_norm", "gnp_perturb", "gnp_dots", "gnp_blend_update"} <= names

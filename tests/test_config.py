@@ -81,7 +81,7 @@ def test_a_run_too_short_for_a_schedule_names_the_flags_to_add(config, part, fla
 
 
 def test_a_window_with_an_end_of_its_own_may_lie_behind_a_run():
-    """Such run folders were made before there was a check."""
+    """Such run folders were made before this check existed."""
     window = Config(gnp=GnpConfig(gate="window", gate_start=60, gate_stop=70))
     assert recipe.override(window, ["--train.num-steps", "50"]).gnp == window.gnp
 
@@ -107,21 +107,21 @@ def test_of_a_flag_that_is_given_twice_the_last_counts():
 
 
 def test_a_home_folder_is_found_behind_an_equals_sign(monkeypatch):
-    """There the shell leaves the ~ as it is."""
+    """There the shell does not expand the ~."""
     monkeypatch.setenv("HOME", "/home/somebody")
     assert recipe.override(Config(), ["--data.root=~/data"]).data.root == "/home/somebody/data"
 
 
 FIELDS = [(section.name, field.name) for section in fields(Config) for field in fields(getattr(Config(), section.name))]
 BAD_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**40, "-1": -1, "list": [1], "word": "x"}
-# A word may be a folder, or a network as far as is known here; an axis of -1 takes the devices that the others leave.
+# A word may be a folder, or the name of a network; an axis of -1 takes the devices that the others leave.
 ALLOWED = {("data", "root", "word"), ("model", "name", "word")} | {("mesh", "fsdp", "-1")}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS, ids=lambda value: value)
 @pytest.mark.parametrize("value", BAD_VALUES)
 def test_no_option_takes_a_value_that_nobody_can_mean(section, name, value):
-    """A new option is covered as soon as it is there: it refuses these, or is listed as one that means something."""
+    """A new option is covered automatically: it refuses these values, or is listed as one that accepts them."""
 
     def build():
         old = getattr(Config(), section)
@@ -171,7 +171,7 @@ def test_json_keeps_every_value(data, gnp):
 
 @given(st.data())
 def test_what_a_stored_configuration_does_not_have_is_as_it_was_before_there_was_such_an_option(data):
-    """Which is the default, of any option or section that came later."""
+    """The default is used, for any option or section that was added later."""
     stored = json.loads(recipe.to_json(Config(train=TrainConfig(num_steps=7))))
     for section in data.draw(st.sets(st.sampled_from(sorted(stored)))):
         for key in data.draw(st.sets(st.sampled_from(sorted(stored[section])))) - {"num_steps"}:

@@ -1,4 +1,4 @@
-"""All processes go on with the same values, and the coordination service does not fill up with them."""
+"""All processes continue with the same values, and the coordination service does not fill up with them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Augmentation: what is drawn is what is applied, and the result is the same, bit for bit, on every mesh."""
+"""Augmentation applies the drawn values, and the result is bitwise the same on every mesh."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.mesh import batch_spec
 
 RANDOM = np.random.default_rng(0)
-# On 8 devices each holds one example, for which compilers choose other instructions than for several.
+# On 8 devices each holds one example, and compilers then choose other instructions than for several.
 NUM_EXAMPLES, NUM_CLASSES = 8, 5
 IMAGE_BxHxWxC = RANDOM.integers(0, 256, (NUM_EXAMPLES, 12, 10, 3), np.uint8)
 LABEL_B = RANDOM.integers(0, NUM_CLASSES, NUM_EXAMPLES, np.int32)
@@ -91,7 +91,7 @@ def test_flip_mirrors_the_chosen_images():
 
 
 def test_crop_and_flip_draw_every_window_and_both_sides():
-    """Over many keys each (row, column, side) of a 3 x 3 choice of windows comes, and comes as one of them."""
+    """Over many keys, every (row, column, side) of the 3 x 3 windows occurs, and nothing else."""
     ramp = np.arange(36, dtype=np.uint8).reshape(1, 6, 6, 1)
     dataset = Dataset("ramp", SPLIT, SPLIT, NUM_CLASSES, (0.0,), (1 / 255,))
     num_keys = 400
@@ -164,7 +164,7 @@ def test_mixup_weights_follow_the_beta_distribution():
 
 
 def test_each_example_follows_its_own_key():
-    """Other keys for the other examples change nothing for this one."""
+    """Other keys for the other examples do not change this one."""
     config = CONFIGS["crop and flip"]
     batch = {"image": jnp.array(IMAGE_BxHxWxC), "label": jnp.array(LABEL_B)}
     key_B, other_B = (jax.random.split(jax.random.key(seed), NUM_EXAMPLES) for seed in (1, 2))

@@ -1,4 +1,4 @@
-"""The stream of batches: a function of seed and step alone, on any mesh, with every example counted once."""
+"""The stream of batches: a function of only seed and step, on any mesh, with every example counted once."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ NUM_EXAMPLES = 37
 
 
 def numbered_split(num_examples: int = NUM_EXAMPLES) -> Split:
-    """Images and labels that tell which example they are."""
+    """Images and labels that identify the example."""
     label_N = np.arange(num_examples, dtype=np.int32)
     return Split(np.broadcast_to(label_N[:, None, None, None], (num_examples, 2, 3, 1)).astype(np.uint8), label_N)
 
@@ -68,7 +68,7 @@ def test_every_epoch_holds_every_example_once(num_examples: int, batch_size: int
 def test_the_order_changes_with_epoch_and_seed():
     first, second = (batch_indices(3, 100, 100, epoch) for epoch in (0, 1))
     assert not np.array_equal(first, second)
-    # Neighbouring seeds must not share epochs, as they would were epochs numbered by adding to the seed.
+    # Neighbouring seeds must not share epochs. They would if the seed of an epoch were seed + epoch.
     others = [batch_indices(4, 100, 100, epoch) for epoch in range(3)]
     assert not any(np.array_equal(mine, other) for mine in (first, second) for other in others)
 

@@ -1,4 +1,4 @@
-"""The order of the examples is Grain's, bit for bit: a run folder of an earlier version goes on in the same stream."""
+"""The order of the examples is exactly Grain's: a run folder of an earlier version resumes in the same stream."""
 
 import grain
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gnp_scale.data.shuffle import examples_at
 
-# Around each power of 4 the cipher takes another block, and at 2^k + 1 Grain rounds its size down.
+# Around each power of 4 the cipher's block size changes, and at 2^k + 1 Grain rounds its size down.
 EDGES = [2**k + offset for k in range(15, 24) for offset in (-1, 0, 1, 2)]
 NUM_EXAMPLES = st.one_of(st.integers(1, 100), st.integers(1, 14_197_122), st.sampled_from(EDGES))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -44,6 +44,6 @@ def test_a_long_stretch_is_that_of_grain(num_examples: int):
 
 
 def test_the_stream_is_the_one_of_the_first_version():
-    """Grain could change its order too, and both with it. Run folders need the one that their examples came in."""
+    """Golden order: Grain could change its order, and this code with it. Run folders need the old order."""
     assert examples_at(0, 1437, np.arange(1434, 1440)).tolist() == [1146, 1311, 979, 473, 345, 1]
     assert examples_at(2**32 - 1, 1_281_167, 2**40 + np.arange(4)).tolist() == [475421, 682431, 1157119, 803199]

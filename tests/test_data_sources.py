@@ -1,4 +1,4 @@
-"""The data sets: what is read is what the bytes say, and what is missing or damaged is told in one line."""
+"""The data sets: the examples match the bytes of the files, and missing or damaged files give one line."""
 
 import dataclasses
 import gzip
@@ -47,7 +47,7 @@ def test_fashion_mnist_is_what_the_files_hold(tmp_path: Path, gzipped: bool):
 
 
 def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, np.ndarray]:
-    """Two examples for each file of data set `name`: random bytes, with labels that name classes."""
+    """Two examples for each file of data set `name`: random bytes, with valid labels."""
     layout = CIFAR_LAYOUTS[name]
     small = dataclasses.replace(layout, num_train=2 * len(layout.train_files), num_test=2)
     monkeypatch.setitem(CIFAR_LAYOUTS, name, small)
@@ -68,7 +68,7 @@ def test_cifar_is_what_the_files_hold(name, tmp_path: Path, monkeypatch):
     dataset, layout = load(DataConfig(name=name, root=str(tmp_path))), CIFAR_LAYOUTS[name]
     for split, files in ((dataset.train, layout.train_files), (dataset.test, layout.test_files)):
         record_NxR = np.concatenate([records[file] for file in files])
-        # The fine label is the last one, and the planes stand one after the other, row by row.
+        # The fine label is the last one, and the planes follow one after the other, row by row.
         np.testing.assert_array_equal(split.label, record_NxR[:, layout.num_label_bytes - 1])
         for channel, row, column in ((0, 0, 0), (1, 2, 3), (2, 31, 30)):
             byte = layout.num_label_bytes + channel * 1024 + row * 32 + column

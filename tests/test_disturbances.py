@@ -1,4 +1,4 @@
-"""Any two disturbances of a run, at any moments: it ends where an undisturbed one ends, or says why not."""
+"""Any two disturbances of a run, at any time: it ends as an undisturbed run, or says why not."""
 
 import itertools
 import random
@@ -36,10 +36,10 @@ def start(folder, recipe, num_processes, faults=()):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """The end of an undisturbed run in so many processes, made once for each record of rollbacks.
+    """The end of an undisturbed run with this number of processes, made once for each record of rollbacks.
 
-    How far a run goes back depends on which checkpoint was good by then. But a run that finds the record at its start
-    reads the same batches from the first step on, and goes back no more.
+    The target of a rollback depends on which checkpoint was good at that time. But a run that gets the record at its
+    start reads the same batches from the first step on, and does not roll back again.
     """
     ends = {}
 
@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory):
 
 
 def disturb(folder, pair, num_processes, rng):
-    """Lets a run meet both at random moments, and starts it again until it has finished; returns the exit codes."""
+    """Disturbs a run with both at random times, and restarts it until it has finished; returns the exit codes."""
     recipe = "diverges" if "rollback" in pair else "steady"
     job = start(folder, recipe, num_processes, [name for name in pair if name in FAULTS])
     for name in rng.sample(pair, len(pair)):

@@ -1,4 +1,4 @@
-"""Numbers that are not finite never reach the state, are noticed at their step, and lead to what the policy says."""
+"""Non-finite numbers never reach the state, are detected at their step, and are handled by the policy."""
 
 from dataclasses import replace
 
@@ -119,14 +119,14 @@ FINE = {"loss_perturbed": 1.0, "grad_norm": 2.0, "grad_norm_perturbed": 3.0, "up
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["loss", *FINE])
 def test_both_losses_and_all_gradients_count(name, value):
-    """Not the curvature, which is a quotient and steers nothing."""
+    """Not the curvature, which is a quotient and affects no update."""
     numbers = {name: jnp.float32(number) for name, number in ({"loss": 0.5} | FINE).items()}
     assert all_finite(numbers["loss"], numbers)
     numbers |= {name: jnp.float32(value)}
     assert all_finite(numbers.pop("loss"), numbers) == (name == "curvature")
 
 
-# What the host makes of it.
+# The decision of the host.
 
 POLICIES = {
     "stop": (DivergenceConfig(), [0, 1], 2),
@@ -150,7 +150,7 @@ def test_a_guard_raises_at_the_step_that_the_policy_does_not_bear(config, health
 
 
 class Journal:
-    """Stands in for all that a reporter tells: keeps what it is told."""
+    """Replaces everything to which a reporter writes, and records it."""
 
     def __init__(self):
         self.told, self.step_ms = [], 60.0
@@ -182,7 +182,7 @@ def reporter_for(journal, policy="stop", broadcast=lambda value: value):
 
 
 def test_a_reporter_reads_the_steps_that_are_held_and_of_most_only_how_they_went(journal, monkeypatch):
-    """Nothing is read while it is held, and nothing but one scalar of a good step that is not to be logged."""
+    """Nothing is read while it is held; for a good step that is not logged, only one scalar is read."""
     read, device_get, metrics = [], jax.device_get, metrics_of(0.5)
     monkeypatch.setattr(jax, "device_get", lambda values: read.append(values) or device_get(values))
     reporter = reporter_for(journal)
@@ -200,7 +200,7 @@ def test_a_reporter_reads_the_steps_that_are_held_and_of_most_only_how_they_went
     ("step_ms", "num_queued"), [(1.0, MAX_QUEUED_STEPS), (13.0, 7), (100.0, 1), (5000.0, 1)], ids=str
 )
 def test_as_many_steps_are_queued_as_the_main_process_makes_in_a_moment(step_ms, num_queued, journal, monkeypatch):
-    """One until the first logged step; the clock of this process does not count."""
+    """The depth is 1 until the first logged step; the clock of this process is not used."""
     read = []
     monkeypatch.setattr(Guard, "judge", lambda self, step, health, scalars: read.append(step))
     told_by_main = []
@@ -219,7 +219,7 @@ def test_as_many_steps_are_queued_as_the_main_process_makes_in_a_moment(step_ms,
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
 def test_steps_after_one_that_diverged_leave_no_trace(policy, journal):
-    """They are dispatched before it is known."""
+    """They are dispatched before the host knows of it."""
     reporter = reporter_for(journal, policy)
     journal.step_ms = 10.0
     reporter.hold(5, metrics_of(0.5), is_logged=True)
@@ -247,19 +247,19 @@ def test_a_mistake_in_the_section_is_named(make, part):
         make()
 
 
-# Whole runs. Checkpoints are of steps 5, 10, 15 and 16; once step 3 is logged, the queue is as deep as it may be.
+# Whole runs. Checkpoints are of steps 5, 10, 15 and 16; after step 3 is logged, the queue has its maximum depth.
 
 
 @pytest.fixture
 def deep_queue(monkeypatch):
-    """The steps of the tests are slow, and would be queued singly."""
+    """The steps of the tests are slow, so only one would be queued."""
     faults.deepen_queue(monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deep_queue")
 def test_what_was_dispatched_after_the_bad_step_counts_for_nothing(tmp_path, monkeypatch, capsys):
-    """Step 11 is known to be bad when step 15 is to be saved."""
+    """Step 11 is known to be bad when step 15 would be saved."""
     faults.poison(monkeypatch.setattr, (11, 0))
     batches = faults.count_batches(monkeypatch)
     assert train(faults.DIGITS, tmp_path) == Exit.DIVERGED
@@ -275,7 +275,7 @@ def test_what_was_dispatched_after_the_bad_step_counts_for_nothing(tmp_path, mon
 @pytest.mark.usefixtures("deep_queue")
 @pytest.mark.parametrize("row", [0, -1], ids=["first device", "last device"])
 def test_stop_ends_the_run_at_the_very_step_and_saves_nothing_of_it(row, tmp_path, monkeypatch, capsys):
-    """Also where it is a step at which the run would have saved."""
+    """Also if the run would have saved at this step."""
     faults.poison(monkeypatch.setattr, (10, row))
     assert train(faults.DIGITS, tmp_path) == Exit.DIVERGED
     said = capsys.readouterr().err

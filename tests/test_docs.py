@@ -1,4 +1,4 @@
-"""Documentation is true: every Python block and every example of a docstring runs, and the tests it names are there."""
+"""Documentation is true: every Python block and every example of a docstring runs, and the tests it names exist."""
 
 import doctest
 import importlib
@@ -20,19 +20,19 @@ def _blocks(page):
     text = page.read_text()
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start(1))
-        # The empty lines give a traceback the line numbers of the page.
+        # The empty lines make the line numbers of a traceback those of the page.
         yield pytest.param(page, "\n" * line + match[1], id=f"{page.relative_to(ROOT)}:{line + 1}")
 
 
 @pytest.mark.parametrize(("page", "code"), [block for page in PAGES for block in _blocks(page)])
 def test_block_of_a_page_runs(page, code):
-    """What a reader copies works as it stands."""
+    """Copied code works without changes."""
     exec(compile(code, str(page), "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("path", FILES_WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_examples_of_docstrings(path):
-    """The results that docstrings print are those of the code."""
+    """The results in docstrings are those of the code."""
     root = next(package.parent for package in PACKAGES if path.is_relative_to(package))
     name = ".".join(path.relative_to(root).with_suffix("").parts)
     failed, tried = doctest.testmod(importlib.import_module(name))

@@ -1,4 +1,4 @@
-"""In an odd, poor or wrong environment a run does without what is missing, or one line says what to change."""
+"""In an unusual or wrong environment a run works without the missing parts, or one line says what to change."""
 
 import errno
 import logging
@@ -31,7 +31,7 @@ def same_settings():
 
 @pytest.fixture
 def no_variables(monkeypatch):
-    """Nothing says where compiled programs are kept, and this user has no home."""
+    """No variable names a cache for compiled programs, and this user has no home."""
     for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -43,7 +43,7 @@ def no_variables(monkeypatch):
 
 @pytest.mark.parametrize("xdg", [None, "", "relative", "../up"])
 def test_the_cache_folder_is_in_the_home_where_no_absolute_one_is_named(xdg, no_variables, monkeypatch, tmp_path):
-    """By the XDG specification an empty or relative path is no path."""
+    """By the XDG specification an empty or relative path is ignored."""
     monkeypatch.setenv("HOME", str(tmp_path))
     if xdg is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
@@ -90,7 +90,7 @@ def test_a_full_disk_is_still_read_but_not_written(monkeypatch, capsys, tmp_path
 
 @pytest.mark.parametrize("folder", ["", "gs://bucket/cache"])
 def test_what_jax_knows_better_is_left_to_it(folder, monkeypatch, capsys):
-    """Nothing is the user's way to turn the cache off, and JAX reads buckets itself."""
+    """An empty variable turns the cache off, and JAX reads buckets itself."""
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
     environment.keep_compiled(is_writer=True)
@@ -105,7 +105,7 @@ def test_a_process_that_does_not_write_the_cache_does_not_try(monkeypatch, capsy
 
 
 def test_a_cache_that_fills_up_later_ends_nothing(monkeypatch, tmp_path):
-    """Not even where PYTHONWARNINGS makes an error of a warning, as these tests do."""
+    """Not even if PYTHONWARNINGS turns a warning into an error, as these tests do."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     environment.keep_compiled(is_writer=True)
     text = "Error writing persistent compilation cache entry for 'jit_step': OSError: full"
@@ -171,7 +171,7 @@ def test_jax_does_not_say_it_a_second_time(found_only_a_cpu, monkeypatch, caplog
     ],
 )
 def test_devices_that_do_not_start_are_one_line(raised, kind, part, monkeypatch):
-    """Another process may give a device back, so that only a platform that is not there is a mistake."""
+    """Another process may release a device, so only a missing platform is a user's mistake."""
 
     def default_backend():
         raise raised

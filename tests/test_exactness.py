@@ -1,4 +1,4 @@
-"""A run that goes on says truly whether its numbers are those of a run that was not interrupted, and what differs."""
+"""A resumed run says correctly whether its numbers are those of an uninterrupted run, and what differs."""
 
 import copy
 
@@ -17,7 +17,7 @@ EXAMPLES = "numbers, and examples, may differ"
 
 @pytest.fixture
 def saved(set_mesh):
-    """What a checkpoint tells that was saved here."""
+    """The metadata of a checkpoint that was saved here."""
     set_mesh(1, 4, 2)
     return copy.deepcopy(circumstances(Config()))
 
@@ -65,7 +65,7 @@ def test_what_has_changed_is_named(saved, path, value, named, meaning):
 
 
 def test_the_worst_of_two_changes_counts(saved):
-    """Examples that may differ are not said to be the same because the mesh changed too."""
+    """The run must not call the examples the same if they may differ, even if the mesh has changed too."""
     saved["versions"]["grain"], saved["mesh"] = "0.1", {"replica": 8, "fsdp": 1, "tensor": 1}
     assert EXAMPLES in exactness(saved, Config())
 
@@ -96,7 +96,7 @@ def test_block_sizes_and_versions_of_kernels_count_where_they_run(saved, monkeyp
 
 
 def test_of_an_earlier_version_it_says_what_is_not_known(saved):
-    """0.1.0 told neither of scipy nor of kernels, nor of the CPU."""
+    """0.1.0 did not record scipy, kernels or the CPU."""
     for key in ("random", "compiled"):
         del saved[key]
     for name in ("numpy", "scipy"):

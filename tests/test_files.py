@@ -1,4 +1,4 @@
-"""Files of a run folder survive full and failing disks: nothing that was there is lost, and nothing raises."""
+"""Files of a run folder survive full and failing disks: existing data is not lost, and nothing raises."""
 
 import errno
 import os
@@ -50,7 +50,7 @@ def points(run_dir):
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_row_and_no_point(disk, capsys):
-    """Of several times what TensorBoard's own writer would queue before it blocks."""
+    """Several times as many as TensorBoard's own writer would queue before it blocks."""
     with MetricWriter(disk.path, is_writer=True, start_step=0) as writer:
         log(writer, 1, 50)
         disk.fill()
@@ -85,7 +85,7 @@ def test_a_disk_that_stays_full_is_told_at_the_end(disk, capsys):
 
 
 def test_a_start_on_a_full_disk_loses_nothing_that_is_there(disk):
-    """Later steps are dropped, which needs no room, and a new row waits for it."""
+    """Removing later steps needs no free space, and a new row waits for space."""
     with MetricWriter(disk.path, is_writer=True, start_step=0) as writer:
         log(writer, 1, 500)
     disk.fill()
@@ -115,7 +115,7 @@ def test_an_error_of_any_call_costs_no_record(tmp_path, monkeypatch, capsys, num
 
 
 def test_what_the_disk_has_lost_at_a_sync_is_written_again(tmp_path, monkeypatch):
-    """Network file systems take data, and tell only later that there was no room for it."""
+    """Network file systems accept data, and report only later that there was no space for it."""
     path = tmp_path / "file"
     file = RecordFile(path)
     file.append(b"first\n")

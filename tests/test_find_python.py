@@ -1,7 +1,6 @@
-"""`make` finds a Python that can make the environment, and says which; where there is none, it says what to type.
+"""`make` finds a Python that can make the environment, and says which; if there is none, it says what to type.
 
-The interpreters here are shell scripts that answer what the search asks of one: its version, then the modules that it
-lacks.
+The interpreters here are shell scripts that answer the search: their version, then their missing modules.
 """
 
 import platform
@@ -17,7 +16,7 @@ GOOD = "echo 3.12.4"
 
 
 def find(folder, programs, named=None):
-    """What the search prints and says, with `programs` on an otherwise empty PATH."""
+    """The output and messages of the search, with `programs` on an otherwise empty PATH."""
     for name, body in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n".replace("FOLDER", str(folder)))
         (folder / name).chmod(0o755)

@@ -31,7 +31,7 @@ PARTS = {network: [name for name in CASES if CASES[name][0] == network and name 
 def test_the_first_steps_are_those_of_the_golden_file(names):
     command = [sys.executable, str(TESTS / "first_steps.py"), *names]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["metrics"]
-    # The same to the bit on the same kind of processor; on another one sums may be taken in another order.
+    # Bitwise equal on the same kind of processor; on another one sums may be taken in another order.
     is_same = (GOLDEN["processor"], GOLDEN["jax"]) == (processor(), jax.__version__)
     for name in names:
         for number, (row, golden) in enumerate(zip(found[name], GOLDEN["metrics"][name], strict=True), start=1):

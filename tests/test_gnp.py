@@ -43,7 +43,7 @@ def assert_trees_close(actual, expected, rtol):
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize(("r", "alpha"), [(0.05, 0.8), (1.0, 0.3), (0.1, 1.0), (2.0, 0.9)])
 def test_quadratic_has_its_closed_form(r, alpha, blend):
-    """Each quantity of algorithm 1 stands at its place, with one norm over all leaves."""
+    """Each quantity of algorithm 1 has the right value, with one norm over all leaves."""
     rng = np.random.default_rng(0)
     half_AxA = rng.normal(size=(5, 5))
     a_AxA, b_A, w_A = half_AxA @ half_AxA.T, rng.normal(size=5), rng.normal(size=5)
@@ -137,7 +137,7 @@ def test_alpha_of_one_is_sam_of_optax():
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("off", [{"alpha": 0.0}, {"r": 0, "alpha": 0.8}, {"lam": 0.0}, {"r": 0.0, "lam": 0.1}])
 def test_plain_training_is_one_pass_and_bit_identical(off, blend):
-    """Turning the penalty off costs nothing and changes no bit."""
+    """With the penalty off, a step has no extra cost and is bitwise plain training."""
     plain = jax.jit(jax.value_and_grad(mlp_loss))
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
     for setting in (Gnp(**off, blend=blend), PLAIN):
@@ -151,7 +151,7 @@ def num_compiled_matmuls(fn, *args):
 
 
 def test_penalty_costs_two_passes():
-    """Both gradients are computed once and no more."""
+    """Both gradients are computed exactly once."""
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
     fns = jax.value_and_grad(mlp_loss), penalize(mlp_loss, Gnp(alpha=0.8)), value_and_grad(mlp_loss, Gnp(alpha=0.8))
     plain, *twice = (str(jax.make_jaxpr(fn)(params, batch)).count("dot_general[") for fn in fns)
@@ -169,7 +169,7 @@ def bowl(params, batch):
 
 @pytest.mark.parametrize("blend", BLENDS)
 def test_zero_gradient_gives_a_zero_step(blend):
-    """A minimum is left alone: no division by a zero norm."""
+    """At a minimum the step is 0: no division by a zero norm."""
     zero = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     result = penalize(bowl, Gnp(alpha=0.8, blend=blend))(zero, jax.tree.map(jnp.ones_like, zero))
     assert_trees_equal(result.grad, zero)
@@ -178,7 +178,7 @@ def test_zero_gradient_gives_a_zero_step(blend):
 
 @pytest.mark.parametrize("exponent", [-40, -3, 20])
 def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent):
-    """eps has length r whatever the loss is multiplied by, so u scales with the loss: bit by bit for powers of two."""
+    """eps has length r for any scale of the loss, so u scales with the loss: bitwise for powers of two."""
     params, batch, scale = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32"), 2.0**exponent
     zero = jax.tree.map(jnp.zeros_like, params)
 
@@ -225,7 +225,7 @@ def test_wrong_gradient_is_never_hidden(place, wrong, alpha, loss_fn):
 
 
 def rectified(params, batch):
-    """Its gradient at NaN is 0: it hides a perturbation that went wrong."""
+    """Its gradient at NaN is 0: it hides a wrong perturbation."""
     return sum(jnp.sum(c * jax.nn.relu(params[name])) for name, c in batch.items())
 
 
@@ -254,7 +254,7 @@ TREES = {
 @pytest.mark.parametrize("has_aux", [False, True])
 @pytest.mark.parametrize("tree", TREES)
 def test_returns_what_jax_value_and_grad_returns(tree, has_aux, jit):
-    """A drop-in: same structure and types, and the loss and aux of the clean pass, to the bit."""
+    """A drop-in: same structure and types, and bitwise the loss and aux of the clean pass."""
     params = jax.tree.map(lambda value: jnp.full((2, 3), value, jnp.float32), TREES[tree])
     batch, offset = jax.tree.map(lambda w: w + 1, params), jnp.ones((2, 3))
 
@@ -283,7 +283,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("gnp", [Gnp(r=0.5, alpha=0.8), Gnp(r=0.5, alpha=0.8, perturb_groups=2), PLAIN], ids=str)
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_argnums_and_keywords_are_those_of_jax(name, gnp):
-    """Several arguments are one tree of parameters, with one norm over all; the batch is the first of the others."""
+    """Several arguments form one tree of parameters, with one norm over all; the batch is the first other argument."""
     argnums, arrange = ARGUMENTS[name]
     heads = {key: w for key, w in PARAMS.items() if key.startswith("head")}
     hidden = {key: w for key, w in PARAMS.items() if key.startswith("hidden")}
@@ -331,7 +331,7 @@ def test_a_call_without_its_parameters_or_its_batch_is_an_error(name):
 
 
 def test_bfloat16_gradients_are_blended_in_float32():
-    """u is that of the two bfloat16 gradients, in the float32 of the parameters."""
+    """u comes from the two bfloat16 gradients, and has the float32 of the parameters."""
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "bfloat16")
     copy = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
     r, alpha = 2.0, 0.7
@@ -350,7 +350,7 @@ def test_bfloat16_gradients_are_blended_in_float32():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("others", ["float32", None], ids=["mixed", "all"])
 def test_narrow_parameters_are_not_perturbed(dtype, others):
-    """Rounding would take most of the perturbation away, without a word. Masked or off they may be narrow."""
+    """Rounding would silently remove most of the perturbation. Parameters that are not perturbed may be narrow."""
     params = {name: w.astype(others or dtype) for name, w in on_device(PARAMS, "float32").items()}
     params["hidden_bias_H"] = params["hidden_bias_H"].astype(dtype)
     batch = on_device(BATCH_OF_16, dtype)
@@ -406,7 +406,7 @@ SCHEDULED = [{"r": RISE, "alpha": 0.8}, {"r": 0.1, "alpha": FALL}, {"r": 0.5, "l
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("scheduled", SCHEDULED)
 def test_schedule_is_a_number_at_each_step(scheduled, blend):
-    """A traced step gives what numbers give, and the plain gradient to the bit where the schedule is 0."""
+    """A traced step gives the same as numbers, and bitwise the plain gradient if the schedule is 0."""
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
     fn = jax.jit(value_and_grad(mlp_loss, Gnp(**scheduled, blend=blend)))
     for step in (0, 3, 10):
@@ -452,6 +452,6 @@ def test_telemetry_is_what_it_says(r, alpha, blend):
 
 
 def test_example_of_the_documentation_runs():
-    """The docstring's example prints what it shows."""
+    """The docstring's example prints the shown result."""
     failed, attempted = map(sum, zip(doctest.testmod(drop_in), doctest.testmod(optax_transform), strict=True))
     assert (failed, attempted > 0) == (0, True)

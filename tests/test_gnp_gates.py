@@ -20,7 +20,7 @@ GATES = st.one_of(
 @given(gate=GATES, steps=STEPS)
 @settings(max_examples=20, deadline=None)
 def test_gates_answer_alike_however_they_are_asked(gate, steps):
-    """The host, which asks for all steps at once, and a compiled step, which asks for its own, take the same branch."""
+    """The host, which evaluates all steps at once, and a compiled step, which evaluates one, take the same branch."""
     together = np.asarray(gate(np.asarray(steps)))
     np.testing.assert_array_equal(gate(np.asarray(steps)[None]), together[None])
     assert [bool(gate(step)) for step in steps] == together.tolist()
@@ -29,7 +29,7 @@ def test_gates_answer_alike_however_they_are_asked(gate, steps):
 
 @pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg", "threefry2x32"])
 def test_random_gate_does_not_depend_on_settings_of_jax(implementation):
-    """Some generators draw differently for one step and for an array of them; and precision changes draws."""
+    """Some generators draw differently for one step and for an array of steps; and precision changes draws."""
     steps = np.arange(64)
     expected = np.asarray(bernoulli(0.5, seed=3)(steps))
     for is_wide in (False, True):
@@ -58,7 +58,7 @@ def test_regular_gates_are_open_where_they_say(k, start, length):
 
 
 def test_step_kinds_are_those_of_gate_schedule_and_direction():
-    """The host gets the program of each step, whether it asks for all of them or after a restart for the rest."""
+    """The host gets the same kind for each step if it asks for all steps, or after a restart for the rest."""
     gnp = Gnp(r=lambda step: 0.1 * np.asarray(step), alpha=1.0, direction="reused", reuse_every=3, gate=window(0, 7))
     expected = [StepKind.PLAIN] + [StepKind.FULL, StepKind.REUSE, StepKind.REUSE] * 2 + [StepKind.PLAIN]
     np.testing.assert_array_equal(gnp.step_kinds(np.arange(8)), expected)

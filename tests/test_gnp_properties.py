@@ -42,7 +42,7 @@ PARAMS_32, BATCH_32 = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "floa
 
 
 def memory_for(gnp, value):
-    """What the directions with a memory take besides, filled with `value`."""
+    """The extra arguments of directions with a memory, filled with `value`."""
     leaves = jax.tree.map(lambda w: jnp.full_like(w, value), SMALL)
     return {"state": leaves, "momentum": leaves} if gnp.direction != "gradient" else {}
 
@@ -57,7 +57,7 @@ def plain(loss_fn):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_plain_kind_is_jax_value_and_grad(name):
-    """Steps on which the gate is closed have the bits of plain training, whatever the variant."""
+    """Steps with a closed gate are bitwise plain training, for every variant."""
     result = jax.jit(partial(penalize(mlp_loss, VARIANTS[name]), kind=StepKind.PLAIN))(PARAMS_32, BATCH_32)
     assert_trees_equal((result.loss, result.grad), plain(mlp_loss)(PARAMS_32, BATCH_32))
     assert result.displacement is None
@@ -71,7 +71,7 @@ def test_the_plain_kind_is_jax_value_and_grad(name):
 )
 @pytest.mark.parametrize("metric", ["euclidean", "adaptive"])
 def test_a_traced_zero_is_jax_value_and_grad(blend, off, metric):
-    """Where a schedule is at 0 or a gate is closed inside of a compiled step, no bit changes; and it can be on."""
+    """If a schedule is 0 or a gate is closed inside a compiled step, no bit changes; the penalty can still be on."""
     strength = {"r": 0.2, "alpha": 0.8}
     if off == "gate":
         strength["gate"] = window(1, 2)
@@ -101,7 +101,7 @@ def test_a_traced_zero_hides_what_is_not_finite(blend):
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
 def test_sam_is_a_value_of_three_blends(seed):
-    """alpha = 1 of two blends and alpha = 0 of GSAM leave g2 alone, to the bit."""
+    """alpha = 1 of two blends and alpha = 0 of GSAM give bitwise g2."""
     rng = np.random.default_rng(seed)
     params = {name: jnp.asarray(rng.normal(size=w.shape), jnp.float32) for name, w in PARAMS.items()}
     first, *others = (fn(params, BATCH_32)[1] for fn in sam_by_blends())
@@ -139,7 +139,7 @@ def u_of_paper_in_numpy():
 @given(exponent=st.integers(-40, 40), metric=st.sampled_from(["euclidean", "adaptive"]), is_masked=st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent, metric, is_masked):
-    """The perturbation has its length whatever the loss is multiplied by: bit by bit for powers of two."""
+    """The perturbation has its length for any scale of the loss: bitwise for powers of two."""
     _, g1 = plain(mlp_loss)(PARAMS_32, BATCH_32)
     scaled = jax.tree.map(lambda g: g * 2.0**exponent, g1)
     mask = (lambda path: "kernel" in path) if is_masked else None
@@ -149,7 +149,7 @@ def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent, metric, is_maske
 
 
 def test_a_tied_parameter_counts_once_in_the_norm():
-    """A leaf that is used at two places has one gradient, the sum of both, and one place in the norm."""
+    """A leaf that is used twice has one gradient, the sum of both, and counts once in the norm."""
     rng = np.random.default_rng(0)
     w_DxH, x_BxD = rng.normal(size=(4, 3)) / 2, rng.normal(size=(6, 4))
 
@@ -171,7 +171,7 @@ def test_a_tied_parameter_counts_once_in_the_norm():
 
 @pytest.mark.parametrize("metric", ["euclidean", "adaptive"])
 def test_copies_and_shards_over_a_mesh_count_once_in_the_norm(set_mesh, metric):
-    """eps has one length over copies on eight devices, over shards, and over a mixture."""
+    """eps has the same length over replicas on eight devices, over shards, and over a mixture."""
     g = {name: np.ones_like(w) for name, w in PARAMS.items()}
     weighted = {name: np.abs(w) for name, w in PARAMS.items()} if metric == "adaptive" else g
     set_mesh(fsdp=8)
@@ -197,7 +197,7 @@ def bowl(params, batch):
 
 
 def fragile(params, batch):
-    """The mean of c @ w, at w = 1 only: elsewhere its gradient is 0, which hides what went wrong on the way there."""
+    """The mean of c @ w, only at w = 1: elsewhere its gradient is 0, which hides a wrong perturbation."""
     w = jnp.concatenate([params["kernel"].reshape(6), params["bias"]])
     return jnp.mean(jnp.sum(jnp.where(w[None] == 1, batch, 0.0) * w[None], axis=1))
 
@@ -214,7 +214,7 @@ def penalized_by(name):
 )
 @settings(max_examples=80, deadline=None)
 def test_a_wrong_gradient_is_never_hidden(name, place, wrong):
-    """One NaN, one infinity or one overflow of the norm in g1 never gives a finite u, though g2 be finite."""
+    """One NaN, one infinity or one overflow of the norm in g1 never gives a finite u, even if g2 is finite."""
     factors = np.ones((4, 8), np.float32)
     factors[:, place] = wrong
     u = penalized_by(name)(SMALL, factors).grad
@@ -224,7 +224,7 @@ def test_a_wrong_gradient_is_never_hidden(name, place, wrong):
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 @pytest.mark.parametrize("kind", [StepKind.FULL, StepKind.REUSE])
 def test_a_wrong_memory_is_never_hidden(kind, wrong):
-    """Neither is a momentum or a kept direction that is not finite."""
+    """A momentum or a kept direction that is not finite is not hidden either."""
     gnp = VARIANTS["momentum" if kind == StepKind.FULL else "reused"]
     u = penalize(bowl, gnp)(SMALL, jnp.ones((4, 8)), kind=kind, **memory_for(gnp, wrong)).grad
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
@@ -240,7 +240,7 @@ def test_overflow_of_the_adaptive_norm_is_seen():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_zero_gradient_gives_a_zero_step(name):
-    """A minimum is left alone, by every variant and in every kind: no division by a zero norm."""
+    """At a minimum the step is 0, for every variant and every kind: no division by a zero norm."""
     gnp, zero = VARIANTS[name], jax.tree.map(jnp.zeros_like, SMALL)
     batch = jnp.ones((4, 8))
     for kind in [StepKind.PLAIN, StepKind.FULL] + [StepKind.REUSE] * (gnp.direction == "reused"):

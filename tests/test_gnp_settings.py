@@ -18,7 +18,7 @@ RISE = optax.linear_schedule(0.0, 0.4, 4)
 
 @pytest.mark.parametrize("setting", [Gnp(r=RISE, alpha=0.8), Gnp(alpha=RISE), Gnp(lam=RISE)])
 def test_schedule_without_a_step_is_an_error(setting):
-    """Forgetting the step is named, rather than training with step 0 for ever."""
+    """A missing step is an error, instead of training with step 0 for ever."""
     fn = value_and_grad(lambda params, batch: jnp.vdot(batch, params), setting)
     with pytest.raises(ValueError, match=r"no step was given\. Call the function with step="):
         fn(jnp.ones(2), jnp.ones(2))
@@ -61,7 +61,7 @@ def test_is_on_names_the_steps_with_a_second_pass(setting, expected):
     ],
 )
 def test_values_of_r_and_alpha(setting, step, expected):
-    """lambda = alpha * r, whichever of the two is given."""
+    """lambda = alpha * r, whether alpha or lam is given."""
     np.testing.assert_allclose(setting.values(step), expected, rtol=1e-6)
 
 
@@ -111,7 +111,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("direction", ["gradient", "reused"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_with_a_value_that_no_one_can_mean_is_refused_before_the_first_step(name, direction):
-    """It is known as soon as the host asks for the kinds; in a program it could only be seen in the numbers."""
+    """It is an error when the host asks for the kinds; inside a program only the numbers would show it."""
     setting, message = SCHEDULES[name]
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         (setting if setting.blend != "paper" else replace(setting, direction=direction)).step_kinds(np.arange(8))

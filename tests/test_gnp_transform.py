@@ -37,7 +37,7 @@ def base():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_takes_the_steps_of_value_and_grad(name):
-    """Over several steps, with clipping and Adam behind; gates and schedules count the updates."""
+    """Over several steps, followed by clipping and Adam; gates and schedules count the updates."""
     with float64(True):
         batch = on_device(BATCH_OF_16, "float64")
         grad_fn = partial(GRADIENT, batch=batch)
@@ -72,7 +72,7 @@ COUNTED = {
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_second_gradient_is_taken_only_where_the_penalty_is_on(name):
-    """A compiled step branches: on other steps nothing is computed, and g1 goes on to the bit."""
+    """A compiled step branches: on other steps nothing is computed, and g1 passes bitwise unchanged."""
     setting, expected = COUNTED[name]
     transform, calls = penalize_updates(setting), []
 
@@ -97,7 +97,7 @@ def test_the_second_gradient_is_taken_only_where_the_penalty_is_on(name):
 
 
 def test_multi_steps_count_updates_not_microbatches():
-    """With `optax.MultiSteps` outside, the mean of the microbatches' gradients is g1, and a step is an update."""
+    """With `optax.MultiSteps` outside, g1 is the mean of the microbatches' gradients, and a step is an update."""
     batch = on_device(BATCH_OF_16, "float32")
     grad_fn = partial(GRADIENT, batch=batch)
     params = on_device(PARAMS, "float32")
@@ -124,7 +124,7 @@ def test_multi_steps_count_updates_not_microbatches():
 
 
 def test_a_wrong_gradient_is_never_hidden():
-    """A NaN in g1 goes on as NaN, though the second gradient is finite."""
+    """A NaN in g1 stays NaN, even if the second gradient is finite."""
     transform = penalize_updates(Gnp(alpha=1.0))
     w, g1 = jnp.ones(3), jnp.array([1.0, jnp.nan, 1.0])
     u, _ = transform.update(g1, transform.init(w), w, grad_fn=jnp.zeros_like)
@@ -156,7 +156,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_settings_that_need_more_than_one_gradient_are_refused(name):
-    """The error names the setting and the function that does it."""
+    """The error names the setting and the function that supports it."""
     setting, given = REFUSED[name]
     with pytest.raises(ValueError, match=rf"{re.escape(given)}.* which need more\. Call gnp_scale\.gnp\.penalize"):
         penalize_updates(setting)

@@ -1,4 +1,4 @@
-"""Every relative of the method against an oracle written from its paper: a new variant adds a row."""
+"""Every variant of the method against an oracle written from its paper: a new variant adds a row."""
 
 from functools import partial
 from typing import NamedTuple
@@ -91,7 +91,7 @@ PARTS = {
         Gnp(r=0.2, alpha=0.8, ascent_fraction=0.5), two_passes(0.2, 0.8, fraction=0.5), num_accumulated=4
     ),
 }
-# The steps of `bernoulli` are a golden draw: with another, a resumed run would no longer be the one that was cut.
+# The steps of `bernoulli` are a golden draw: with another, a resumed run would differ from the interrupted one.
 GATES = {
     "every": Row(Gnp(r=0.2, alpha=0.8, gate=every(3)), two_passes(0.2, 0.8, on_steps=(0, 3))),
     "window": Row(Gnp(r=0.2, alpha=0.8, gate=window(1, 3)), two_passes(0.2, 0.8, on_steps=(1, 2))),
@@ -155,7 +155,7 @@ MAX_ULPS = {
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_follows_the_oracle_of_its_paper(name, dtype):
-    """u of each step, and where the steps lead, are those of float64 NumPy."""
+    """u of each step, and the final parameters, are those of float64 NumPy."""
     row = ROWS[name]
     with float64(dtype == "float64"):
         path = list(follow(row, dtype))
@@ -168,7 +168,7 @@ def test_follows_the_oracle_of_its_paper(name, dtype):
 
 
 def follow(row, dtype):
-    """(u, new parameters) of each step, as a training loop makes them."""
+    """(u, new parameters) of each step, as in a training loop."""
     optimizer = optax.sgd(RATE, momentum=DECAY)
     batch = on_device(BATCH_OF_16, dtype)
     penalized_fn = penalize(mlp_loss, row.gnp, num_accumulated=row.num_accumulated)
@@ -194,7 +194,7 @@ def follow(row, dtype):
     ("num_groups", "num_accumulated", "num_examples"), [(1, 1, 16), (1, 4, 4), (2, 1, 8), (2, 4, 4), (8, 4, 2)]
 )
 def test_no_pass_sees_more_examples_than_its_part(num_groups, num_accumulated, num_examples):
-    """Accumulation saves the memory that it promises, in both passes, with groups too."""
+    """Accumulation saves the promised memory, in both passes, also with groups."""
     seen = []
 
     def loss_fn(params, batch):
@@ -220,7 +220,7 @@ def test_losses_of_many_parts_are_averaged_in_float32(setting):
 
 
 def test_reusing_what_was_never_kept_says_that_the_penalty_is_off():
-    """As after a first full step that was skipped."""
+    """As after a skipped first full step."""
     fn = penalize(lambda w, batch: jnp.sum(w**2 * batch), Gnp(alpha=0.8, direction="reused"))
     w = jnp.ones(3)
     for kept, is_on in ((jnp.zeros(3), 0), (jnp.ones(3), 1)):
@@ -230,7 +230,7 @@ def test_reusing_what_was_never_kept_says_that_the_penalty_is_off():
 
 
 def test_parts_of_a_replica_are_cut_from_its_own_examples(set_mesh):
-    """With the groups on a mesh axis each of its shards accumulates as often as the whole does."""
+    """With the groups on a mesh axis each of its shards accumulates as often as the whole batch."""
     seen = []
 
     def loss_fn(params, batch):

@@ -29,11 +29,11 @@ def start(began, ended, from_step, step, train, *, rolled_back=0, code=None, **s
     [
         ([], 0, 0.0, 0.0, 0.0),
         ([start(0, 100, 0, 50, 80, compile=20)], 0, 0.0, 0.8, 0.0),
-        # Killed at step 50, went on from 40; 60 steps made, 10 of them in vain.
+        # Killed at step 50, resumed from 40; 60 steps made, 10 of them lost.
         ([start(0, 100, 0, 50, 60, start=40), start(150, 200, 40, 50, 30, start=20)], 10, 15.0, 75 / 200, 50.0),
         # The second start dies before it has caught up: its 5 steps are lost too.
         ([start(0, 40, 0, 20, 40), start(40, 50, 10, 15, 10), start(50, 70, 10, 20, 20)], 15, 30.0, 40 / 70, 0.0),
-        # Dies before it knows where to go on from.
+        # Dies before it knows its first step.
         ([start(0, 40, 0, 20, 40), start(40, 50, None, 0, 0, start=10), start(50, 60, 20, 30, 10)], 0, 0, 5 / 6, 0.0),
         ([start(0, 40, 0, 10, 40, rolled_back=10)], 10, 20.0, 0.5, 0.0),
     ],
@@ -62,7 +62,7 @@ SPANS = st.lists(
 
 @given(SPANS)
 def test_no_jump_of_the_clock_makes_time_negative(spans):
-    """Nor does a record that lacks starts: then more steps are lost than it knows of."""
+    """A record that lacks starts does not either: then more steps are lost than it contains."""
     run_history = RunHistory(
         tuple(
             start(began, began + train + other, from_step, step, train, compile=other)
@@ -134,7 +134,7 @@ def test_a_stop_belongs_to_no_stage():
 
 
 def test_a_stop_that_a_new_stage_notices_first_belongs_to_no_stage():
-    """A process that goes on may enter its next stage before the thread that looks for stops runs again."""
+    """A resumed process may enter its next stage before the thread that detects stops runs again."""
     stages, began_s = Stages(), time.perf_counter()
     with stages.enter(Stage.SAVE, 4):
         time.sleep(0.05)
@@ -143,7 +143,7 @@ def test_a_stop_that_a_new_stage_notices_first_belongs_to_no_stage():
 
 
 def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
-    """The clock of the stages stands meanwhile, that of the record does not: the run is not taken for dead."""
+    """The clock of the stages stops meanwhile, that of the record does not: the run does not count as dead."""
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         awake_s = recorder.history().wall_s
         clock_s = history._clock_s
@@ -211,14 +211,14 @@ def test_status_without_a_run_is_a_users_error(tmp_path, capsys):
 
 
 def test_status_needs_no_jax():
-    """So that it is there at once, and on a machine without accelerators."""
+    """So that it starts at once, and works on a machine without accelerators."""
     code = "import sys, gnp_scale.cli, gnp_scale.run.status; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_and_restarted_is_accounted_for(tmp_path):
-    """SIGKILL in the middle, a look at the run while it trains, and the sums at its end."""
+    """SIGKILL in the middle, the status while it trains, and the sums at its end."""
     arguments = ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run"), "--train.num-steps", "2000"]
     job = Job(tmp_path / "killed", arguments)
     job.wait_for("step 21/2000")

@@ -1,4 +1,4 @@
-"""What of its images a step sends over the network, read from compiled programs: nothing, or bytes for groups."""
+"""The images that a step sends over the network, from compiled programs: none, or bytes for groups."""
 
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ MESHES = {"fsdp 8": (1, 8, 1), "fsdp 4 x tensor 2": (1, 4, 2), "2 replicas x fsd
 
 
 class Received(NamedTuple):
-    """Images that come to each device in one step."""
+    """Number of images that each device receives in one step."""
 
     as_bytes: float
     as_floats: float

@@ -1,6 +1,6 @@
-"""The manifests for GKE: the schemas accept them, exit codes lead where they should, and pods have no privileges.
+"""The manifests for GKE: the schemas accept them, exit codes give the right action, and pods have no privileges.
 
-A JobSet is read by models generated from its API; the jobs in it, and other objects, by the schemas of Kubernetes.
+Models generated from its API check a JobSet; the schemas of Kubernetes check its jobs and other objects.
 """
 
 import os
@@ -32,7 +32,7 @@ def load(monkeypatch):
 
 
 def _check(manifest):
-    """Raises if a schema refuses the manifest, or knows less than what stands in it."""
+    """Raises if a schema refuses the manifest, or does not know all of its fields."""
     if manifest["kind"] != "JobSet":
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         return
@@ -81,7 +81,7 @@ def test_the_schemas_refuse_a_mistake(mistake, load):
         _check(manifest)
 
 
-# What becomes of the JobSet when a pod ends with an exit code, or is evicted with any.
+# The result of the JobSet when a pod ends with an exit code, or is evicted with any code.
 ACTIONS = {
     "wrong configuration": (2, False, "FailJobSet"),
     "diverged": (77, False, "FailJobSet"),

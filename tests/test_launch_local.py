@@ -74,7 +74,9 @@ def test_a_signal_reaches_every_process(number, start, tmp_path):
     launcher = start("2", "wait,wait")
     _wait_for_logs(tmp_path, 2)
     launcher.send_signal(number)
-    launcher.communicate(timeout=60)  # less than the grace time, after which one that got no signal would be killed
+    launcher.communicate(
+        timeout=60
+    )  # less than the grace time, after which a process without the signal would be killed
     assert launcher.returncode == 75
 
 

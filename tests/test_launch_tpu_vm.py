@@ -1,4 +1,4 @@
-"""The TPU VM script: the commands it would run are those of the golden file, and its loop acts on states and codes."""
+"""The TPU VM script: its commands are those of the golden file, and its loop acts on states and codes."""
 
 import os
 import re
@@ -21,8 +21,8 @@ SETTINGS = {
     "RETRY_S": "0",
 }
 
-# Logs its verb; answers `describe` with the next line of `states`, and exits from training with the next of `codes`.
-# A state that begins with ! is no state: the request does not exist.
+# Logs its verb; answers `describe` with the next line of `states`, and exits from training with the next of `codes`. A
+# state that begins with ! means that the request does not exist.
 GCLOUD = """#!/usr/bin/env bash
 next() { head -n1 "$1" && sed -i 1d "$1"; }
 case "$*" in
@@ -37,7 +37,7 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with what the script needs of a checkout, and a wheel."""
+    """A folder with the files of a checkout that the script needs, and a wheel."""
     shutil.copytree(ROOT / "launch" / "tpu_vm", tmp_path / "launch" / "tpu_vm")
     (tmp_path / "dist").mkdir()
     (tmp_path / "dist" / "gnp_scale-0.1.0-py3-none-any.whl").touch()

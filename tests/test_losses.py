@@ -104,7 +104,7 @@ def test_l2_is_half_the_factor_times_the_squares_of_the_masked_leaves():
 
 
 def test_l2_of_bfloat16_parameters_is_summed_in_float32():
-    """Over the many leaves of a deep network as well; the gradient is that of each leaf, in its own type."""
+    """Also over the many leaves of a deep network; the gradient of each leaf has the leaf's type."""
     leaves = [jnp.asarray(RNG.normal(size=(64, 64)), jnp.bfloat16) for _ in range(160)]
     value, gradient = jax.value_and_grad(l2)(leaves, 1e-2, [True] * len(leaves))
     expected = 1e-2 / 2 * sum(np.square(np.asarray(w, np.float64)).sum() for w in leaves)

@@ -1,7 +1,7 @@
-"""The penalised gradient belongs to the examples and the groups: no mesh, accumulation or number of processes moves it.
+"""The penalised gradient depends on examples and groups, not on mesh, accumulation or number of processes.
 
-Each cell of the matrix takes a whole training step, and compares u, the loss and the batch statistics with those of
-one device.
+Each cell of the matrix makes a whole training step, and compares u, the loss and the batch statistics with those of one
+device.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
 EPS = np.finfo(np.float32).eps
-# Every computed part of it (a group, or a fourth of the batch) divides over 8 devices, and into whole groups of 8 with
-# batch statistics of their own, so that no cell of the matrix is left out.
+# Every microbatch (a group, or a fourth of the batch) divides over 8 devices, and into whole groups of 8 with their own
+# batch statistics, so the matrix has no missing cell.
 NUM_EXAMPLES = 64
-# A machine changes the order of sums alone. A sum of n float32 terms moves by some sqrt(n) ulps when it is ordered
-# anew, and layers and the two passes add up a few of those; 9 were seen at most.
+# A machine changes only the order of sums. A sum of n float32 terms changes by about sqrt(n) ulps in another order, and
+# layers and the two passes add up a few of these; at most 9 were seen.
 MAX_ULPS = 32
 
 MODELS = {
@@ -61,7 +61,7 @@ def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
         data=DataConfig(batch_size=NUM_EXAMPLES, eval_batch_size=NUM_EXAMPLES, crop_padding=1, mixup=0.2),
         model=MODELS[model],
         gnp=GnpConfig(r=0.1, alpha=0.8, perturb_groups=num_groups),
-        # Its momentum after one step is u, to the bit.
+        # Its momentum after one step is bitwise u.
         optim=OptimConfig(name="sgd", momentum=0.9),
         mesh=mesh,
         train=TrainConfig(accumulate_steps=accumulate_steps),
@@ -81,14 +81,14 @@ def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
 
 
 def moved(path: Any, w: jax.Array) -> jax.Array:
-    """`w` off its initial value: behind a head of zeros there is no gradient."""
+    """`w` moved from its initial value: with a head of zeros there is no gradient."""
     rng = np.random.default_rng(list(jax.tree_util.keystr(path).encode()))
     return jax.device_put(np.asarray(w) + rng.normal(size=w.shape, scale=0.05).astype(np.float32), w.sharding)
 
 
 def batch() -> dict[str, jax.Array]:
-    # Of two million inputs of ReLUs one may lie within an ulp of 0, and be cut off on one machine only: seed 0 has one,
-    # which moves u by 800 ulps. With this seed none does.
+    # One of two million inputs of ReLUs may be within an ulp of 0, and become 0 on one machine only: seed 0 has one,
+    # which moves u by 800 ulps. This seed has none.
     rng = np.random.default_rng(1)
     image = rng.integers(256, size=(NUM_EXAMPLES, 8, 8, 1), dtype=np.uint8)
     label = rng.integers(10, size=NUM_EXAMPLES, dtype=np.int32)
@@ -104,7 +104,7 @@ def ulps(got: Any, expected: Any) -> float:
 
 
 CASES = [
-    # The network with batch statistics takes longer: all of it is compared with two groups.
+    # The network with batch statistics takes longer: all cells are compared only with two groups.
     pytest.param(model, num_groups, marks=[pytest.mark.long] if model == "resnet" and num_groups != 2 else [])
     for model in MODELS
     for num_groups in NUM_GROUPS
@@ -122,7 +122,7 @@ def test_the_same_groups_give_the_same_step_on_every_machine(model, machine, num
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_other_groups_give_another_step(model):
-    """By far more than the tolerance, which therefore tells one from the other."""
+    """The difference is far larger than the tolerance, so the test can distinguish them."""
     one, *others = (step_on("1 device", model, num_groups)["u"] for num_groups in NUM_GROUPS)
     assert all(ulps(other, one) > 1000 * MAX_ULPS for other in others)
 
@@ -142,5 +142,5 @@ def test_groups_are_the_same_in_two_processes_as_in_one(tmp_path):
         rows.append(read_metrics(folder / "run"))
     names = [name for name in rows[0][0] if name.startswith(("train/", "gnp/"))]
     one, two = (np.array([[row[name] for name in names] for row in each]) for each in rows)
-    # Sums between processes are ordered otherwise: ulps, of which the curvature, a small difference, takes some more.
+    # Sums between processes have another order: ulps, and a few more for the curvature, which is a small difference.
     np.testing.assert_allclose(two, one, rtol=1e-5)

@@ -128,7 +128,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_lines_are_moved_aside_and_told(tmp_path, capsys, damage):
-    """A run never becomes unstartable because of its log."""
+    """A damaged log never prevents a start."""
     path = tmp_path / METRICS_FILE
     path.write_bytes(GOOD + damage + b'{"step": 3}\n{"step": 4}\n')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3, 4]
@@ -172,7 +172,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands until it is told to go on, in a process that started 10 s ago."""
+    """A clock that advances only on request, in a process that started 10 s ago."""
     now = [1000.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(history, "_clock_s", lambda: now[0])
@@ -187,7 +187,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def recorder(clock, tmp_path):
-    """Knows the stages of a process that is training the first of its steps, and of a run that has no past."""
+    """A record of a process in its first training step, and of a run without earlier starts."""
     recorder = Recorder(tmp_path, Stages(), is_writer=False)
     recorder.go_on_from(100)
     with recorder.stages.enter(Stage.TRAIN, 100):
@@ -205,7 +205,7 @@ def test_throughput_counts_training_time_only(clock, recorder):
         "perf/images_per_s": 64.0,
         "perf/step_ms": 500.0,
         "perf/data_wait_ms": 100.0,
-        "perf/goodput": 0.2,  # 4 s of 20 s: waiting for data does not count
+        "perf/goodput": 0.2,  # 4 s of 20 s: waiting for data is not counted
     }
     clock(10)
     assert timing.read(120) == {
@@ -379,7 +379,7 @@ COMPILED = {
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_flops_agree_with_the_cost_analysis_of_loop_free_programs(name):
-    """XLA counts elementwise operations too, a few per cent here."""
+    """XLA also counts elementwise operations, a few per cent here."""
     fn, args = COMPILED[name]
     cost = jax.jit(fn).lower(*args).cost_analysis()
     assert cost is not None

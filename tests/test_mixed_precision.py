@@ -46,7 +46,7 @@ def gradient(task, state, batch):
 @pytest.mark.parametrize("trained", [CONFIG, WIDE], ids=["0.2 M parameters", "3.6 M parameters"], indirect=True)
 @pytest.mark.parametrize("copy_dtype", [None, "bfloat16"], ids=["float32 gradients", "bfloat16 gradients"])
 def test_the_difference_of_the_gradients_survives_bfloat16(trained, copy_dtype):
-    """g2 - g1, which is all that the penalty adds, keeps its direction though each gradient is rounded."""
+    """The penalty adds only g2 - g1, which keeps its direction although each gradient is rounded."""
     task, state, batch = trained
     half = Task.of(dataclasses.replace(task.config, model=dataclasses.replace(task.config.model, dtype="bfloat16")))
 
@@ -62,7 +62,7 @@ def test_the_difference_of_the_gradients_survives_bfloat16(trained, copy_dtype):
     assert products.a_b / jnp.sqrt(products.a_a * products.b_b) >= 0.99
 
 
-# Weights of 20 million parameters, perturbed by their share of r: the type they are kept in, and how far they move.
+# Weights of 20 million parameters, perturbed by their part of r: the type of the parameters, and how far they move.
 KEPT_IN = {"float32": (0.99, 1.01), "bfloat16": (0.0, 0.5)}
 
 

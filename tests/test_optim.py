@@ -32,7 +32,7 @@ IS_KERNEL = {
 
 
 def normal(seed: int):
-    """Parameters or gradients of a scale drawn with the seed, so that some are clipped and some are not."""
+    """Parameters or gradients with a random scale, so that some are clipped and some are not."""
     rng = np.random.default_rng(seed)
     scale = rng.uniform(0.2, 1.5)
     return jax.tree.map(
@@ -49,8 +49,8 @@ def rate_float64(c: OptimConfig, t: int) -> float:
     return c.end_learning_rate + (c.learning_rate - c.end_learning_rate) * (1 + np.cos(np.pi * progress)) / 2
 
 
-# Each oracle moves one leaf w at step t = 0, 1, ... by the gradient g, with the rate lr and the decay wd of the leaf;
-# s is the leaf's own memory, which starts at 0.
+# Each oracle updates one leaf w at step t = 0, 1, ... with the gradient g, the rate lr and the decay wd of the leaf; s
+# is the state of the leaf, which starts at 0.
 
 
 def sgd(c, w, g, s, t, lr, wd, is_kernel):
@@ -265,7 +265,7 @@ def test_combinations_without_a_meaning_are_refused_by_name(build, named):
 
 
 def test_the_average_of_a_short_run_is_not_made_of_its_start():
-    """With 0.9999 it would be so for thousands of updates; it reaches back over a tenth of the run, up to the decay."""
+    """With 0.9999 the start would dominate for thousands of updates; the average covers a tenth of the run at most."""
     assert average_share(0.9999, jnp.asarray(0)) == np.float32(0.9)
     assert average_share(0.9999, jnp.asarray(10**6)) == np.float32(1e-4)
     shares = np.asarray(average_share(0.9999, jnp.arange(1000)), np.float64)

@@ -1,4 +1,4 @@
-"""Output that ends, fills up or blocks does not disturb a run, and text from outside is printed as it is."""
+"""Output that ends, fills up or blocks does not disturb a run, and external text is printed unchanged."""
 
 import contextlib
 import fcntl
@@ -34,7 +34,7 @@ DEADLINE_S = 120
 
 
 def talk(num_lines=3, shell="", **streams):
-    """A process that says lines and prints a result; it ends with 3, or with 7 where the result is lost."""
+    """A process that prints messages and a result; it ends with 3, or with 7 if the result is lost."""
     command = [sys.executable, "-c", TALK.format(num_lines=num_lines)]
     if shell:
         command = ["bash", "-c", f"{shlex.join(command)} {shell}"]
@@ -54,7 +54,7 @@ def talk(num_lines=3, shell="", **streams):
     ],
 )
 def test_output_that_nobody_takes_ends_nobody(shell, code):
-    """With a code of its own, not Python's 120; only a result that a full disk lost is a failure."""
+    """With its own exit code, not Python's 120; only a result that is lost on a full disk is a failure."""
     process = talk(100_000 if "head" in shell else 3, shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, err
@@ -62,7 +62,7 @@ def test_output_that_nobody_takes_ends_nobody(shell, code):
 
 
 def test_a_descriptor_that_was_closed_is_not_that_of_the_next_file(tmp_path):
-    """What a library writes to standard error would else be written into it."""
+    """Otherwise a library's writes to standard error would go into it."""
     code = (
         "import os; from gnp_scale.run import streams as s; s.protect(); f = open('next', 'w'); os.write(2, b'noise')"
     )
@@ -75,7 +75,7 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody():
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
     process = talk(20_000, stdout=subprocess.DEVNULL, stderr=writer)
     assert process.wait(DEADLINE_S) == 3
-    # Others who have the same pipe open block there as before.
+    # Other processes with the same pipe still block on it.
     assert os.get_blocking(writer)
     os.close(writer)
     with open(reader, "rb") as file:
@@ -125,7 +125,7 @@ def test_a_terminal_that_was_stopped_holds_up_nobody():
 
 
 class Broken:
-    """A stream of a program that uses this one as a library."""
+    """A stream of a program that uses this package as a library."""
 
     encoding = "utf-8"
 
@@ -214,7 +214,7 @@ LINES = ["step 1/3  loss 0.5", "step 2/3  loss 0.5", "step 3/3  loss 0.5", "said
 
 
 def shown_in_terminal(**variables):
-    """What the bar writes to a terminal."""
+    """The output of the bar on a terminal."""
     controller, terminal = pty.openpty()
     command = [sys.executable, "-c", BAR]
     process = subprocess.Popen(command, stderr=terminal, env=os.environ | variables)
@@ -254,7 +254,7 @@ def test_a_terminal_gets_the_bar(columns, colours):
 
 
 def damaged_folders(folder):
-    """Folders that hold no run, or not a whole one, by what is wrong with them."""
+    """Folders without a run, or with an incomplete one, by problem."""
     run = folder / "run"
     run.mkdir()
     (folder / "file").write_text("no folder")
@@ -290,7 +290,7 @@ def test_status_of_anything_that_is_no_run_is_one_line(tmp_path):
 
 
 def test_status_of_a_run_that_is_being_written(tmp_path, capsys):
-    """Halves of lines, checkpoints that come and go, and records of another version."""
+    """Incomplete lines, checkpoints that appear and disappear, and records of another version."""
     (tmp_path / "config.json").write_text('{"train": {"num_steps": 7}}')
     line = '{"began": 1.0, "time": 2.0, "stage": "train", "from_step": 0, "step": 3, "num_rolled_back_steps": 0,'
     line += ' "first_step_s": 1.0, "seconds": {"train": 1.0}'

@@ -1,4 +1,4 @@
-"""The section `gnp` of a configuration becomes the `Gnp` that it describes; what does not go together is one line."""
+"""The section `gnp` of a configuration becomes the `Gnp` that it describes; incompatible settings give one line."""
 
 import jax
 import numpy as np
@@ -90,7 +90,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("field", ["r", "alpha", "lam"])
 def test_schedule_scales_the_value_of_its_field(field, name):
-    """r, alpha or lambda is its value times the schedule; the other stays, though lam moves alpha = lam / r."""
+    """r, alpha or lambda is its value times the schedule; the other is constant, but lam changes alpha = lam / r."""
     values = {"r": 0.2, "alpha": 0.5} if field != "lam" else {"r": 0.2, "alpha": None, "lam": 0.1}
     values[f"{'r' if field == 'r' else 'alpha'}_schedule"] = name
     values["warmup_steps"] = 8 if name == "warmup" else 0
@@ -166,7 +166,7 @@ def test_settings_that_do_not_go_together_are_one_line(values, part):
 
 @pytest.mark.parametrize("name", MOMENTUM)
 def test_momentum_is_found_and_points_along_the_gradient(name):
-    """What the table calls the momentum of an optimizer is a tree like the parameters, with the sign of a gradient."""
+    """The momentum that the table names is a tree like the parameters, with the sign of a gradient."""
     optimizer = optim.make_optimizer(OptimConfig(name=name), NUM_STEPS)
     params = {"kernel": jax.numpy.ones((2, 2)), "bias": jax.numpy.ones(2)}
     _, state = optimizer.update(jax.tree.map(lambda w: 0.5 * w, params), optimizer.init(params), params)

@@ -48,22 +48,22 @@ def test_a_grace_time_that_is_none_is_a_mistake_in_one_line(text, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def long_grace(monkeypatch):
-    """At the end of a grace time the process that runs the tests would end, too."""
+    """Otherwise the end of a grace time would end the process that runs the tests."""
     monkeypatch.setenv(VARIABLE, str(LONG_S))
 
 
 class LeftError(Exception):
-    """Stands for the end of a process."""
+    """Replaces the end of a process."""
 
 
 def begin(stop, start=7, leave=lambda: "3 steps are lost"):
-    """A run of 1000 steps goes on after `start`."""
+    """A run of 1000 steps resumes after `start`."""
     stop.begin(start, 1000, leave)
 
 
 @pytest.fixture
 def left(monkeypatch):
-    """Exit codes of processes that have left; leaving raises LeftError in their threads."""
+    """Exit codes of processes that have exited; an exit raises LeftError in their threads."""
     codes = []
 
     def leave(code):
@@ -105,7 +105,7 @@ def test_leaving_before_the_run_trains_loses_no_step(left, capsys):
 
 
 def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):
-    """Else the main thread would wait in `reached` until the grace time is over, with its steps lost."""
+    """Otherwise the main thread would wait in `reached` until the grace time is over, and its steps would be lost."""
     stop = alone()
     begin(stop)
     monkeypatch.setattr(preemption, "make_plan", lambda *_: 1 / 0)
@@ -116,11 +116,11 @@ def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_grace_time_ends_what_is_stuck(left, monkeypatch):
-    """The process ends even where its last words are never over."""
+    """The process ends even if its last message blocks for ever."""
     monkeypatch.setenv(VARIABLE, "0.5")
     monkeypatch.setattr(preemption, "_LAST_WORDS_S", 0.2)
     stop = alone()
-    # For ever: once the test is over, leaving would end the process that runs the tests.
+    # For ever: after the test, an exit would end the process that runs the tests.
     begin(stop, leave=lambda: threading.Event().wait())
     stop.ask("SIGINT")
     time.sleep(0.4)
@@ -149,7 +149,7 @@ class Store:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_processes_at_different_steps_stop_after_the_same_one(seed):
-    """Each may be a few steps ahead of another, as dispatch is asynchronous; signals come to one of them or to all."""
+    """Each may be a few steps ahead of another, because dispatch is asynchronous; one or all of them get signals."""
     rng, store, num_processes = random.Random(seed), Store(), 4
     stops = [StopRequest() for _ in range(num_processes)]
     steps, ends = [0] * num_processes, [0] * num_processes
@@ -183,7 +183,7 @@ def test_processes_at_different_steps_stop_after_the_same_one(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_processes_that_roll_back_stop_after_the_same_step(seed):
-    """A notice may reach them while some have gone back to an earlier step and others have not."""
+    """A notice may reach them when some have rolled back to an earlier step and others have not."""
     rng, store, num_processes = random.Random(seed), Store(), 3
     stops = [StopRequest() for _ in range(num_processes)]
     ends = [(0, 0)] * num_processes

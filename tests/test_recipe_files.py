@@ -1,4 +1,4 @@
-"""A recipe file may stand anywhere and be written as any Python file; what it does wrong is one line."""
+"""A recipe file may be anywhere and may be any Python file; its errors are one line."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def run():
 
 @pytest.fixture(autouse=True)
 def same_modules(monkeypatch):
-    """What recipes add to the path and the modules is gone after the test."""
+    """Removes additions of recipes to the path and the modules after the test."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
 
@@ -69,7 +69,7 @@ def test_relative_paths_links_and_home_folders(tmp_path, monkeypatch):
 
 
 def test_the_name_of_a_module_of_python_hides_nothing(tmp_path):
-    """Neither does a module beside a recipe that is called as an installed one."""
+    """A module next to a recipe does not shadow an installed module of the same name either."""
     write(tmp_path, "colorsys.py", "raise RuntimeError('not the one of Python')")
     text = "import colorsys\nassert colorsys.rgb_to_hsv\n" + MINIMAL.format(num_steps=4)
     file = write(tmp_path, "json.py", text)

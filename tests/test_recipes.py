@@ -1,4 +1,4 @@
-"""Every recipe loads, says where it comes from, and is a step that traces on 8 devices, with synthetic images."""
+"""Every recipe loads, names its source, and its step can be traced on 8 devices, with synthetic images."""
 
 import dataclasses
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A run goes on with another mesh, other devices or another number of processes: no flags, the same examples.
+"""A run resumes on another mesh, other devices or another number of processes: no flags, the same examples.
 
-Each part of a run ends with the losses of the run that nobody moved. The first two after the move are equal to 1e-6,
-which is 16 units in the last place of float32: with other examples they would differ in the third digit. From there the
-difference grows as rounding does in any run, by about ten in ten steps (Adam divides by small second moments).
+Each part of a run has the losses of an unmoved run. The first two after the move are equal to 1e-6, which is 16 units
+in the last place of float32: with other examples they would differ in the third digit. After that the difference grows
+as rounding errors do in any run, by about a factor of ten in ten steps (Adam divides by small second moments).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MOVED_AFTER, NUM_STEPS = 4, 8
 
 
 def cut_off(run_dir, moved_dir):
-    """The folder that a run would have left if all its machines had been lost before the last checkpoint."""
+    """The folder of a run whose machines were all lost before the last checkpoint."""
     shutil.copytree(run_dir, moved_dir)
     shutil.rmtree(moved_dir / "checkpoints" / str(NUM_STEPS))
     return moved_dir

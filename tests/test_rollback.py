@@ -1,4 +1,4 @@
-"""After a rollback a run reads on where it says, and ends as one that never saw the batches that were passed over."""
+"""After a rollback a run continues at the recorded batch, and ends as a run without the skipped batches."""
 
 import json
 import os
@@ -44,7 +44,7 @@ STREAMS = {
 
 @pytest.mark.parametrize(("pairs", "start", "expected"), STREAMS.values(), ids=STREAMS.keys())
 def test_batches_follow_from_the_step_and_the_records(pairs, start, expected, tmp_path):
-    """No batch of the steps from a good one to a bad one comes again, whenever the run was started again since."""
+    """No batch between a good and a bad step is read again, for any later restart."""
     rollbacks_of(tmp_path, *pairs)
     read = rollbacks_of(tmp_path).batches(lambda first, count: iter(range(first, first + count)), start, 10)
     assert list(read) == expected
@@ -65,7 +65,7 @@ def test_the_penalty_is_off_for_a_while_after_a_rollback(tmp_path):
 
 
 P, F, R = StepKind.PLAIN, StepKind.FULL, StepKind.REUSE
-# The plan, pairs of (good, bad) steps with the number of plain steps after each, and what is made of it; k = 3.
+# The plan, pairs of (good, bad) steps with the number of plain steps after each, and the result; k = 3.
 REUSES = {
     "none": ("FRRFRRFRR", [], "FRRFRRFRR"),
     "to the start": ("FRRFRRFRR", [(0, 3, 1)], "PFRRFRRFR"),
@@ -82,7 +82,7 @@ REUSES = {
 @pytest.mark.parametrize(("plan", "rollbacks", "expected"), REUSES.values(), ids=REUSES.keys())
 @pytest.mark.parametrize("starts_again", [False, True], ids=["at once", "started again"])
 def test_after_plain_steps_a_direction_is_made_before_it_is_reused(plan, rollbacks, expected, starts_again, tmp_path):
-    """What a state keeps from before a rollback is too old, and at the start of a run there is nothing."""
+    """A direction kept from before a rollback is too old, and at the start of a run there is none."""
 
     def make(plain_steps=0):
         config = with_policy("rollback", max_rollbacks=9, plain_steps=plain_steps)
@@ -98,7 +98,7 @@ def test_after_plain_steps_a_direction_is_made_before_it_is_reused(plan, rollbac
 
 
 def test_there_is_a_program_for_what_a_later_rollback_turns_on_again(tmp_path):
-    """A run whose penalty is off to its end may go back with other settings of `divergence`."""
+    """A run whose penalty is off until its end may roll back with other settings of `divergence`."""
     task = SimpleNamespace(config=DIGITS, gnp=Gnp(alpha=0.8))
     rollbacks = rollbacks_of(tmp_path, (0, 3), plain_steps=10**6)
     assert set(loop._kinds(task, rollbacks)) == {StepKind.PLAIN, StepKind.FULL}
@@ -113,7 +113,7 @@ def test_a_damaged_file_of_rollbacks_is_named(text, tmp_path):
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_records_are_those_that_the_main_process_reads(monkeypatch, tmp_path, is_main):
-    """The file system of another host may still show it an older file, or none."""
+    """Another host's file system may still show an older file, or none."""
     rollbacks_of(tmp_path, (4, 6))
     told = (tmp_path / ROLLBACKS_FILE).read_text()
     given = []
@@ -126,7 +126,7 @@ def test_records_are_those_that_the_main_process_reads(monkeypatch, tmp_path, is
 
 
 def test_a_record_is_on_the_disk_before_the_run_goes_back(monkeypatch, tmp_path):
-    """File and folder: after a loss of power the run would take other batches than it did."""
+    """File and folder: otherwise, after a power cut the run would read other batches than before."""
     synced = []
     monkeypatch.setattr("os.fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
     rollbacks_of(tmp_path, (4, 6))
@@ -152,7 +152,7 @@ def test_a_rollback_that_cannot_be_is_a_mistake_before_anything_is_written(secti
 
 @pytest.fixture
 def prompt_saves(monkeypatch):
-    """Writes every checkpoint before training goes on, so that it is known which are good at which step."""
+    """Writes every checkpoint before training continues, so that the test knows which are good at which step."""
 
     class PromptCheckpoints(loop.Checkpoints):
         def save(self, *arguments):
@@ -170,8 +170,8 @@ def deep_queue(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("prompt_saves", "deep_queue")
 def test_rollback_is_the_run_that_never_saw_the_bad_batches(tmp_path, monkeypatch, capsys):
-    """From step 7 back to 5, past the batches of the steps 6 and 7. It is known at the evaluation of step 8, or at a
-    stop of the run after step 7, which then stops at that step of the new way.
+    """From step 7 back to 5, skipping the batches of steps 6 and 7. The host detects it at the evaluation of step 8, or
+    at a stop after step 7, and then stops at step 7 of the new attempt.
     """
     clean, whole, stopped = (tmp_path / name for name in ("clean", "whole", "stopped"))
     with monkeypatch.context() as patch:
@@ -211,7 +211,7 @@ def test_a_rollback_may_turn_the_penalty_off_and_goes_to_the_start_if_nothing_is
 
 @pytest.mark.slow
 def test_rollbacks_are_bounded_on_all_hosts_over_the_life_of_a_run(tmp_path):
-    """NaN on one host, and later on the other: both go back once, and both give up at the second."""
+    """NaN on one host, and later on the other: both roll back once, and both give up at the second."""
     run_dir = tmp_path / "run"
     recipe = f"{faults.__file__}:twice"
     command = ["train", recipe, "--run-dir", str(run_dir), "--divergence.policy", "rollback"]

@@ -1,4 +1,4 @@
-"""A run folder made by version 0.1.0 is read, evaluated, fingerprinted and gone on with by this one.
+"""This version reads, evaluates, fingerprints and resumes a run folder made by version 0.1.0. ¶
 
 `fixtures/run_folder_v1/run.tar.gz` is the folder of a run of two CPU devices that was stopped after step 25 of 60:
 
@@ -43,7 +43,7 @@ def run_dir(tmp_path):
 
 
 def test_its_configuration_is_that_of_its_recipe(run_dir):
-    """Each option that came since has a default that does what 0.1.0 did."""
+    """Each newer option has a default that keeps the behaviour of 0.1.0."""
     assert changes(stored_config(run_dir), recipe.load(RECIPE)) == []
 
 
@@ -68,7 +68,7 @@ def test_it_is_evaluated(run_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_fingerprint_needs_no_accelerator(run_dir, tmp_path):
-    """Nor takes one from a run: any other platform is never asked."""
+    """It takes no accelerator from a run: no other platform is started."""
     job = Job(tmp_path / "log", ["fingerprint", str(run_dir)], variables={"JAX_PLATFORMS": "cuda"})
     assert job.exit_codes() == [0], job.output()
     assert job.output().split() == [FINGERPRINTS[25], "step", "25"]
@@ -78,7 +78,7 @@ def test_a_fingerprint_needs_no_accelerator(run_dir, tmp_path):
 def test_it_goes_on_to_its_end(run_dir, tmp_path):
     """With the same examples: others change the third digit of a loss. Momentum lets rounding grow slowly."""
     said = run(tmp_path / "log", "train", RECIPE, "--run-dir", str(run_dir), num_devices=2)
-    # Its checkpoint does not tell all that bits depend on.
+    # Its checkpoint does not record everything that affects bitwise equality.
     assert re.search("going on after step 25, (saved with other versions|on the same mesh: .*, if what)", said)
     rows = {row["step"]: row for row in read_metrics(run_dir)}
     assert sorted(rows) == list(range(1, 61))

@@ -1,4 +1,4 @@
-"""Processes that do not find each other, or do not agree, end soon: in one line, with an exit code that fits."""
+"""Processes that do not find each other, or do not agree, end soon, with one line and the right exit code."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def same_cache():
 
 
 def train_alone(run_dir, address, rank):
-    """Exit code, lines and seconds of one process of two, whose other one never comes."""
+    """Exit code, lines and seconds of one of two processes, when the other one never starts."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": address,
@@ -107,7 +107,7 @@ def test_what_names_no_others_is_one_process(monkeypatch, joins, environment):
 
 @pytest.fixture
 def joins(monkeypatch):
-    """What `jax.distributed.initialize` would have been called with."""
+    """The arguments that `jax.distributed.initialize` would have got."""
     calls = []
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
@@ -116,7 +116,7 @@ def joins(monkeypatch):
 
 @pytest.mark.parametrize("num_hosts", [1, 4])
 def test_a_tpu_pod_that_is_not_of_gke_is_joined(monkeypatch, joins, num_hosts):
-    """The metadata server of a TPU VM lists the hosts; one alone has nobody to join."""
+    """The metadata server of a TPU VM lists the hosts; a single host has nobody to join."""
     monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
     monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
     monkeypatch.setattr(GceTpuCluster, "is_env_present", classmethod(lambda cls: True))
@@ -162,7 +162,7 @@ def test_processes_that_do_not_agree_end_before_anything_is_compiled(tmp_path, m
 
 @pytest.mark.slow
 def test_processes_with_different_run_folders_end_before_they_train(tmp_path, monkeypatch):
-    """Each with a disk of its own would leave half of the files in each."""
+    """If each had its own disk, each disk would have half of the files."""
     monkeypatch.setenv("GNP_SCALE_TEST_DISAGREE", str(tmp_path))
     for rank in range(2):
         (tmp_path / str(rank)).mkdir()

@@ -1,4 +1,4 @@
-"""The batch scripts under a real Slurm: what is done with each exit code, and runs that are taken from their nodes."""
+"""The batch scripts under a real Slurm: the action for each exit code, and runs that lose their nodes."""
 
 import os
 import re
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason=f"no {', '.join(missing_programs())}: {INSTALL}"),
 ]
 
-# Stands for the trainer: exits with one of its codes at each start, and tells where it ran and with what.
+# Replaces the trainer: exits with one of its codes at each start, and prints where it ran and its arguments.
 STUB = """#!/usr/bin/env bash
 echo "start ${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME, grace $GNP_SCALE_GRACE_S, devices $JAX_LOCAL_DEVICE_IDS: $*"
 IFS=, read -ra codes <<<"$2"
@@ -128,7 +128,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def whole_run(cluster, tmp_path_factory):
-    """The run that nothing disturbed."""
+    """The undisturbed run."""
     run = Run(cluster, tmp_path_factory.mktemp("whole"), 60)
     cluster.wait_for_state(run.number, "COMPLETED")
     return run

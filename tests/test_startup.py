@@ -1,4 +1,4 @@
-"""What the start of a run does once only, and what it does at the same time."""
+"""What the start of a run does only once, and what it does in parallel."""
 
 import threading
 from collections import Counter
@@ -23,7 +23,7 @@ SMALL = replace(faults.with_policy("rollback"), model=ModelConfig(name="vit_mu",
 
 @pytest.fixture
 def compiled():
-    """Counts compilations by the name of the function, those that the cache answers included."""
+    """Counts compilations by the name of the function, including those that come from the cache."""
     names = Counter()
 
     def count(event, duration_secs, **details):
@@ -37,7 +37,7 @@ def compiled():
 
 @pytest.mark.slow
 def test_the_state_is_traced_once_and_each_program_compiled_once_even_after_a_rollback(tmp_path, monkeypatch, compiled):
-    """Where the state begins anew: no checkpoint is good at step 4."""
+    """The state is initialized again: no checkpoint is good at step 4."""
     traced, init = [], Model.init
     monkeypatch.setattr(Model, "init", lambda self, key: traced.append(key) or init(self, key))
     faults.poison(monkeypatch.setattr, (4, 0))
@@ -70,7 +70,7 @@ def test_the_first_batch_is_read_while_programs_are_compiled(tmp_path, monkeypat
 
 
 class Traced:
-    """Stands in for a traced program that is compiled only beside another one."""
+    """Replaces a traced program; its compilation ends only if another one runs in parallel."""
 
     def __init__(self, both, running, most):
         self._both, self._running, self._most = both, running, most

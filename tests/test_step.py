@@ -1,4 +1,4 @@
-"""The state of training on every mesh: born sharded, a real division of the bytes, its types kept by a step."""
+"""The state of training on every mesh: sharded from the start, with fewer bytes per device, and its types are kept."""
 
 import dataclasses
 from functools import partial
@@ -58,7 +58,7 @@ def test_a_step_keeps_shapes_types_and_shardings(name, mesh, set_mesh):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("config", [CONFIGS["vit"], CONFIGS["kept direction"]], ids=["vit", "kept direction"])
 def test_the_bytes_of_the_state_are_divided_among_the_devices(config, mesh, set_mesh):
-    """All kernels and their moments; vectors and a head of ten classes are small and whole."""
+    """All kernels and their moments; vectors and a head of ten classes are small and replicated."""
     set_mesh(*mesh)
     state = Task.of(config).init_state()
     num_shards = current_axis_size(AXES[1:])
@@ -70,7 +70,7 @@ def test_the_bytes_of_the_state_are_divided_among_the_devices(config, mesh, set_
 
 @pytest.mark.parametrize("name", ["vit_mu", "resnet18"])
 def test_no_key_of_the_initialisation_is_one_of_a_step_or_an_example(name, monkeypatch):
-    """A split gives the keys that folding in 0, 1, ... gives, so two uses of one root would draw the same numbers."""
+    """`split` gives the same keys as folding in 0, 1, ..., so two uses of one root would draw the same numbers."""
     root, of_init, split = jax.random.key(3), [initial_key(3)], jax.random.split
 
     def recorded(key, num=2):
@@ -127,7 +127,7 @@ def test_the_penalty_and_the_average_follow_the_updates_as_the_learning_rate_doe
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_groups_on_replicas_take_schedules_and_batch_statistics(name, set_mesh):
-    """What a step hands to the groups beside the parameters crosses into the replicas as they do."""
+    """Further inputs of the groups enter the replicas in the same way as the parameters."""
     set_mesh(2, 2, 2)
     gnp = GnpConfig(perturb_groups=2, r_schedule="warmup", alpha_schedule="learning_rate", warmup_steps=10)
     model = dataclasses.replace(CONFIGS[name].model, num_bn_groups=2 if name == "resnet" else 1)

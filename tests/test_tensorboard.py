@@ -1,4 +1,4 @@
-"""What a person sees in TensorBoard: the real server is started on loopback and asked over HTTP."""
+"""What a user sees in TensorBoard: the test starts the real server on loopback and reads it over HTTP."""
 
 import io
 import json
@@ -87,7 +87,7 @@ def log_steps(writer, steps, offset):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """A run that logged 5 steps, was killed, and went on from step 2 to 6 with other numbers."""
+    """A run that logged 5 steps, was killed, and resumed from step 2 to 6 with other numbers."""
     run_dir = tmp_path_factory.mktemp("run")
     with MetricWriter(run_dir, is_writer=True, start_step=0) as writer:
         log_steps(writer, range(1, 6), offset=100)
@@ -121,7 +121,7 @@ def test_scalars_have_the_names_and_numbers_of_the_jsonl(server, run_dir):
 
 
 def test_nothing_but_the_run_itself_is_listed(server):
-    """An hparams run in a folder of its own would stand beside it."""
+    """An hparams run in its own folder would appear as another run."""
     assert list(server.json("scalars/tags")) == ["."]
 
 
@@ -174,7 +174,7 @@ def test_images_arrive_enlarged_and_unnormalised(server):
 
 
 def test_each_start_has_a_file_that_is_read_after_the_others(tmp_path, monkeypatch):
-    """However many starts there are within a second, and wherever the clock jumps to."""
+    """For any number of starts within a second, and any jump of the clock."""
     names = []
     for now in (1.8e9, 1.8e9, 1.8e9 + 0.5, 1.7e9, 5.0, 1.9e9):
         monkeypatch.setattr(tensorboard.time, "time", lambda now=now: now)

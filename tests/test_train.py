@@ -1,4 +1,4 @@
-"""Whole runs: they learn, they stop and go on bitwise, they leave what they promise, and mistakes are one line."""
+"""Whole runs: they learn, stop and resume bitwise, write the promised files, and mistakes give one line."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from gnp_scale.loop import evaluate_run, train
 from gnp_scale.monitoring.metrics import read_metrics
 
 VIT = ModelConfig(name="vit_mu", patch_size=2, dropout=0.1, drop_path=0.1)
-# 1,437 training images: an epoch ends in the middle of the batch of step 23, so that stops fall into an epoch.
+# 1,437 training images: an epoch ends in the middle of the batch of step 23, so stops are inside an epoch.
 BASE = Config(
     data=DataConfig(batch_size=64, eval_batch_size=120, crop_padding=1, mixup=0.2),
     model=VIT,
@@ -52,7 +52,7 @@ GROUPED = dataclasses.replace(
 
 
 def stop_after(monkeypatch, step):
-    """Has the next run stop after `step`, as a signal would."""
+    """Makes the next run stop after `step`, as a signal would."""
     monkeypatch.setattr(loop.StopRequest, "reached", lambda self, reached: reached == step)
 
 

@@ -43,7 +43,7 @@ def optim_sharding(spec):
 
 
 def penalized(c1, g1, c2, g2, norm):
-    """Of a step: what an update takes of it."""
+    """The result of a step that an update needs."""
     return Penalized(0.0, None, LinearCombination(c1, g1, c2, g2), {"update_grad_norm": norm}, None, None)
 
 
@@ -54,7 +54,7 @@ def config_of(name, model=ModelConfig(), **train):  # noqa: B008
 @pytest.mark.parametrize("axes", [(1, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_five_updates_are_those_of_the_chain(name, axes, set_mesh):
-    """State of optax of the same structure, types, shardings and counts; values within 32 ulps of the largest."""
+    """The optax state has the same structure, types, shardings and counts; values within 32 ulps of the largest."""
     set_mesh(*axes)
     config = config_of(name)
     chain = optim.make_optimizer(config.optim, config.train.num_steps)
@@ -108,7 +108,7 @@ def test_the_copy_is_the_new_parameters_rounded(set_mesh):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_that_does_not_apply_leaves_all_as_it_was(name, set_mesh):
-    """Bitwise, the counts of the optimizer too, though gradient and norm are not numbers."""
+    """Bitwise, including the counts of the optimizer, although gradient and norm are NaN."""
     set_mesh(1, 4)
     config, params = config_of(name), trees(0)
     state = optim.make_optimizer(config.optim, 20).init(params)
@@ -121,7 +121,7 @@ def test_a_step_that_does_not_apply_leaves_all_as_it_was(name, set_mesh):
 
 @pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_copies_count_once_in_sums_over_shards(axes, set_mesh, monkeypatch):
-    """A leaf that is whole on every device is not added as often as there are devices."""
+    """A replicated leaf is counted once, not once per device."""
     set_mesh(*axes)
     a, b = trees(0), trees(1)
     monkeypatch.setattr(gnp_kernels.dispatch, "choose", lambda *_: "xla")

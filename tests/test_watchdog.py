@@ -1,4 +1,4 @@
-"""A run that hangs ends: whoever holds it up is named, all stacks are kept, and the exit code asks for a restart.
+"""A run that hangs ends: it names the late process, keeps all stacks, and its exit code asks for a restart.
 
 Real processes freeze (SIGSTOP), hang and die as they enter a stage; `tests/stuck.py` is their recipe.
 """
@@ -36,7 +36,7 @@ def report(rank, stage, moment, in_stage_s, beat=5, heard_s=100.0):
     ids=["within", "waits for one within", "waits for one late", "a stage behind", "longest", "not heard of since"],
 )
 def test_whoever_holds_up_the_others_is_named(reports, named):
-    """The ones that wait for it may be over their budget, before it or with it."""
+    """The processes that wait for it may exceed their budget before it, or with it."""
     budgets = dict.fromkeys(map(str, Stage), 300.0) | {"train": 60.0}
     verdict = find_late(reports, 100.0, budgets)
     assert verdict is None if named is None else named in verdict
@@ -91,7 +91,7 @@ def end(job, rank):
 
 def check_freeze(stuck, tmp_path, rank, stage):
     if stage == Stage.RESTORE:
-        # Only a run that goes on restores.
+        # Only a resumed run restores.
         assert stuck(num_processes=1).exit_codes() == [0]
         (tmp_path / "run" / "checkpoints" / "12").rename(tmp_path / "12")
     job = stuck(f"{rank}:{stage}:freeze", silence=10)
@@ -107,7 +107,7 @@ def check_freeze(stuck, tmp_path, rank, stage):
 
 @pytest.mark.slow
 def test_a_frozen_process_0_is_found(stuck, tmp_path):
-    """It hosts the service that the others would hear of it through."""
+    """It hosts the service through which the others would get its reports."""
     check_freeze(stuck, tmp_path, 0, Stage.TRAIN)
     assert read_history(tmp_path / "run").starts[-1].exit == Exit.HUNG
 
@@ -121,7 +121,7 @@ def test_a_frozen_process_is_found_in_every_stage(stuck, tmp_path, rank, stage):
 
 @pytest.mark.slow
 def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
-    """It reports that it is there, but its main thread does not come out of a library."""
+    """It still sends reports, but its main thread is stuck in a library."""
     job = stuck("1:data:hang_in_native_code", data=10)
     assert job.exit_codes() == [Exit.HUNG, Exit.HUNG], job.output()
     assert all("process 1 on " in log.read_text() for log in job.logs), job.output()
@@ -138,7 +138,7 @@ def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
     ],
 )
 def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
-    """Even where a library keeps Python's lock, and no Python runs any more."""
+    """Even if a library holds Python's lock, and no Python code runs."""
     job = stuck(f"0:save:{how}", num_processes=1, save=8, silence=6)
     assert job.exit_codes() == [code], job.output()
     assert expected in job.output()
@@ -148,7 +148,7 @@ def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
 @pytest.mark.long
 @pytest.mark.parametrize("stage", ["recipe", "data", "save"])
 def test_the_others_end_within_a_minute_of_a_killed_process(stuck, stage):
-    """Nobody told them: no goodbye, and no signal; it may have joined and not been heard yet."""
+    """Nothing told them: no last report and no signal. It may have joined without sending a report yet."""
     job = stuck(f"1:{stage}:die", silence=10, join=25)
     job.processes[1].wait(BOUND_S)
     killed_s = time.monotonic()
@@ -174,7 +174,7 @@ def test_the_others_end_within_a_minute_of_a_killed_process(stuck, stage):
     ],
 )
 def test_a_process_that_fails_ends_the_others_with_its_code(stuck, tmp_path, rank, stage, how, code, said):
-    """So a scheduler that takes the highest code, or the first, does not start again what cannot go well."""
+    """So a scheduler that uses the highest code, or the first, does not restart a run that cannot succeed."""
     job = stuck(f"{rank}:{stage}:{how}", silence=30)
     assert job.exit_codes() == [code, code], job.output()
     told = job.logs[1 - rank].read_text()
@@ -201,7 +201,7 @@ def stop_for(processes, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
-    """For longer than any time-out of its own, and than twice the silence."""
+    """For longer than any of its own timeouts, and than twice the silence."""
     job = stuck(num_processes=num_processes, num_steps=60, silence=3, train=15, data=15, evaluate=15, save=15)
     job.wait_for("step 6/60")
     stop_for(job.processes, 20)
@@ -233,7 +233,7 @@ def test_a_run_may_be_stopped_while_it_joins(stuck):
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_was_stopped_alone_ends_after_the_others(stuck, rank):
-    """Without process 0, JAX aborts it, or it hears from nobody."""
+    """Without process 0, JAX aborts it, or it gets no reports."""
     job = stuck(num_steps=5000, silence=5)
     job.wait_for("step 6/5000")
     job.processes[rank].send_signal(signal.SIGSTOP)
@@ -244,13 +244,13 @@ def test_a_process_that_was_stopped_alone_ends_after_the_others(stuck, rank):
 
 @pytest.mark.slow
 def test_an_evaluation_leaves_the_folder_as_it_was(stuck, tmp_path, monkeypatch):
-    """Even if it hangs, beside the run: what it says is not about the run."""
+    """Even if it hangs next to a run: its messages are not about the run."""
     assert stuck(num_processes=1).exit_codes() == [0]
     run_dir = tmp_path / "run"
     before = {path: path.stat().st_mtime_ns for path in [run_dir, *run_dir.rglob("*")]}
     evaluation = Job(tmp_path / "logs-eval", ["eval", str(run_dir)], num_devices=4)
     assert evaluation.exit_codes() == [0], evaluation.output()
-    # An evaluation in many small batches outlasts any such budget.
+    # An evaluation in many small batches takes longer than any such budget.
     monkeypatch.setenv(VARIABLE, "evaluate=0.001,silence=1")
     hung = Job(tmp_path / "logs-hung", ["eval", str(run_dir), "--data.eval-batch-size", "4"], num_devices=4)
     assert hung.exit_codes() == [Exit.HUNG], hung.output()

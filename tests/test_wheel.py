@@ -1,4 +1,4 @@
-"""What is installed is what users need: the wheel holds every module and recipe but no tests' helpers, and runs."""
+"""The wheel has every module and recipe but no helpers of tests, and runs."""
 
 import os
 import subprocess
