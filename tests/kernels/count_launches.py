@@ -1,4 +1,4 @@
-"""Compiles steps of a shallow ViT-B for 8 H100 and prints what they launch, as JSON."""
+"""Compiles steps of a shallow ViT-B for 8 H100 and prints their kernel launches, as JSON."""
 
 import json
 
@@ -10,7 +10,7 @@ NUM_BLOCKS = 2
 
 
 def main() -> None:
-    """Every variant but XLA in bfloat16, which nothing is compared with."""
+    """Every variant except XLA in bfloat16, which no test uses."""
     mesh = h100_mesh()
     counts = {
         name: count(compiled_step(mesh, "ViT-B/16", *variant, depth=NUM_BLOCKS))._asdict()

@@ -1,4 +1,4 @@
-"""The benchmark of the kernels: it refuses wrong numbers, and says what it measured."""
+"""The benchmark of the kernels: it refuses wrong numbers, and prints its measurements."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_every_operation_is_checked_timed_and_reported():
 
 
 def test_the_best_block_sizes_are_printed_as_tuning_has_them(monkeypatch):
-    """For every operation, in lines that can take the place of the defaults."""
+    """For every operation, in lines that can replace the defaults."""
     ops = [op._replace(make=lambda implementation: lambda: jnp.ones(3)) for op in bench.ops(SHAPES)]
     monkeypatch.setattr(bench, "ops", lambda shapes: ops)
     monkeypatch.setattr(bench, "best_tuning", lambda op, num_rounds: candidates(op.tuned)[-1])
@@ -29,7 +29,7 @@ def test_the_best_block_sizes_are_printed_as_tuning_has_them(monkeypatch):
 
 
 def test_wrong_numbers_are_refused():
-    """A kernel that is off by 1e-4 of its largest entry does not get a time."""
+    """A kernel with an error of 1e-4 of its largest entry is not timed."""
 
     def make(implementation):
         return lambda: jnp.ones(3) * (1.0 if implementation == "xla" else 1.0001)
@@ -39,7 +39,7 @@ def test_wrong_numbers_are_refused():
 
 
 def test_an_update_goes_on_from_the_last():
-    """Each timed update is in place on what the last one left, as in training."""
+    """Each timed update works in place on the result of the previous one, as in training."""
     (op,) = (op for op in bench.ops(SHAPES) if op.name == "sgd f32")
     update = op.make("xla")
     first = np.asarray(update().params["a"])

@@ -22,8 +22,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def counts():
-    """What the step launches, for each variant of `benchmarks.kernels_gpu`."""
-    # What was compiled for devices that are not there cannot be read back from the cache.
+    """The launches of the step, for each variant of `benchmarks.kernels_gpu`."""
+    # Programs for absent devices cannot be read from the cache.
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run([sys.executable, SCRIPT], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,7 +44,7 @@ def test_no_more_bytes_are_moved(counts):
 
 
 def test_changes_of_layout_do_not_eat_the_gain(counts):
-    """What a kernel cannot take in as XLA's loops do: transpositions before and after it."""
+    """A kernel cannot include transpositions before and after it, as XLA's loops can."""
     ours, base = counts["Triton, float32"], counts["XLA, float32"]
     assert ours["num_bytes"] + ours["num_layout_bytes"] <= 1.02 * (base["num_bytes"] + base["num_layout_bytes"])
     assert ours["num_all_launches"] < base["num_all_launches"]

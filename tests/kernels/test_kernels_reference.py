@@ -1,4 +1,4 @@
-"""The plain-JAX operations against float64 NumPy and optax: what every kernel is then compared with."""
+"""The plain-JAX operations against float64 NumPy and optax; every kernel is compared with these operations."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def doubles(tree):
 
 
 def expect(got, expected, dtype, num_ulps):
-    """`expected`, in float64, is within `num_ulps` of rounding to `dtype` of what was got."""
+    """The result is within `num_ulps`, in `dtype`, of the float64 `expected`."""
     for x, y in zip(jax.tree.leaves(got), expected, strict=True):
         assert x.dtype == dtype
         with np.errstate(over="ignore", invalid="ignore"):
@@ -54,7 +54,7 @@ def test_perturbation_is_that_of_float64(case):
         dtype = case.options.get("dtype", jnp.float32)
         assert x.dtype == dtype
         with np.errstate(all="ignore"):
-            # XLA flushes what is not normal to zero.
+            # XLA flushes subnormal numbers to zero.
             w, g = (np.where(np.abs(y) < 2.0**-126, 0, y) for y in (w, g))
             step = np.float64(np.float32(case.scale)) * g * (w * w if adaptive else 1.0) * chosen
             expected = w + step if chosen else w
@@ -63,14 +63,14 @@ def test_perturbation_is_that_of_float64(case):
             )
             x = np.asarray(x, np.float64)
             same = (np.abs(x - expected) <= bound) | (np.isnan(x) & np.isnan(expected)) | (x == expected)
-            # What float32 cannot hold is infinite there, and what came of it is not finite.
+            # Numbers too large for float32 are infinite there, and results from them are not finite.
             same |= (np.maximum(np.abs(step), np.abs(expected)) > 3.4e38) & ~np.isfinite(x)
             same |= ~np.isfinite(expected) & ~np.isfinite(x)
         assert np.all(same), (x[~same], expected[~same])
 
 
 def numpy_update(w, g1, g2, moments, rule, c1, c2, learning_rate, count, decays):
-    """One update of one leaf in float64, after the papers."""
+    """One update of one leaf in float64, from the papers."""
     u = c1 * g1 + (0 if g2 is None or c2 == 0 else c2 * g2)
     if isinstance(rule, AdamW):
         m, v = rule.b1 * moments[0] + (1 - rule.b1) * u, rule.b2 * moments[1] + (1 - rule.b2) * u**2
@@ -121,8 +121,8 @@ OPTAX = {
 def test_twenty_updates_are_those_of_optax(name):
     """Blend, clip, optimizer and rate of optax, one after the other, in ulps of a leaf's largest entry.
 
-    Where the two gradients cancel, what is left of them is rounding, and AdamW divides by the size of what is left:
-    a few of 60,000 entries differ by more (measured: 42 ulps), the mean by less than 2.
+    Where the two gradients cancel, only rounding errors remain, and AdamW divides by their size: a few of 60,000
+    entries differ by more (measured: 42 ulps), the mean by less than 2.
     """
     rule, parts = OPTAX[name]
     chain = optax.chain(optax.clip_by_global_norm(1.0), *parts(), optax.scale(-0.1))
@@ -155,7 +155,7 @@ def test_twenty_updates_are_those_of_optax(name):
 
 @pytest.mark.parametrize("rule", blend_update_cases.RULES.values(), ids=str)
 def test_a_step_that_does_not_apply_changes_nothing(rule):
-    """Bitwise, and though the gradients are not finite."""
+    """Bitwise, even if the gradients are not finite."""
     w = testing.tree(testing.SHAPES["mixed"], jnp.float32, 0)
     moments = (jax.tree.map(jnp.abs, w),) * rule.num_moments
     g = jax.tree.map(lambda x: x * jnp.nan, w)

@@ -21,7 +21,7 @@ def config_of(optimizer, gnp, dtype="float32"):
         data=DataConfig(batch_size=16, eval_batch_size=16),
         model=ModelConfig("vit_mu", patch_size=4, depth=1, width=32, num_heads=2, dtype=dtype),
         gnp=gnp,
-        # AdamW with a small eps would blow up what is only rounding: the gradient of the bias of attention's keys.
+        # AdamW with a small eps would amplify pure rounding errors: the gradient of the bias of attention's keys.
         optim=OptimConfig(optimizer, learning_rate=1e-2, clip_norm=1.0, weight_decay=0.1, eps=1e-3),
         train=TrainConfig(num_steps=NUM_STEPS, gradient_dtype=dtype),
     )
@@ -60,8 +60,8 @@ STEPS = {
 def test_a_step_with_kernels_is_the_step_without(name, set_mesh):
     """State and metrics on a mesh, in units of a leaf's largest entry.
 
-    Norms are summed in another order, so eps and u differ in their last digits, and the second pass spreads that:
-    64 ulps of float32. In bfloat16 a gradient that is rounded the other way differs by 2^-8 of itself.
+    Norms are summed in another order, so eps and u differ in their last digits, and the second pass spreads this: 64
+    ulps of float32. In bfloat16 a gradient that is rounded the other way differs by 2^-8 of itself.
     """
     config, axes = STEPS[name]
     set_mesh(*axes)

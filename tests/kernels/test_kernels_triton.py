@@ -18,7 +18,7 @@ triton_leaves = pytest.importorskip(
 
 @pytest.mark.slow
 def test_interpreted_kernels_agree_with_the_reference():
-    """In a process of its own: kernels are compiled or interpreted as the environment says when they are imported."""
+    """In a separate process: the environment at import decides whether kernels are compiled or interpreted."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_interpreted.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)

@@ -72,7 +72,7 @@ OPS = {
 """The launches of every operation for a list of parameters."""
 
 NUM_LAUNCHES = {"norm": 1, "weighted": 1, "dots": 1, "perturb": 1, "sgd": 2, "adamw": 2}
-"""Without the one that adds up the parts of sums."""
+"""Without the launch that adds up the parts of sums."""
 
 
 def accesses(kernel):
@@ -85,12 +85,12 @@ def accesses(kernel):
     [*((op, "vit_b") for op in OPS), *((op, "resnet50") for op in ("norm f32", "perturb bf16", "sgd f32"))],
 )
 def test_on_an_h100_every_access_to_a_leaf_is_16_bytes_wide_and_nothing_spills(op, model):
-    """Of 150 leaves in one launch. Only scalars are loaded, and parts of sums stored, by the 4 bytes."""
+    """With 150 leaves in one launch. Only loads of scalars and stores of partial sums have 4 bytes."""
     launches = OPS[op](parameters(model))
     kernels = [launch for launch in launches if not launch.name.endswith("totals")]
     assert len(kernels) == NUM_LAUNCHES[op.split()[0]]
     kernel = triton_compiled.compiled(kernels[0], "sm_90")
-    # One branch for each leaf is left: they were not merged.
+    # There is one branch for each leaf: they were not merged.
     assert len(re.findall(r"^\s*// \d+$", kernel.asm["ptx"], re.MULTILINE)) == len(kernels[0].operands[0])
     found = accesses(kernel)
     num_scalars, num_sums = found.pop("ld.global.b32", 0), found.pop("st.global.b32", 0)
@@ -100,7 +100,7 @@ def test_on_an_h100_every_access_to_a_leaf_is_16_bytes_wide_and_nothing_spills(o
     used = triton_compiled.resources(kernel)
     assert used.num_spilled_bytes == 0
     assert used.occupancy(kernels[0].num_warps) >= 0.5, used
-    # Rounded each on its own, and to nearest even, whatever assembler comes next.
+    # Each is rounded separately, and to nearest even, with any assembler.
     assert not re.findall(r"\b(?:fma|(?:add|sub|mul)(?!\.rn))\S*\.f32", kernel.asm["ptx"])
     assert set(re.findall(r"cvt\.(\w+)\.bf16x2", kernel.asm["ptx"])) <= {"rn"}
 
@@ -109,7 +109,7 @@ def test_on_an_h100_every_access_to_a_leaf_is_16_bytes_wide_and_nothing_spills(o
 @pytest.mark.parametrize("target", triton_compiled.TARGETS)
 @pytest.mark.parametrize("op", OPS)
 def test_every_kernel_compiles_for_every_gpu(op, target):
-    """For leaves of which some end in a vector of their own, and with the launch that adds up parts of sums."""
+    """For leaves of which some end in a partial vector, and with the launch that adds up parts of sums."""
     for launch in OPS[op](parameters("ragged")):
         kernel = triton_compiled.compiled(launch, target)
         if target == "gfx942":

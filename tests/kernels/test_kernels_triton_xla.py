@@ -25,7 +25,7 @@ BYTES_PER_PARAMETER = {
     "ViT-B bf16": 2 + 8 + 4 + 30,
     "ResNet-50 bf16": 2 + 8 + 4 + 22,
 }
-"""That norm, perturbation, products and update must read and write."""
+"""Bytes that norm, perturbation, products and update must read and write."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def num_bytes(types):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", BYTES_PER_PARAMETER)
 def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_must(case, folder):
-    """8 kernels, and 4 small ones of XLA's for scalars, where XLA alone makes one or two for each of 150 leaves."""
+    """8 kernels, and 4 small XLA kernels for scalars; XLA alone makes one or two for each of 150 leaves."""
     text = (folder / case).read_text()
     lines = re.sub(r"/\*.*?\*/", "", text[text.index("\nENTRY") :]).splitlines()
     launches = [line for line in lines if " = " in line and not NO_LAUNCH.search(line)]
@@ -65,5 +65,5 @@ def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_mus
         operands = zip(kernel["operands"].split(", "), kernel["types"].split(", "), strict=True)
         moved += num_bytes(kernel["results"]) + sum(num_bytes(t) for name, t in operands if name not in buffers)
     per_parameter = moved / int((folder / f"{case} parameters").read_text())
-    # The parts of sums are two numbers for a thousand parameters.
+    # The parts of sums are two numbers per thousand parameters.
     assert BYTES_PER_PARAMETER[case] <= per_parameter <= 1.002 * BYTES_PER_PARAMETER[case]

@@ -1,4 +1,4 @@
-"""The launches that an operation makes, and what Triton's compilers make of them with no GPU there."""
+"""The launches of an operation, and the output of Triton's compilers for them, without a GPU."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ _TYPES = {"float32": "*fp32", "bfloat16": "*bf16"}
 
 
 class Launch(NamedTuple):
-    """What `triton_call` was given."""
+    """The arguments of `triton_call`."""
 
     kernel: Any
     operands: tuple[Any, ...]
@@ -77,19 +77,19 @@ def _paths(operand: Any, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 class Resources(NamedTuple):
-    """Of one thread, as the assembler allots them."""
+    """Registers of one thread, as the assembler allocates them."""
 
     num_registers: int
     num_spilled_bytes: int
 
     def occupancy(self, num_warps: int) -> float:
-        """Share of the 64 warps of a multiprocessor with 65,536 registers, given to each warp by the 256."""
+        """Fraction of the 64 warps of a multiprocessor with 65,536 registers, allocated per warp in units of 256."""
         registers_per_warp = -(-self.num_registers * 32 // 256) * 256
         return min(64 // num_warps, 65536 // (registers_per_warp * num_warps)) * num_warps / 64
 
 
 def resources(kernel: CompiledKernel) -> Resources:
-    """What `ptxas -v` of CUDA 12.9 says, the oldest that knows the PTX asked for."""
+    """The output of `ptxas -v` of CUDA 12.9, the oldest version that supports this PTX."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(kernel.asm["ptx"])

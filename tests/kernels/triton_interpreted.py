@@ -1,4 +1,4 @@
-"""The Triton back end, interpreted, against the reference; `test_kernels_triton.py` runs this in a process of its own.
+"""The Triton back end, interpreted, against the reference; `test_kernels_triton.py` runs this in a separate process.
 
 By hand: TRITON_INTERPRET=1 pytest tests/kernels/triton_interpreted.py
 """
@@ -69,7 +69,7 @@ def test_perturbation(case):
 
 @pytest.mark.parametrize("case", [case for case in PERTURB if "strange" in case.name], ids=named)
 def test_perturbation_of_strange_values(case):
-    """As NumPy has it: XLA flushes denormals to zero on a CPU, which GPUs do not."""
+    """As in NumPy: XLA flushes denormals to zero on a CPU, and GPUs do not."""
     w, g = (np.asarray(tree["strange"]) for tree in (case.params, case.grads))
     dtype = np.dtype(case.options.get("dtype", np.float32))
     x = w + np.float32(case.scale) * (g * np.abs(w) * np.abs(w) if case.options.get("adaptive") else g)

@@ -1,4 +1,4 @@
-"""Compiles what the kernels do in a step for 8 H100, which need not be there: `python triton_on_h100.py FOLDER`."""
+"""Compiles the kernels of a step for 8 H100, without the hardware: `python triton_on_h100.py FOLDER`."""
 
 import math
 import sys
@@ -23,7 +23,7 @@ CASES = {
 
 
 def penalised(rule: Sgd | AdamW, copy: Any) -> Callable[..., Updated]:
-    """What stands between the passes of a penalised step, on local shards, and something in place of the passes."""
+    """The arithmetic between the passes of a penalised step, on local shards, with placeholders for the passes."""
 
     def step(w: Any, moments: Any, g1: Any, g2: Any) -> Updated:
         norm = jnp.sqrt(jax.lax.psum(squared_norm(g1, implementation="triton"), "fsdp"))

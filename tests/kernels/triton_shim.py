@@ -1,4 +1,4 @@
-"""Triton's own interpreter in the place of a GPU, with NumPy for memory: nothing of torch is needed.
+"""Triton's own interpreter instead of a GPU, with NumPy for memory, and without torch.
 
 It only interprets kernels that were imported with TRITON_INTERPRET=1 in the environment.
 """
@@ -19,11 +19,11 @@ from gnp_kernels import triton_leaves
 from triton.runtime import interpreter
 
 _GUARD = np.full(64, 0xA5, np.uint8)
-"""Bytes after each array that kernels must leave as they are."""
+"""Number of bytes after each array that kernels must not change."""
 
 
 class Memory:
-    """What the interpreter asks of a tensor of torch, for a copy of an array in host memory."""
+    """The interface of a torch tensor that the interpreter needs, for a copy of an array in host memory."""
 
     def __init__(self, x: Any):
         x = np.asarray(x)
@@ -32,7 +32,7 @@ class Memory:
         self._shape, self._type = x.shape, x.dtype
 
     def host(self) -> np.ndarray:
-        """What it holds now."""
+        """The current values."""
         assert np.array_equal(self._bytes[-_GUARD.size :], _GUARD), "a kernel wrote beyond the end of an array"
         return np.frombuffer(self._bytes[: -_GUARD.size].tobytes(), self._type).reshape(self._shape)
 
@@ -40,7 +40,7 @@ class Memory:
         return self._bytes.ctypes.data
 
     def itself(self, *_: Any, **__: Any) -> "Memory":
-        """The host's memory is the device's, so what the interpreter copies is there already."""
+        """Host memory is also device memory, so a copy by the interpreter needs no work."""
         return self
 
     untyped_storage = cpu = copy_ = new_empty = set_ = size = stride = storage_offset = itself
@@ -79,14 +79,14 @@ def _triton_call(
 
 
 def _inline_asm(_: Any, assembly: str, constraints: str, values: list[Any], *__: Any) -> Any:
-    """The only assembly in the kernels is a comment, on a value that it passes on."""
+    """The only assembly in the kernels is a comment, on a value that it returns unchanged."""
     assert assembly.startswith("//")
     assert constraints == "=r,0"
     return SimpleNamespace(get_result=lambda _: values[0])
 
 
 def _convert_float(original: Any, x: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
-    """To bfloat16 a GPU rounds to nearest even (`cvt.rn`), where the interpreter cuts off."""
+    """A GPU rounds to bfloat16 to nearest even (`cvt.rn`); the interpreter truncates."""
     if (source, target) == (tl.float32, tl.bfloat16):
         return x.astype(ml_dtypes.bfloat16).view(np.uint16)
     return original(x, source, target, rounding)
