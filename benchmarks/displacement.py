@@ -1,4 +1,4 @@
-"""What rounding makes of a perturbation, element by element: random weights and gradients, no network.
+"""The effect of rounding on a perturbation, element by element: random weights and gradients, no network.
 
 Command: python -m benchmarks.displacement
 """
@@ -13,7 +13,7 @@ NUM_ENTRIES = 22_000_000
 # Parameters, standard deviation of the weights, radius.
 SIZES = ((220_000, 0.08, 0.05), (22_000_000, 0.03, 0.1), (22_000_000, 0.03, 0.05), (86_000_000, 0.02, 0.05))
 TYPES = (("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "bfloat16"), ("float16", "float16"))
-"""What the weights are kept in, and what the network sees."""
+"""The type of the weights, and the type that the network sees."""
 
 
 def main() -> None:

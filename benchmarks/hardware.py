@@ -1,4 +1,4 @@
-"""Meshes of accelerators that need not be there, and the training steps that their real compilers make for them."""
+"""Meshes of absent accelerators, and training steps compiled for them by their real compilers."""
 
 from typing import Literal
 
@@ -48,7 +48,7 @@ def h100_mesh() -> jax.sharding.Mesh:
 
 
 def tpu_mesh(name: str) -> jax.sharding.Mesh:
-    """A TPU slice such as "v5p:2x2x1", all of it shards."""
+    """A TPU slice such as "v5p:2x2x1", with the parameters sharded over all chips."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     return make_mesh(MeshConfig(), topology.devices)
 
@@ -58,8 +58,7 @@ def compiled_step(
 ) -> str:
     """HLO of the penalised step of `model` on 224 x 224 images, compiled for the devices of `mesh`.
 
-    With `dtype` "bfloat16" the model computes, and gradients are, in that type; with `depth`, a transformer has so many
-    blocks.
+    With `dtype` "bfloat16" the model and the gradients use that type; `depth` is the number of blocks of a transformer.
     """
     name, optimizer = MODELS[model]
     config = Config(
@@ -76,7 +75,7 @@ def compiled_step(
         optim=OptimConfig(optimizer, clip_norm=1.0, weight_decay=0.1),
         train=TrainConfig(kernels=kernels, gradient_dtype=dtype),
     )
-    # As XLA, not as JAX, calls the compiler for GPUs.
+    # XLA's name for the compiler for GPUs, not JAX's.
     platform = {"gpu": "cuda"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         task = Task.of(config)

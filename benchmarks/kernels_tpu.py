@@ -1,4 +1,4 @@
-"""Estimates of cycles on TPUs that are not here, kernels against XLA: `python -m benchmarks.kernels_tpu [CHIP ...]`.
+"""Estimates of cycles on absent TPUs, kernels against XLA: `python -m benchmarks.kernels_tpu [CHIP ...]`.
 
 All numbers come from the TPU compiler (`make tpu-compiler`) and `benchmarks.tpu_estimates`; none was measured.
 """
@@ -43,7 +43,7 @@ def perturb(implementation: Implementation, w: Any, g: Any) -> Any:
 
 
 def update(implementation: Implementation, w: Any, moments: Any, g1: Any, g2: Any) -> Any:
-    """Blend, clipping by the global norm, and AdamW. XLA leaves out the two norms that the kernel adds as it goes."""
+    """Blend, clipping by the global norm, and AdamW. XLA drops the two norms that the kernel also computes."""
     c1, c2 = 1 - COEFFICIENT, COEFFICIENT
     dots = gnp_kernels.dots(g1, g2, implementation=implementation)
     norm = jnp.sqrt(c1 * c1 * dots.a_a + 2 * c1 * c2 * dots.a_b + c2 * c2 * dots.b_b)
@@ -131,7 +131,7 @@ def parameter_shapes(model: str) -> tuple[tuple[int, ...], ...]:
 
 
 def xla_bytes_per_cycle(mesh: jax.sharding.Mesh) -> float:
-    """What XLA counts on: the slope of its estimates for w + c g over large arrays."""
+    """The bandwidth that XLA assumes: the slope of its estimates for w + c g over large arrays."""
     num_rows, num_columns = 4096, 8192
     cycles = []
     for factor in (1, 2):

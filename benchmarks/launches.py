@@ -1,4 +1,4 @@
-"""What a program compiled for GPUs launches for the arithmetic between its passes, from the text of its HLO."""
+"""The launches of a program compiled for GPUs for the arithmetic between its passes, from its HLO text."""
 
 import math
 import re
@@ -23,7 +23,7 @@ class Launch(NamedTuple):
     kind: str
     """"triton", "fusion", "copy", ...; "layout" for a transposition or copy alone."""
     num_bytes: int
-    """Of its operands and results on one device."""
+    """Bytes of its operands and results on one device."""
 
 
 def launches(text: str) -> list[Launch]:
@@ -63,16 +63,16 @@ class Count(NamedTuple):
     num_launches: int
     """For norms, perturbation, blend and update."""
     num_bytes: int
-    """That those read and write."""
+    """Bytes that these launches read and write."""
     num_layout_launches: int
-    """In the whole step, that only change a layout."""
+    """Launches in the whole step that only change a layout."""
     num_layout_bytes: int
     num_all_launches: int
     """In the whole step."""
 
 
 def count(text: str) -> Count:
-    """What a step launches; a change of layout counts as that, whatever it is for."""
+    """The launches of a step; every change of layout counts as layout."""
     found = launches(text)
     ours = [launch for launch in found if launch.scope and launch.kind != "layout"]
     layouts = [launch for launch in found if launch.kind == "layout"]

@@ -1,4 +1,4 @@
-"""What is left of g2 - g1 when gradients are taken at a bfloat16 copy of the parameters, by how that copy is rounded.
+"""The error of g2 - g1 when gradients are taken at a bfloat16 copy of the parameters, by the rounding of that copy.
 
 Command: python -m benchmarks.rounding [--seeds N]
 """
@@ -139,7 +139,7 @@ def make_gradient(task: Task, state: Any, batch: Any) -> Callable[[Tree], Tree]:
 
 
 def at_float32(gradient: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
-    """`gradient` of parameters that are made float32 first."""
+    """`gradient` of parameters that are first cast to float32."""
     return lambda params: gradient(jax.tree.map(lambda x: x.astype(jnp.float32), params))
 
 
@@ -153,7 +153,7 @@ def moved(w: Tree, g: Tree, r: float, dtype: Any = None, seed: int | None = None
 
 
 def stochastic_bfloat16(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Finite float32 `x` rounded to bfloat16: away from 0 with the probability of the part that is lost."""
+    """Finite float32 `x` rounded to bfloat16: away from 0 with the probability of the part that truncation loses."""
     raised = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
     return jax.lax.bitcast_convert_type(raised & jnp.uint32(0xFFFF0000), jnp.float32).astype(jnp.bfloat16)
 

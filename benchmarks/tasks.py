@@ -1,4 +1,4 @@
-"""What the benchmarks train: two small networks on synthetic images, on one device."""
+"""The tasks of the benchmarks: two small networks on synthetic images, on one device."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def compile_steps(task: Task, kinds: Sequence[int]) -> dict[int, Any]:
 
 
 def updates(task: Task, compiled: dict[int, Any], kinds: Sequence[int]) -> Callable[[], Any]:
-    """A function that makes an update of each of `kinds`, of a state of its own."""
+    """A function that makes an update of each of `kinds`, with its own state."""
     state, batch = task.init_state(), make_batch(task)
 
     def run() -> Any:

@@ -1,8 +1,8 @@
-"""What TPU compilers say about the kernels, with no TPU: estimates of cycles, never measurements.
+"""Estimates of cycles for the kernels from TPU compilers, without a TPU; never measurements.
 
-XLA writes its own estimate of cycles beside each of its loops, and none beside a kernel. A kernel's is made here: the
-larger of the VLIW bundles that the compiler schedules for it, one a cycle, and of its bytes over the bandwidth of the
-chip's memory; plus what XLA's smallest loop costs, for the call.
+XLA writes its own estimate of cycles for each of its loops, but none for a kernel. The estimate of a kernel is made
+here: the larger of its VLIW bundles, one per cycle, and of its bytes over the bandwidth of the chip's memory; plus the
+cost of XLA's smallest loop, for the call.
 """
 
 import itertools
@@ -31,7 +31,7 @@ class Chip:
     """How its cores are set up: two work as one on "megacore"."""
     clock_hz: float
     bandwidth_bytes_per_s: float
-    """Of its memory, as published."""
+    """Published bandwidth of its memory."""
 
     @property
     def bytes_per_cycle(self) -> float:
@@ -39,7 +39,7 @@ class Chip:
         return self.bandwidth_bytes_per_s / self.clock_hz
 
     def devices(self) -> list[jax.Device]:
-        """Those of its smallest slice."""
+        """The devices of its smallest slice."""
         return topologies.get_topology_desc(
             platform="tpu", topology_name=self.topology, chip_config_name=self.config
         ).devices
@@ -90,7 +90,7 @@ class Schedule(NamedTuple):
     name: str
     whole: Loop
     num_vector_spills: int
-    """Stores of vector registers that ran out; addresses of operands are kept in scalar memory and not counted."""
+    """Spills of vector registers; addresses of operands are kept in scalar memory and not counted."""
 
 
 class Bundle(NamedTuple):
@@ -122,7 +122,7 @@ def _schedule(file: Path) -> Schedule:
 
 
 def _loop(bundles: list[Bundle], depth: int, num_trips: int) -> Loop:
-    """The loop with these bundles, which lie `depth` deep or deeper.
+    """The loop with these bundles, which have a depth of at least `depth`.
 
     Empty bundles after a branch are not always marked as part of the loop; then they are counted outside of it.
     """
@@ -147,11 +147,11 @@ class Xla(NamedTuple):
     cycles: int
     """Sum over all loops."""
     call_cycles: int
-    """The cheapest loop: what a call costs at least."""
+    """The cheapest loop: the minimum cost of a call."""
 
     @classmethod
     def of(cls, hlo: str) -> "Xla":
-        """The estimates that stand in the text of a compiled program."""
+        """The estimates in the text of a compiled program."""
         cycles = [int(number) for number in re.findall(r'"estimated_cycles":"(\d+)"', hlo)]
         return cls(len(cycles), sum(cycles), min(cycles, default=0))
 
@@ -161,11 +161,11 @@ class Kernel(NamedTuple):
 
     name: str
     num_bundles: int
-    """That one core executes."""
+    """Bundles that one core executes."""
     num_bytes: int
-    """Read and written, padding included."""
+    """Bytes read and written, including padding."""
     worst_block: float
-    """Bundles over the cycles of its bytes, in the block where that is most: below 1, memory takes the time."""
+    """Bundles over the cycles of its bytes, in the block with the largest ratio; below 1, memory is the limit."""
     num_vector_spills: int
 
     @classmethod
@@ -183,7 +183,7 @@ class Kernel(NamedTuple):
         return cls(schedule.name, schedule.whole.cycles, num_bytes, max(shares), schedule.num_vector_spills)
 
     def cycles(self, bytes_per_cycle: float) -> float:
-        """Without the call itself."""
+        """Cycles without the call itself."""
         return max(self.num_bundles, self.num_bytes / bytes_per_cycle)
 
 

@@ -1,4 +1,4 @@
-"""Plain step : penalised step : the same with `optax.contrib.sam`, side by side in one process.
+"""Times of the plain step, the penalised step and a step with `optax.contrib.sam`, interleaved in one process.
 
 Command: python -m benchmarks.train_step [--rounds N]
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
-    """The three steps, each a function that makes one update of a state of its own."""
+    """The three steps, each a function that makes one update of its own state."""
     task = make_task(model, GnpConfig(r=R, alpha=0.8))
     compiled = compile_steps(task, (StepKind.PLAIN, StepKind.FULL))
     return {

@@ -1,4 +1,4 @@
-"""What each variant of the penalty costs: time, FLOPs and temporary memory beside those of plain training.
+"""The cost of each variant of the penalty: time, FLOPs and temporary memory relative to plain training.
 
 Command: python -m benchmarks.variants [--rounds N]
 """

@@ -1,8 +1,8 @@
 """Recipes for CIFAR-10; `--data.name cifar100` for CIFAR-100. Get the data with `gnp-scale data download cifar10`.
 
 Settings are those of the authors' scripts (arXiv 2202.03599, github.com/zhaoyang-0204/gnp): batch 256, clip 5.0, cosine
-to 0, reflect-pad 4, random crop and flip. These recipes have not been run to the end
-here: no hours are given, and the errors are those that the papers report.
+to 0, reflect-pad 4, random crop and flip. These recipes have not been run to the end here: they state no hours, and the
+errors are those of the papers.
 """
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
@@ -11,7 +11,7 @@ NUM_EXAMPLES = 50_000
 BATCH_SIZE = 256
 BASIC = DataConfig(name="cifar10", batch_size=BATCH_SIZE, eval_batch_size=1024, crop_padding=4, flip=True)
 PENALTY = GnpConfig(r=0.1, alpha=0.8)
-# L2 stands inside the loss, so that it enters both gradients.
+# L2 is part of the loss, so that it enters both gradients.
 SGD = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, l2_in_loss=1e-3, clip_norm=5.0)
 
 
@@ -40,7 +40,7 @@ def vit_s() -> Config:
 
 
 def vit_s_zero_warmup() -> Config:
-    """`vit_s` with SAM (alpha = 1) switched on where the warm-up of the learning rate ends; reported: 10.68 %.
+    """`vit_s` with SAM (alpha = 1) switched on at the end of the learning rate's warm-up; reported: 10.68 %.
 
     Paper: arXiv 2406.09723, "zero warm-up". Command: gnp-scale train configs/cifar.py:vit_s_zero_warmup.
     Hardware: one accelerator.
