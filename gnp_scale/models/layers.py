@@ -34,14 +34,14 @@ def with_gathered_kernel(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`fn(x, kernel)`, which casts the kernel to the type of `x` and then gathers it over `axes`.
 
-    The backward pass gathers again: whole kernels kept from the forward pass would undo the sharding of the parameters.
+    Where the kernel is sharded the backward pass gathers again: whole kernels kept from the forward pass would undo the
+    sharding of the parameters.
     """
 
-    @jax.checkpoint
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return fn(x, mesh.gather(kernel.astype(x.dtype), axes))
 
-    return run
+    return run if mesh.current_axis_size(axes) == 1 else jax.checkpoint(run)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
