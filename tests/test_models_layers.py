@@ -13,7 +13,7 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import registry, transformer, vit
-from gnp_scale.models.conv_layers import BatchNorm
+from gnp_scale.models.conv_layers import BatchNorm, _max_pool, max_pool
 from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig
 from gnp_scale.monitoring.flops import flops
@@ -114,6 +114,23 @@ def test_the_variance_loses_digits_only_where_the_running_mean_is_far_from_the_m
     # The second term: how exactly the running variance, which is near 1, holds a tenth of this one.
     bound = 32 * np.finfo(np.float32).eps * (1 + distance**2) + 10 * np.finfo(np.float32).eps
     np.testing.assert_allclose(got, expected, rtol=bound)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 12, 3), (8, 7, 9, 3), (8, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_max_pool_is_that_of_xla(shape, dtype, set_mesh):
+    """Whole numbers, so that many entries of a window are equal and all sums are exact."""
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    rng = np.random.default_rng(0)
+    x_BxHxWxC = jax.device_put(jnp.asarray(rng.integers(-3, 1, shape), dtype), sharding(batch_spec(4, AXES)))
+    dy_BxHxWxC = rng.integers(-9, 9, jax.eval_shape(max_pool, x_BxHxWxC).shape)
+
+    def gradient(pool):
+        return jax.jit(jax.grad(lambda x: jnp.sum(pool(x).astype(jnp.float32) * dy_BxHxWxC)))(x_BxHxWxC)
+
+    got = gradient(max_pool)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.astype(jnp.float32), gradient(_max_pool).astype(jnp.float32))
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
