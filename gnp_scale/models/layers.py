@@ -87,13 +87,21 @@ class Dense(nnx.Module):
         self.bias = param(key, zeros, bias_shape, P(*out_spec[-len(bias_shape) :])) if use_bias else None
 
     def __call__(self, x_Bx: jax.Array) -> jax.Array:
-        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        y_Bx = with_gathered_kernel(contract, self.gathered)(x_Bx, self.kernel[...])
+        y_Bx = self.product(x_Bx)
         return y_Bx if self.bias is None else add_bias(y_Bx, self.bias[...])
+
+    def product(self, x_Bx: jax.Array) -> jax.Array:
+        """The map without its bias."""
+        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
+        return with_gathered_kernel(contract, self.gathered)(x_Bx, self.kernel[...])
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + eps) over the last dimension, then scale and bias; computed in float32."""
+    """(x - mean) / sqrt(variance + eps) over the last dimension, then scale and bias; computed in float32.
+
+    Mean and variance come from one pass over x, so that XLA computes them beside what makes x. The variance is the mean
+    square less the square of the mean, with a relative error of up to 8 ulps times 1 + mean^2 / variance.
+    """
 
     eps = 1e-6
 
@@ -102,9 +110,11 @@ class LayerNorm(nnx.Module):
         self.bias = param(key, zeros, (width,), P(None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        centred = x.astype(jnp.float32)
-        centred -= jnp.mean(centred, axis=-1, keepdims=True)
-        return add_bias(_scale_to_unit(centred, self.scale[...], self.eps), self.bias[...]).astype(x.dtype)
+        scale, bias = (jnp.expand_dims(vector[...], range(x.ndim - 1)) for vector in (self.scale, self.bias))
+        x_float32 = x.astype(jnp.float32)
+        mean = jnp.mean(x_float32, axis=-1, keepdims=True)
+        variance = jnp.maximum(_mean_square(x_float32) - jnp.square(mean), 0)
+        return ((x_float32 - mean) * (jax.lax.rsqrt(variance + self.eps) * scale) + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -116,12 +126,13 @@ class RMSNorm(nnx.Module):
         self.scale = param(key, ones, (width,), P(None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _scale_to_unit(x.astype(jnp.float32), self.scale[...], self.eps).astype(x.dtype)
+        scale = jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        x_float32 = x.astype(jnp.float32)
+        return (x_float32 * (jax.lax.rsqrt(_mean_square(x_float32) + self.eps) * scale)).astype(x.dtype)
 
 
-def _scale_to_unit(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean_square + eps) * jnp.expand_dims(scale, range(x.ndim - 1))
+def _mean_square(x: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(x), axis=-1, keepdims=True)
 
 
 def fold(key_B: jax.Array | None, number: jax.typing.ArrayLike) -> jax.Array | None:
