@@ -13,8 +13,9 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import registry, transformer, vit
+from gnp_scale.models.attention import attend
 from gnp_scale.models.conv_layers import BatchNorm, _max_pool, max_pool
-from gnp_scale.models.layers import Dense, add_bias, drop_path, dropout, fold
+from gnp_scale.models.layers import Dense, LayerNorm, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig
 from gnp_scale.monitoring.flops import flops
 
@@ -82,6 +83,51 @@ def test_transformer_block_is_the_published_one(layer, oracle, parallel):
     got = module(jnp.asarray(x_BxNxD), 0, None, None)
     # Sums of up to 64 float32 products, in three layers after one another.
     np.testing.assert_allclose(got, expected, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(expected).max())
+
+
+def test_attention_and_its_gradient_are_those_of_the_formula(set_mesh):
+    """In float64, against JAX's own, which differentiates the softmax; heads are sharded."""
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    heads = sharding(P(BATCH, None, TENSOR, None))
+    with jax.enable_x64():
+        query, key, value, d_out = (
+            jax.device_put(jax.random.normal(jax.random.key(n), (4, 7, 2, 8), jnp.float64), heads) for n in range(4)
+        )
+
+        def of(attention):
+            return jax.jit(lambda *x: jax.vjp(attention, *x)[1](d_out))(5 * query, key, value)
+
+        for got, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
+            # Logits are float32 whatever the arrays are.
+            np.testing.assert_allclose(
+                got, expected, rtol=0, atol=16 * np.finfo(np.float32).eps * np.abs(expected).max()
+            )
+
+
+def test_attention_stands_logits_that_float32_cannot_exponentiate():
+    query, key, value = (jnp.full((1, 3, 1, 4), level, jnp.bfloat16) for level in (300.0, 100.0, 2.0))
+    out, backward = jax.vjp(attend, query, key.at[0, 1].set(-100), value)
+    np.testing.assert_array_equal(out.astype(jnp.float32), 2.0)
+    assert all(jnp.all(jnp.isfinite(gradient)) for gradient in backward(out))
+
+
+def test_attention_in_bfloat16_keeps_no_float32_weights():
+    """Of N x N arrays, one in bfloat16 is kept for the backward pass."""
+    shapes = [jax.ShapeDtypeStruct((2, 32, 4, 8), jnp.bfloat16)] * 3
+    kept = jax.tree.leaves(jax.eval_shape(lambda *x: jax.vjp(attend, *x)[1], *shapes))
+    assert [x.dtype for x in kept if x.shape == (2, 4, 32, 32)] == [jnp.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("mean", [0, 1, 10, 100])
+def test_layer_norm_loses_digits_only_where_the_mean_is_large(mean, dtype):
+    """`mean` is in standard deviations. The same of one that subtracts the mean first, in float64."""
+    module = LayerNorm(jax.random.key(0), 256)
+    x = jnp.asarray(normal((64, 256)) + mean, dtype)
+    centred = np.asarray(x, np.float64) - np.asarray(x, np.float64).mean(-1, keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
+    bound = 8 * np.finfo(np.float32).eps * (1 + mean**2) + (2**-8 if dtype == jnp.bfloat16 else 0)
+    np.testing.assert_allclose(module(x).astype(jnp.float32), expected, rtol=0, atol=bound * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 8, 16])

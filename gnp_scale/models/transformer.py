@@ -16,7 +16,8 @@ from jax.typing import ArrayLike
 from gnp_scale import mesh
 from gnp_scale.config import check
 from gnp_scale.mesh import BATCH, FSDP, TENSOR
-from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, drop_path, dropout, fold
+from gnp_scale.models.attention import attend
+from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold
 
 TOKENS = P(BATCH, None, None)
 
@@ -108,11 +109,17 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
         check_heads(self.num_heads)  # Again, as the mesh need not be the one of the initialisation.
-        x_BxNx3xHxK = self.in_proj(x_BxNxD)
-        query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = jnp.unstack(x_BxNx3xHxK, axis=2)
+        query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = self._project(x_BxNxD)
         if self.norm_query is not None and self.norm_key is not None:
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
-        return self.out_proj(jax.nn.dot_product_attention(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+        return self.out_proj(attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+
+    def _project(self, x_BxNxD: jax.Array) -> list[jax.Array]:
+        """Query, key and value. Each adds its own bias, so that XLA makes three arrays and not one to be cut up."""
+        parts = jnp.unstack(self.in_proj.product(x_BxNxD), axis=2)
+        if self.in_proj.bias is None:
+            return list(parts)
+        return [add_bias(x, bias) for x, bias in zip(parts, jnp.unstack(self.in_proj.bias[...]), strict=True)]
 
 
 class Mlp(nnx.Module):

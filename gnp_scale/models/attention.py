@@ -1,0 +1,62 @@
+"""Scaled dot-product attention, softmax(q k^T / sqrt(K)) v, with float32 logits of which nothing is kept.
+
+Shapes: B examples, N tokens, H heads, K channels of a head; N x N: queries x keys.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
+
+_HEADS, _WEIGHTS = P(BATCH, None, TENSOR, None), P(BATCH, TENSOR, None, None)
+
+
+@jax.custom_vjp
+def attend(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    """Attention of every token to every token, in the type of the query; heads may be sharded over `tensor`.
+
+    Logits, exponentials and sums are float32. The exponentials, at most 1, are rounded to the type of the query once,
+    and kept for the backward pass before they are divided by their sum: the division is one of K channels and not of N
+    keys. For float32 arrays it is the formula but for the order of its operations.
+    """
+    return _forward(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)[0]
+
+
+type _Kept = tuple[jax.Array, ...]
+
+
+def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, _Kept]:
+    logits = _einsum("bqhk,bshk->bhqs", query, key, _WEIGHTS, jnp.float32) * query.shape[-1] ** -0.5
+    exponential = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    inverse_BxNxHx1 = _swapped(1 / jnp.sum(exponential, axis=-1))
+    exponential = exponential.astype(query.dtype)
+    out = _einsum("bhqs,bshk->bqhk", exponential, value, _HEADS, jnp.float32) * inverse_BxNxHx1
+    out = out.astype(query.dtype)
+    return out, (query, key, value, exponential, inverse_BxNxHx1, out)
+
+
+def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """With weights w, d_logits = w * (d_w - sum(w * d_w)), where sum(w * d_w) = sum(out * d_out) (arXiv 2205.14135)."""
+    query, key, value, exponential, inverse_BxNxHx1, out = kept
+    scaled = d_out.astype(jnp.float32) * inverse_BxNxHx1
+    product_BxHxNx1 = _swapped(jnp.sum(scaled * out, axis=-1))
+    scaled = scaled.astype(query.dtype)
+    d_value = _einsum("bhqs,bqhk->bshk", exponential, scaled, _HEADS)
+    d_weights = _einsum("bqhk,bshk->bhqs", scaled, value, _WEIGHTS, jnp.float32)
+    d_logits = exponential * (d_weights - product_BxHxNx1) * query.shape[-1] ** -0.5
+    d_logits = d_logits.astype(query.dtype)
+    d_query = _einsum("bhqs,bshk->bqhk", d_logits, key, _HEADS)
+    d_key = _einsum("bhqs,bqhk->bshk", d_logits, query, _HEADS)
+    return d_query, d_key, d_value
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+    return jnp.einsum(formula, a, b, preferred_element_type=dtype, out_sharding=on_mesh(spec))
+
+
+def _swapped(x_BxMxN: jax.Array) -> jax.Array:
+    """Heads and tokens in the other order, with a dimension for channels or keys after them."""
+    return jnp.swapaxes(x_BxMxN, 1, 2)[..., None]
