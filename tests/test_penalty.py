@@ -173,3 +173,27 @@ def test_momentum_is_found_and_points_along_the_gradient(name):
     momentum = optax.tree.get(state, MOMENTUM[name])
     assert jax.tree.structure(momentum) == jax.tree.structure(params)
     assert all((leaf > 0).all() for leaf in jax.tree.leaves(momentum))
+
+
+VALUES = [-1, -1e-9, 0, 1e-4, 0.001, 0.5, 1, 2, 2.5, float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("name", ["r", "alpha", "lam", "reuse_every", "perturb_groups", "ascent_fraction"])
+def test_the_section_and_the_method_refuse_the_same_values(name, value):
+    """A configuration is checked before JAX is imported, and `Gnp` by itself: both checks must agree."""
+    others = {} if name in ("alpha", "lam") else {"alpha": 1.0}
+    # Of values that another setting makes right or wrong, the section leaves the check to the method.
+    others |= {"reuse_every": {"direction": "reused"}, "alpha": {"blend": "decoupled"}}.get(name, {})
+    others |= {"blend": "decoupled"} if name == "lam" else {}
+    assert is_refused(GnpConfig, **{"alpha": None} | others | {name: value}) == is_refused(
+        Gnp, **others, **{name: value}
+    )
+
+
+def is_refused(section, **values):
+    try:
+        section(**values)
+    except ValueError:
+        return True
+    return False

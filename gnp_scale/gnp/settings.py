@@ -93,8 +93,9 @@ class Gnp:
                     f"Gnp.{name} must be one of {get_args(choices)}. Got {getattr(self, name)!r}. Choose one of them."
                 )
         for name in ("reuse_every", "perturb_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Gnp.{name} must be at least 1. Got {getattr(self, name)}. Give a whole number >= 1.")
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"Gnp.{name} must be a whole number of at least 1. Got {value}. Give such a number.")
         if not 0.001 <= self.ascent_fraction <= 1:
             raise ValueError(f"Gnp.ascent_fraction must be in [0.001, 1]. Got {self.ascent_fraction}. Change it.")
         self._check_combination()
