@@ -7,7 +7,7 @@ INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-de
 # One process runs a whole file, so that shared fixtures are made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup train test test-all check bench tpu-compiler gpu-compiler lock clean
+.PHONY: setup train test test-all check bench bench-peers tpu-compiler gpu-compiler lock clean
 
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
@@ -26,6 +26,9 @@ check: $(READY)  ## lint, format, type and shell checks
 
 bench: $(READY)  ## time plain, penalised and optax's step side by side
 	$(VENV)/bin/python -m benchmarks.train_step
+
+bench-peers: $(READY)  ## compare the steps with Flax Linen's (by compilers and by the clock) and PyTorch's (TORCH_PYTHON=...)
+	$(VENV)/bin/python -m benchmarks.peers $(if $(TORCH_PYTHON),--torch-python $(TORCH_PYTHON))
 
 setup: $(READY)  ## make the environment only
 

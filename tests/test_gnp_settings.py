@@ -173,8 +173,14 @@ WRONG = {
     "a NumPy alpha": (lambda: Gnp(alpha=np.float32(1.5)), "alpha may exceed 1"),
     "a NumPy NaN": (lambda: Gnp(r=np.float32("nan"), alpha=1.0), "Gnp.r must be finite and not negative. Got nan."),
     "alpha above 1": (lambda: Gnp(alpha=1.5), 'alpha may exceed 1 only with blend="decoupled". Got 1.5'),
-    "no groups": (lambda: Gnp(alpha=1.0, perturb_groups=0), "Gnp.perturb_groups must be a whole number of at least 1. Got 0."),
-    "reuse never": (lambda: Gnp(alpha=1.0, reuse_every=0), "Gnp.reuse_every must be a whole number of at least 1. Got 0."),
+    "no groups": (
+        lambda: Gnp(alpha=1.0, perturb_groups=0),
+        "Gnp.perturb_groups must be a whole number of at least 1. Got 0.",
+    ),
+    "reuse never": (
+        lambda: Gnp(alpha=1.0, reuse_every=0),
+        "Gnp.reuse_every must be a whole number of at least 1. Got 0.",
+    ),
     "no examples": (lambda: Gnp(alpha=1.0, ascent_fraction=0.0004), "must be in [0.001, 1]. Got 0.0004."),
     "more than all": (lambda: Gnp(alpha=1.0, ascent_fraction=1.5), "must be in [0.001, 1]. Got 1.5."),
     "every 0": (lambda: every(0), "A gate opens every k >= 1 steps. Got k=0."),

@@ -1,0 +1,97 @@
+"""What real compilers make of the steps, for one accelerator that is not here: their figures, never measurements.
+
+Command: python -m benchmarks.peers.compiled TARGET MODEL DTYPE [STEP ...]; it prints one JSON object a step.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+from jax.experimental import topologies
+
+from benchmarks.hardware import H100, Dtype
+from benchmarks.launches import launches
+from benchmarks.peers.steps import StepName, make_config, trace
+from benchmarks.tpu_estimates import CHIPS, Xla
+from gnp_scale.config import MeshConfig, ModelConfig
+from gnp_scale.mesh import make_mesh
+from gnp_scale.training.setup import Task
+
+TARGETS = ("v5e", "v5p", "h100")
+MODELS = {"ViT-B/16": "vit_b", "ResNet-50": "resnet50"}
+STEPS: tuple[StepName, ...] = get_args(StepName.__value__)
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one compiled step on one device."""
+
+    num_kernels: int
+    """Fusions and loops on a TPU, launches on a GPU."""
+    cycles: int | None
+    """The TPU compiler's own estimate, summed over all of them; GPUs' has none."""
+    num_bytes: float
+    """Read and written: as XLA counts on TPUs, operands and results of all launches on GPUs."""
+    temporary_bytes: int
+    """At most alive beside arguments and results."""
+
+
+def main() -> None:
+    """Prints the figures of the steps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("dtype", choices=get_args(Dtype))
+    parser.add_argument("steps", nargs="*", default=STEPS, metavar="STEP", help=", ".join(STEPS))
+    args = parser.parse_args()
+    mesh = make_mesh(MeshConfig(), devices(args.target))
+    with jax.set_mesh(mesh):
+        task = Task.of(make_config(ModelConfig(MODELS[args.model], dtype=args.dtype), BATCH_SIZE))
+    for step in args.steps:
+        platform = "tpu" if args.target in CHIPS else "cuda"
+        figures = figures_of(trace(task, mesh, step).lower(lowering_platforms=(platform,)).compile())
+        print(json.dumps({"step": step} | asdict(figures)), flush=True)
+
+
+def figures(target: str, model: str, dtype: Dtype) -> Iterator[tuple[StepName, Figures]]:
+    """The figures of all steps, from a process with the environment of the target's compiler."""
+    with tempfile.TemporaryDirectory() as dump:
+        environment = CHIPS[target].environment(Path(dump)) if target in CHIPS else {"JAX_PLATFORMS": "cpu"}
+        environment.pop("LIBTPU_INIT_ARGS", None)  # Its notes on kernels are not read here.
+        command = [sys.executable, "-m", "benchmarks.peers.compiled", target, model, dtype]
+        done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+    for line in done.stdout.splitlines():
+        row = json.loads(line)
+        yield row.pop("step"), Figures(**row)
+
+
+def devices(target: str) -> list[jax.Device]:
+    """One device of the target."""
+    if target in CHIPS:
+        return CHIPS[target].devices()[:1]
+    jax.devices()
+    names = {"topology_name": target, "topology": "1x1x1"}
+    return topologies.get_topology_desc(platform="cuda", target_config=H100, **names).devices
+
+
+def figures_of(compiled: Any) -> Figures:
+    """Read from the text and the analyses of a program."""
+    text, temporary_bytes = compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
+    if "estimated_cycles" in text:
+        xla = Xla.of(text)
+        return Figures(xla.num_loops, xla.cycles, compiled.cost_analysis()["bytes accessed"], temporary_bytes)
+    found = launches(text)
+    return Figures(len(found), None, sum(launch.num_bytes for launch in found), temporary_bytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The training steps that are compared: the project's own, and the peer's in Flax Linen with optax."""
+
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.peers import linen
+from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import StepKind
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
+
+type StepName = Literal["peer", "plain", "penalised"]
+KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
+
+
+def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_classes: int = 1000) -> Config:
+    """Plain training of `model`, with AdamW if it is a transformer and SGD with momentum if not."""
+    is_vit = model.name.startswith("vit")
+    return Config(
+        data=DataConfig(
+            name="synthetic",
+            batch_size=batch_size,
+            eval_batch_size=batch_size,
+            synthetic_num_examples=batch_size,
+            synthetic_image_size=image_size,
+            synthetic_num_classes=num_classes,
+        ),
+        model=model,
+        gnp=GnpConfig(),
+        optim=OptimConfig("adamw" if is_vit else "sgd", learning_rate=1e-3, weight_decay=0.1),
+        train=TrainConfig(num_steps=1000, kernels="xla"),
+    )
+
+
+def trace(task: Task, mesh: jax.sharding.Mesh, name: StepName) -> Any:
+    """The step of this name, traced for the first device of `mesh`, on which `task` was made."""
+    if name != "peer":
+        with jax.set_mesh(mesh):
+            return make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=KINDS[name])
+    device = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(lambda: peer_state(task, task.init_state())), task.abstract_batch()
+    # A peer knows no mesh.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    return peer_step(task).trace(*shapes)
+
+
+def peer_state(task: Task, state: Any) -> Any:
+    """What the peer's step keeps, with the numbers of `state`: variables and optimizer state."""
+    variables = linen.variables_like(state.params, state.batch_stats)
+    return variables, task.optimizer.init(variables["params"])
+
+
+def peer_step(task: Task, kind: str = "plain") -> Any:
+    """`step(state, batch)`: an update of the peer, its loss and accuracy, as in Flax's example for ImageNet.
+
+    "penalised" is the same with (1 - a) g1 + a g2 for g1, as one writes it by hand.
+    """
+    network, dataset = linen.create(task.config.model, task.dataset.num_classes), task.dataset
+    r, alpha = task.gnp.values()
+
+    def step(state: Any, batch: Any) -> Any:
+        variables, opt_state = state
+        params = variables["params"]
+        image = (batch["image"] / 255.0 - jnp.asarray(dataset.mean)) / jnp.asarray(dataset.std)
+
+        @partial(jax.value_and_grad, has_aux=True)
+        def loss_and_grad(params: Any) -> Any:
+            logits, new = network.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return jnp.mean(loss), (new, jnp.mean(jnp.argmax(logits, -1) == batch["label"]))
+
+        (loss, (new, accuracy)), grad = loss_and_grad(params)
+        if kind == "penalised":
+            scale = r / optax.tree.norm(grad)
+            perturbed = jax.tree.map(lambda w, g: w + scale * g, params, grad)
+            _, second = loss_and_grad(perturbed)
+            grad = jax.tree.map(lambda g1, g2: (1 - alpha) * g1 + alpha * g2, grad, second)
+        change, opt_state = task.optimizer.update(grad, opt_state, params)
+        params = optax.apply_updates(params, change)
+        return ({**new, "params": params}, opt_state), {"loss": loss, "accuracy": accuracy}
+
+    return jax.jit(step, donate_argnums=0)
