@@ -10,7 +10,7 @@ Examples are spread over `replica` and `fsdp`. All axes are explicit: a sharding
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -172,6 +172,34 @@ def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,)) -> jax.Array:
     if not any(spec):
         return x
     return jax.sharding.reshard(x, _without(spec, axes))
+
+
+def specs(tree: Any) -> Any:
+    """How each leaf is sharded."""
+    return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
+
+
+def on_shards(fn: Callable[..., Any], *args: Any, out_specs: Any) -> Any:
+    """`fn` on the local shards of its arguments, over the axes that no enclosing `shard_map` took over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not axes:
+        return fn(*args)
+    # `fn` need not declare over which manual axes its results vary, so this is declared here for the enclosing axes.
+    # Otherwise a derivative would be summed over them, as if the results were the same on all their shards.
+    results = jax.shard_map(fn, in_specs=specs(args), out_specs=out_specs, axis_names=axes, check_vma=False)(*args)
+    outside = set().union(*(_varying(x) for x in jax.tree.leaves(args)))
+    return jax.tree.map(lambda x: _vary(x, outside), results)
+
+
+def _vary(x: jax.Array, axes: set[str]) -> jax.Array:
+    missing = tuple(sorted(axes - _varying(x)))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    """Manual axes along which `x` differs."""
+    return jax.typeof(x).manual_axis_type.varying
 
 
 def _without(spec: P, axes: Collection[str]) -> P:

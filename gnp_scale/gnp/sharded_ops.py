@@ -6,7 +6,6 @@ in an enclosing `shard_map`. Sums are reduced over the axes that a leaf is shard
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -15,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from gnp_kernels import AdamW, Dots, Implementation, Sgd, Updated
 from jax.sharding import PartitionSpec as P
+
+from gnp_scale import mesh
 
 type Tree = Any
 type Scalar = float | jax.Array
@@ -31,7 +32,7 @@ def squared_norm(tree: Tree, weights: Tree = None, *, implementation: Implementa
         op = partial(gnp_kernels.squared_norm, weights=weights, implementation=implementation)
         return shards.sum_over_mesh(op(tree, shares=shards.shares))
 
-    return _on_shards(on_shards, tree, weights, out_specs=P())
+    return mesh.on_shards(on_shards, tree, weights, out_specs=P())
 
 
 @jax.named_scope("gnp_norm")
@@ -44,7 +45,7 @@ def dots(a: Tree, b: Tree, *, implementation: Implementation) -> Dots:
     def on_shards(a: Tree, b: Tree) -> jax.Array:
         return shards.sum_over_mesh(gnp_kernels.dots(a, b, shares=shards.shares, implementation=implementation))
 
-    return Dots(*_on_shards(on_shards, a, b, out_specs=P()))
+    return Dots(*mesh.on_shards(on_shards, a, b, out_specs=P()))
 
 
 @jax.named_scope("gnp_perturb")
@@ -62,7 +63,7 @@ def perturb(
     op = partial(gnp_kernels.perturb, dtype=dtype, adaptive=adaptive, mask=mask, implementation=implementation)
     if implementation == "xla":
         return op(params, direction, scale)
-    return _on_shards(op, params, direction, jnp.asarray(scale, jnp.float32), out_specs=_specs(params))
+    return mesh.on_shards(op, params, direction, jnp.asarray(scale, jnp.float32), out_specs=mesh.specs(params))
 
 
 @jax.named_scope("gnp_update")
@@ -79,7 +80,7 @@ def blend_update(
     copy_dtype: jax.typing.DTypeLike | None = None,
 ) -> Updated:
     """Blend and update, with `scalars` c1, c2, learning_rate, count and applies; see `gnp_kernels.blend_update`."""
-    shards, specs = _Shards.of(params), _specs(params)
+    shards, specs = _Shards.of(params), mesh.specs(params)
 
     def on_shards(trees: tuple[Tree, ...], scalars: dict[str, jax.Array]) -> tuple[Any, ...]:
         new = gnp_kernels.blend_update(
@@ -95,7 +96,7 @@ def blend_update(
 
     arguments = (params, g1, g2, moments), jax.tree.map(jnp.asarray, scalars)
     out_specs = (specs, (specs,) * rule.num_moments, None if copy_dtype is None else specs, P())
-    *trees, squared_norms = _on_shards(on_shards, *arguments, out_specs=out_specs)
+    *trees, squared_norms = mesh.on_shards(on_shards, *arguments, out_specs=out_specs)
     return Updated(*trees, *squared_norms)
 
 
@@ -123,30 +124,3 @@ class _Shards(NamedTuple):
 def _axes(x: jax.Array) -> set[str]:
     entries = jax.typeof(x).sharding.spec
     return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,)) if name}
-
-
-def _specs(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
-
-
-def _on_shards(fn: Callable[..., Any], *args: Any, out_specs: Any) -> Any:
-    """`fn` on the local shards of its arguments."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = set(mesh.axis_names) - set(mesh.manual_axes)
-    if not axes:
-        return fn(*args)
-    # Kernels do not declare over which manual axes their results vary, so this is declared here for the enclosing axes.
-    # Otherwise a derivative would be summed over them, as if the results were the same on all their shards.
-    results = jax.shard_map(fn, in_specs=_specs(args), out_specs=out_specs, axis_names=axes, check_vma=False)(*args)
-    outside = set().union(*(_varying(x) for x in jax.tree.leaves(args)))
-    return jax.tree.map(lambda x: _vary(x, outside), results)
-
-
-def _vary(x: jax.Array, axes: set[str]) -> jax.Array:
-    missing = tuple(sorted(axes - _varying(x)))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """Manual axes along which `x` differs."""
-    return jax.typeof(x).manual_axis_type.varying
