@@ -19,7 +19,8 @@ gradient, update and parameters.
 
 ## By the compiler
 
-One device, 224 x 224 images, batch {BATCH_SIZE}, AdamW for ViT-B/16 and SGD with momentum for ResNet-50, XLA alone.
+One device, 224 x 224 images, batch {BATCH_SIZE}, XLA alone; AdamW and clipping by the global norm for ViT-B/16, SGD with
+momentum for ResNet-50.
 Cycles are the TPU compiler's estimates, bytes are those that the programs read and write. Nothing here was measured on
 a device. Ratios are to the peer's plain step.
 """

@@ -18,7 +18,7 @@ KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
 
 
 def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_classes: int = 1000) -> Config:
-    """Plain training of `model`, with AdamW if it is a transformer and SGD with momentum if not."""
+    """Training of `model`: AdamW with clipping for a transformer, SGD with momentum for others, as is usual."""
     is_vit = model.name.startswith("vit")
     return Config(
         data=DataConfig(
@@ -31,7 +31,9 @@ def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_
         ),
         model=model,
         gnp=GnpConfig(),
-        optim=OptimConfig("adamw" if is_vit else "sgd", learning_rate=1e-3, weight_decay=0.1),
+        optim=OptimConfig(
+            "adamw" if is_vit else "sgd", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0 if is_vit else None
+        ),
         train=TrainConfig(num_steps=1000, kernels="xla"),
     )
 
