@@ -43,7 +43,7 @@ $(READY): requirements/dev.txt pyproject.toml
 tpu-compiler: $(READY)  ## the TPU compiler, for tests that compile for TPUs without one
 	$(INSTALL) --require-hashes -r requirements/tpu-compiler.txt
 
-gpu-compiler: $(READY)  ## XLA's and Triton's GPU compilers, for tests that compile for GPUs without one (3 GB)
+gpu-compiler: $(READY)  ## XLA's and Triton's GPU compilers and cuDNN, for tests that compile for GPUs without one (5 GB)
 	$(INSTALL) --require-hashes -r requirements/gpu-compiler.txt
 
 lock:  ## resolve requirements/*.txt again (needs uv)

@@ -16,6 +16,7 @@ LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
 BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
 Kernels = Literal["auto", "xla", "triton", "pallas"]
+AttentionImplementation = Literal["auto", "xla", "cudnn"]
 Direction = Literal["gradient", "momentum", "reused"]
 Metric = Literal["euclidean", "adaptive"]
 PerturbedParameters = Literal["all", "norm", "kernels"]
@@ -93,6 +94,8 @@ class ModelConfig:
     """Probability that the last block is dropped; it rises linearly from 0 at the first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
+    attention: AttentionImplementation = "auto"
+    """What computes the attention of a transformer: "auto" is cuDNN on GPUs in bfloat16, and XLA elsewhere."""
     remat: bool = False
     """Recompute activations of each transformer block in the backward pass instead of keeping them."""
     scan_layers: bool = False

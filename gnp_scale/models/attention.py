@@ -1,23 +1,63 @@
-"""Scaled dot-product attention, softmax(q k^T / sqrt(K)) v, with float32 logits of which nothing is kept.
+"""Scaled dot-product attention, softmax(q k^T / sqrt(K)) v, with float32 logits that are not kept.
 
 Shapes: B examples, N tokens, H heads, K channels of a head; N x N: queries x keys.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from gnp_kernels.dispatch import platform
 
+from gnp_scale import mesh
+from gnp_scale.config import AttentionImplementation, check
 from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
 
 _HEADS, _WEIGHTS = P(BATCH, None, TENSOR, None), P(BATCH, TENSOR, None, None)
+_CUDNN_CHANNELS = 128
+"""Of a head, at most, on every GPU since compute capability 8.0."""
+
+
+def attend(
+    query_BxNxHxK: jax.Array,
+    key_BxNxHxK: jax.Array,
+    value_BxNxHxK: jax.Array,
+    implementation: AttentionImplementation = "auto",
+) -> jax.Array:
+    """Attention of every token to every token, in the type of the query; heads may be sharded over `tensor`.
+
+    "cudnn" is the flash attention of cuDNN, which "auto" chooses on GPUs for bfloat16 if it takes the size of the
+    heads; "xla" is this file's, for all types and platforms.
+
+    Raises:
+        ConfigError: "cudnn" was asked for by name and does not fit.
+    """
+    refusal = _cudnn_refusal(query_BxNxHxK)
+    if implementation == "cudnn":
+        check(refusal is None, f'model.attention "cudnn" needs {refusal}: change that, or use auto or xla')
+    if implementation == "xla" or refusal is not None:
+        return _attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+    flash = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return mesh.on_shards(flash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=mesh.specs(query_BxNxHxK))
+
+
+def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
+    if platform() != "gpu":
+        return f"a GPU, and this is {platform()}"
+    if query_BxNxHxK.dtype != jnp.bfloat16:
+        return f"model.dtype bfloat16, and this is {query_BxNxHxK.dtype}"
+    num_channels = query_BxNxHxK.shape[-1]
+    if num_channels % 8 or num_channels > _CUDNN_CHANNELS:
+        return f"heads of at most {_CUDNN_CHANNELS} channels, a multiple of 8, and these have {num_channels}"
+    return None
 
 
 @jax.custom_vjp
-def attend(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
-    """Attention of every token to every token, in the type of the query; heads may be sharded over `tensor`.
+def _attend(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    """Logits, exponentials and sums are float32. The exponentials, at most 1, are rounded to the type of the query.
 
-    Logits, exponentials and sums are float32. The exponentials, at most 1, are rounded to the type of the query once,
-    and kept for the backward pass before they are divided by their sum: the division is one of K channels and not of N
-    keys. For float32 arrays it is the formula but for the order of its operations.
+    They are kept for the backward pass before they are divided by their sum: the division is one of K channels and not
+    of N keys. For float32 arrays this is the formula but for the order of its operations.
     """
     return _forward(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)[0]
 
@@ -50,7 +90,7 @@ def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return d_query, d_key, d_value
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
 def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:

@@ -86,14 +86,10 @@ class Dense(nnx.Module):
         self.kernel = param(key, init, shape, spec)
         self.bias = param(key, zeros, bias_shape, P(*out_spec[-len(bias_shape) :])) if use_bias else None
 
-    def __call__(self, x_Bx: jax.Array) -> jax.Array:
-        y_Bx = self.product(x_Bx)
-        return y_Bx if self.bias is None else add_bias(y_Bx, self.bias[...])
-
-    def product(self, x_Bx: jax.Array) -> jax.Array:
-        """The map without its bias."""
+    def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
         contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        return with_gathered_kernel(contract, self.gathered)(x_Bx, self.kernel[...])
+        y_Bx = with_gathered_kernel(contract, self.gathered)(x_Bx, self.kernel[...])
+        return add_bias(y_Bx, self.bias[...]) if with_bias and self.bias is not None else y_Bx
 
 
 class LayerNorm(nnx.Module):

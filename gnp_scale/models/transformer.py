@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from gnp_scale import mesh
-from gnp_scale.config import check
+from gnp_scale.config import AttentionImplementation, check
 from gnp_scale.mesh import BATCH, FSDP, TENSOR
 from gnp_scale.models.attention import attend
 from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold
@@ -24,7 +24,7 @@ TOKENS = P(BATCH, None, None)
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Dimensions of a vision transformer."""
+    """Dimensions and layers of a vision transformer."""
 
     width: int
     depth: int
@@ -32,6 +32,7 @@ class ViTConfig:
     num_heads: int
     parallel: bool = False
     """Blocks of ViT-22B: attention beside MLP, normalised queries and keys, norms without mean and bias."""
+    attention: AttentionImplementation = "auto"
 
 
 class Block(nnx.Module):
@@ -84,7 +85,7 @@ class Attention(nnx.Module):
     def __init__(self, key: jax.Array, size: ViTConfig) -> None:
         check_heads(size.num_heads)
         width, num_heads = size.width, size.num_heads
-        self.num_heads = num_heads
+        self.num_heads, self.implementation = num_heads, size.attention
         in_key, out_key = jax.random.split(key)
         self.in_proj = Dense(
             in_key,
@@ -109,17 +110,14 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
         check_heads(self.num_heads)  # Again, as the mesh need not be the one of the initialisation.
-        query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = self._project(x_BxNxD)
+        # Each of the three adds its own bias, so that XLA makes three arrays and not one to be cut up.
+        parts = jnp.unstack(self.in_proj(x_BxNxD, with_bias=False), axis=2)
+        if self.in_proj.bias is not None:
+            parts = map(add_bias, parts, jnp.unstack(self.in_proj.bias[...]))
+        query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = parts
         if self.norm_query is not None and self.norm_key is not None:
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
-        return self.out_proj(attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
-
-    def _project(self, x_BxNxD: jax.Array) -> list[jax.Array]:
-        """Query, key and value. Each adds its own bias, so that XLA makes three arrays and not one to be cut up."""
-        parts = jnp.unstack(self.in_proj.product(x_BxNxD), axis=2)
-        if self.in_proj.bias is None:
-            return list(parts)
-        return [add_bias(x, bias) for x, bias in zip(parts, jnp.unstack(self.in_proj.bias[...]), strict=True)]
+        return self.out_proj(attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, self.implementation))
 
 
 class Mlp(nnx.Module):

@@ -40,7 +40,8 @@ def size_of(config: ModelConfig) -> ViTConfig:
     size = SIZES[config.name]
     if config.width is not None:
         size = replace(size, width=config.width, mlp=4 * config.width)
-    return replace(size, depth=config.depth or size.depth, num_heads=config.num_heads or size.num_heads)
+    depth, num_heads = config.depth or size.depth, config.num_heads or size.num_heads
+    return replace(size, depth=depth, num_heads=num_heads, attention=config.attention)
 
 
 def check_shapes(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:

@@ -71,6 +71,8 @@ def _equation_flops(equation: JaxprEqn) -> int:
             return _dot_flops(equation)
         case "conv_general_dilated":
             return _convolution_flops(equation)
+        case "dot_product_attention_fwd_wrapper":
+            return _attention_flops(equation)
         case "scan":
             return params["length"] * sum(inner)
         case "cond":
@@ -89,6 +91,12 @@ def _dot_flops(equation: JaxprEqn) -> int:
     (contracting, _), _ = equation.params["dimension_numbers"]
     lhs, _, out = _shapes(equation)
     return 2 * math.prod(out) * math.prod(lhs[dim] for dim in contracting)
+
+
+def _attention_flops(equation: JaxprEqn) -> int:
+    """Of cuDNN's attention, one operation for JAX: the products of query and key, and of weights and value."""
+    query_BxNxHxK, key_BxNxHxK, *_ = _shapes(equation)
+    return 4 * math.prod(query_BxNxHxK) * key_BxNxHxK[1]
 
 
 def _convolution_flops(equation: JaxprEqn) -> int:

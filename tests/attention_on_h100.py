@@ -1,0 +1,31 @@
+"""Compiles a step of a transformer for 8 H100, which need not be there, and counts the calls of cuDNN's attention."""
+
+import json
+
+import jax
+
+from benchmarks.hardware import Dtype, compiled_step, h100_mesh
+from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig
+from gnp_scale.mesh import make_mesh
+from gnp_scale.training.setup import Task
+
+
+def num_calls(mesh: jax.sharding.Mesh, dtype: Dtype) -> int:
+    return compiled_step(mesh, "ViT-B/16", "xla", dtype, depth=1).count("__cudnn$fmha")
+
+
+def flops(attention: str) -> int:
+    config = Config(
+        data=DataConfig(name="synthetic", batch_size=64, eval_batch_size=64, synthetic_num_examples=64),
+        model=ModelConfig("vit_ti", patch_size=4, depth=1, dtype="bfloat16", attention=attention),
+        gnp=GnpConfig(),
+    )
+    return Task.of(config).flops_per_pass
+
+
+if __name__ == "__main__":
+    mesh = h100_mesh()
+    found = {dtype: num_calls(mesh, dtype) for dtype in ("bfloat16", "float32")}
+    with jax.set_mesh(make_mesh(MeshConfig(2, 2, 1), mesh.devices.flat[:4])):
+        found |= {f"flops of {name}": flops(name) for name in ("cudnn", "xla")}
+    print(json.dumps(found))
