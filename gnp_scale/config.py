@@ -102,7 +102,7 @@ class ModelConfig:
     """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
     num_bn_groups: int = 1
     """Number of groups of consecutive examples of the global batch, each with its own batch statistics. Statistics over
-    several devices cost each layer two sequential all-reduces in every forward and every backward pass. A multiple of
+    several devices cost each layer one all-reduce in every forward and every backward pass. A multiple of
     the number of devices (times the number of microbatches) needs none."""
 
     def __post_init__(self) -> None:

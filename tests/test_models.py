@@ -73,6 +73,7 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
         (ModelConfig("vit_mu", num_heads=5), "5 attention heads do not divide a width of 32"),
         (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, which vit_mu does not use"),
         (ModelConfig("resnet50", remat=True), "model.remat is True, which resnet50 does not use"),
+        (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
         (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
     ],

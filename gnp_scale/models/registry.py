@@ -19,7 +19,17 @@ type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
 # An option that a family does not use must keep its default, so that nobody believes in an effect.
-_ONLY_TRANSFORMERS = ("patch_size", "pool", "depth", "width", "num_heads", "drop_path", "remat", "scan_layers")
+_ONLY_TRANSFORMERS = (
+    "patch_size",
+    "pool",
+    "depth",
+    "width",
+    "num_heads",
+    "drop_path",
+    "attention",
+    "remat",
+    "scan_layers",
+)
 _FAMILIES = {
     **dict.fromkeys(vit.SIZES, (vit.VisionTransformer, ("stem", "num_bn_groups"))),
     **dict.fromkeys(resnet.LAYOUTS, (resnet.ResNet, (*_ONLY_TRANSFORMERS, "dropout"))),
@@ -107,8 +117,8 @@ def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> s
     if not has_batch_norm or config.num_bn_groups != 1 or num_devices == 1 or not can_be_cut:
         return None
     return (
-        f"model.num_bn_groups is 1: batch statistics over {num_devices} devices cost each normalisation layer two "
-        f"all-reduces in every forward and two in every backward pass; --model.num-bn-groups {num_groups}, of "
+        f"model.num_bn_groups is 1: batch statistics over {num_devices} devices cost each normalisation layer one "
+        f"all-reduce in every forward and one in every backward pass; --model.num-bn-groups {num_groups}, of "
         f"{batch_size // num_groups} examples each, would cost none, and is another experiment"
     )
 
