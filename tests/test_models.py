@@ -1,4 +1,4 @@
-"""Every registered network: its published size, how its parameters are stored, and what configurations it refuses."""
+"""Every registered network: its published size, the storage of its parameters, and the configurations it refuses."""
 
 import math
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
 
 @pytest.mark.parametrize("name", registry.NAMES)
 def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_mesh):
-    set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # Its 3 heads do not divide over 2 devices.
+    set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # 3 heads do not divide over 2 devices.
     whole = [
         leaf.shape
         for leaf in leaves_of(ModelConfig(name), *IMAGENET)
@@ -68,7 +68,7 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
     ("config", "message"),
     [
         (ModelConfig("vit_bb"), "did you mean vit_b? choose one of vit_mu, vit_ti"),
-        (ModelConfig("alexnet"), "model.name is alexnet, which is no network here: choose one of"),
+        (ModelConfig("alexnet"), "model.name is alexnet, which is not a known network: choose one of"),
         (ModelConfig("vit_mu", patch_size=5), "model.patch_size is 5, which does not divide images of 224x224"),
         (ModelConfig("vit_mu", num_heads=5), "5 attention heads do not divide a width of 32"),
         (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, which vit_mu does not use"),
@@ -93,7 +93,7 @@ def test_heads_must_divide_over_the_tensor_axis(set_mesh):
         return model.network(params, batch_stats)(image, train=False)
 
     state = jax.eval_shape(model.init, jax.random.key(0))
-    jax.eval_shape(forward, *state, image)  # Without a mesh it runs; what it keeps must not hide the error below.
+    jax.eval_shape(forward, *state, image)  # Without a mesh it runs; its cache must not hide the error below.
     set_mesh(tensor=2)
     with pytest.raises(ConfigError, match="3 attention heads do not divide over the tensor axis of 2"):
         jax.eval_shape(model.init, jax.random.key(0))
@@ -105,7 +105,7 @@ def test_heads_must_divide_over_the_tensor_axis(set_mesh):
     ("num_bn_groups", "num_examples", "message"),
     [
         (1, 12, "a batch of 12 examples does not divide over 8 devices"),
-        (2, 8, "8 examples that are computed at once are not whole groups of 6"),
+        (2, 8, "8 examples of one pass do not divide into groups of 6"),
     ],
 )
 def test_batches_must_divide_over_devices_and_groups(num_bn_groups, num_examples, message, set_mesh):

@@ -1,4 +1,4 @@
-"""The layers against independent oracles: attention and MLP, batch statistics of groups, and what is dropped."""
+"""The layers against independent oracles: attention, MLP, batch statistics of groups, dropout and drop path."""
 
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def randomised(module: Any) -> tuple[Any, dict]:
-    """`module` with every parameter moved off its initial value, and its parameters in float64."""
+    """`module` with every parameter moved from its initial value, and its parameters in float64."""
     graph, params = nnx.split(module)
     params = jax.tree.map(lambda w: w + 0.3 * normal(w.shape, w.size), nnx.to_pure_dict(params))
     return nnx.merge(graph, params), jax.tree.map(lambda w: np.asarray(w, np.float64), params)
@@ -44,7 +44,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def attention(w: dict, x: np.ndarray) -> np.ndarray:
-    """One example, head after head."""
+    """One example; computes one head at a time."""
     out = np.zeros_like(x)
     for head in range(w["out_proj"]["kernel"].shape[0]):
         query, key, value = (
@@ -81,12 +81,12 @@ def test_transformer_block_is_the_published_one(layer, oracle, parallel):
     x_BxNxD = normal((2, 7, 32))
     expected = np.stack([oracle(w, x.astype(np.float64)) for x in x_BxNxD])
     got = module(jnp.asarray(x_BxNxD), 0, None, None)
-    # Sums of up to 64 float32 products, in three layers after one another.
+    # Sums of up to 64 float32 products, in three successive layers.
     np.testing.assert_allclose(got, expected, rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(expected).max())
 
 
 def test_attention_and_its_gradient_are_those_of_the_formula(set_mesh):
-    """In float64, against JAX's own, which differentiates the softmax; heads are sharded."""
+    """In float64, against JAX's own attention, which differentiates the softmax; heads are sharded."""
     set_mesh(replica=2, fsdp=2, tensor=2)
     heads = sharding(P(BATCH, None, TENSOR, None))
     with jax.enable_x64():
@@ -98,7 +98,7 @@ def test_attention_and_its_gradient_are_those_of_the_formula(set_mesh):
             return jax.jit(lambda *x: jax.vjp(attention, *x)[1](d_out))(5 * query, key, value)
 
         for got, expected in zip(of(attend), of(jax.nn.dot_product_attention), strict=True):
-            # Logits are float32 whatever the arrays are.
+            # Logits are float32 for any type of the arrays.
             np.testing.assert_allclose(
                 got, expected, rtol=0, atol=16 * np.finfo(np.float32).eps * np.abs(expected).max()
             )
@@ -112,7 +112,7 @@ def test_attention_stands_logits_that_float32_cannot_exponentiate():
 
 
 def test_attention_in_bfloat16_keeps_no_float32_weights():
-    """Of N x N arrays, one in bfloat16 is kept for the backward pass."""
+    """The backward pass keeps one N x N array, in bfloat16."""
     shapes = [jax.ShapeDtypeStruct((2, 32, 4, 8), jnp.bfloat16)] * 3
     kept = jax.tree.leaves(jax.eval_shape(lambda *x: jax.vjp(attend, *x)[1], *shapes))
     assert [x.dtype for x in kept if x.shape == (2, 4, 32, 32)] == [jnp.bfloat16]
@@ -121,7 +121,7 @@ def test_attention_in_bfloat16_keeps_no_float32_weights():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("mean", [0, 1, 10, 100])
 def test_layer_norm_loses_digits_only_where_the_mean_is_large(mean, dtype):
-    """`mean` is in standard deviations. The same of one that subtracts the mean first, in float64."""
+    """`mean` is in standard deviations. The oracle subtracts the mean first, in float64."""
     module = LayerNorm(jax.random.key(0), 256)
     x = jnp.asarray(normal((64, 256)) + mean, dtype)
     centred = np.asarray(x, np.float64) - np.asarray(x, np.float64).mean(-1, keepdims=True)
@@ -150,14 +150,14 @@ def test_batch_norm_has_statistics_of_groups_of_consecutive_examples(num_groups,
 @pytest.mark.parametrize("distance", [0, 1, 10, 100])
 @pytest.mark.parametrize("num_groups", [1, 4])
 def test_the_variance_loses_digits_only_where_the_running_mean_is_far_from_the_mean(num_groups, distance):
-    """`distance` is in standard deviations. Squares of x itself, whose mean is 1000, would leave no digit."""
+    """`distance` is in standard deviations. The mean of x is 1000, so squares of x itself would lose every digit."""
     module = BatchNorm(jax.random.key(0), 3, 16 // num_groups)
     module.mean[...] = jnp.full(3, 1000.0 - distance)
     x_BxHxWxC = normal((16, 8, 8, 3)) + 1000
     expected = x_BxHxWxC.astype(np.float64).reshape(num_groups, -1, 3).var(1).mean(0)
     module(jnp.asarray(x_BxHxWxC), train=True)
     got = (np.asarray(module.variance[...], np.float64) - 0.9) / 0.1
-    # The second term: how exactly the running variance, which is near 1, holds a tenth of this one.
+    # The second term is the rounding of the running variance, which is near 1 and gets a tenth of this variance.
     bound = 32 * np.finfo(np.float32).eps * (1 + distance**2) + 10 * np.finfo(np.float32).eps
     np.testing.assert_allclose(got, expected, rtol=bound)
 
@@ -165,7 +165,7 @@ def test_the_variance_loses_digits_only_where_the_running_mean_is_far_from_the_m
 @pytest.mark.parametrize("shape", [(8, 12, 12, 3), (8, 7, 9, 3), (8, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gradient_of_max_pool_is_that_of_xla(shape, dtype, set_mesh):
-    """Whole numbers, so that many entries of a window are equal and all sums are exact."""
+    """With integers, many entries of a window are equal and all sums are exact."""
     set_mesh(replica=2, fsdp=2, tensor=2)
     rng = np.random.default_rng(0)
     x_BxHxWxC = jax.device_put(jnp.asarray(rng.integers(-3, 1, shape), dtype), sharding(batch_spec(4, AXES)))
@@ -184,7 +184,7 @@ def test_the_gradient_of_max_pool_is_that_of_xla(shape, dtype, set_mesh):
 def test_batch_norm_of_groups_on_one_device_each_communicates_at_the_end_only(
     num_groups, num_forward, num_backward, mesh, set_mesh
 ):
-    """What is left are gradients and running statistics together, which no layer waits for."""
+    """Only gradients and running statistics are communicated, together, and no layer waits for them."""
     set_mesh(*mesh)
     module = BatchNorm(jax.random.key(0), 3, 32 // num_groups)
     graph, *arrays = nnx.split(module, nnx.Param, nnx.BatchStat)
@@ -218,7 +218,7 @@ def test_batch_norm_evaluates_with_the_running_statistics_and_leaves_them():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, set_mesh):
-    """It sums over all examples and tokens, of which bfloat16 would lose count at 256."""
+    """It sums over all examples and tokens; a bfloat16 sum of ones would stop at 256."""
     set_mesh(replica=2, fsdp=2, tensor=2)
     x_BxNxD = jax.device_put(jnp.zeros((64, 100, 4), jnp.bfloat16), sharding(P(BATCH, None, TENSOR)))
     gradient = jax.jit(jax.grad(lambda bias, x: jnp.sum(add_bias(x, bias).astype(jnp.float32))))
@@ -227,7 +227,7 @@ def test_the_gradient_of_a_bias_is_summed_in_float32(dtype, set_mesh):
 
 
 def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_float32():
-    """The gradient of a batch that repeats one image is the number of examples times that of the image."""
+    """If a batch repeats one image, its gradient is the number of examples times the gradient of that image."""
     config = ModelConfig("vit_mu", patch_size=4, depth=1, pool="token", dtype="bfloat16")
     model = registry.create(config, (8, 8, 3), 10, 4000)
     params, stats = model.init(jax.random.key(0))
@@ -240,7 +240,7 @@ def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_
     one, many = (jax.jit(jax.grad(loss), static_argnums=1)(params, number) for number in (1, 4000))
     for name in ("token", "position"):
         error = np.linalg.norm(many[name] - 4000 * one[name]) / np.linalg.norm(4000 * one[name])
-        # Each entry is rounded in the network itself.
+        # The network itself rounds each entry.
         assert error < 0.01, (name, error)
 
 

@@ -1,4 +1,4 @@
-"""The same numbers on every mesh, parameters and gradients where they belong, and options that change no number."""
+"""Numbers are equal on every mesh, parameters and gradients have the right sharding, some options change no number."""
 
 import math
 from dataclasses import replace
@@ -25,18 +25,18 @@ MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 @pytest.fixture(autouse=True)
 def small_layouts(monkeypatch):
-    """Few and narrow blocks: a program for 8 devices is slow to compile."""
+    """Few and narrow blocks, because a program for 8 devices is slow to compile."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
 
 
 def place(x):
-    """`x` over the examples of the current mesh."""
+    """Shards the examples of `x` over the current mesh."""
     return x if jax.sharding.get_mesh().empty else jax.device_put(x, sharding(batch_spec(x.ndim)))
 
 
 def init(config: ModelConfig):
-    """Model, parameters off their initial values (a head of zeros has no gradients behind it), and batch statistics."""
+    """Model, parameters moved from their initial values (a zero head passes no gradient back), and batch statistics."""
     model = registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
 
@@ -48,7 +48,7 @@ def init(config: ModelConfig):
 
 
 def loss_fn(model: registry.Model, batch_stats):
-    """A loss of the parameters, with logits and new batch statistics beside it."""
+    """A function from parameters to the loss, the logits and the new batch statistics."""
     rng = np.random.default_rng(0)
     image = place(rng.normal(size=(NUM_EXAMPLES, *IMAGE_SHAPE)).astype(np.float32))
     weight = place(rng.normal(size=(NUM_EXAMPLES, NUM_CLASSES)).astype(np.float32))
@@ -72,7 +72,7 @@ def run(config: ModelConfig):
 
 
 def assert_close(got, expected, num_ulps: int) -> None:
-    """Every entry within `num_ulps` units in the last place of the largest entry of its leaf."""
+    """Each entry is within `num_ulps` units in the last place of the largest entry of its leaf."""
 
     def compare(path, a, b):
         np.testing.assert_allclose(
@@ -92,15 +92,15 @@ def test_numbers_do_not_depend_on_the_mesh(config):
     expected = run(config)
     for shape in MESHES:
         with jax.set_mesh(make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])):
-            # A mesh changes the order of sums alone. A sum of n float32 terms moves by some sqrt(n) ulps when it is
-            # ordered anew, and a bias of a convolutional network sums n = 16 * 8 * 8; layers add up a few of those.
+            # A mesh changes only the order of sums. Another order changes a sum of n float32 terms by about sqrt(n)
+            # ulps. A bias of a convolutional network sums n = 16 * 8 * 8 terms, and several layers add their errors.
             assert_close(run(config), expected, num_ulps=64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2)])
 def test_kernels_stored_along_another_dimension_give_the_same_numbers(shape, set_mesh):
-    """A width of 34 divides over no mesh: the MLP is stored along its hidden channels, and attention is whole."""
+    """No mesh divides a width of 34: the MLP is sharded along its hidden channels, and attention is replicated."""
     config = replace(TRANSFORMER, width=34, depth=1)
     expected = run(config)
     set_mesh(*shape)
@@ -148,7 +148,7 @@ def test_remat_keeps_no_activation_inside_a_block_and_changes_no_number(scan_lay
         kept[remat] = sum(residual.shape[-3:] == hidden for residual in residuals)
     assert kept[False] > 0
     assert kept[True] == 0
-    # The same sums, but XLA may fuse and order them otherwise.
+    # The same sums, but XLA may fuse and order them differently.
     assert_close(run(replace(config, remat=True)), run(config), num_ulps=16)
 
 
@@ -167,7 +167,7 @@ def test_scanned_blocks_are_the_same_blocks_stacked():
     )
     jax.tree.map(np.testing.assert_array_equal, scanned_params, stacked(params))
 
-    # Gradients of the same parameters; those of `init` differ, as its noise follows the size of a leaf.
+    # Gradients at the same parameters. The parameters of `init` differ, because its noise depends on the leaf's size.
     _, params, _ = init(TRANSFORMER)
     grads, (logits, _) = jax.jit(jax.grad(loss_fn(model, {}), has_aux=True))(params)
     scanned_params = jax.tree.map(jnp.asarray, stacked(params))
@@ -188,8 +188,8 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
     jax.tree.map(lambda g, w: np.testing.assert_equal(g.sharding.spec, w.sharding.spec), grads, scanned_params)
 
 
-# bfloat16 has 8 bits: an entry is off by 2^-9 of its size, and a few layers add up. Behind ReLUs gradients are off by
-# more: inputs within 2^-9 of 0, one in 2^8, may change sign, and with it all of their gradient: sqrt(2^-8) a layer.
+# bfloat16 has 8 bits: an entry has a relative error of 2^-9, and the errors of a few layers add up. ReLUs add errors of
+# gradients: an input within 2^-9 of 0 (one in 2^8) may change sign, and so its whole gradient: sqrt(2^-8) a layer.
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "grad_error"), [(TRANSFORMER, 2**-5), (RESNET, 2**-3)])
 def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(config, grad_error):

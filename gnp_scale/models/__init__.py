@@ -1,1 +1,1 @@
-"""The networks: plain pytrees of parameters, each with its sharding stated beside it; `registry.py` lists them."""
+"""The networks: plain pytrees of parameters, each with an explicit sharding. `registry.py` lists the networks."""

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, softmax(q k^T / sqrt(K)) v, with float32 logits that are not kept.
+"""Scaled dot-product attention, softmax(q k^T / sqrt(K)) v. Logits are float32 and are not kept.
 
 Shapes: B examples, N tokens, H heads, K channels of a head; N x N: queries x keys.
 """
@@ -56,8 +56,8 @@ def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
 def _attend(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
     """Logits, exponentials and sums are float32. The exponentials, at most 1, are rounded to the type of the query.
 
-    They are kept for the backward pass before they are divided by their sum: the division is one of K channels and not
-    of N keys. For float32 arrays this is the formula but for the order of its operations.
+    They are rounded once and kept for the backward pass. The K channels of the output, not the N exponentials, are
+    divided by their sum. For float32 arrays, only the order of the operations differs from the formula.
     """
     return _forward(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)[0]
 
@@ -98,5 +98,5 @@ def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing
 
 
 def _swapped(x_BxMxN: jax.Array) -> jax.Array:
-    """Heads and tokens in the other order, with a dimension for channels or keys after them."""
+    """Swaps heads and tokens, and appends a dimension for channels or keys."""
     return jnp.swapaxes(x_BxMxN, 1, 2)[..., None]

@@ -1,6 +1,6 @@
-"""The layers of convolutional networks, which have no channels in shards: `tensor` is one more axis of examples here.
+"""The layers of convolutional networks. Channels are not sharded: `tensor` is one more axis of examples here.
 
-Kernels are stored sharded over both `fsdp` and `tensor`.
+Kernels are stored in shards over both `fsdp` and `tensor`.
 
 Shapes: B examples, H height, W width, C channels, K classes, G groups of examples.
 """
@@ -46,12 +46,12 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation with the statistics of groups of `group_size` consecutive examples of the global batch.
 
-    In training each group is normalised by its own mean and variance, and the running statistics move by a tenth
-    towards the averages over the groups. The groups are cut by the example's place in the batch, never by device.
-    Examples are sharded over all axes of the mesh; scale, bias and statistics are whole on every device.
+    In training, each group is normalised by its own mean and variance. The running statistics move by a tenth towards
+    the averages over the groups. The position of an example in the batch determines its group, never its device.
+    Examples are sharded over all axes of the mesh. Scale, bias and statistics are replicated.
 
-    A group that lies on several devices costs one all-reduce in the forward pass and one in the backward pass. Where
-    each lies whole on one device there are none.
+    A group on several devices costs one all-reduce in the forward pass and one in the backward pass. If each group is
+    on one device, there are none.
     """
 
     eps = 1e-5
@@ -74,15 +74,15 @@ class BatchNorm(nnx.Module):
             mean_GxC, variance_GxC = self.mean[...][None], self.variance[...][None]
         factor_GxC = jax.lax.rsqrt(variance_GxC + self.eps) * self.scale[...][None]
         offset_GxC = self.bias[...][None] - mean_GxC * factor_GxC
-        # A multiplication and an addition for each element, in float32.
+        # One multiplication and one addition for each element, in float32.
         factor, offset = (self._of_group(value_GxC, len(x_BxHxWxC)) for value_GxC in (factor_GxC, offset_GxC))
         return (x_BxHxWxC * factor + offset).astype(x_BxHxWxC.dtype)
 
     def _statistics(self, x_BxHxWxC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and variance of each group from one pass over `x_BxHxWxC`, in float32.
 
-        Squares are taken of differences from the running mean, so that a mean far from 0 costs no digits: the relative
-        error of the variance is up to 32 ulps times 1 + (mean - running mean)^2 / variance.
+        It squares differences from the running mean, so a mean far from 0 loses no digits. The relative error of the
+        variance is up to 32 ulps times 1 + (mean - running mean)^2 / variance.
         """
         shift_1xC = jax.lax.stop_gradient(self.mean[...])[None]
         difference = x_BxHxWxC.astype(jnp.float32) - shift_1xC[:, None, None]
@@ -102,7 +102,7 @@ class BatchNorm(nnx.Module):
         return _exact_einsum("bg,bc->gc", member_BxG, mean_BxC, on_mesh(P(None, None))) / self.group_size
 
     def _of_group(self, value_GxC: jax.Array, num_examples: int) -> jax.Array:
-        """The value of the group of each example, in the shape Bx1x1xC, or 1x1x1xC where all have the same."""
+        """The value of each example's group, of shape Bx1x1xC, or 1x1x1xC if there is only one group."""
         num_groups, num_channels = value_GxC.shape
         if num_groups == 1:
             return value_GxC[:, None, None]
@@ -118,8 +118,8 @@ class BatchNorm(nnx.Module):
     def _num_groups(self, num_examples: int) -> int:
         check(
             num_examples % self.group_size == 0,
-            f"{num_examples} examples that are computed at once are not whole groups of {self.group_size} with batch "
-            "statistics of their own: make model.num_bn_groups a multiple of train.accumulate_steps, of "
+            f"{num_examples} examples of one pass do not divide into groups of {self.group_size} with their own batch "
+            "statistics: make model.num_bn_groups a multiple of train.accumulate_steps, of "
             "gnp.perturb_groups and of 1 / gnp.ascent_fraction together",
         )
         return num_examples // self.group_size
@@ -135,12 +135,12 @@ class BatchNorm(nnx.Module):
 
 
 def _are_local(num_groups: int) -> bool:
-    """Whether each of the groups of examples lies whole on one device."""
+    """Whether each group of examples is on one device."""
     return num_groups % mesh.current_axis_size(AXES) == 0
 
 
 def _exact_einsum(formula: str, member_BxG: jax.Array, x: jax.Array, out_sharding: P | None) -> jax.Array:
-    # HIGHEST, as the default would round x to bfloat16 on TPU.
+    # HIGHEST, because the default rounds x to bfloat16 on TPUs.
     return jnp.einsum(formula, member_BxG, x, precision=jax.lax.Precision.HIGHEST, out_sharding=out_sharding)
 
 
@@ -167,10 +167,10 @@ class Head(nnx.Module):
 
 
 def max_pool(x_BxHxWxC: jax.Array) -> jax.Array:
-    """Maximum over windows of 3x3, at stride 2; the first of equal entries gets the gradient.
+    """Maximum over windows of 3x3, with stride 2; the first of equal entries gets the gradient.
 
-    XLA's own gradient is best on a TPU. On a GPU it is a scatter, whose sums depend on the order of its threads, and
-    moves twice as many bytes; on a CPU it takes three times as long as this one.
+    XLA's own gradient is the fastest on a TPU. On a GPU it is a scatter: its sums depend on the order of threads, and
+    it moves twice as many bytes. On a CPU it takes three times as long as this one.
     """
     return _max_pool(x_BxHxWxC) if platform() == "tpu" else _max_pool_with_gradient(x_BxHxWxC)
 
@@ -193,7 +193,7 @@ def _max_pool_forward(x_BxHxWxC: jax.Array) -> tuple[jax.Array, tuple[jax.Array,
 def _max_pool_backward(kept: tuple[jax.Array, jax.Array], dy_BxHxWxC: jax.Array) -> tuple[jax.Array]:
     x, y = kept
     num_examples, height, width, num_channels = x.shape
-    # Entry (i, j) of all windows is an image of the size of y: the padded x from (i, j) on, at stride 2.
+    # Entry (i, j) of all windows is an image of the size of y: the padded x from (i, j) on, with stride 2.
     rows, columns = 2 * y.shape[1] - 1, 2 * y.shape[2] - 1
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     is_taken, dx = jnp.zeros_like(y, bool), jnp.zeros_like(padded, jnp.float32)
@@ -211,21 +211,21 @@ _max_pool_with_gradient.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def shard_examples(x_Bx: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """`x_Bx` with its examples over `axes` of the mesh; as it is without one."""
+    """Shards the examples of `x_Bx` over `axes` of the mesh; without a mesh, returns `x_Bx`."""
     spec = on_mesh(mesh.batch_spec(x_Bx.ndim, axes))
     return x_Bx if spec is None else jax.sharding.reshard(x_Bx, spec)
 
 
 def shard_examples_over_all(x_Bx: jax.Array) -> jax.Array:
-    """`x_Bx` with its examples over all axes, for networks that do not compute in shards of their channels.
+    """Shards the examples of `x_Bx` over all axes, for networks that do not shard their channels.
 
     Raises:
-        ConfigError: there are not equally many examples for each device.
+        ConfigError: the number of devices does not divide the number of examples.
     """
     num_devices = mesh.current_axis_size(AXES)
     check(
         len(x_Bx) % num_devices == 0,
-        f"a batch of {len(x_Bx)} examples does not divide over {num_devices} devices, as a convolutional network "
-        "needs: change data.batch_size or data.eval_batch_size",
+        f"a batch of {len(x_Bx)} examples does not divide over {num_devices} devices, which a convolutional network "
+        "requires: change data.batch_size or data.eval_batch_size",
     )
     return shard_examples(x_Bx, AXES)

@@ -1,8 +1,7 @@
-"""The layers that all networks are made of.
+"""The layers that all networks share.
 
-A parameter is float32 and born sharded. A kernel is stored sharded over `fsdp`, and over `tensor`, and fetched when it
-is used; vectors (biases, scales) are small and stay whole, but for those that lie along a dimension which the layer
-computes in shards.
+Parameters are float32 and created in shards. A kernel is stored in shards over `fsdp` and `tensor`, and gathered for
+use. Vectors (biases, scales) are small and replicated, unless the layer computes in shards along their dimension.
 
 Shapes: B examples; `x_Bx` has any dimensions after the examples.
 """
@@ -21,21 +20,21 @@ from gnp_scale import mesh
 from gnp_scale.mesh import FSDP, TENSOR, on_mesh
 
 SHARDS = (FSDP, TENSOR)
-"""Axes that store the parameters of a layer which does not compute in shards of its channels."""
+"""Axes that store the parameters of a layer that does not shard its channels."""
 
 
 def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) -> nnx.Param:
-    """A float32 parameter drawn by `init`, every shard of it by the device that keeps it."""
+    """A float32 parameter drawn by `init`; each device draws its own shard."""
     return nnx.Param(init(key, shape, jnp.float32, out_sharding=mesh.divisible_spec(spec, shape)))
 
 
 def with_gathered_kernel(
     fn: Callable[[jax.Array, jax.Array], jax.Array], axes: tuple[str, ...]
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`fn(x, kernel)`, which casts the kernel to the type of `x` and then gathers it over `axes`.
+    """`fn(x, kernel)` that first casts the kernel to the type of `x` and then gathers it over `axes`.
 
-    Where the kernel is sharded the backward pass gathers again: whole kernels kept from the forward pass would undo the
-    sharding of the parameters.
+    If the kernel is sharded, the backward pass gathers it again: to keep gathered kernels from the forward pass would
+    undo the sharding of the parameters.
     """
 
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -47,24 +46,24 @@ def with_gathered_kernel(
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """`x + bias` along the last dimensions of `x`, in the type of `x`.
 
-    The gradient of the bias is a sum over all examples and tokens. It is taken in float32: the bias gets the shape of
-    `x` before it gets the type of it.
+    The gradient of the bias is a sum over all examples and tokens. It is computed in float32, because the bias is
+    broadcast to the shape of `x` before it is cast to the type of `x`.
     """
     expanded = jnp.expand_dims(upcast(bias), range(x.ndim - bias.ndim))
     return x + jnp.broadcast_to(expanded, x.shape, out_sharding=jax.typeof(x).sharding).astype(x.dtype)
 
 
 class Dense(nnx.Module):
-    """The linear map `einsum(formula, x, kernel) + bias`; the last letters of its output are those of the kernel.
+    """The linear map `einsum(formula, x, kernel) + bias`; its output ends with letters of the kernel.
 
     Args:
-        key: Draws the kernel.
-        formula: Such as `"bnd,df->bnf"`.
-        shape: Of the kernel.
-        init: Of the kernel; the bias starts at 0.
-        spec: How the kernel is stored.
-        out_spec: How the output is sharded. A contraction over shards ends in an all-reduce.
-        gathered: Axes over which the kernel is gathered to be used.
+        key: Random key of the kernel.
+        formula: For example `"bnd,df->bnf"`.
+        shape: Shape of the kernel.
+        init: Initializer of the kernel; the bias starts at 0.
+        spec: Sharding of the stored kernel.
+        out_spec: Sharding of the output. A contraction over shards ends in an all-reduce.
+        gathered: Axes over which the kernel is gathered for use.
         use_bias: Whether there is a bias.
     """
 
@@ -95,8 +94,8 @@ class Dense(nnx.Module):
 class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) over the last dimension, then scale and bias; computed in float32.
 
-    Mean and variance come from one pass over x, so that XLA computes them beside what makes x. The variance is the mean
-    square less the square of the mean, with a relative error of up to 8 ulps times 1 + mean^2 / variance.
+    Mean and variance need one pass over x, so XLA fuses them with the operation that computes x. The variance is the
+    mean square minus the square of the mean. Its relative error is up to 8 ulps times 1 + mean^2 / variance.
     """
 
     eps = 1e-6
@@ -132,7 +131,7 @@ def _mean_square(x: jax.Array) -> jax.Array:
 
 
 def fold(key_B: jax.Array | None, number: jax.typing.ArrayLike) -> jax.Array | None:
-    """Keys of the examples for the layer of this number; None stays None."""
+    """Keys of the examples for layer `number`; None stays None."""
     return None if key_B is None else jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
 
 
@@ -146,7 +145,7 @@ def dropout(x_Bx: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
 
 
 def drop_path(x_Bx: jax.Array, rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:
-    """Sets a whole example to 0 with probability `rate`, else divides it by `1 - rate` (arXiv 1603.09382)."""
+    """Sets each example to 0 with probability `rate`, else divides it by `1 - rate` (arXiv 1603.09382)."""
     if key_B is None or rate is None:
         return x_Bx
     keep_B = jax.vmap(partial(jax.random.bernoulli, p=1 - rate))(key_B)

@@ -1,4 +1,4 @@
-"""The networks by name: each makes nested dicts of arrays, and a module of such dicts inside a trace."""
+"""The networks by name. Each creates nested dicts of arrays, and converts them to a module inside a trace."""
 
 import difflib
 from collections.abc import Callable
@@ -18,18 +18,8 @@ type Params = dict[str, Any]
 type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
-# An option that a family does not use must keep its default, so that nobody believes in an effect.
-_ONLY_TRANSFORMERS = (
-    "patch_size",
-    "pool",
-    "depth",
-    "width",
-    "num_heads",
-    "drop_path",
-    "attention",
-    "remat",
-    "scan_layers",
-)
+# An option that a family does not use must keep its default, so that no user expects an effect.
+_ONLY_TRANSFORMERS = "patch_size pool depth width num_heads drop_path attention remat scan_layers".split()
 _FAMILIES = {
     **dict.fromkeys(vit.SIZES, (vit.VisionTransformer, ("stem", "num_bn_groups"))),
     **dict.fromkeys(resnet.LAYOUTS, (resnet.ResNet, (*_ONLY_TRANSFORMERS, "dropout"))),
@@ -41,23 +31,23 @@ NAMES = tuple(_FAMILIES)
 
 @dataclass(frozen=True)
 class Model:
-    """A kind of network; call its functions under `jax.jit`, with the mesh set."""
+    """A network; call its functions under `jax.jit`, with the mesh set."""
 
     build: Callable[[jax.Array], Any]
     """The network with parameters drawn from a key."""
     bn_group_size: int = 1
-    """Consecutive examples of the global batch that share batch statistics; 1 where there are none."""
+    """Consecutive examples of the global batch that share batch statistics; 1 without batch statistics."""
 
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
-        """Parameters and batch statistics before training, every leaf born sharded on the current mesh."""
+        """Parameters and batch statistics before training; each leaf is created in shards on the current mesh."""
         network = self.build(key)
         return _values(network, nnx.Param), batch_stats_of(network)
 
     def network(self, params: Params, batch_stats: BatchStats) -> Callable[..., jax.Array]:
         """`network(image_BxHxWxC, *, train, key_B=None)`: logits of normalised images, float32 of shape (B, classes).
 
-        The images are floats, the examples sharded over `mesh.BATCH`, and the logits likewise. With `train=True` it
-        normalises with the statistics of the batch and updates the others; read those afterwards with
+        The images are floats. Images and logits are sharded over `mesh.BATCH`. With `train=True` the network normalises
+        with the statistics of the batch and updates the running ones; read these afterwards with
         `batch_stats_of(network)`. Dropout and drop path act only if `key_B`, a key for each example, is given.
         """
         return nnx.merge(self._graph, params, batch_stats)
@@ -68,7 +58,7 @@ class Model:
 
 
 def batch_stats_of(network: Any) -> BatchStats:
-    """The batch statistics of `network`: those it was made with, or newer ones if it was called with `train=True`."""
+    """The batch statistics of `network`: the initial ones, or updated ones if it was called with `train=True`."""
     return _values(network, nnx.BatchStat)
 
 
@@ -77,11 +67,11 @@ def _values(network: Any, kind: type[nnx.Variable]) -> dict[str, Any]:
 
 
 def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int, batch_size: int) -> Model:
-    """The network of `config` for images of `image_shape` (height, width, channels), trained in such batches.
+    """The network of `config` for images of `image_shape` (height, width, channels), trained with `batch_size`.
 
     Raises:
-        ConfigError: no network has this name; it does not use an option that is set; or a transformer's patches,
-            heads, or the current mesh's tensor axis do not divide what they must.
+        ConfigError: no network has this name; the network does not use an option that is set; or, for a transformer,
+            the patches do not divide the image, the heads the width, or the tensor axis of the mesh the heads.
     """
     if config.name not in _FAMILIES:
         raise ConfigError(_unknown_name(config.name))
@@ -101,14 +91,14 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
 
 
 def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> str | None:
-    """What batch statistics over the whole batch cost on the current mesh, and what would cost less; None if nothing.
+    """The cost of batch statistics over the whole batch on the current mesh, and a cheaper choice; None without cost.
 
-    It is advice only: `model.num_bn_groups` belongs to the experiment, and never follows from the machine by itself.
+    It is only advice: `model.num_bn_groups` belongs to the experiment, and never depends on the machine.
 
     Args:
         config: The network.
         batch_size: Examples of a training step.
-        num_parts: Parts of the batch that are computed one after the other.
+        num_parts: Parts of the batch that are computed in sequence.
     """
     has_batch_norm = "num_bn_groups" not in _FAMILIES[config.name][1]
     num_devices = mesh.current_axis_size(mesh.AXES)
@@ -118,12 +108,12 @@ def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> s
         return None
     return (
         f"model.num_bn_groups is 1: batch statistics over {num_devices} devices cost each normalisation layer one "
-        f"all-reduce in every forward and one in every backward pass; --model.num-bn-groups {num_groups}, of "
-        f"{batch_size // num_groups} examples each, would cost none, and is another experiment"
+        f"all-reduce in each forward pass and one in each backward pass; --model.num-bn-groups {num_groups}, of "
+        f"{batch_size // num_groups} examples each, would cost none, but is a different experiment"
     )
 
 
 def _unknown_name(name: str) -> str:
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"model.name is {name}, which is no network here: {hint}choose one of {', '.join(NAMES)}"
+    return f"model.name is {name}, which is not a known network: {hint}choose one of {', '.join(NAMES)}"

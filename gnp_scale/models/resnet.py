@@ -1,4 +1,4 @@
-"""Residual networks (arXiv 1512.03385) in their version 1.5: the stride of a bottleneck stands in its 3x3 convolution.
+"""Residual networks (arXiv 1512.03385), version 1.5: the 3x3 convolution of a bottleneck has the stride.
 
 Shapes: B examples, H height, W width, C channels.
 """
@@ -12,7 +12,7 @@ from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, shard_
 
 
 class Shortcut(nnx.Module):
-    """The input of a block in the shape of its output, by a 1x1 convolution where that differs."""
+    """The input of a block; if its shape differs from the output's, a 1x1 convolution adapts it."""
 
     def __init__(self, key: jax.Array, num_in: int, num_out: int, stride: int, bn_group_size: int) -> None:
         self.is_identity = stride == 1 and num_in == num_out
@@ -78,7 +78,7 @@ LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] 
 
 
 class ResNet(nnx.Module):
-    """A stem, four stages of blocks of which all but the first halve the image, and the head."""
+    """A stem, four stages of blocks, and the head; each stage after the first halves the image."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class ResNet(nnx.Module):
         self.head = Head(head_key, num_out, num_classes)
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
-        del key_B  # Nothing is random here.
+        del key_B  # This network is not random.
         x_BxHxWxC = shard_examples_over_all(image_BxHxWxC.astype(self.dtype))
         x_BxHxWxC = jax.nn.relu(self.norm(self.conv(x_BxHxWxC), train))
         if self.stem == "imagenet":

@@ -1,7 +1,7 @@
 """The blocks of vision transformers.
 
 Shapes: B examples, N tokens, D width, F hidden channels of the MLP, H heads, K channels of a head, 3 for query, key and
-value. Heads and hidden channels are computed in shards over `tensor`; tokens are whole.
+value. Heads and hidden channels are sharded over `tensor`; tokens are not sharded.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ViTConfig:
     mlp: int
     num_heads: int
     parallel: bool = False
-    """Blocks of ViT-22B: attention beside MLP, normalised queries and keys, norms without mean and bias."""
+    """Blocks of ViT-22B: attention and MLP in parallel, normalised queries and keys, norms without mean and bias."""
     attention: AttentionImplementation = "auto"
 
 
@@ -59,7 +59,7 @@ class Block(nnx.Module):
 class ParallelBlock(nnx.Module):
     """x + Attention(y) + MLP(y) with y = RMSNorm(x) (arXiv 2302.05442, section 2).
 
-    Attention has no bias of its own: that of its output and that of the MLP's would only ever appear as their sum.
+    The output of attention has no bias, because only its sum with the bias of the MLP's output would matter.
     """
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
@@ -80,7 +80,7 @@ class ParallelBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; in a parallel block without biases and with normalised queries and keys."""
+    """Multi-head self-attention; a parallel block has no biases here, and normalises queries and keys."""
 
     def __init__(self, key: jax.Array, size: ViTConfig) -> None:
         check_heads(size.num_heads)
@@ -109,8 +109,8 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
-        check_heads(self.num_heads)  # Again, as the mesh need not be the one of the initialisation.
-        # Each of the three adds its own bias, so that XLA makes three arrays and not one to be cut up.
+        check_heads(self.num_heads)  # Again, because the mesh may differ from the one of the initialisation.
+        # Each of the three adds its own bias, so XLA computes three arrays instead of one to be split.
         parts = jnp.unstack(self.in_proj(x_BxNxD, with_bias=False), axis=2)
         if self.in_proj.bias is not None:
             parts = map(add_bias, parts, jnp.unstack(self.in_proj.bias[...]))
@@ -121,7 +121,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two dense layers with a GELU (its tanh approximation, as in big_vision) between them."""
+    """Two dense layers with a GELU (tanh approximation, as in big_vision) between them."""
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         in_key, out_key = jax.random.split(key)
@@ -144,7 +144,7 @@ class Mlp(nnx.Module):
 
 
 def check_heads(num_heads: int) -> None:
-    """Raises ConfigError unless every shard of the current mesh's tensor axis has equally many heads."""
+    """Raises ConfigError unless the tensor axis of the current mesh divides the number of heads."""
     num_shards = mesh.current_axis_size(TENSOR)
     check(
         num_heads % num_shards == 0,

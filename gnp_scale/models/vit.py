@@ -1,4 +1,4 @@
-"""Vision transformers (arXiv 2010.11929), and ViT-22B (arXiv 2302.05442) with its parallel blocks.
+"""Vision transformers (arXiv 2010.11929), and ViT-22B (arXiv 2302.05442) with parallel blocks.
 
 Shapes: B examples, H height, W width and C channels of an image, N tokens, D width, K classes.
 """
@@ -28,15 +28,15 @@ SIZES = {
     "vit_b": ViTConfig(768, 12, 3072, 12),
     "vit_l": ViTConfig(1024, 24, 4096, 16),
     "vit_h": ViTConfig(1280, 32, 5120, 16),
-    "vit_g": ViTConfig(1408, 40, 6144, 16),  # ViT-g, of 1.0 billion parameters.
-    "vit_gg": ViTConfig(1664, 48, 8192, 16),  # ViT-G, of 1.8 billion.
+    "vit_g": ViTConfig(1408, 40, 6144, 16),  # ViT-g: 1.0 billion parameters.
+    "vit_gg": ViTConfig(1664, 48, 8192, 16),  # ViT-G: 1.8 billion.
     # Table 1 of arXiv 2302.05442.
     "vit_22b": ViTConfig(6144, 48, 24576, 48, parallel=True),
 }
 
 
 def size_of(config: ModelConfig) -> ViTConfig:
-    """The size that `config` names, with its overrides; another width has an MLP four times as wide."""
+    """The size that `config` names, with its overrides; with another width, the MLP is four times as wide."""
     size = SIZES[config.name]
     if config.width is not None:
         size = replace(size, width=config.width, mlp=4 * config.width)
@@ -45,7 +45,7 @@ def size_of(config: ModelConfig) -> ViTConfig:
 
 
 def check_shapes(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
-    """Raises ConfigError unless patches divide the image and heads the width."""
+    """Raises ConfigError unless the patches divide the image and the heads divide the width."""
     height, width, _ = image_shape
     size, patch = size_of(config), config.patch_size
     check(
@@ -62,9 +62,9 @@ def check_shapes(config: ModelConfig, image_shape: tuple[int, int, int]) -> None
 class VisionTransformer(nnx.Module):
     """Pre-norm transformer over image patches with learned positions.
 
-    Kernels are initialised as in big_vision: Xavier-uniform, the embedding LeCun-normal, positions normal with standard
-    deviation 1 / sqrt(D), class token and head zero. The class token has a position of its own, as in equation 1 of
-    arXiv 2010.11929.
+    Parameters are initialised as in big_vision: kernels Xavier-uniform, embedding LeCun-normal, positions normal with
+    standard deviation 1 / sqrt(D), class token and head zero. The class token has its own position (arXiv 2010.11929,
+    equation 1).
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class VisionTransformer(nnx.Module):
         if self.config.pool == "token":
             token_1xD = mesh.gather(self.token[...], SHARDS)
             shape = (num_examples, 1, self.size.width)
-            # In float32 before it is the type of the tokens, so that its gradient is summed over examples in that.
+            # Broadcast in float32, then cast to the type of the tokens: its gradient is a float32 sum over examples.
             token_Bx1xD = jnp.broadcast_to(upcast(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
             x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
         return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))

@@ -12,7 +12,7 @@ from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples, 
 from gnp_scale.models.layers import dropout, fold
 
 LAYOUTS = {"wrn_16_4": (16, 4), "wrn_28_10": (28, 10), "wrn_40_10": (40, 10)}
-"""Number of convolutions in the longest path, and factor of the width."""
+"""Number of convolutions in the longest path, and width factor."""
 
 
 class WideBlock(nnx.Module):
@@ -37,7 +37,7 @@ class WideBlock(nnx.Module):
 
 
 class WideResNet(nnx.Module):
-    """A 3x3 convolution, three groups of blocks of which the last two halve the image, and the head."""
+    """A 3x3 convolution, three groups of blocks, and the head; the last two groups halve the image."""
 
     def __init__(
         self,
