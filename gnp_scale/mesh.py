@@ -1,12 +1,12 @@
 """The device mesh: axis names, its construction, and the few shardings that the project uses.
 
-Every axis name of the project stands here. The axes are
+This file defines every axis name of the project. The axes are
 
-* `replica`: copies of the parameters, one for each slice or host joined by a slow network;
-* `fsdp`: shards of the parameters, each gathered where it is used;
+* `replica`: copies of the parameters, one for each slice or host of a slow network;
+* `fsdp`: shards of the parameters, which are gathered for use;
 * `tensor`: shards of the channels that a layer computes with.
 
-Examples are spread over `replica` and `fsdp`. All axes are explicit: a sharding is part of an array's type.
+Examples are sharded over `replica` and `fsdp`. All axes are explicit: a sharding is part of an array's type.
 """
 
 import math
@@ -27,17 +27,17 @@ BATCH = (REPLICA, FSDP)
 
 REPLICATED = P()
 
-# Of the parameters that are whole along `fsdp`, on each device.
+# Of the parameters that are replicated over `fsdp`, on each device.
 MOST_SILENT_MIB, MOST_WHOLE_MIB = 16, 256
 
 
 def batch_spec(ndim: int = 1, axes: tuple[str, ...] = BATCH) -> P:
-    """Spec of an array of rank `ndim` whose leading dimension is the examples, spread over `axes`."""
+    """Spec of an array of rank `ndim`; its leading dimension is the examples, sharded over `axes`."""
     return P(axes, *(None,) * (ndim - 1))
 
 
 def resolve(config: MeshConfig, num_devices: int) -> MeshConfig:
-    """`config` on `num_devices` devices: an axis of -1 takes what the others leave.
+    """`config` on `num_devices` devices: an axis of -1 takes the remaining devices.
 
     Raises:
         ConfigError: the axes do not multiply to the number of devices.
@@ -51,16 +51,16 @@ def resolve(config: MeshConfig, num_devices: int) -> MeshConfig:
         raise ConfigError(
             f"a mesh of {named} does not fit {num_devices} devices: "
             "change --mesh.replica, --mesh.fsdp or --mesh.tensor so that they multiply to the number of devices, "
-            "with -1 for at most one that takes the rest"
+            "with -1 for at most one, which takes the rest"
         )
     return MeshConfig(*sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config` over `devices` (all devices of all processes when None), every axis explicit.
+    """The mesh of `config` over `devices` (all devices of all processes when None), with explicit axes.
 
-    Where the devices are several slices, joined by a slow network, `replica` lies across them, and `fsdp` where the
-    replicas are fewer.
+    If a slow network connects several slices of devices, `replica` spans the slices. If there are fewer replicas than
+    slices, `fsdp` spans them too.
 
     Raises:
         ConfigError: the axes do not fit the devices, or their slices.
@@ -75,7 +75,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     across = (math.gcd(config.replica, num_slices), num_slices // math.gcd(config.replica, num_slices), 1)
     check(
         config.fsdp % across[1] == 0,
-        f"{num_slices} slices do not share out a mesh of replica {config.replica} and fsdp {config.fsdp}: "
+        f"a mesh of replica {config.replica} and fsdp {config.fsdp} does not divide over {num_slices} slices: "
         "make --mesh.replica a multiple of the number of slices",
     )
     within = (config.replica // across[0], config.fsdp // across[1], config.tensor)
@@ -84,7 +84,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def current_axis_size(axes: str | tuple[str, ...] | None) -> int:
-    """Number of shards that `axes` stand for on the current mesh, outside of any `shard_map`; 1 without a mesh."""
+    """Number of shards over `axes` of the current mesh, without those of a `shard_map`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -92,20 +92,20 @@ def current_axis_size(axes: str | tuple[str, ...] | None) -> int:
 
 
 def on_mesh(spec: P) -> P | None:
-    """`spec` as an `out_sharding` on the current mesh; None without one.
+    """`spec` as an `out_sharding` on the current mesh; None without a mesh.
 
-    Axes that an enclosing `shard_map` took over are left out: each of their shards has a program of its own.
+    It omits the axes of an enclosing `shard_map`: each of their shards has its own program.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else _without(spec, mesh.manual_axes)
 
 
 def divisible_spec(spec: P, shape: tuple[int, ...]) -> P | None:
-    """Where a parameter of `shape` lies that is to lie as `spec`; None without a mesh.
+    """The sharding of a parameter of `shape` that is requested as `spec`; None without a mesh.
 
-    An axis that does not divide its dimension goes to the largest other one that it divides, if it only says where the
-    parameter is stored: `fsdp`, and `tensor` beside it, which layers gather before they compute. Others are left out.
-    What no dimension takes is left out too, rather than padded: `undivided` tells how much that is.
+    If an axis does not divide its dimension, it may move to the largest other dimension that it divides. Only storage
+    axes move: `fsdp`, and `tensor` beside it, which layers gather before they compute. Other axes are omitted. An axis
+    that divides no dimension is omitted too: nothing is padded. `undivided` reports how much is replicated.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None
@@ -126,12 +126,12 @@ def _divides(axes: tuple[str, ...], dim: int) -> bool:
 
 
 def undivided(params: Any) -> str | None:
-    """A line about the parameters that are whole along `fsdp`, as no dimension of them takes it; None if they are few.
+    """A line about the parameters that are replicated because `fsdp` divides none of their dimensions; None if few.
 
-    Few are 16 MiB on each device together, as biases and scales are. The gradient and each moment take as much again.
+    Few means at most 16 MiB in all on each device, such as biases and scales. Gradient and moments take the same each.
 
     Raises:
-        ConfigError: there are more than 256 MiB of them.
+        ConfigError: they take more than 256 MiB.
     """
     num_shards = current_axis_size(FSDP)
     leaves = [(_mib_per_device(x), path, x) for path, x in jax.tree.leaves_with_path(params)]
@@ -140,14 +140,14 @@ def undivided(params: Any) -> str | None:
     if num_shards == 1 or num_mib <= MOST_SILENT_MIB:
         return None
     most, path, largest = max(whole, key=lambda leaf: leaf[0])
-    # The largest power of 2 that divides the mesh and, but for a few, a dimension of each of them.
+    # The largest power of 2 that divides `fsdp` and, except for a few parameters, a dimension of each.
     better = num_shards & -num_shards
     while sum(leaf[0] for leaf in whole if all(dim % better for dim in leaf[2].shape)) > MOST_SILENT_MIB:
         better //= 2
     name, shape = path_name(path), "x".join(map(str, largest.shape))
     line = (
-        f"{len(whole)} of {len(leaves)} parameters, biases and scales among them, are whole on each device: "
-        f"{num_mib:.0f} MiB, and as much again in the gradient and in each moment. mesh.fsdp {num_shards} divides no "
+        f"{len(whole)} of {len(leaves)} parameters, including biases and scales, are replicated on each device: "
+        f"{num_mib:.0f} MiB, and the same again for the gradient and each moment. mesh.fsdp {num_shards} divides no "
         f"dimension of the largest, {name} of {shape} ({most:.1f} MiB). "
         f"Make --mesh.fsdp {better}, and --mesh.replica {num_shards // better} times as large"
     )
@@ -164,9 +164,9 @@ def _axes(x: Any) -> tuple[str, ...]:
 
 
 def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,)) -> jax.Array:
-    """`x` whole over `axes` and sharded as before over the others: how a layer fetches an FSDP parameter to use it.
+    """Replicates `x` over `axes` and keeps its sharding over the others: layers gather FSDP parameters for use.
 
-    The gradient of a gather is a reduce-scatter, so gradients come out sharded like the parameters.
+    The gradient of a gather is a reduce-scatter, so gradients are sharded like the parameters.
     """
     spec = jax.typeof(x).sharding.spec
     if not any(spec):
@@ -212,5 +212,5 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def sharding(spec: P) -> NamedSharding:
-    """`spec` on the current mesh, for arrays that are placed from the host."""
+    """`spec` on the current mesh, for arrays that come from the host."""
     return NamedSharding(jax.sharding.get_mesh(), spec)

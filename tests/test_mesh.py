@@ -1,4 +1,4 @@
-"""The mesh, and what a spec becomes on it."""
+"""The mesh, and how a spec is adapted to it."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused_with_both_numbers(confi
 
 def test_slices_that_no_axis_lies_across_are_refused():
     four_slices = [SimpleNamespace(slice_index=place // 2) for place in range(8)]
-    with pytest.raises(ConfigError, match=r"4 slices do not share out a mesh of replica 1 and fsdp 2.*--mesh.replica"):
+    with pytest.raises(ConfigError, match=r"replica 1 and fsdp 2 does not divide over 4 slices.*--mesh.replica"):
         make_mesh(MeshConfig(fsdp=2, tensor=4), four_slices)
 
 

@@ -1,4 +1,4 @@
-"""Which parameters are whole on every device: all networks on large meshes, of which only the shapes are needed."""
+"""Which parameters are replicated: all networks on large meshes, computed from shapes alone."""
 
 import math
 from collections import Counter
@@ -12,8 +12,8 @@ from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.mesh import AXES, FSDP, MOST_SILENT_MIB, P, divisible_spec, undivided
 from gnp_scale.models import registry, vit
 
-# The largest power of 2 that `fsdp` may be while at most 16 MiB stay whole: the largest that divides the width of a
-# transformer (1408 is 11 * 128), or the channels that most kernels of a convolutional network have (640 is 5 * 128).
+# The largest power of 2 for `fsdp` with at most 16 MiB replicated: the largest that divides the width of a transformer
+# (1408 is 11 * 128), or the channels of most kernels of a convolutional network (640 is 5 * 128).
 LARGEST = {
     "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_h": 256, "vit_g": 128,
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
@@ -38,7 +38,7 @@ def params_of(config: ModelConfig):
 
 
 def wanted(config: ModelConfig, monkeypatch) -> Kernels:
-    """The specs and shapes that the layers ask for."""
+    """The specs and shapes that the layers request."""
     found: Kernels = Counter()
     with monkeypatch.context() as patch:
         patch.setattr(mesh, "divisible_spec", lambda spec, shape: found.update([(spec, shape)]))
@@ -49,7 +49,7 @@ def wanted(config: ModelConfig, monkeypatch) -> Kernels:
 def all_wanted(name: str, monkeypatch) -> Kernels:
     if name not in vit.SIZES:
         return wanted(config_of(name), monkeypatch)
-    # Blocks are alike: two of them tell what one adds.
+    # Blocks are equal: two of them show what one adds.
     one, two = (wanted(config_of(name, depth=depth), monkeypatch) for depth in (1, 2))
     return Counter({kernel: one[kernel] + (vit.SIZES[name].depth - 1) * (two - one)[kernel] for kernel in one})
 
