@@ -1,6 +1,6 @@
-"""What `test_checkpoint_processes.py` runs in several processes: saves two more steps in the folder that is given.
+"""`test_checkpoint_processes.py` runs this in several processes: it saves two more steps in the given folder.
 
-With `--full-rank N`, process N may at first write no file of more than a few bytes, as on a full disk of its own.
+With `--full-rank N`, process N can at first write only a few bytes per file, as on its own full disk.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from gnp_scale.run import processes
 
 
 def state_of(step):
-    """A state that tells its step, on the current mesh: one array in shards, one whole, one whole on some devices."""
+    """A state that depends on its step: one array is sharded, one replicated, one replicated over some devices."""
     w_64x64 = np.random.default_rng(step).standard_normal((64, 64), np.float32)
     specs = {"w": P(FSDP, TENSOR), "whole": REPLICATED, "tensor": P(TENSOR)}
     return {

@@ -1,4 +1,4 @@
-"""What `test_consensus.py` runs in several processes: many rounds, of which the coordination service keeps few."""
+"""`test_consensus.py` runs this in several processes: many rounds, of which the coordination service keeps few."""
 
 import jax
 from jax._src import distributed

@@ -1,4 +1,4 @@
-"""Which steps are saved, which are kept, and what comes back."""
+"""Which steps are saved, which are kept, and what is restored."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ def config(**values):
 
 
 def run(run_dir, settings, state, num_steps, scores=None):
-    """Saves what is due over `num_steps` steps; returns the steps that are left at the end."""
+    """Saves when due in `num_steps` steps; returns the steps that remain at the end."""
     scores = scores or {}
     with Checkpoints(run_dir, settings) as checkpoints:
         for step in range(1, num_steps + 1):

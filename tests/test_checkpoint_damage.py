@@ -1,4 +1,4 @@
-"""Checkpoints are trusted only when whole: damage of every kind is noticed, named, set aside, and nothing is lost."""
+"""Only intact checkpoints are used: every kind of damage is found, reported and set aside, and nothing is lost."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, OptimConfig
 from gnp_scale.mesh import FSDP, TENSOR, P
 
-# Where reading fails, Orbax drops coroutines that it has not started, and Python says so.
+# If a read fails, Orbax drops coroutines that it has not started, and Python warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -28,13 +28,13 @@ CONFIG = Config(checkpoint=CheckpointConfig(keep_last=9))
 
 @pytest.fixture(autouse=True)
 def _collected():
-    """Has it said here, and not in the tests that follow."""
+    """Makes Python warn here, and not in later tests."""
     yield
     gc.collect()
 
 
 def state_of(step):
-    """A state that tells its step; random bits, so that a damaged byte is not compressed away."""
+    """A state that depends on its step; its bits are random, so that compression hides no damaged byte."""
     w_64x64 = np.random.default_rng(step).standard_normal((64, 64), np.float32)
     return {"step": jnp.int32(step), "params": {"w": jax.device_put(w_64x64, P(FSDP, TENSOR))}}
 
@@ -51,7 +51,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def run_dir(saved, tmp_path, set_mesh):
-    """A copy of it, to be damaged, and a mesh to restore on."""
+    """A copy of the folder to damage, and a mesh for restoring."""
     set_mesh(fsdp=4, tensor=2)
     return shutil.copytree(saved, tmp_path / "run")
 
@@ -125,7 +125,7 @@ def test_damage_is_set_aside_and_the_one_before_is_used(damage, run_dir, capsys)
 
 
 def test_any_flipped_bit_is_noticed_or_harmless(run_dir):
-    """A bit in each tenth of every file: what comes back is bitwise a state that was saved, or nothing."""
+    """One bit in each tenth of every file: the restored state is bitwise a saved one, or there is none."""
     seed = random.Random(0)
     found = set()
     for name in [path.relative_to(run_dir) for path in files(run_dir, 3)]:
@@ -172,7 +172,7 @@ def test_where_none_is_whole_nothing_is_changed(run_dir):
 
 
 def test_a_half_written_step_is_no_checkpoint(run_dir):
-    """What a killed run leaves has another name until its last file is there."""
+    """The folder of a killed run has another name until its last file exists."""
     shutil.move(run_dir / "checkpoints" / "3", run_dir / "checkpoints" / "3.orbax-checkpoint-tmp")
     lose_in = run_dir / "checkpoints" / "3.orbax-checkpoint-tmp"
     (lose_in / "commit_success.txt").unlink()
@@ -181,7 +181,7 @@ def test_a_half_written_step_is_no_checkpoint(run_dir):
 
 
 def test_another_process_takes_steps_and_scores_from_the_main_one(run_dir, monkeypatch):
-    """Its file system may show it fewer steps, or a file that it cannot read: then it would keep and read others."""
+    """Its file system may show fewer steps, or an unreadable file: then it would keep and read other steps."""
     answers, given = [[[2, {"eval/top1": 0.5}], [3, None]], [1, 2]], []
     monkeypatch.setattr(restore_module, "is_main_process", lambda: False)
     monkeypatch.setattr(restore_module.consensus, "broadcast", lambda value: given.append(value) or answers.pop(0))

@@ -1,4 +1,4 @@
-"""The health gate: only checkpoints that training went on soundly from are good, and those are not rotated out."""
+"""The health gate: a checkpoint is good only if training continued soundly after it, and then it is not rotated out."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The copy of a state that is written: one of each shard, whatever the mesh."""
+"""The host copy of a state contains each shard once, on any mesh."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def test_a_host_keeps_one_copy_of_each_shard(mesh, set_mesh):
 
 
 def test_the_copy_does_not_change_with_the_state(set_mesh):
-    """Training goes on in the buffers of the original."""
+    """Training reuses the buffers of the original."""
     set_mesh(fsdp=8)
     state = {"w": jax.device_put(np.ones((8, 16), np.float32), sharding(P(FSDP)))}
     copies = copy_to_host(state)

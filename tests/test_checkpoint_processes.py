@@ -1,4 +1,4 @@
-"""Checkpoints of several processes: what one of them cannot read or write, none takes for whole."""
+"""Checkpoints of several processes: if one of them cannot read or write a checkpoint, none uses it."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def run(log_dir, run_dir, *options, num_processes=2):
 def test_all_processes_go_on_from_the_same_whole_checkpoint(tmp_path):
     run_dir = tmp_path / "run"
     run(tmp_path / "first", run_dir)
-    # The largest file is that of one process: the other reads all of its own parts.
+    # The largest file belongs to one process: the other reads all of its own shards.
     parts = sorted((run_dir / "checkpoints" / "2").rglob("d/*"), key=lambda path: path.stat().st_size)
     parts[-1].write_bytes(parts[-1].read_bytes()[:100])
     output = run(tmp_path / "second", run_dir)

@@ -1,4 +1,4 @@
-"""A store that is full, read-only, slow or failing: saving is tried again, reported, and given up with one line."""
+"""A store that is full, read-only, slow or failing: saves are retried, reported, and abandoned with one line."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from gnp_scale.mesh import FSDP, P
 
 CONFIG = Config(checkpoint=CheckpointConfig(num_save_attempts=3))
 
-# Where writing fails, Orbax drops coroutines that it has not started, and Python says so.
+# If a write fails, Orbax drops coroutines that it has not started, and Python warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -45,7 +45,7 @@ def restored(run_dir):
 
 
 def save_in_vain(run_dir, step):
-    """The one line that a run ends with."""
+    """The last line of the run."""
     with pytest.raises(ConfigError) as error, Checkpoints(run_dir, CONFIG) as checkpoints:
         checkpoints.save(step, state_of(step), None)
     (line,) = str(error.value).splitlines()
@@ -53,7 +53,7 @@ def save_in_vain(run_dir, step):
 
 
 class Shim:
-    """Stands before the store: each write takes a while, and the first ones fail."""
+    """Wraps the store: each write is slow, and the first ones fail."""
 
     def __init__(self, monkeypatch, delay_s, num_failures):
         self.delay_s, self.num_failures, self.num_writes = delay_s, num_failures, 0
@@ -111,7 +111,7 @@ def test_after_so_many_failures_in_a_row_the_run_ends_and_the_last_good_one_stay
 
 
 def test_a_newer_state_takes_the_place_of_one_that_was_not_written(tmp_path, monkeypatch):
-    """So that failures in a row are counted over saves too, and one copy of the state is held at most."""
+    """So failures in a row are counted over several saves, and at most one copy of the state exists."""
     Shim(monkeypatch, delay_s=0.0, num_failures=2)
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         for step in (1, 2, 3, 4):
@@ -168,7 +168,7 @@ def test_a_folder_that_became_read_only_ends_the_run(tmp_path):
 
 
 def test_a_deletion_does_not_meet_one_that_a_kill_has_left(tmp_path):
-    """The name that a checkpoint is deleted under may be taken, and what stands there is deleted too."""
+    """The name for a deletion may exist already; the folder with this name is deleted too."""
     config = Config(checkpoint=CheckpointConfig(keep_last=1, num_healthy_reports=0, keep_best=0))
     left = tmp_path / "checkpoints" / "1.deleted"
     with Checkpoints(tmp_path, config) as checkpoints:
@@ -184,7 +184,7 @@ def test_a_deletion_does_not_meet_one_that_a_kill_has_left(tmp_path):
 
 
 def test_a_write_does_not_wait_for_the_deletion_of_another(tmp_path, monkeypatch):
-    """Deleting a large checkpoint may take minutes: it happens behind training."""
+    """The deletion of a large checkpoint may take minutes, so it happens in the background."""
     end = threading.Event()
     monkeypatch.setattr(store.shutil, "rmtree", lambda *_, **__: end.wait(60))
     for name in ("7.deleted", "8.orbax-checkpoint-tmp"):

@@ -102,7 +102,7 @@ def test_of_an_earlier_version_it_says_what_is_not_known(saved):
     for name in ("numpy", "scipy"):
         del saved["versions"][name]
     words = exactness(saved, Config())
-    assert words.startswith(f"{BITWISE}, if what the checkpoint does not tell is as it was (numpy, scipy, ")
+    assert words.startswith(f"{BITWISE}, if the values that the checkpoint lacks have not changed (numpy, scipy, ")
     assert words.endswith("kernels, back end, CPU)")
     saved["versions"]["jax"] = "0.1"
     assert words != exactness(saved, Config())

@@ -1,4 +1,4 @@
-"""Checkpoints: written while training goes on, used only if every byte is right, and good only after healthy steps."""
+"""Checkpoints: written during training, used only if every byte is right, and good only after healthy steps."""
 
 from gnp_scale.checkpoint.manager import Checkpoints
 from gnp_scale.checkpoint.restore import fingerprint, load_newest

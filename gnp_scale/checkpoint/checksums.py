@@ -1,7 +1,7 @@
-"""A checksum of each array of a state, the same on any mesh: computed where the array is, and never gathered.
+"""A checksum of each array of a state, the same on any mesh; the array is never gathered.
 
-What stores and file formats check by themselves ends at their own files. These checksums are taken of the arrays in
-training and compared with the arrays that training gets back, so they cover all that lies between.
+Stores and file formats check only their own files. These checksums are computed from the arrays in training and
+compared with the restored arrays, so they cover everything between.
 """
 
 import math
@@ -16,8 +16,8 @@ from gnp_kernels.trees import path_name
 def checksums(state: Any) -> dict[str, int]:
     """A 32-bit checksum of each array, by its path: the sum over elements i of mix(bits_i ^ mix(i)), modulo 2**32.
 
-    `mix` is a bijection, so one changed element always changes the sum; other damage goes unnoticed once in 2**32. The
-    order of a sum of integers makes no difference, so mesh, devices and number of processes make none.
+    `mix` is a bijection, so one changed element always changes the sum. Other damage is missed once in 2**32. A sum of
+    integers does not depend on its order, so it does not depend on mesh, devices and number of processes.
     """
     leaves = jax.tree.leaves_with_path(state)
     names = [path_name(path) for path, _ in leaves]
@@ -26,14 +26,14 @@ def checksums(state: Any) -> dict[str, int]:
 
 
 def mismatched(state: Any, expected: Mapping[str, int]) -> list[str]:
-    """The arrays of `state` that are not those that `expected` was computed of; or are missing on one side."""
+    """The arrays of `state` whose checksums differ from `expected`, or that are missing on one side."""
     found = checksums(state)
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
 @jax.jit
 def _checksums(leaves: list[jax.Array]) -> jax.Array:
-    """One program for all, so that the sums between devices run in one order everywhere."""
+    """One program for all, so that all processes run the sums between devices in the same order."""
     return jnp.stack([_checksum(leaf) for leaf in leaves])
 
 
@@ -60,7 +60,7 @@ def _places(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3 after an offset (so that 0 is mixed too): every bit of x decides every bit of it."""
+    """The finaliser of MurmurHash3 after an offset (to mix 0 too): each bit of x affects each bit of the result."""
     x += jnp.uint32(0x9E3779B9)
     x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
     x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)

@@ -1,7 +1,7 @@
-"""What the bits of a run depend on besides its configuration, and what a difference means for a run that goes on.
+"""What the bits of a run depend on besides its configuration, and what a difference means for a resumed run.
 
-Everything here is stored with each checkpoint. What an earlier version did not store is taken to be unknown, and the
-words say so.
+All of this is stored with each checkpoint. Values that an earlier version did not store are unknown, and the message
+says so.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ _COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _IRRELEVANT_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 _VECTORS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm")
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-"""Otherwise XLA takes whichever algorithm it measures to be the fastest, at each start."""
+"""Otherwise XLA measures at each start which algorithm is the fastest, and uses it."""
 
 
 def circumstances(config: Config) -> dict[str, Any]:
     """Versions, random generator, mesh, processes, devices and compiler settings of a run of `config`, as JSON values.
 
-    Of several processes those of the one that asks.
+    With several processes, those of the calling process.
     """
     kernels = update.implementation(config)
     return {
@@ -59,7 +59,7 @@ def _version(name: str) -> str | None:
 
 
 def _compiled(kernels: str) -> dict[str, str | None]:
-    """What decides how a program is compiled, and with it the order of its sums."""
+    """What determines how a program is compiled, and so the order of its sums."""
     flags = {
         name: [flag for flag in os.environ.get(name, "").split() if _is_relevant(flag)] for name in _COMPILER_FLAGS
     }
@@ -68,7 +68,7 @@ def _compiled(kernels: str) -> dict[str, str | None]:
         "block sizes of kernels": _digest(tunings()) if kernels == "triton" else None,
         "JAX_DEFAULT_MATMUL_PRECISION": jax.config.jax_default_matmul_precision,
         **{name: " ".join(sorted(values)) for name, values in flags.items()},
-        # Of accelerators, it names the compiler and driver.
+        # On accelerators, it names compiler and driver.
         "back end": " ".join(jax.devices()[0].client.platform_version.split()),
         "CPU": _cpu() if jax.default_backend() == "cpu" else None,
     }
@@ -79,7 +79,7 @@ def _is_relevant(flag: str) -> bool:
 
 
 def _cpu() -> str:
-    """Model and vector instructions of the host's CPU, which XLA compiles for."""
+    """Model and vector instructions of the host's CPU, for which XLA compiles."""
     info = Path("/proc/cpuinfo")
     first = info.read_text().partition("\n\n")[0] if info.exists() else ""
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
@@ -93,7 +93,7 @@ def _digest(value: Any) -> str:
 
 
 def exactness(saved: Mapping[str, Any], config: Config) -> str:
-    """What resuming a run of `config`, here, from a checkpoint saved in these circumstances means, in words."""
+    """A message: how exact a run of `config` is if it resumes here from a checkpoint saved in these circumstances."""
     here, saved = circumstances(config), _with_present_names(saved)
     other = _different(saved, here, "versions")
     if other:
@@ -110,14 +110,14 @@ def exactness(saved: Mapping[str, Any], config: Config) -> str:
         return f"on the same mesh, with another {', '.join(changes)}: {rounding}"
     if jax.default_backend() == "gpu" and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
         return (
-            f"on the same mesh: {rounding}, as XLA chooses its algorithms for a GPU anew; bitwise if all starts have "
-            f"XLA_FLAGS={_DETERMINISTIC}"
+            f"on the same mesh: {rounding}, because XLA chooses its algorithms for a GPU at each start; bitwise if all "
+            f"starts have XLA_FLAGS={_DETERMINISTIC}"
         )
     unknown = _unknown(saved, here)
     if unknown:
         return (
-            "on the same mesh: the run is bitwise the one that was not interrupted, if what the checkpoint does not "
-            f"tell is as it was ({', '.join(unknown)})"
+            "on the same mesh: the run is bitwise the one that was not interrupted, if the values that the checkpoint "
+            f"lacks have not changed ({', '.join(unknown)})"
         )
     return "on the same mesh: the run is bitwise the one that was not interrupted"
 
@@ -126,18 +126,18 @@ def _with_present_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     compiled = saved.get("compiled", {})
     if compiled.get("kernels") != "reference":
         return saved
-    # The name of "xla" until 2026-11-26.
+    # "xla" had this name until 2026-11-26.
     return {**saved, "compiled": {**compiled, "kernels": "xla"}}
 
 
 def _different(saved: Mapping[str, Any], here: Mapping[str, Any], topic: str) -> list[str]:
-    """What is known of both and differs."""
+    """The values that both know and that differ."""
     then, now = saved.get(topic, {}), here[topic]
     return [name for name in now if name in then and then[name] != now[name]]
 
 
 def _unknown(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterable[str]:
-    """What a checkpoint of an earlier version does not tell, of what means anything here."""
+    """The values that matter here and that a checkpoint of an earlier version lacks."""
     topics = ("versions", "random", "compiled")
     return [name for t in topics for name, now in here[t].items() if now and name not in saved.get(t, {})]
 

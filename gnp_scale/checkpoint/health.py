@@ -1,18 +1,18 @@
-"""The health gate: a checkpoint is good once training has gone on soundly from it."""
+"""The health gate: a checkpoint is good when training has continued soundly after it."""
 
 import math
 import statistics
 from collections import deque
 
 _NUM_LOSSES = 50
-"""Losses that the running median is taken of."""
+"""Number of losses of the running median."""
 
 
 class HealthGate:
-    """Holds new checkpoints back until so many reported losses in a row, after the checkpoint, were sound.
+    """Holds each new checkpoint until `num_reports` consecutive losses after it were sound.
 
-    A loss is sound if it is finite and at most `spike_factor` times the median of the last finite ones. One that is not
-    starts every count anew: parameters that are not finite never pass, others do once the loss is back.
+    A loss is sound if it is finite and at most `spike_factor` times the median of the last finite losses. A loss that
+    is not sound resets all counts. So parameters that are not finite never pass; others pass when the loss recovers.
     """
 
     def __init__(self, num_reports: int, spike_factor: float) -> None:
@@ -21,7 +21,7 @@ class HealthGate:
         self._losses: deque[float] = deque(maxlen=_NUM_LOSSES)
 
     def add(self, step: int) -> None:
-        """Holds back the checkpoint of `step`."""
+        """Holds the checkpoint of `step`."""
         self._num_sound[step] = 0
 
     def drop(self, step: int) -> None:
@@ -29,10 +29,10 @@ class HealthGate:
         self._num_sound.pop(step, None)
 
     def observe(self, step: int, loss: float) -> list[int]:
-        """Takes the loss that was reported for `step`; returns the checkpoints that pass, oldest first."""
+        """Takes the reported loss of `step`; returns the checkpoints that pass, oldest first."""
         is_sound = self._is_sound(loss)
         for saved in self._num_sound:
-            # The loss of a step is taken at the parameters before its update, those of the checkpoint before.
+            # The loss of a step belongs to the parameters before its update, which an earlier checkpoint holds.
             if saved < step:
                 self._num_sound[saved] = self._num_sound[saved] + 1 if is_sound else 0
         passed = sorted(

@@ -13,9 +13,9 @@ _COPIES = "copies"
 
 
 def copy_to_host(state: Any) -> Any:
-    """`state` in pinned host memory, as global arrays over some of the devices.
+    """Copies `state` to pinned host memory, as global arrays over some of the devices.
 
-    Devices of one process that hold the same shard would give as many copies of it; one is enough to write it.
+    If several devices of a process hold the same shard, only one of them copies it.
     """
     leaves, treedef = jax.tree.flatten(state)
     shardings = [_one_of_each(leaf.sharding) for leaf in leaves]
@@ -35,9 +35,9 @@ def _shards(leaf: jax.Array, sharding: NamedSharding) -> list[Any]:
 
 @cache
 def _one_of_each(sharding: NamedSharding) -> NamedSharding:
-    """`sharding` over those devices that are the first of their process to hold a shard.
+    """`sharding` over the devices that are the first of their process with a shard.
 
-    Over all devices where the shards do not lie on the processes in one pattern.
+    It uses all devices if the shards do not follow one pattern over the processes.
     """
     mesh, spec = sharding.mesh, sharding.spec
     assert isinstance(mesh, Mesh)

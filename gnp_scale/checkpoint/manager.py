@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when to save, which are good, which are kept, and how to come back to one."""
+"""The checkpoints of a run: when to save, which are good, which are kept, and how to restore one."""
 
 import contextlib
 import time
@@ -21,10 +21,10 @@ from gnp_scale.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of a run folder. Of several processes all call every method, at the same steps.
+    """The checkpoints of a run folder. All processes call every method, at the same steps.
 
-    Saving copies the state to host memory and returns; files are written behind training. A checkpoint is good once it
-    has passed the health gate; the newest good ones are kept, whatever is saved after them.
+    A save copies the state to host memory and returns; files are written during training. A checkpoint is good when it
+    has passed the health gate. The newest good ones are kept, whatever is saved after them.
     """
 
     def __init__(self, run_dir: Path, config: Config) -> None:
@@ -55,39 +55,39 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step that is committed; None where there is none."""
+        """The newest committed step; None if there is none."""
         return max(self._steps, default=None)
 
     @property
     def latest_good_step(self) -> int | None:
-        """The newest step that has passed the health gate; None where there is none."""
+        """The newest step that has passed the health gate; None if there is none."""
         return max(self._good, default=None)
 
     @property
     def stored_step(self) -> int:
-        """The newest step in the folder, whether or not all processes have seen its commit; 0 where there is none."""
+        """The newest step in the folder, even if not all processes have seen its commit; 0 if there is none."""
         return max(self._store.steps(), default=0)
 
     @property
     def latest_scores(self) -> Scores | None:
-        """The metrics of the evaluation that the newest state was saved with; None if there was none."""
+        """The metrics of the evaluation that was saved with the newest state; None if there was none."""
         return self._scores.get(max(self._steps | self._scores.keys(), default=0))
 
     def restore(self, abstract_state: TrainState) -> tuple[int, TrainState] | None:
-        """(step, state) of the newest whole checkpoint, in these types and shardings; None where there is none at all.
+        """(step, state) of the newest intact checkpoint, in these types and shardings; None without checkpoints.
 
-        Newer ones are damaged: they are set aside, which is renamed, and named in a line each.
+        Newer ones are damaged: they are set aside (renamed), and a line reports each.
 
         Raises:
-            ConfigError: there are checkpoints, but none is whole; or they are of another configuration.
+            ConfigError: there are checkpoints, but none is intact; or their configuration differs.
         """
         return self._restore(self._steps, abstract_state)
 
     def roll_back(self, abstract_state: TrainState) -> tuple[int, TrainState] | None:
-        """(step, state) of the newest good and whole checkpoint; None where none is good. Newer ones are set aside.
+        """(step, state) of the newest good and intact checkpoint; None if none is good. Newer ones are set aside.
 
         Raises:
-            ConfigError: none of the good ones is whole; or what is being written cannot be.
+            ConfigError: none of the good ones is intact; or the current write fails.
         """
         self._writer.finish()
         if not self._good:
@@ -121,12 +121,12 @@ class Checkpoints:
         return name
 
     def exactness(self) -> str:
-        """What going on from the checkpoint that was restored means for the numbers on this mesh, in words."""
+        """A message: how exact the numbers are on this mesh after the restored checkpoint."""
         assert self._resumed is not None, "nothing was restored"
         return exactness(self._resumed, self._config)
 
     def is_due(self, step: int, scores: Scores | None) -> bool:
-        """Whether to save after `step`: by number, by time, or as the best evaluation; the same in every process."""
+        """Whether to save after `step`: by step, by time, or for the best evaluation; the same in every process."""
         every = self._config.checkpoint.every_steps
         by_step = every is not None and step % every == 0
         return by_step or self._is_best(scores) or self._is_due_by_time(step)
@@ -140,13 +140,13 @@ class Checkpoints:
 
     def _is_due_by_time(self, step: int) -> bool:
         every = self._config.checkpoint.every_minutes
-        # Clocks differ between processes; asking the main one is cheap, but not so cheap as to do it every step.
+        # Clocks differ between processes. To ask the main one is cheap, but too expensive for every step.
         if every is None or step % self._config.train.log_every_steps != 0:
             return False
         return consensus.broadcast(time.monotonic() - self._last_save_time >= 60 * every)
 
     def save(self, step: int, state: TrainState, scores: Scores | None) -> None:
-        """Saves the state after `step`, with the metrics of an evaluation at that step if there was one.
+        """Saves the state after `step`, with the metrics of the evaluation at that step, if any.
 
         Raises:
             ConfigError: the store has failed too often.
@@ -157,7 +157,7 @@ class Checkpoints:
         self._last_save_time = time.monotonic()
 
     def observe(self, step: int, loss: float) -> None:
-        """Takes the loss reported for `step`: lets the checkpoints pass that were waiting for it, and goes on saving.
+        """Takes the reported loss of `step`: passes checkpoints through the gate, and continues to save.
 
         Raises:
             ConfigError: the store has failed too often.

@@ -1,4 +1,4 @@
-"""What is stored beside the arrays of a checkpoint."""
+"""The metadata that is stored beside the arrays of a checkpoint."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ type Metadata = dict[str, Any]
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was saved."""
+    """A checkpoint differs from what was saved."""
 
 
 def describe(config: Config, state: Any, scores: Mapping[str, float] | None) -> Metadata:
@@ -32,11 +32,11 @@ def verify(stored: Metadata | None) -> Metadata:
     """What `describe` returned, without its seal.
 
     Raises:
-        DamagedError: it was changed since.
+        DamagedError: it has changed since.
     """
     metadata = dict(stored or {})
     if metadata.pop("seal", None) != _digest(metadata):
-        raise DamagedError("its description is not the one that was saved")
+        raise DamagedError("its description differs from the saved one")
     return metadata
 
 

@@ -1,4 +1,4 @@
-"""Reading: only what is whole, and the same in every process."""
+"""Reads checkpoints: only intact ones, and the same one in every process."""
 
 import hashlib
 import json
@@ -26,22 +26,22 @@ from gnp_scale.training.state import TrainState
 
 @dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A checkpoint whose arrays are those that were saved."""
+    """A checkpoint whose arrays equal the saved ones."""
 
     step: int
     state: Any
     metadata: Metadata
     skipped: dict[int, str]
-    """The newer ones that are damaged, and how."""
+    """The newer, damaged ones, and what is wrong with each."""
 
 
 def latest_valid(
     store: Store, steps: Iterable[int], abstract_state: Any, config: Config | None = None
 ) -> VerifiedCheckpoint:
-    """The newest of `steps` that is whole, with the types and shardings of `abstract_state`. Changes nothing.
+    """The newest intact checkpoint of `steps`, with the types and shardings of `abstract_state`. Changes nothing.
 
     Raises:
-        ConfigError: none of them is, or it belongs to a run of another configuration than `config`.
+        ConfigError: none of them is intact, or the configuration of its run differs from `config`.
     """
     skipped: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
@@ -54,7 +54,7 @@ def latest_valid(
             skipped[step] = str(error)
     found = "; ".join(f"step {step}: {problem}" for step, problem in skipped.items())
     raise ConfigError(
-        f"no checkpoint in {store.folder} is whole, and none was changed ({found}): put one back, or start anew with "
+        f"no checkpoint in {store.folder} is intact, and none was changed ({found}): put one back, or start again with "
         "another --run-dir"
     )
 
@@ -64,7 +64,7 @@ def _metadata(store: Store, step: int) -> Metadata:
     try:
         metadata = store.metadata(step)
     except Exception as error:
-        # There is no list of what a damaged file makes a reader raise.
+        # There is no list of the errors that a damaged file can cause.
         problem = one_line(error)
     _agree_on(problem)
     assert metadata is not None
@@ -81,7 +81,7 @@ def _state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> 
     names = mismatched(state, metadata["checksums"])
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise DamagedError(f"{', '.join(names[:3])}{more} not as saved")
+        raise DamagedError(f"arrays differ from the saved ones: {', '.join(names[:3])}{more}")
     return state
 
 
@@ -95,13 +95,13 @@ def _check_same_run(store: Store, step: int, metadata: Metadata, config: Config)
     changed = changes(recipe.from_json(json.dumps(metadata["config"])), config)
     if changed:
         raise ConfigError(
-            f"the checkpoint of step {step} in {store.folder} is of a run with another configuration "
+            f"the checkpoint of step {step} in {store.folder} belongs to a run with another configuration "
             f"({', '.join(changed)}): choose another --run-dir"
         )
 
 
 def stored_scores(store: Store, steps: Iterable[int]) -> dict[int, Scores]:
-    """The evaluations that checkpoints were saved with, where there was one and the main process can read it."""
+    """The evaluations that were saved with checkpoints, if the main process can read them."""
     scores = consensus.broadcast([(step, _scores(store, step)) for step in steps if is_main_process()])
     return {step: values for step, values in scores if values}
 
@@ -110,12 +110,12 @@ def _scores(store: Store, step: int) -> Scores | None:
     try:
         return store.metadata(step)["scores"]
     except Exception:
-        # A damaged one is dealt with when it is to be restored; there is no list of what it makes a reader raise.
+        # `latest_valid` handles a damaged one on restore. There is no list of the errors that it can cause.
         return None
 
 
 def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainState]:
-    """(step, state) of the newest whole checkpoint, read without touching the folder, which a run may be writing into.
+    """(step, state) of the newest intact checkpoint. Changes nothing in the folder, because a run may write there.
 
     Raises:
         ConfigError: there is none.
@@ -123,7 +123,7 @@ def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainSt
     store = Store(run_dir)
     whole = latest_valid(store, _steps(run_dir, store), abstract_state)
     for step, problem in whole.skipped.items():
-        announce(f"the checkpoint of step {step} is damaged ({problem}): taking that of step {whole.step}")
+        announce(f"the checkpoint of step {step} is damaged ({problem}): using that of step {whole.step}")
     return whole.step, whole.state
 
 
@@ -131,7 +131,7 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
     """(step, SHA-256) of the state saved at `step`, the newest when None: names, types, shapes and bytes of its leaves.
 
     Two fingerprints are equal if and only if parameters, batch statistics, optimizer state and method state are
-    bitwise equal, whatever mesh or number of processes wrote them. Reads the whole state into the memory of this host.
+    bitwise equal, for any mesh and number of processes. Reads the whole state into the memory of this host.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is damaged.

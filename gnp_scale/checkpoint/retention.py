@@ -11,11 +11,11 @@ type Scores = Mapping[str, float]
 def kept(
     steps: Collection[int], good: Collection[int], scores: Mapping[int, Scores], config: CheckpointConfig
 ) -> set[int]:
-    """The steps to keep of those whose checkpoints are committed.
+    """The committed steps to keep.
 
-    The newest `keep_last` that are good, and beside these the newest `keep_last` of the others: what has not passed the
-    health gate cannot take the place of what has. Also the one that is next to pass, since with frequent saves it is
-    not among the newest any more by then. Then milestones, and the best by score.
+    These are the newest `keep_last` good ones, and the newest `keep_last` others: a checkpoint that has not passed the
+    health gate cannot replace one that has. Also the next one to pass, because with frequent saves it is no longer
+    among the newest when it passes. Then milestones, and the best by score.
     """
     good, others = sorted(set(steps) & set(good)), sorted(set(steps) - set(good))
     next_to_pass = [step for step in others if step > max(good, default=0)][:1]
@@ -27,7 +27,7 @@ def kept(
 
 
 def score(config: CheckpointConfig, scores: Scores) -> float:
-    """How good an evaluation was; the higher, the better."""
+    """The score of an evaluation; higher is better."""
     value = scores[config.best_metric]
     if not math.isfinite(value):
         return -math.inf

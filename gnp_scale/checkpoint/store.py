@@ -1,7 +1,7 @@
-"""The folder of checkpoints, one folder a step. The only file that knows Orbax.
+"""The folder of checkpoints, one subfolder a step. Only this file uses Orbax.
 
-Orbax writes a step into a folder of another name, with a marker as its last file, and renames it: a step is there whole
-or not at all, unless the store loses something afterwards.
+Orbax writes a step into a folder of another name, writes a marker as the last file, and renames the folder: a step is
+complete or absent, unless the store loses something afterwards.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ _UNFINISHED = ".orbax-checkpoint-tmp*"
 _DELETED = "deleted"
 
 
-# Orbax logs a traceback in every thread that sees an error. The error is raised as well, and printed in one line.
+# Orbax logs a traceback in every thread that sees an error. It also raises the error, which is printed in one line.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Write:
-    """A write that goes on in the background."""
+    """A write in the background."""
 
     def __init__(self, response: Any) -> None:
         self.error: Exception | None = None
-        # A daemon: where another process failed, Orbax waits for it long after the write was given up.
+        # A daemon, because Orbax waits for a failed process long after the write was abandoned.
         self._thread = threading.Thread(target=self._wait_for, args=(response,), daemon=True)
         self._thread.start()
 
@@ -49,7 +49,7 @@ class Write:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is committed, or has failed with `error`."""
+        """Whether it was committed, or failed with `error`."""
         return not self._thread.is_alive()
 
     def join(self) -> None:
@@ -58,7 +58,7 @@ class Write:
 
 
 class Store:
-    """The checkpoints of a run folder. Of several processes only the main one marks, renames and deletes."""
+    """The checkpoints of a run folder. Only the main process marks, renames and deletes."""
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir.absolute() / CHECKPOINTS_FOLDER
@@ -75,49 +75,49 @@ class Store:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def good_steps(self) -> list[int]:
-        """The steps that were marked as good, in order."""
+        """The steps that are marked as good, in order."""
         return [step for step in self.steps() if (self._path(step) / _GOOD_MARKER).exists()]
 
     def mark_good(self, step: int) -> None:
         """Marks a step as good."""
         if is_main_process():
-            # On a full disk the mark may be lost: after a restart the step then has to pass the gate again.
+            # On a full disk the mark may be lost: then the step must pass the gate again after a restart.
             with contextlib.suppress(OSError):
                 (self._path(step) / _GOOD_MARKER).touch()
 
     def prepare(self, step: int) -> None:
-        """Makes way for a write of `step`, and makes sure that this process can write here.
+        """Removes the remains of earlier writes of `step`, and checks that this process can write here.
 
         Raises:
-            OSError: it cannot.
+            OSError: it cannot write.
         """
         self.clear_unfinished(step)
-        # Where Orbax fails in one process, it keeps the others waiting: what can be known before is found out here.
+        # If Orbax fails in one process, the others wait. This finds what can be found before.
         probe = self.folder / f"probe-{jax.process_index()}"
         probe.mkdir(parents=True, exist_ok=True)
         probe.rmdir()
 
     def write(self, step: int, state: Any, metadata: Metadata) -> Write:
-        """Starts to write a step. Every process calls it, with its parts of the same global arrays."""
-        # The folder is listed by the caller; asking again would take two more barriers.
+        """Starts to write a step. Every process calls it, with its shards of the same global arrays."""
+        # The caller has listed the folder. Orbax's own check would need two more barriers.
         context = ocp.Context()
         context.file_options.skip_sync_file_validations = True
         with context:
             return Write(ocp.save_async(self._path(step), state, custom_metadata=metadata))
 
     def metadata(self, step: int) -> Metadata:
-        """What is stored beside the arrays.
+        """The metadata beside the arrays.
 
         Raises:
-            DamagedError: the step is not committed, or what it says was changed.
-            Exception: whatever a damaged file makes Orbax raise.
+            DamagedError: the step is not committed, or its metadata has changed.
+            Exception: any error that a damaged file causes in Orbax.
         """
         if not (self._path(step) / _COMMIT_MARKER).exists():
-            raise DamagedError("it was not written to its end")
+            raise DamagedError("it is incomplete")
         return verify(self._orbax_metadata(step).custom_metadata)
 
     def abstract_state(self, step: int) -> Any:
-        """Shapes and types of the arrays of a step, in nested dictionaries and lists; whole on every device."""
+        """Shapes and types of the arrays of a step, in nested dictionaries and lists; replicated."""
         whole = sharding(REPLICATED)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
@@ -128,7 +128,7 @@ class Store:
         """The state of a step, with the types and shardings of `abstract_state`; waits for no other process.
 
         Raises:
-            Exception: whatever a damaged file makes Orbax raise.
+            Exception: any error that a damaged file causes in Orbax.
         """
         with _alone():
             return ocp.load(self._path(step), abstract_state)
@@ -138,7 +138,7 @@ class Store:
             return ocp.metadata(self._path(step))
 
     def quarantine(self, step: int, word: str) -> str:
-        """Renames the folder of a step so that nothing reads or deletes it any more; returns the new name.
+        """Renames the folder of a step, so that it is no longer read or deleted; returns the new name.
 
         Raises:
             OSError: the store refuses.
@@ -149,9 +149,9 @@ class Store:
         return path.name
 
     def delete(self, step: int) -> None:
-        """Deletes a step behind training. It goes at once under its own name, so a kill leaves no half of it.
+        """Deletes a step in the background. It renames the folder first, so a kill leaves no half-deleted step.
 
-        Where the store refuses, the step stays.
+        If the store refuses, the step stays.
         """
         if is_main_process():
             try:
@@ -160,7 +160,7 @@ class Store:
                 announce(f"the checkpoint of step {step} could not be deleted ({error}): it stays")
 
     def clear_unfinished(self, step: int) -> None:
-        """Makes the name free under which a failed write of `step` has left something.
+        """Removes what a failed write of `step` has left.
 
         Raises:
             OSError: the store refuses.
@@ -170,12 +170,12 @@ class Store:
                 self._delete_behind(path)
 
     def delete_leftovers(self) -> None:
-        """Deletes, behind training, what killed writes and deletions have left: one run at a time writes here."""
+        """Deletes in the background what killed writes and deletions have left. Only one run at a time writes here."""
         if is_main_process():
             for path in self.folder.glob(f"*.{_DELETED}*"):
                 self._deletions.submit(shutil.rmtree, path, ignore_errors=True)
             for path in self.folder.glob(f"*{_UNFINISHED}"):
-                # A store that refuses now is told of when a step is written.
+                # If the store refuses now, the next write reports it.
                 with contextlib.suppress(OSError):
                     self._delete_behind(path)
 
@@ -193,7 +193,7 @@ class Store:
 
 
 def _alone() -> Any:
-    """Reading waits for no other process: one that finds a damaged file must not leave the others waiting."""
+    """Reads wait for no other process: one that finds a damaged file must not block the others."""
     context = ocp.Context()
     context.multiprocessing_options.active_processes = {jax.process_index()}
     context.multiprocessing_options.primary_host = jax.process_index()

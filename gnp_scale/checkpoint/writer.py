@@ -1,4 +1,4 @@
-"""Writing behind training, with a copy of the state to try again with."""
+"""Writes checkpoints during training, and keeps a copy of the state for retries."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
-"""After a failed attempt the next one waits; each time twice as long, up to the longest."""
+"""The wait before the next attempt: it doubles after each failure, up to the longest."""
 _POLL_S = 0.05
 
 
@@ -25,10 +25,10 @@ class _Job:
 
 
 class Writer:
-    """Writes one state at a time; in several processes all of them call the same methods in the same order.
+    """Writes one state at a time; all processes call the same methods in the same order.
 
-    The state is copied to host memory and kept there until it is committed: training may go on in the buffers of the
-    original, and a failed attempt loses nothing. An attempt has failed as soon as it has in any process.
+    The state is copied to host memory and kept there until it is committed: training may reuse the original buffers,
+    and a failed attempt loses nothing. An attempt that fails in one process has failed in all.
     """
 
     def __init__(self, store: Store, num_attempts: int, on_commit: Callable[[int], None]) -> None:
@@ -40,27 +40,27 @@ class Writer:
 
     @property
     def step(self) -> int | None:
-        """The step that is to be committed; None where there is none."""
+        """The step to be committed; None if there is none."""
         return None if self._job is None else self._job.step
 
     def start(self, step: int, state: Any, metadata: Metadata) -> None:
-        """Takes a state to write. Waits for the write before; one that has failed gives way to this one.
+        """Takes a state to write. Waits for the current write; this state replaces one whose write has failed.
 
         Raises:
-            ConfigError: it is the last of so many attempts in a row that failed.
+            ConfigError: the last allowed attempt in a row has failed.
         """
         while self._write is not None:
             self._wait()
         if self._job is not None:
-            announce(f"the checkpoint of step {step} takes the place of that of step {self._job.step}")
+            announce(f"the checkpoint of step {step} replaces that of step {self._job.step}")
         self._job = _Job(step, copy_to_host(state), metadata)
         self._attempt()
 
     def poll(self) -> None:
-        """Goes on with what there is to do now, without waiting.
+        """Continues without waiting.
 
         Raises:
-            ConfigError: so many attempts in a row have failed.
+            ConfigError: the last allowed attempt in a row has failed.
         """
         if self._job is None:
             return
@@ -76,16 +76,16 @@ class Writer:
             self._commit(self._job.step)
 
     def finish(self) -> None:
-        """Waits until what was taken is committed.
+        """Waits until the state is committed.
 
         Raises:
-            ConfigError: so many attempts in a row have failed.
+            ConfigError: the last allowed attempt in a row has failed.
         """
         while self._job is not None:
             self._wait()
 
     def leave(self) -> None:
-        """Waits for an attempt under way, and says so if it failed: for a process that ends by another error."""
+        """Waits for the current attempt, and reports its failure: for a process that ends with another error."""
         if self._write is not None:
             self._write.join()
             if self._write.error is not None:
@@ -107,7 +107,7 @@ class Writer:
         if problem is not None:
             self._fail(self._job.step, problem)
         elif consensus.broadcast(self._job.step in self._store.steps()):
-            # The attempt before was committed, and failed in some process only afterwards.
+            # The previous attempt was committed, and failed in some process only afterwards.
             self._commit(self._job.step)
         else:
             self._write = self._store.write(self._job.step, self._job.state, self._job.metadata)
@@ -125,7 +125,7 @@ class Writer:
             self._store.clear_unfinished(step)
             raise ConfigError(
                 f"{failed}, attempt {self._num_failures} of {self._num_attempts}: make {self._store.folder} writable, "
-                "with room, and start the same command again to go on from the checkpoint before"
+                "with free space, and start the same command again to resume from the previous checkpoint"
             )
         wait_s = min(FIRST_WAIT_S * 2 ** (self._num_failures - 1), LONGEST_WAIT_S)
         self._retry_time = time.monotonic() + wait_s
