@@ -1,4 +1,4 @@
-"""Downloads against a server that misbehaves: each ends with the right bytes in place, or with one clear line."""
+"""Downloads from a server that misbehaves: each ends with the right bytes in place, or with one clear line."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ QUIET = Console(file=io.StringIO())
 
 @dataclass
 class Server:
-    """What a local server does, and which requests (their `Range` headers) it saw."""
+    """The behaviour of a local server, and the requests (their `Range` headers) that it received."""
 
     content: dict[str, bytes] = field(default_factory=lambda: {"file.bin": CONTENT})
     num_cuts: int = 0

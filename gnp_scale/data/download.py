@@ -1,4 +1,4 @@
-"""Downloads of the public data sets: checked by digest, resumed where they broke off, in place only when whole."""
+"""Downloads the public data sets: checks digests, resumes interrupted transfers, installs only complete files."""
 
 import hashlib
 import http.client
@@ -23,17 +23,17 @@ from gnp_scale.run.console import make_console
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
-"""Pause before the second attempt; it doubles from one to the next."""
+"""Pause before the second attempt; it doubles after each attempt."""
 TIMEOUT_S = 30.0
 """Longest wait for a connection and for each read."""
 CHUNK_BYTES = 1 << 18
 PASSING_STATUSES = (408, 425, 429)
-"""Client errors that may pass, besides all server errors."""
+"""Client errors that are retried, like all server errors."""
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 class DownloadError(ConfigError):
-    """A download that failed: one line that says which, why, and what to do."""
+    """A download has failed; one line says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Source:
     digests: Mapping[str, str]
 
 
-# The digests are those of the published files, whose MD5 the publishers give: for Fashion-MNIST in its README
-# (8d4fb7e6..., 25c81989..., bef4ecab..., bb300cfd...), for CIFAR on its page (c32a1d4a..., 03b5dce0...).
+# The digests are of the published files. The publishers give their MD5: for Fashion-MNIST in its README (8d4fb7e6...,
+# 25c81989..., bef4ecab..., bb300cfd...), for CIFAR on its page (c32a1d4a..., 03b5dce0...).
 SOURCES: Mapping[str, Source] = {
     "fashion_mnist": Source(
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
@@ -75,10 +75,10 @@ def download(
     sources: Mapping[str, Source] = SOURCES,
     console: Console | None = None,
 ) -> Path:
-    """Puts the files of data set `name` into the folder `root/name`, from `base_url` or where they are published.
+    """Puts the files of data set `name` into the folder `root/name`, from `base_url` or from the publisher.
 
-    Files that are there with the right digest are kept; archives are unpacked. Progress is shown on `console`
-    (standard error when None).
+    It keeps existing files with the right digest, unpacks archives, and shows progress on `console` (standard error
+    when None).
 
     Raises:
         DownloadError: no such data set, no connection, a wrong digest, an archive with unsafe members, a full disk.
@@ -105,7 +105,7 @@ def download(
 
 
 def _fetch(url: str, target: Path, digest: str, progress: Progress) -> None:
-    """Brings `url` to `target`, unless it is there; what has arrived waits in `target.part` for the next attempt."""
+    """Downloads `url` to `target`, unless it exists; `target.part` keeps a partial file for the next attempt."""
     if target.exists() and _sha256(target) == digest:
         return
     part = target.with_name(f"{target.name}.part")
@@ -137,20 +137,20 @@ def _transfer_with_retries(url: str, part: Path, report: Callable[[int, int | No
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in PASSING_STATUSES:
                 raise DownloadError(f"{url} cannot be downloaded: {error}; name another mirror with --url") from error
     raise DownloadError(
-        f"{url} could not be fetched in {NUM_ATTEMPTS} attempts: {failure}; run the command again to go on from "
-        "there, or name another mirror with --url"
+        f"{url} could not be fetched in {NUM_ATTEMPTS} attempts: {failure}; run the command again to resume, or name "
+        "another mirror with --url"
     ) from failure
 
 
 def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -> None:
-    """One attempt: asks for what `part` lacks, and begins anew when the server sends everything all the same."""
+    """One attempt: requests what `part` lacks, and starts from 0 if the server sends the whole file."""
     num_bytes = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={num_bytes}-"} if num_bytes else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
-        # Nothing lies beyond what is there: the digest tells whether that is the file.
+        # The server has no more bytes: the digest shows whether `part` is the file.
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and num_bytes:
             return
         raise
@@ -176,7 +176,7 @@ def _sha256(path: Path) -> str:
 
 
 def _unpack(archive: Path) -> None:
-    """Unpacks `archive` beside itself; each of its top folders appears whole or not at all."""
+    """Unpacks `archive` into its own folder; each top folder appears complete or not at all."""
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
         try:
             with tarfile.open(archive, "r:gz") as members:
