@@ -1,4 +1,4 @@
-"""Runs that are killed at random and started again end bitwise as the run that nothing disturbed."""
+"""Runs that are killed at random and restarted end bitwise equal to the undisturbed run."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from gnp_scale.cli import main
 from gnp_scale.resilience import preemption
 from gnp_scale.run.stages import Stage
 
-# Few steps of a small network, with several evaluations and saves: most of the time goes into starting.
+# Few steps of a small network, with several evaluations and saves: most of the time is startup.
 SMALL = [
     "configs/digits.py:quickstart",
     *("--model.depth", "1", "--model.width", "16", "--model.num-heads", "2"),

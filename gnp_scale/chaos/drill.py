@@ -1,7 +1,7 @@
-"""Kill drills: runs of real processes, killed at random points of every stage, against one that nothing disturbs.
+"""Kill drills: compares runs of real processes, killed at random points of every stage, with an undisturbed run.
 
-A drill makes, for each number of processes, one undisturbed run, and then runs that are killed a few times each and
-started again until they finish. Their state, metrics and examples must be those of the undisturbed run to the bit.
+For each number of processes, a drill makes one undisturbed run. Then it kills each of several runs a few times, and
+restarts them until they finish. Their state, metrics and examples must equal the undisturbed run's bitwise.
 """
 
 import itertools
@@ -47,7 +47,7 @@ class Drill:
         check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty: choose another --run-dir")
 
     def run(self, num_processes: int, num_kills: int) -> tuple[list[Outcome], list[str]]:
-        """The outcomes of so many kills, and every difference from the undisturbed run.
+        """The outcomes of `num_kills` kills, and every difference from the undisturbed run.
 
         Raises:
             ConfigError: the undisturbed run does not finish.
@@ -71,7 +71,7 @@ class Drill:
     def _killed_run(
         self, folder: Path, num_processes: int, kills: Iterator[Kill], visits_s: dict[Stage, list[float]]
     ) -> list[Outcome]:
-        """Kills a run by each of `kills` whose moment comes, and lets it finish."""
+        """Kills a run with each of `kills` whose moment occurs, and then lets it finish."""
         outcomes: list[Outcome] = []
         num_failures = 0
         while True:
@@ -86,10 +86,10 @@ class Drill:
             if set(codes) == {Exit.FINISHED}:
                 return outcomes
             if stage is None:
-                # A start that fails for another reason is what a launch script starts again, too, but not for ever.
-                print(f"{folder.name}: a start ended with exit codes {codes} by itself; see its logs", flush=True)
+                # Like a launch script, restart after a failure that no kill caused, but not forever.
+                print(f"{folder.name}: a start ended with exit codes {codes} without a kill; see its logs", flush=True)
                 num_failures += 1
-                check(num_failures < _MAX_FAILURES, f"{folder} fails by itself: see its logs")
+                check(num_failures < _MAX_FAILURES, f"{folder} fails without a kill: see its logs")
 
     def _start(self, folder: Path, num_processes: int) -> LocalJob:
         number = sum(1 for _ in folder.glob("logs-*")) + 1
@@ -106,9 +106,9 @@ class Drill:
 
 
 def _send(kill: Kill, job: LocalJob, folder: Path, visits_s: dict[Stage, list[float]]) -> Stage | None:
-    """Waits for the moment of a kill and sends it; returns the stage it met, None where a process ends before."""
+    """Waits for the moment of a kill and sends it; returns the stage that it hit, None if a process ends before."""
     watched = _file(folder, _STAGES, kill.victims[0])
-    # SIGKILL may come before the first line of Python. For other signals, no handler is installed by then.
+    # SIGKILL may come before the first line of Python. For other signals, no handler is installed at that time.
     at_once = kill.stage == Stage.START and kill.signal == signal.SIGKILL
     while not at_once and sum(row["stage"] == kill.stage for row in _rows(watched)) < kill.visit:
         if not job.is_whole:
@@ -132,7 +132,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _visits_s(folder: Path) -> dict[Stage, list[float]]:
-    """Seconds of each visit to each stage in a run that has finished."""
+    """Seconds of each visit to each stage of a finished run."""
     visits_s: dict[Stage, list[float]] = {stage: [] for stage in Stage}
     for row, after in itertools.pairwise(_rows(_file(folder, _STAGES, 0))):
         visits_s[Stage(row["stage"])].append(after["time"] - row["time"])
@@ -140,12 +140,12 @@ def _visits_s(folder: Path) -> dict[Stage, list[float]]:
 
 
 def compare(folder: Path, whole: Path, num_processes: int) -> list[str]:
-    """What differs between a run that was killed and the undisturbed one; nothing should."""
+    """The differences between a killed run and the undisturbed one; there should be none."""
     differences = []
     if fingerprint(folder / "run") != fingerprint(whole / "run"):
-        differences.append("the last state is another one")
+        differences.append("the last state differs")
     if _numbers(folder) != _numbers(whole):
-        differences.append("metrics.jsonl holds other steps or numbers")
+        differences.append("steps or numbers in metrics.jsonl differ")
     for rank in range(num_processes):
         seen, expected = (_rows(_file(each, _EXAMPLES, rank)) for each in (folder, whole))
         if {(row["step"], row["crc32"]) for row in seen} != {(row["step"], row["crc32"]) for row in expected}:
@@ -166,14 +166,14 @@ def drill(
     num_devices: int,
     seed: int,
 ) -> Exit:
-    """Drills with each number of processes, `num_kills` in all; prints a table, and every difference that is found.
+    """Drills with each number of processes, `num_kills` kills in all; prints a table and every difference.
 
     Raises:
         ConfigError: the undisturbed run does not finish, or the devices do not divide over the processes.
     """
     for num_processes in process_counts:
         check(num_devices % num_processes == 0, f"{num_devices} devices do not divide over {num_processes} processes")
-    # This process only reads checkpoints: the devices are for those that it starts.
+    # This process only reads checkpoints: it leaves the devices to the processes that it starts.
     jax.config.update("jax_platforms", "cpu")
     runs = Drill(arguments, folder, num_devices, seed)
     outcomes: list[Outcome] = []

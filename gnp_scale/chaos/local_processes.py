@@ -1,4 +1,4 @@
-"""Starts `gnp-scale` as a user does, in one or several processes that train together on this machine's CPU."""
+"""Starts `gnp-scale` as a user does: one or several processes train together on this machine's CPU."""
 
 import os
 import socket
@@ -11,9 +11,9 @@ TIMEOUT_S = 240.0
 
 
 class LocalJob:
-    """The processes of one run, with `num_devices` CPU devices between them; what they print goes to files.
+    """The processes of one run, with `num_devices` CPU devices in all; their output goes to files.
 
-    `entry` is the module that is run, with its own arguments if any; `variables` come on top of the environment.
+    `entry` is the module to run, with its own arguments if any; `variables` are added to the environment.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LocalJob:
         return all(process.poll() is None for process in self.processes)
 
     def exit_codes(self, timeout_s: float = TIMEOUT_S) -> list[int]:
-        """Waits for all processes to end; those that do not, each within the time-out, are killed.
+        """Waits for all processes to end, each at most `timeout_s`; kills those that have not ended.
 
         Raises:
             subprocess.TimeoutExpired: a process did not end.

@@ -1,8 +1,8 @@
-"""A process of a drill: `gnp-scale` that also records the stages it goes through and the examples it trains on.
+"""A process of a drill: `gnp-scale` that also records its stages and its training examples.
 
-It is run as `python -m gnp_scale.chaos.worker STAGES EXAMPLES train ...` and appends lines of JSON to two files; in
-their names, `{rank}` stands for the rank of the process. A line of STAGES holds the `stage` that it enters or returns
-to, and the `time`. A line of EXAMPLES holds the `step` and the `crc32` of this process's rows of its batch.
+It runs as `python -m gnp_scale.chaos.worker STAGES EXAMPLES train ...` and appends lines of JSON to two files. In
+their names, `{rank}` is replaced by the rank of the process. A line of STAGES holds the `stage` that it enters or
+returns to, and the `time`. A line of EXAMPLES holds the `step` and the `crc32` of this process's rows of the batch.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from gnp_scale.run.stages import Stage
 
 
 def main() -> int:
-    """Runs the command line that follows the two names."""
+    """Runs the command line after the two file names."""
     rank = os.environ.get("JAX_PROCESS_ID", "0")
     stages_file, examples_file = (Path(name.replace("{rank}", rank)) for name in sys.argv[1:3])
 
