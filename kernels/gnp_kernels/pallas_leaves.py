@@ -1,4 +1,4 @@
-"""Element-wise arithmetic and sums over trees on a TPU: each leaf goes to the kernel that suits it."""
+"""Element-wise arithmetic and sums over trees on a TPU: each leaf is computed by the kernel that suits it."""
 
 import functools
 import itertools
@@ -20,7 +20,7 @@ type Leaves = list[jax.Array]
 
 
 class Results(NamedTuple):
-    """What the arithmetic gives."""
+    """The results of the arithmetic."""
 
     columns: list[Leaves]
     """For each result, its leaves."""
@@ -38,18 +38,18 @@ def map_leaves(
     num_sums: int = 0,
     sources: Sequence[int | None] | None = None,
 ) -> Results:
-    """`arithmetic` on the leaves of `columns`, float32 or bfloat16.
+    """Applies `arithmetic` to the leaves of `columns`, float32 or bfloat16.
 
-    Leaves of the same types share one call. A leaf that is neither made of whole tiles nor fits VMEM is left to XLA,
-    whose loop over one large array is good; so is one without elements.
+    Leaves of the same types share one call. XLA computes a leaf that neither consists of complete tiles nor fits VMEM,
+    because its loop over one large array is good. XLA also computes leaves without elements.
 
     Args:
-        name: of the kernel, in the compiled program.
-        arithmetic: its `block.leaf` counts the leaves of a column.
+        name: name of the kernel in the compiled program.
+        arithmetic: its `block.leaf` is the index of a leaf in a column.
         columns: for each input, its leaves; all columns have the same shapes.
         out_dtypes: for each result, the types of its leaves.
-        scalars: vectors, which the arithmetic finds in `block.scalars`.
-        num_sums: number of terms that the arithmetic gives.
+        scalars: vectors; the arithmetic reads them in `block.scalars`.
+        num_sums: number of terms that the arithmetic returns.
         sources: for each result, the input that it may overwrite, or None; None if there are none.
     """
     parts, order = [Results([[] for _ in out_dtypes], [jnp.zeros((), jnp.float32)] * num_sums)], []
@@ -68,14 +68,14 @@ def map_leaves(
 
 
 def _with_place(arithmetic: Arithmetic, places: list[int], block: Block, *elements: jax.Array) -> Any:
-    """`arithmetic` with a block that counts the leaves of all calls, not of this one."""
+    """`arithmetic` with a block whose `leaf` is the index in the column, not in this call."""
     return arithmetic(block._replace(leaf=places[block.leaf]), *elements)
 
 
 def _calls(
     columns: list[Leaves], out_dtypes: list[list[Any]], sources: Sequence[int | None], num_sums: int
 ) -> Iterator[tuple[list[int], Plan]]:
-    """For each call, the places of its leaves, which are of the same types, and its plan."""
+    """For each call, the indices of its leaves, which have the same types, and its plan."""
     groups = defaultdict(list)
     for place, leaves in enumerate(zip(*columns, *out_dtypes, strict=True)):
         dtypes = [jnp.dtype(getattr(leaf, "dtype", leaf)) for leaf in leaves]
@@ -91,7 +91,7 @@ def _calls(
 
 
 def _by_xla(arithmetic: Arithmetic, plan: Plan, columns: list[Leaves], scalars: Leaves) -> Results:
-    """The arithmetic in plain JAX."""
+    """Applies the arithmetic in plain JAX."""
     results, sums = [[] for _ in plan.out_dtypes], [jnp.zeros((), jnp.float32)] * plan.num_sums
     for leaf, elements in enumerate(zip(*columns, strict=True)):
         new, terms = arithmetic(Block(leaf, scalars), *elements)
@@ -102,7 +102,7 @@ def _by_xla(arithmetic: Arithmetic, plan: Plan, columns: list[Leaves], scalars: 
 
 
 def num_cores() -> int:
-    """Cores that work as one device, on the chip that is traced for: 2 on v4 and v5p, unless they are set apart."""
+    """Cores per device of the chip for which JAX traces: 2 on v4 and v5p, unless the cores are separate devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         device = jax.devices()[0]
@@ -110,12 +110,12 @@ def num_cores() -> int:
 
 
 def _call(name: str, arithmetic: Arithmetic, plan: Plan, columns: list[Leaves], scalars: Leaves) -> Results:
-    """The arithmetic in one Pallas call, on leaves that the plan keeps."""
+    """Applies the arithmetic in one Pallas call, to the leaves that the plan keeps."""
     scalars = [jnp.ones(1, jnp.int32), *scalars]
     inputs = [[plan.as_operand(leaf, x) for leaf, x in enumerate(column)] for column in columns]
     axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for column in inputs for x in column))
     varying = jax.sharding.ManualAxisType(varying=axes)
-    # XLA would copy some operands to VMEM before the call, and results out of it.
+    # Otherwise XLA would copy some operands to VMEM before the call, and results from VMEM after it.
     in_hbm = [[pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in column] for column in inputs]
     out_shapes = [
         [jax.typeof(x).update(dtype=dtype, memory_space=pltpu.HBM, manual_axis_type=varying) for x in inputs[0]]
@@ -134,7 +134,7 @@ def _call(name: str, arithmetic: Arithmetic, plan: Plan, columns: list[Leaves], 
         out_specs=(jax.tree.map(lambda _: hbm, out_shapes), [sums_of_core] * len(sums_shape)),
         scratch_shapes=[Copies.scratch(plan, True), Copies.scratch(plan, False), Kernel.scratch_of_sums(plan)],
         input_output_aliases=_aliases(plan, len(scalars)),
-        # All bounds follow from the plan; the interpreter of the tests checks them.
+        # The plan determines all bounds; the interpreter of the tests checks them.
         compiler_params=pltpu.CompilerParams(dimension_semantics=(pltpu.PARALLEL,), disable_bounds_checks=True),
         name=name,
     )(scalars, in_hbm)
@@ -166,7 +166,7 @@ def _kernel(
 
 
 def _aliases(plan: Plan, num_scalars: int) -> dict[int, int]:
-    """{operand: result} of the call, for all leaves of all results that overwrite an input."""
+    """{operand: result} of the call, for each leaf of each result that overwrites an input."""
     num_leaves = len(plan.shapes)
     return {
         num_scalars + source * num_leaves + leaf: result * num_leaves + leaf

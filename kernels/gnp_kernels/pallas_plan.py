@@ -1,4 +1,4 @@
-"""What one Pallas call does with each of its leaves, within the fast memory (VMEM) of a TPU core."""
+"""How one Pallas call processes each of its leaves in the fast memory (VMEM) of a TPU core."""
 
 import math
 from collections.abc import Iterator
@@ -12,43 +12,43 @@ import jax.numpy as jnp
 from gnp_kernels.pallas_views import NUM_LANES, NUM_SUBLANES, TILE, View, padded_size
 
 NUM_FETCHED, NUM_WRITTEN = 4, 2
-"""Chunks of inputs and of results that VMEM holds at a time: powers of 2, for the place of a chunk is a remainder."""
+"""Chunks of inputs and results in VMEM at a time: powers of 2, because the position of a chunk is a remainder."""
 STREAM_BYTES, WHOLE_BYTES, WHOLE_LEAF_BYTES = 6 << 20, 8 << 20, 4 << 20
-"""VMEM for chunks, whole leaves, and one of them: in all less than 16 MiB, the smallest default limit of all chips."""
+"""VMEM for chunks, whole leaves, and one of these: in all less than 16 MiB, the smallest default limit of all chips."""
 MIN_STREAMED_TILES, MIN_CHUNK_TILES = 16, 8
 STEP_CYCLES, GROUP_CYCLES = 64, 10
-"""What a chunk, and each group of tiles in it, costs beside its arithmetic; as the compiler schedules them."""
+"""The overhead of a chunk, and of each group of tiles in it, as the compiler schedules them."""
 BLOCK_REGISTERS = 32
-"""Of the 64 vector registers, those for the inputs, results and sums of what is computed at a time."""
+"""Of the 64 vector registers, those for the inputs, results and sums of one block."""
 
 
 class Streamed(NamedTuple):
-    """A leaf that is streamed in chunks; each core takes its own part of the tiles, chunk by chunk."""
+    """A leaf that is streamed in chunks; each core processes its own tiles of each chunk."""
 
     leaf: int
     first: int
-    """Chunks of a core before those of this leaf."""
+    """Number of a core's chunks before those of this leaf."""
     num_chunks: int
     num_tiles: int
-    """Tiles of a core in a chunk."""
+    """A core's tiles in a chunk."""
     num_unrolled: int
     """Tiles that are computed together."""
 
 
 class Blocks(NamedTuple):
-    """Blocks of a leaf that follow each other along a dimension."""
+    """Consecutive blocks of a leaf along one dimension."""
 
     num: int
     dim: int
     starts: tuple[int, ...]
-    """Of the first block."""
+    """Start of the first block, for each dimension."""
     shape: tuple[int, ...]
-    """Of one block."""
+    """Shape of one block."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The leaves of one call, all with the same types of inputs and results."""
+    """The leaves of one call; all have the same types of inputs and results."""
 
     shapes: tuple[tuple[int, ...], ...]
     in_dtypes: tuple[jnp.dtype, ...]
@@ -65,7 +65,7 @@ class Plan:
 
     @cached_property
     def streamed(self) -> tuple[Streamed, ...]:
-        """The leaves that are made of tiles, and large enough."""
+        """The leaves that consist of complete tiles and are large enough."""
         found, first = [], 0
         for leaf, view in enumerate(self.views):
             if (num_tiles := self._chunk_tiles(view)) is not None:
@@ -76,7 +76,7 @@ class Plan:
 
     @cached_property
     def whole(self) -> tuple[int, ...]:
-        """The leaves that lie in VMEM as a whole, as many as it holds."""
+        """The leaves that VMEM holds whole, as many as fit."""
         kept, num_bytes = [], 0
         streamed = {leaf.leaf for leaf in self.streamed}
         for leaf, view in enumerate(self.views):
@@ -88,7 +88,7 @@ class Plan:
 
     @property
     def kept(self) -> list[int]:
-        """The leaves that the call can take; the others need another one."""
+        """The leaves that this call processes; the others need another call."""
         return sorted({leaf.leaf for leaf in self.streamed} | set(self.whole))
 
     @cached_property
@@ -97,7 +97,7 @@ class Plan:
         return sum(leaf.num_chunks for leaf in self.streamed)
 
     def as_operand(self, leaf: int, x: jax.Array) -> jax.Array:
-        """A leaf as the kernel gets it: as tiles if it is streamed, else as stored."""
+        """A leaf as the kernel receives it: as tiles if it is streamed, else as stored."""
         return self.views[leaf].as_stored(x) if leaf in self.whole else self.views[leaf].as_tiles(x)
 
     def from_operand(self, leaf: int, x: jax.Array) -> jax.Array:
@@ -110,9 +110,9 @@ class Plan:
         return padded_size(view.stored) * sum(jnp.dtype(dtype).itemsize for dtype in (*self.in_dtypes, *new))
 
     def chunks(self, leaf: Streamed, lowest: int, highest: int) -> Iterator[tuple[Streamed, int, bool, bool]]:
-        """Where the chunks `lowest` to `highest`, counted from the first of `leaf`, lie.
+        """Finds the chunks `lowest` to `highest`, counted from the first of `leaf`.
 
-        Yields each leaf that holds some of them, its place relative to `leaf`, and whether some lie before and after.
+        Yields each leaf that holds some of them, its start relative to `leaf`, and whether some are before and after.
         """
         for other in self.streamed:
             start = other.first - leaf.first
@@ -120,7 +120,7 @@ class Plan:
                 yield other, start, lowest < start, highest >= start + other.num_chunks
 
     def blocks(self, leaf: int) -> Iterator[Blocks]:
-        """The blocks in which a leaf is computed that VMEM holds as a whole."""
+        """The blocks of a leaf that VMEM holds whole; they are computed one at a time."""
         if len(self.views[leaf].stored) == 1:
             for num, start, size in _runs(self.views[leaf].stored[0], self.num_registers * math.prod(TILE)):
                 yield Blocks(num, 0, (start,), (size,))
@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def num_registers(self) -> int:
-        """Those that one input of a block may take."""
+        """Registers for one input of a block."""
         return max(1, BLOCK_REGISTERS // (len(self.in_dtypes) + len(self.out_dtypes) + self.num_sums))
 
     def _chunk_tiles(self, view: View) -> int | None:
@@ -164,13 +164,13 @@ def _divisor(number: int, most: int) -> int:
 
 
 def _pieces(size: int, step: int) -> Iterator[tuple[int, int]]:
-    """Start and size of pieces of `step`, and of what remains."""
+    """Start and size of pieces of size `step`, and of the remainder."""
     for start in range(0, size, step):
         yield start, min(step, size - start)
 
 
 def _runs(size: int, step: int) -> Iterator[tuple[int, int, int]]:
-    """The same, those of one size together: their number, the first start, and the size."""
+    """The same pieces, grouped by size: their number, the first start, and the size."""
     if size >= step:
         yield size // step, 0, step
     if size % step:

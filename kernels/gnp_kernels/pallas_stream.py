@@ -1,9 +1,9 @@
 """Element-wise arithmetic and sums over all leaves of trees, in one Pallas call for TPUs.
 
-Leaves that are made of whole hardware tiles are one long stream of chunks of tiles, in the order of the leaves: while a
-chunk is computed, those after it are fetched and those before it are written back, across the borders of leaves, so
-that memory never rests. All other leaves lie in VMEM as a whole: they are fetched while the stream runs, and computed
-after it. On chips whose two cores work as one, each core takes half of each chunk.
+Leaves that consist of complete hardware tiles form one long stream of chunks of tiles, in the order of the leaves. The
+kernel computes one chunk while it fetches later ones and writes back earlier ones, also across the borders of leaves,
+so memory is never idle. VMEM holds all other leaves whole: they are fetched during the stream and computed after it.
+On chips with two cores per device, each core processes half of each chunk.
 """
 
 import math
@@ -25,16 +25,16 @@ type Refs = list[Ref]
 
 
 class Block(NamedTuple):
-    """What the arithmetic may know beside the elements of a block of a leaf."""
+    """What the arithmetic knows besides the elements of a block of a leaf."""
 
     leaf: int
-    """Place of the leaf in the call."""
+    """Index of the leaf in the call."""
     scalars: Refs
     """Vectors of scalars."""
 
 
 type Arithmetic = Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
-"""(block, *elements of the inputs) -> (elements of the results, float32 terms of the sums), all of one shape."""
+"""(block, *elements of the inputs) -> (elements of the results, float32 terms of the sums), all of equal shape."""
 
 
 class Copies(NamedTuple):
@@ -42,24 +42,24 @@ class Copies(NamedTuple):
 
     is_fetch: bool
     leaves: list[Refs]
-    """For each input or result, its leaves in HBM: lists of tiles for those that are streamed, else as stored."""
+    """For each input or result, its leaves in HBM: lists of tiles if they are streamed, else as stored."""
     chunks: Refs
-    """For each, the chunks in VMEM, as a ring."""
+    """For each, its ring of chunks in VMEM."""
     whole: list[Refs]
-    """For each, the leaves that VMEM holds as a whole."""
+    """For each, the leaves that VMEM holds whole."""
     chunk_semaphores: Ref
     whole_semaphore: Ref
 
     @classmethod
     def scratch(cls, plan: Plan, is_fetch: bool) -> list[Any]:
-        """The memory that the last four fields stand for."""
+        """The scratch memory of the last four fields."""
         dtypes, ring_size = (plan.in_dtypes, NUM_FETCHED) if is_fetch else (plan.out_dtypes, NUM_WRITTEN)
         sources = [None] * len(dtypes) if is_fetch else plan.sources
         whole = [plan.views[leaf].stored for leaf in plan.whole]
         num_tiles = max((leaf.num_tiles for leaf in plan.streamed), default=1)
         return [
             [pltpu.VMEM((ring_size, num_tiles, *TILE), dtype) for dtype in dtypes],
-            # A leaf that overwrites another is computed in its place.
+            # A result that overwrites an input is computed in the input's memory.
             [
                 [pltpu.VMEM(shape, dtype) for shape in whole if source is None]
                 for dtype, source in zip(dtypes, sources, strict=True)
@@ -69,18 +69,18 @@ class Copies(NamedTuple):
         ]
 
     def place(self, leaf: Streamed, number: Any) -> Any:
-        """Place in the ring of a chunk of `leaf`."""
+        """Position in the ring of a chunk of `leaf`."""
         return lax.bitwise_and(jnp.int32(leaf.first + number), jnp.int32(self.chunk_semaphores.shape[0] - 1))
 
     def of_chunk(self, leaf: Streamed, number: Any, first_tile: Any) -> Iterator[Any]:
-        """Those of chunk `number` of a leaf, which starts at `first_tile`."""
+        """The copies of chunk `number` of a leaf; it starts at `first_tile`."""
         place = self.place(leaf, number)
         for leaves, chunks in zip(self.leaves, self.chunks, strict=True):
             in_hbm = leaves[leaf.leaf].at[pl.ds(first_tile, leaf.num_tiles)]
             yield self._copy(in_hbm, chunks.at[place, pl.ds(0, leaf.num_tiles)], self.chunk_semaphores.at[place])
 
     def of_whole(self, index: int, leaf: int) -> Iterator[Any]:
-        """Those of a leaf, `index` among those that are held as a whole."""
+        """The copies of a leaf that VMEM holds whole; `index` is its index among these leaves."""
         for leaves, whole in zip(self.leaves, self.whole, strict=True):
             yield self._copy(leaves[leaf], whole[index], self.whole_semaphore)
 
@@ -100,21 +100,21 @@ class Kernel(NamedTuple):
     fetches: Copies
     writes: Copies
     chunk_sums: Refs
-    """Sums over the elements of a chunk that share a place in a tile."""
+    """Sums over the elements of a chunk that have the same position in a tile."""
     tile_sums: Refs
-    """Sums over all elements that share a place in a tile."""
+    """Sums over all elements that have the same position in a tile."""
     vector_sums: Refs
     """The same for vectors."""
 
     @staticmethod
     def scratch_of_sums(plan: Plan) -> list[Any]:
-        """The memory that the last three fields stand for."""
+        """The scratch memory of the last three fields."""
         lengths = [plan.views[leaf].stored[0] for leaf in plan.whole if len(plan.views[leaf].stored) == 1]
         shape = (min(max(lengths, default=1), plan.num_registers * math.prod(TILE)),)
         return [[pltpu.VMEM(x, jnp.float32) for _ in range(plan.num_sums)] for x in (TILE, TILE, shape)]
 
     def run(self, sums: Refs) -> None:
-        """Computes all results, and this core's part of the sums, into the one reference for them if there are any."""
+        """Computes all results, and writes this core's part of the sums, if any, to `sums[0]`."""
         _clear([*self.tile_sums, *self.vector_sums])
         self._on_share(lambda *leaf: _start(self.fetches.of_whole(*leaf)))
         for number in range(min(NUM_FETCHED - 1, self.plan.num_chunks)):
@@ -130,12 +130,12 @@ class Kernel(NamedTuple):
             sums[0][0, number] = jnp.sum(tiles[...]) + jnp.sum(vector[...])
 
     def _on_share(self, act: Callable[[int, int], None]) -> None:
-        """`act` on this core's share of the leaves that VMEM holds as a whole."""
+        """Calls `act` on this core's share of the leaves that VMEM holds whole."""
         for index, leaf in enumerate(self.plan.whole):
             pl.when(self.core == index % self.plan.num_cores)(partial(act, index, leaf))
 
     def _on_chunk(self, leaf: Streamed, number: Any, lowest: int, highest: int, act: Callable[..., None]) -> None:
-        """`act` on chunk `number`, counted from the first of `leaf`, if there is one, whichever leaf it is in."""
+        """Calls `act` on chunk `number`, counted from the first of `leaf`, if it exists in any leaf."""
         for other, start, some_before, some_after in self.plan.chunks(leaf, lowest, highest):
             is_here = True
             if some_before:
@@ -154,13 +154,13 @@ class Kernel(NamedTuple):
         _wait(self.writes.of_chunk(leaf, number, self._first_tile(leaf, number)))
 
     def _compute_chunk(self, leaf: Streamed, number: jax.Array, _: None) -> None:
-        """Computes one chunk, while the one that takes the place of the one before is fetched."""
+        """Computes one chunk, and meanwhile fetches the one that replaces the previous chunk."""
         ahead, behind, last = NUM_FETCHED - 1, NUM_WRITTEN, leaf.num_chunks - 1
         first_tile = self._first_tile(leaf, number)
         self._on_chunk(leaf, number + ahead, ahead, last + ahead, self._fetch)
         _wait(self.fetches.of_chunk(leaf, number, first_tile))
         self._on_chunk(leaf, number - behind, -behind, last - behind, self._await_write)
-        # A sum over a chunk before that over all chunks: the rounding of a long sum grows with its length.
+        # Sum over each chunk first, then over all chunks: the rounding error of a sum grows with its length.
         _clear(self.chunk_sums)
         lax.fori_loop(0, leaf.num_tiles // leaf.num_unrolled, partial(self._compute_group, leaf, number), None)
         for total, part in zip(self.tile_sums, self.chunk_sums, strict=True):
@@ -179,9 +179,9 @@ class Kernel(NamedTuple):
             part[...] += jnp.sum(term, axis=0)
 
     def _compute_whole(self, index: int, leaf: int) -> None:
-        """Computes a leaf that VMEM holds as a whole, a few registers at a time, and starts to write it."""
+        """Computes a leaf that VMEM holds whole, a few registers at a time, and starts to write it."""
 
-        # The compiler does not know that this holds, and so does not mix leaves until it runs out of registers.
+        # The compiler does not know that this is true. Otherwise it would mix leaves until it runs out of registers.
         @pl.when(self.one[0] == 1)
         def compute() -> None:
             for blocks in self.plan.blocks(leaf):
@@ -217,7 +217,7 @@ def _clear(sums: Refs) -> None:
 
 
 def _add(x: jax.Array, sums: Ref) -> None:
-    """Adds a vector to a vector, or all tiles of an array of three dimensions to one tile."""
+    """Adds a vector to a vector, or all tiles of a 3-dimensional array to one tile."""
     if x.ndim == 1:
         sums[pl.ds(0, x.shape[0])] += x
         return

@@ -1,8 +1,8 @@
-"""Views of an array that move no data on a TPU: as a list of hardware tiles where it is made of whole ones.
+"""Views of an array that move no data on a TPU: as a list of hardware tiles if it consists of complete tiles.
 
-A TPU stores the two minor dimensions of an array in tiles of 8 x 128, padded where they do not fit, and XLA orders the
-dimensions of a program's arguments such that the padding is least. A view here is a transposition to that order, and
-a reshape that keeps to the tiles, so that the compiler turns it into a bitcast.
+A TPU stores the two minor dimensions of an array in tiles of 8 x 128, with padding if they do not fit. XLA orders the
+dimensions of a program's arguments to minimise the padding. A view transposes an array to that order and reshapes it
+without splitting tiles, so the compiler turns the view into a bitcast.
 """
 
 import itertools
@@ -35,7 +35,7 @@ class View:
 
     @property
     def stored(self) -> tuple[int, ...]:
-        """The array's shape in that order, leading dimensions as one: a vector, or 3 dimensions, 2 of them tiled."""
+        """The shape in that order, with the leading dimensions merged: a vector, or 3 dimensions, 2 of them tiled."""
         shape = [self.shape[dim] for dim in self.order]
         if len(shape) < 2:
             return tuple(shape) or (1,)
@@ -46,7 +46,7 @@ class View:
 
     @property
     def num_tiles(self) -> int:
-        """Number of tiles, if the array is made of whole ones, else 0."""
+        """Number of tiles if the array consists of complete tiles, else 0."""
         if len(self.stored) == 1:
             return 0 if self.stored[0] % math.prod(TILE) else self.stored[0] // math.prod(TILE)
         num_rows, num_columns = self.stored[1:]
@@ -58,7 +58,7 @@ class View:
         return x.transpose(self.order).reshape(self.stored)
 
     def as_tiles(self, x: jax.Array) -> jax.Array:
-        """`x` of `shape` as an array (num_tiles, 8, 128); a vector lies in them row by row."""
+        """`x` of `shape` as an array (num_tiles, 8, 128); a vector fills the tiles row by row."""
         x = self.as_stored(x)
         if x.ndim == 3:
             x = x.reshape(x.shape[0], NUM_SUBLANES, -1, NUM_LANES).transpose(0, 2, 1, 3)
@@ -77,7 +77,7 @@ class View:
 
 
 def padded_size(stored: tuple[int, ...] | list[int]) -> int:
-    """Elements that an array of this shape takes with its padding."""
+    """Number of elements of an array of this shape, with padding."""
     if len(stored) < 2:
         return _up(math.prod(stored), NUM_LANES if math.prod(stored) <= NUM_LANES else math.prod(TILE))
     *majors, num_rows, num_columns = stored

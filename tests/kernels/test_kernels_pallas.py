@@ -1,4 +1,4 @@
-"""The Pallas kernels for TPUs, interpreted on the CPU: their numbers, and that no copy races with the arithmetic."""
+"""The Pallas kernels for TPUs, interpreted on the CPU: their numbers are right, and no copy races with arithmetic."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 FLOAT, HALF = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
-# A hundred leaves take long to compile, and one operation shows that they are told apart.
+# A hundred leaves compile slowly, and one operation is enough to show that the kernels distinguish them.
 PERTURB = [case for case in perturb_cases.cases() if "many" not in case.name or case.name == "many small f32 float32"]
 NORMS = [case for case in squared_norm_cases.cases() if "many" not in case.name]
 UPDATES = [case for case in blend_update_cases.cases() if "many" not in case.name]
@@ -41,15 +41,15 @@ def interpreted(monkeypatch):
 
 
 def both(function, *args, **options):
-    """What `function` gives by plain JAX and by Pallas, both compiled."""
+    """The results of `function` in plain JAX and in Pallas, both compiled."""
     run = jax.jit(lambda implementation, *xs: function(*xs, implementation=implementation, **options), static_argnums=0)
     return run("xla", *args), run("pallas", *args)
 
 
 def expect_close(got, expected, largest, num_ulps, dtype=FLOAT):
-    """`got` is within `num_ulps` float32 roundings of the `largest` terms, and one of `dtype`, of `expected`.
+    """`got` differs from `expected` by at most `num_ulps` float32 roundings of the `largest` terms and one of `dtype`.
 
-    Products and sums may be contracted, and what is not normal may be flushed to zero, in one and not in the other.
+    Only one of them may contract products and sums, or flush subnormal numbers to zero.
     """
     for x, y, terms in zip(*map(jax.tree.leaves, (got, expected, largest)), strict=True):
         assert x.dtype == y.dtype
@@ -65,7 +65,7 @@ def test_perturbation_is_that_of_the_reference(case, interpreted):
     """Two roundings: within 1 ulp of |w| + |step|."""
     expected, got = both(perturb, case.params, case.grads, case.scale, **case.options)
     if "strange" in case.name:
-        # Where subnormals count, infinity times one of them is infinite, and where they are flushed it is not a number.
+        # Infinity times a subnormal number is infinite, but NaN if subnormals are flushed to zero.
         largest = np.asarray(case.params["strange"], np.float64)
         normal = np.abs(largest) >= 2.0**-126
         expected, got = ({"strange": np.where(normal, tree["strange"], 0)} for tree in (expected, got))
@@ -79,7 +79,7 @@ def test_perturbation_is_that_of_the_reference(case, interpreted):
 
 @pytest.mark.parametrize("case", NORMS, ids=named)
 def test_inner_products_are_those_of_the_reference(case, interpreted):
-    """Sums of up to 150,000 products in another order: within 2^-20 of the norms' product."""
+    """Sums of up to 150,000 products in another order: within 2^-20 of the product of the norms."""
 
     def products(a, b, **options):
         return *dots(a, b, **options), squared_norm(a, **options), squared_norm(a, weights=b, **options)
@@ -91,7 +91,7 @@ def test_inner_products_are_those_of_the_reference(case, interpreted):
 
 @pytest.mark.parametrize("case", UPDATES, ids=named)
 def test_update_is_that_of_the_reference(case, interpreted):
-    """A dozen roundings, contracted or not: within 16 ulps of the largest entry; copies to one of bfloat16."""
+    """A dozen roundings, contracted or not: within 16 ulps of the largest entry; copies within one of bfloat16."""
     expected, got = both(blend_update, case.params, case.g1, case.g2, case.moments, **case.options)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert x.dtype == y.dtype
@@ -110,7 +110,7 @@ def draw(shapes, seed, dtype=FLOAT):
 
 
 def all_operations(implementation):
-    """Results of every operation, with all kinds of leaves: several chunks, one, whole ones, vectors."""
+    """Results of every operation, with all kinds of leaves: several chunks, one chunk, whole leaves, vectors."""
     w, g1, g2, m = (draw(TREE, seed, HALF if seed == 1 else FLOAT) for seed in range(4))
     options = {"implementation": implementation}
     copied = perturb(w, g1, 0.1, dtype=HALF, **options)
@@ -122,7 +122,7 @@ def all_operations(implementation):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_cores", [1, 2])
 def test_copies_do_not_race(num_cores, monkeypatch):
-    """The interpreter of TPUs runs each copy as late as its wait allows, and knows what is ordered with what."""
+    """The TPU interpreter runs each copy as late as its wait allows, and knows which operations are ordered."""
     monkeypatch.setattr(pallas_leaves, "num_cores", lambda: num_cores)
     monkeypatch.setattr(pallas_plan, "STREAM_BYTES", 2 << 20)
     streamed = Plan(TREE, (FLOAT,) * 5, (FLOAT,) * 3, (0, 1, 2), 2, num_cores).streamed
@@ -136,7 +136,7 @@ def test_copies_do_not_race(num_cores, monkeypatch):
 
 
 def test_races_are_found(monkeypatch):
-    """Without the wait for the write before last, a chunk is computed where that one is still read."""
+    """Without the wait for the write before last, a new chunk overwrites memory that this write still reads."""
     monkeypatch.setattr(pallas_plan, "STREAM_BYTES", 1 << 20)
     monkeypatch.setattr(pallas_stream.Kernel, "_await_write", lambda *args: None)
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True, dma_execution_mode="eager")):
@@ -159,7 +159,7 @@ def test_views_are_bijections(shape):
 
 
 def test_tiles_of_a_leaf_beyond_the_reach_of_32_bits_are_counted_in_32():
-    """No arithmetic on tiles leaves int32: shown without such an array."""
+    """All arithmetic on tiles stays in int32; the test needs no array of that size."""
     shape = (90_112, 65_536)
     assert math.prod(shape) > 2**32
     plan = Plan((shape,), (FLOAT,), (FLOAT,), (None,), 0, num_cores=2)
@@ -170,7 +170,7 @@ def test_tiles_of_a_leaf_beyond_the_reach_of_32_bits_are_counted_in_32():
 
 @pytest.mark.parametrize("num_cores", [1, 2])
 def test_every_leaf_is_kept_once_and_vmem_holds_it(num_cores):
-    """All leaves of trees with all kinds of arrays are streamed in full, or held whole, or left."""
+    """For trees with all kinds of arrays, each leaf is completely streamed, held whole, or left."""
     shapes = (*SHAPES, (50_257, 768), (21_843, 64), (0, 3), *((1000,),) * 300)
     plan = Plan(shapes, (FLOAT,) * 5, (FLOAT,) * 3 + (HALF,), (0, 1, 2, None), 2, num_cores)
     streamed = [leaf.leaf for leaf in plan.streamed]
@@ -187,7 +187,7 @@ def test_every_leaf_is_kept_once_and_vmem_holds_it(num_cores):
 
 
 def test_leaves_that_fit_no_call_are_left_to_xla(monkeypatch):
-    """A large array that is not made of tiles, and one without elements, give what the others give."""
+    """A large array that does not consist of tiles, and an array without elements, also give the right results."""
     monkeypatch.setattr(pallas_plan, "WHOLE_LEAF_BYTES", 4096)
     w, g = draw([(100, 77), (0,), (5,)], 0), draw([(100, 77), (0,), (5,)], 1)
     with pltpu.force_tpu_interpret_mode():

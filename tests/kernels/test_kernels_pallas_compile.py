@@ -1,4 +1,4 @@
-"""The Pallas kernels through the real TPU compiler: for every chip, in place, and bound by memory."""
+"""The Pallas kernels, compiled by the real TPU compiler: for every chip, in place, and memory-bound."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", params=CHIPS)
 def compiled(request, tmp_path_factory):
-    """What `tpu_compiled.py` prints for one chip, by program."""
+    """The output of `tpu_compiled.py` for one chip, by program."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: make tpu-compiler")
     dump = tmp_path_factory.mktemp(request.param)
@@ -36,7 +36,7 @@ def test_all_leaves_share_one_call_of_each_kernel(compiled):
 
 @pytest.mark.slow
 def test_no_leaf_is_copied_or_relaid(compiled):
-    """The views are bitcasts, parameters and moments are updated in place, and nothing is brought to VMEM before."""
+    """The views are bitcasts, parameters and moments are updated in place, and XLA copies nothing to VMEM before."""
     assert compiled["perturb"]["copies"] == []
     assert compiled["update"]["copies"] == []
 
@@ -50,7 +50,7 @@ def test_memory_takes_longer_than_arithmetic_in_every_block_and_no_register_is_s
 
 @pytest.mark.slow
 def test_cycles_are_at_most_065_of_those_of_xla(compiled):
-    """On v5p. Where VMEM holds all of this small tree, XLA's estimate leaves out the way there and back."""
+    """On v5p. If VMEM holds all of this small tree, XLA's estimate omits the copies to VMEM and back."""
     if compiled["chip"] != "v5p":
         pytest.skip("the small tree fits VMEM")
     assert compiled["perturb"]["ratio"] <= 0.65
@@ -59,7 +59,7 @@ def test_cycles_are_at_most_065_of_those_of_xla(compiled):
 
 @pytest.mark.slow
 def test_kernels_stand_in_the_program_of_a_mesh_with_sharded_parameters(compiled):
-    """Inside `shard_map`, which checks over which axes results vary."""
+    """Inside `shard_map`, which checks the axes over which results vary."""
     names = compiled["shards"]["kernels"]
     assert {name: names.count(name) for name in names} == {
         "gnp_squared_norm": 2,
