@@ -1,8 +1,8 @@
-"""The kernels for TPUs against two made of Pallas's own pipelines: `python -m benchmarks.kernels_pipelined [CHIP ...]`.
+"""The TPU kernels against two made of Pallas's own pipelines: `python -m benchmarks.kernels_pipelined [CHIP ...]`.
 
-Estimates of the TPU compiler (`make tpu-compiler`) as in `benchmarks.kernels_tpu`; none was measured. They take it that
-memory never rests. "At borders" is what that leaves out, in cycles: what is read before a pipeline computes and written
-after it, without the latency of a copy, which is not known here.
+The numbers are estimates of the TPU compiler (`make tpu-compiler`), as in `benchmarks.kernels_tpu`, not measurements.
+They assume that memory is never idle. "At borders" is what this omits, in cycles: reads before a pipeline computes and
+writes after it, without the latency of a copy, which is unknown here.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
 
 WAYS = ("xla", "xla with norms", "leaves", "pipelines 128", "pipelines 16", "calls 128", "calls 128 as given")
-"""By XLA, without and with the two norms that the kernels add as they go; by `pallas_leaves`; by Pallas's pipelines,
-with blocks of at most so many thousand elements: "as given" with dimensions in the order of shape, not of memory."""
+"""By XLA, without and with the two norms that the kernels also compute; by `pallas_leaves`; by Pallas's pipelines, with
+blocks of at most so many thousand elements. "as given": dimensions are in the order of the shape, not of memory."""
 HEADER = """\
 | chip | model | operation | made by | cycles | of XLA's | at XLA's bandwidth | calls | bundles | memory floor | \
 spills | copies | MiB of them | aliased, MiB | at borders | compile, s |
@@ -44,7 +44,7 @@ spills | copies | MiB of them | aliased, MiB | at borders | compile, s |
 
 
 def squared_norm(implementation: Any, w: Any) -> Any:
-    """The norm alone."""
+    """Only the norm."""
     return gnp_kernels.squared_norm(w, implementation=implementation)
 
 
@@ -59,7 +59,7 @@ def blend_update(implementation: Any, w: Any, moments: Any, g1: Any, g2: Any, c1
 
 @contextlib.contextmanager
 def made_by(way: str) -> Iterator[None]:
-    """Lets the Pallas kernels be made in this way."""
+    """Makes the Pallas kernels in this way."""
     with contextlib.ExitStack() as stack:
         if way.startswith(("pipelines", "calls")):
             kind, size, *order = way.split()
@@ -136,7 +136,7 @@ def print_ways(
 
 
 def bytes_at_borders(way: str, plan: Plan) -> int:
-    """Of what is read before a pipeline computes, and written after it: nothing else moves then."""
+    """Bytes that are read before a pipeline computes, and written after it: nothing else moves at that time."""
     bytes_in, bytes_out = (FLOAT.itemsize * len(dtypes) for dtypes in (plan.in_dtypes, plan.out_dtypes))
     if way.startswith("xla"):
         return 0
@@ -149,11 +149,11 @@ def bytes_at_borders(way: str, plan: Plan) -> int:
 
 
 def cells(compiled: Any, xla: Xla, kernels: list[Schedule], floors: tuple[float, float]) -> list[str]:
-    """Those of one program that come from the compiler."""
+    """The cells of one program that come from the compiler."""
     text = compiled.as_text()
     found = Xla.of(text)
     num_calls = len(re.findall('custom_call_target="tpu_custom_call"', text))
-    # Equal kernels are compiled once: where there are some, bundles are not known in all.
+    # Equal kernels are compiled once: if there are any, the total of bundles is unknown.
     bundles = sum(kernel.whole.cycles for kernel in kernels) if len(kernels) == num_calls else 0
     cycles = [found.cycles + num_calls * xla.call_cycles + (max(bundles, x) if num_calls else 0) for x in floors]
     copies = re.findall(r"= f32\[([\d,]*)\]\S* (?:copy|transpose|reshape)\(", text)

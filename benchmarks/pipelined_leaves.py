@@ -1,9 +1,9 @@
-"""Two shorter ways to make the TPU kernels, by Pallas's own pipelines, to compare with `gnp_kernels.pallas_leaves`.
+"""Two shorter ways to make the TPU kernels with Pallas's own pipelines, to compare with `gnp_kernels.pallas_leaves`.
 
-"calls": one `pallas_call` a leaf, with blocks. "pipelines": one call in which each large leaf has an `emit_pipeline` of
-its own, and one, for one core, in which all small leaves lie in VMEM as a whole: two cores would update them twice, in
-place. Both see a leaf through `View`, without which XLA would lay out large leaves anew. They take leaves of the same
-types, leave none to XLA, and do not stand in `shard_map`.
+"calls": one `pallas_call` a leaf, with blocks. "pipelines": one call in which each large leaf has its own
+`emit_pipeline`, and another call, for one core, in which VMEM holds all small leaves whole: two cores would update them
+twice, in place. Both use `View`; without it XLA would relayout large leaves. They take leaves of the same types, leave
+none to XLA, and do not run inside `shard_map`.
 """
 
 import math
@@ -21,9 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 BLOCK_ELEMENTS = 128 * 1024
-"""At most, in a block of one input; two of each are in VMEM."""
+"""Maximum in a block of one input; VMEM holds two of each."""
 WHOLE_ELEMENTS = 16 * 1024
-"""A leaf up to this size lies in VMEM as a whole, in "pipelines"."""
+"""In "pipelines", VMEM holds a leaf of up to this size whole."""
 
 
 def map_leaves(
@@ -37,7 +37,7 @@ def map_leaves(
     num_sums: int = 0,
     sources: Sequence[int | None] | None = None,
 ) -> Results:
-    """As `gnp_kernels.pallas_leaves.map_leaves`."""
+    """Like `gnp_kernels.pallas_leaves.map_leaves`."""
     sources, scalars = sources or [None] * len(out_dtypes), list(scalars) or [jnp.zeros(1)]
     dtypes = [column[0] for column in out_dtypes]
     views = [View(x.shape) for x in columns[0]]
@@ -62,7 +62,7 @@ def groups_of(way: str, shapes: list[tuple[int, ...]]) -> list[list[int]]:
 
 
 def bytes_at_borders(way: str, shapes: list[tuple[int, ...]], item_bytes: int) -> int:
-    """Of the first blocks to be read and the last to be written, while which nothing else moves or is computed."""
+    """Bytes of the first reads and the last writes; meanwhile nothing else moves or is computed."""
     first = [shape if way == "pipelines" and _is_whole(shape) else _block(shape)[0] for shape in shapes]
     return item_bytes * sum(padded_size(shape) for shape in first)
 
@@ -78,7 +78,7 @@ def _call(
     num_sums: int,
     sources: Sequence[int | None],
 ) -> Any:
-    """Results and, for each core, sums of one call."""
+    """The results of one call and, for each core, its sums."""
     shapes = [x.shape for x in inputs[0]]
     cores = math.gcd(num_cores(), _block(shapes[0])[1]) if way == "calls" else num_cores()
     if way == "pipelines" and _is_whole(shapes[0]):
@@ -137,7 +137,7 @@ def _all_leaves(
             _compute(arithmetic, block, operands, new, sums)
             continue
         num = _block(operands[0].shape)[1]
-        # A number of blocks that the cores cannot share is left to the first.
+        # If the cores cannot share the blocks equally, the first core computes all of them.
         shared_by = math.gcd(cores, num)
         block_shape, blocks = _block(operands[0].shape)[0], num // shared_by
         first = core * blocks if shared_by > 1 else 0
@@ -152,7 +152,7 @@ def _all_leaves(
 
 
 def _compute(arithmetic: Arithmetic, block: Block, operands: Sequence[Ref], results: Sequence[Ref], sums: Ref) -> None:
-    """A block: a vector at once, else one part of its first dimension after the other."""
+    """Computes a block: a vector at once, another array one slice of its first dimension at a time."""
     if operands[0].ndim == 1:
         new, terms = arithmetic(block, *(x[...] for x in operands))
         for ref, x in zip(results, new, strict=True):
@@ -184,7 +184,7 @@ def _is_whole(shape: tuple[int, ...]) -> bool:
 
 
 def _block(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Shape and number of the blocks of a leaf: the most of its first dimension that divides it and fits."""
+    """Shape and number of the blocks of a leaf: the largest divisor of its first dimension that fits."""
     if len(shape) == 1:
         return shape, 1
     size = padded_size((1, *shape[1:]))
