@@ -1,4 +1,4 @@
-"""The peers of `make bench-peers` are the same networks: they differ in how they compute, not in what."""
+"""The peers of `make bench-peers` are the same networks: they compute the same numbers in another way."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def task(request, monkeypatch):
 
 
 def moved(task):
-    """The initial state with all parameters moved: zeros hide what is behind them."""
+    """The initial state with all parameters moved, because zeros hide the layers before them."""
     state = task.init_state()
     leaves, structure = jax.tree.flatten(state.params)
     rng = np.random.default_rng(0)
@@ -64,5 +64,5 @@ def test_an_update_gives_the_same_numbers(task, kind):
     expected = theirs[0]
     got = linen.variables_like(new.params, new.batch_stats)
     for name, difference in jax.tree.leaves_with_path(jax.tree.map(lambda a, b: np.abs(a - b).max(), got, expected)):
-        # The bias of the keys moves all logits of a query alike: its gradient is rounding, which AdamW normalises.
+        # The bias of the keys moves all logits of a query equally: its gradient is rounding, which AdamW normalises.
         assert difference < 1e-5 or name[-2:] == KEY_BIAS, name

@@ -1,1 +1,1 @@
-"""Training steps that a user would otherwise run, in Flax Linen and PyTorch, to compare the project's own with."""
+"""Training steps in Flax Linen and PyTorch, which a user would otherwise run, to compare with the project's own."""

@@ -1,4 +1,4 @@
-"""The project's steps beside those that a user would otherwise run: `make bench-peers`.
+"""Compares the project's steps with those that a user would otherwise run: `make bench-peers`.
 
 Command: python -m benchmarks.peers [--targets v5e v5p h100] [--dtypes bfloat16] [--rounds N] [--torch-python PYTHON]
 """
@@ -13,21 +13,20 @@ from benchmarks.peers.compiled import BATCH_SIZE, MODELS, TARGETS, Figures, figu
 from benchmarks.timing import write_report
 
 SETTING = f"""\
-The peer is the same network in Flax Linen with its own layers and optax (`benchmarks/peers/linen.py`; tests compare
+The peer is the same network in Flax Linen, with Linen's layers and optax (`benchmarks/peers/linen.py`; tests compare
 parameters, FLOPs and updates). The project's steps also check that every number is finite, and report the norms of
 gradient, update and parameters.
 
 ## By the compiler
 
-One device, 224 x 224 images, batch {BATCH_SIZE}, XLA alone; AdamW and clipping by the global norm for ViT-B/16, SGD with
-momentum for ResNet-50.
-Cycles are the TPU compiler's estimates, bytes are those that the programs read and write. Nothing here was measured on
-a device. Ratios are to the peer's plain step.
+One device, 224 x 224 images, batch {BATCH_SIZE}, only XLA. ViT-B/16 has AdamW and clipping by the global norm, ResNet-50
+has SGD with momentum. Cycles are estimates of the TPU compiler. Bytes are those that the programs read and write.
+Nothing here was measured on a device. Ratios are relative to the peer's plain step.
 """
 
 
 def main() -> None:
-    """Compiles and times the steps, and writes the table."""
+    """Compiles and times the steps, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="*", default=TARGETS, choices=TARGETS)
     parser.add_argument("--dtypes", nargs="*", default=get_args(Dtype), choices=get_args(Dtype))
@@ -54,7 +53,7 @@ COMPILED_HEADER = """\
 
 
 def compiled_rows(target: str, model: str, dtype: Dtype) -> Iterator[str]:
-    """A row of Markdown a step."""
+    """One row of Markdown a step."""
     found = dict(figures(target, model, dtype))
     peer = found["peer"]
     for step, own in found.items():

@@ -1,4 +1,4 @@
-"""The steps by the clock on the CPU, one after the other in each round: the project's, Flax Linen's and PyTorch's."""
+"""Times the steps on the CPU, one after another in each round: the project's, Flax Linen's and PyTorch's."""
 
 import argparse
 import subprocess
@@ -25,7 +25,7 @@ MODELS = {
 
 
 def rows(num_rounds: int, torch_python: str | None) -> Iterator[str]:
-    """A row of Markdown a step: seconds of the project's, and those of the peers over them."""
+    """One row of Markdown a step: its milliseconds in the project, and the ratios to the peers."""
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         for title, (torch_name, model) in MODELS.items():
             seconds = interleave({**steps_of(model), **torch_steps(torch_name, torch_python)}, num_rounds)
@@ -39,7 +39,7 @@ def rows(num_rounds: int, torch_python: str | None) -> Iterator[str]:
 
 
 def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
-    """The project's and Linen's steps, each a function that makes one update of a state of its own."""
+    """The project's and Linen's steps: each function makes one update of its own state."""
     task = Task.of(make_config(model, BATCH_SIZE, IMAGE_SIZE, NUM_CLASSES))
     compiled = compile_steps(task, list(KINDS.values()))
     ours = {f"ours {name}": updates(task, compiled, [kind]) for name, kind in KINDS.items()}
@@ -49,7 +49,7 @@ def steps_of(model: ModelConfig) -> dict[str, Callable[[], Any]]:
 
 
 def peer_updates(step: Any, state: Any, batch: Any) -> Callable[[], Any]:
-    """A function that makes an update of a copy of `state`."""
+    """A function that updates a copy of `state`."""
     state = jax.tree.map(lambda x: x.copy(), state)
 
     def run() -> Any:
@@ -61,7 +61,7 @@ def peer_updates(step: Any, state: Any, batch: Any) -> Callable[[], Any]:
 
 
 def torch_steps(name: str, python: str | None) -> Mapping[str, Callable[[], Any]]:
-    """PyTorch's steps, each asked of a process of the interpreter `python`; none without one."""
+    """PyTorch's steps, which run in processes of the interpreter `python`; none without one."""
     if python is None:
         return {}
     script = Path(__file__).with_name("torch_steps.py")
@@ -77,7 +77,7 @@ def torch_steps(name: str, python: str | None) -> Mapping[str, Callable[[], Any]
         command = [python, str(script), name, str(BATCH_SIZE), str(channels_last)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        process.stdout.readline()  # Its version: it is ready.
+        process.stdout.readline()  # The version of PyTorch: the process is ready.
         found |= {f"{title} {kind}": partial(ask, process, kind) for kind in KINDS}
     return found
 

@@ -1,4 +1,4 @@
-"""What real compilers make of the steps, for one accelerator that is not here: their figures, never measurements.
+"""Figures of the steps from real compilers, for one accelerator that is not present; they are not measurements.
 
 Command: python -m benchmarks.peers.compiled TARGET MODEL DTYPE [STEP ...]; it prints one JSON object a step.
 """
@@ -33,16 +33,16 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one compiled step on one device."""
+    """The figures of one compiled step on one device."""
 
     num_kernels: int
     """Fusions and loops on a TPU, launches on a GPU."""
     cycles: int | None
-    """The TPU compiler's own estimate, summed over all of them; GPUs' has none."""
+    """The TPU compiler's own estimate, summed over all kernels; the GPU compiler has none."""
     num_bytes: float
-    """Read and written: as XLA counts on TPUs, operands and results of all launches on GPUs."""
+    """Bytes read and written: XLA's count on TPUs, operands and results of all launches on GPUs."""
     temporary_bytes: int
-    """At most alive beside arguments and results."""
+    """Peak of live bytes besides arguments and results."""
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def figures(target: str, model: str, dtype: Dtype) -> Iterator[tuple[StepName, F
     """The figures of all steps, from a process with the environment of the target's compiler."""
     with tempfile.TemporaryDirectory() as dump:
         environment = CHIPS[target].environment(Path(dump)) if target in CHIPS else {"JAX_PLATFORMS": "cpu"}
-        environment.pop("LIBTPU_INIT_ARGS", None)  # Its notes on kernels are not read here.
+        environment.pop("LIBTPU_INIT_ARGS", None)  # Its notes on kernels are not needed here.
         command = [sys.executable, "-m", "benchmarks.peers.compiled", target, model, dtype]
         done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     for line in done.stdout.splitlines():
@@ -84,7 +84,7 @@ def devices(target: str) -> list[jax.Device]:
 
 
 def figures_of(compiled: Any) -> Figures:
-    """Read from the text and the analyses of a program."""
+    """Reads the figures from the text and the analyses of a program."""
     text, temporary_bytes = compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
     if "estimated_cycles" in text:
         xla = Xla.of(text)

@@ -1,6 +1,6 @@
-"""ViT and ResNet as users of Flax Linen write them: its own layers, parameters in float32, computed in `dtype`.
+"""ViT and ResNet as users of Flax Linen write them: Linen's layers, parameters in float32, computation in `dtype`.
 
-They have the parameters of the project's own networks, under other names: `params_like` maps those to these.
+They have the same parameters as the project's networks, under other names; `variables_like` renames them.
 """
 
 from functools import partial
@@ -53,7 +53,7 @@ class ViT(nn.Module):
 
 
 class Residual(nn.Module):
-    """relu(shortcut(x) + convolutions of x): two of 3x3, or a bottleneck with 1x1, 3x3 and 1x1."""
+    """relu(shortcut(x) + convolutions of x): two of 3x3, or a bottleneck of 1x1, 3x3 and 1x1."""
 
     width: int
     stride: int
@@ -102,12 +102,12 @@ class ResNet(nn.Module):
 
 
 def create(config: ModelConfig, num_classes: int) -> nn.Module:
-    """The peer of the project's network of `config`."""
+    """The peer of the project's network for `config`."""
     return (ViT if config.name in vit.SIZES else ResNet)(config, num_classes)
 
 
 def variables_like(params: Tree, batch_stats: Tree) -> dict[str, Tree]:
-    """The project's parameters and batch statistics as variables of the peer: the same numbers."""
+    """The project's parameters and batch statistics as variables of the peer, with the same numbers."""
     found: dict[str, Tree] = {"params": _renamed(params)}
     return found | {"batch_stats": _renamed(batch_stats)} if batch_stats else found
 

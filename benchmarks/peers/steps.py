@@ -1,4 +1,4 @@
-"""The training steps that are compared: the project's own, and the peer's in Flax Linen with optax."""
+"""The compared training steps: the project's own, and the peer's in Flax Linen with optax."""
 
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,7 @@ KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
 
 
 def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_classes: int = 1000) -> Config:
-    """Training of `model`: AdamW with clipping for a transformer, SGD with momentum for others, as is usual."""
+    """The usual training of `model`: a transformer with AdamW and clipping, another network with SGD and momentum."""
     is_vit = model.name.startswith("vit")
     return Config(
         data=DataConfig(
@@ -39,28 +39,28 @@ def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_
 
 
 def trace(task: Task, mesh: jax.sharding.Mesh, name: StepName) -> Any:
-    """The step of this name, traced for the first device of `mesh`, on which `task` was made."""
+    """The step of this name, traced for the first device of `mesh`; `task` was created on `mesh`."""
     if name != "peer":
         with jax.set_mesh(mesh):
             return make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=KINDS[name])
     device = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: peer_state(task, task.init_state())), task.abstract_batch()
-    # A peer knows no mesh.
+    # A peer uses no mesh.
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     return peer_step(task).trace(*shapes)
 
 
 def peer_state(task: Task, state: Any) -> Any:
-    """What the peer's step keeps, with the numbers of `state`: variables and optimizer state."""
+    """The state of the peer's step (variables and optimizer state), with the numbers of `state`."""
     variables = linen.variables_like(state.params, state.batch_stats)
     return variables, task.optimizer.init(variables["params"])
 
 
 def peer_step(task: Task, kind: str = "plain") -> Any:
-    """`step(state, batch)`: an update of the peer, its loss and accuracy, as in Flax's example for ImageNet.
+    """`step(state, batch)`: an update of the peer, with its loss and accuracy, as in Flax's ImageNet example.
 
-    "penalised" is the same with (1 - a) g1 + a g2 for g1, as one writes it by hand.
+    "penalised" replaces g1 by (1 - a) g1 + a g2, as users write it by hand.
     """
     network, dataset = linen.create(task.config.model, task.dataset.num_classes), task.dataset
     r, alpha = task.gnp.values()

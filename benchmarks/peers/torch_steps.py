@@ -1,7 +1,7 @@
-"""The same steps in PyTorch, in an environment of its own: `python torch_steps.py MODEL BATCH CHANNELS_LAST`.
+"""The same steps in PyTorch, in a separate environment: `python torch_steps.py MODEL BATCH CHANNELS_LAST`.
 
-It makes one update for each line on standard input, "plain" or "penalised", and answers with its loss. It imports
-nothing of the project.
+It makes one update for each line ("plain" or "penalised") on standard input, and prints the loss. It imports nothing
+from the project.
 """
 
 import itertools
@@ -91,7 +91,7 @@ def resnet18() -> nn.Module:
 
 
 def make_steps(model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int) -> dict[str, Callable[[], float]]:
-    """An update with the gradient, and one with (1 - a) g1 + a g2, of a fixed batch."""
+    """An update with the gradient of a fixed batch, and one with (1 - a) g1 + a g2."""
     image = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
     label = torch.randint(NUM_CLASSES, (batch_size,))
     params = list(model.parameters())
@@ -126,7 +126,7 @@ def make_steps(model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: i
 
 
 def main(name: str, batch_size: str, channels_last: str) -> None:
-    """Answers until standard input ends."""
+    """Makes one update for each line until standard input ends."""
     torch.manual_seed(0)
     model = ViT() if name == "vit" else resnet18()
     if channels_last == "True":
