@@ -11,7 +11,7 @@ from gnp_scale.config import Config, OptimConfig, TrainConfig
 from gnp_scale.training import update
 
 BITWISE = "on the same mesh: the run is bitwise the one that was not interrupted"
-ROUNDING = "the same examples, numbers equal but for rounding"
+ROUNDING = "the same examples, numbers equal up to rounding"
 EXAMPLES = "numbers, and examples, may differ"
 
 

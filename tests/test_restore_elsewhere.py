@@ -56,7 +56,7 @@ def test_another_mesh(before, after, tmp_path, capsys):
     assert train(dataclasses.replace(CONFIG, mesh=after), moved_dir) == 0
     said = capsys.readouterr().err
     assert f"going on after step {MOVED_AFTER}, saved on replica {before.replica} x fsdp {before.fsdp} x" in said
-    assert "the same examples, numbers equal but for rounding" in said
+    assert "the same examples, numbers equal up to rounding" in said
     assert_same_run(moved_dir, tmp_path / "run")
 
 
@@ -90,5 +90,5 @@ def test_other_processes_and_devices(num_processes, num_devices, two_processes, 
     assert (
         f"going on after step {MOVED_AFTER}, saved on replica 1 x fsdp 4 x tensor 2 (cpu, 2 processes), now on" in said
     )
-    assert f"(cpu, {num_processes} processes): the same examples, numbers equal but for rounding" in said
+    assert f"(cpu, {num_processes} processes): the same examples, numbers equal up to rounding" in said
     assert_same_run(moved_dir, two_processes)

@@ -101,7 +101,7 @@ def exactness(saved: Mapping[str, Any], config: Config) -> str:
     other = _different(saved, here, "random")
     if other:
         return f"saved with another {', '.join(other)}: numbers, and examples, may differ"
-    rounding = "the same examples, numbers equal but for rounding"
+    rounding = "the same examples, numbers equal up to rounding"
     if any(saved[key] != here[key] for key in ("mesh", "num_processes", "device")):
         return f"saved on {_words(saved)}, now on {_words(here)}: {rounding}"
     other = _different(saved, here, "compiled")
