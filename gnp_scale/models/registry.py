@@ -19,7 +19,9 @@ type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
 # An option that a family does not use must keep its default, so that no user expects an effect.
-_ONLY_TRANSFORMERS = "patch_size pool depth width num_heads drop_path attention remat scan_layers".split()
+_ONLY_TRANSFORMERS = (
+    "patch_size", "pool", "depth", "width", "num_heads", "drop_path", "attention", "remat", "scan_layers",
+)  # fmt: skip
 _FAMILIES = {
     **dict.fromkeys(vit.SIZES, (vit.VisionTransformer, ("stem", "num_bn_groups"))),
     **dict.fromkeys(resnet.LAYOUTS, (resnet.ResNet, (*_ONLY_TRANSFORMERS, "dropout"))),
