@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +23,31 @@ def heads(num_channels=64, dtype=jnp.bfloat16):
 
 
 @pytest.mark.parametrize(
-    ("platform", "query", "reason"),
+    ("kind", "query", "reason"),
     [
-        ("cpu", heads(), "needs a GPU, and this is cpu"),
-        ("tpu", heads(), "needs a GPU, and this is tpu"),
-        ("gpu", heads(dtype=jnp.float32), "needs model.dtype bfloat16, and this is float32"),
-        ("gpu", heads(100), "a multiple of 8, and these have 100"),
-        ("gpu", heads(136), "at most 128 channels, a multiple of 8, and these have 136"),
+        ("cpu", heads(), "needs an NVIDIA GPU, and this is cpu"),
+        ("TPU v5e", heads(), "needs an NVIDIA GPU, and this is TPU v5e"),
+        ("AMD Instinct MI300X", heads(), "needs an NVIDIA GPU, and this is AMD"),
+        ("NVIDIA H100 80GB HBM3", heads(dtype=jnp.float32), "needs model.dtype bfloat16, and this is float32"),
+        ("NVIDIA H100 80GB HBM3", heads(100), "a multiple of 8, and these have 100"),
+        ("NVIDIA H100 80GB HBM3", heads(136), "at most 128 channels, a multiple of 8, and these have 136"),
     ],
 )
-def test_cudnn_is_refused_by_name_where_it_does_not_fit(platform, query, reason, monkeypatch):
-    monkeypatch.setattr(attention, "platform", lambda: platform)
+def test_cudnn_is_refused_by_name_where_it_does_not_fit(kind, query, reason, monkeypatch):
+    monkeypatch.setattr(attention, "device_kind", lambda: kind)
+    check_refused(query, reason)
+
+
+def test_cudnn_is_refused_on_an_old_gpu(monkeypatch):
+    gpu = SimpleNamespace(device_kind="NVIDIA GeForce RTX 2080 Ti", compute_capability="7.5")
+    monkeypatch.setattr(attention, "device_kind", lambda: gpu.device_kind)
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    check_refused(heads(), "needs compute capability 8.0, and NVIDIA GeForce RTX 2080 Ti has 7.5")
+
+
+def check_refused(query, reason):
+    """By name it is an error; "auto" uses the other implementation."""
     with pytest.raises(ConfigError, match=rf'model.attention "cudnn" .*{reason}.* use auto or xla'):
         jax.eval_shape(lambda x: attention.attend(x, x, x, "cudnn"), query)
     out = jax.eval_shape(lambda x: attention.attend(x, x, x, "auto"), query)

@@ -7,15 +7,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from gnp_kernels.dispatch import platform
+from gnp_kernels.dispatch import device_kind
 
 from gnp_scale import mesh
 from gnp_scale.config import AttentionImplementation, check
 from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
 
 _HEADS, _WEIGHTS = P(BATCH, None, TENSOR, None), P(BATCH, TENSOR, None, None)
-_CUDNN_CHANNELS = 128
-"""Of a head, at most, on every GPU since compute capability 8.0."""
+# cuDNN has flash attention from this capability on, for heads of at most so many channels on all such GPUs.
+_CUDNN_CAPABILITY, _CUDNN_CHANNELS = "8.0", 128
 
 
 def attend(
@@ -42,8 +42,13 @@ def attend(
 
 
 def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
-    if platform() != "gpu":
-        return f"a GPU, and this is {platform()}"
+    kind = device_kind()
+    if not kind.startswith("NVIDIA"):
+        return f"an NVIDIA GPU, and this is {kind}"
+    # A program may also be compiled for GPUs that are absent. Their capability is unknown.
+    capability = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else _CUDNN_CAPABILITY
+    if float(capability) < float(_CUDNN_CAPABILITY):
+        return f"compute capability {_CUDNN_CAPABILITY}, and {kind} has {capability}"
     if query_BxNxHxK.dtype != jnp.bfloat16:
         return f"model.dtype bfloat16, and this is {query_BxNxHxK.dtype}"
     num_channels = query_BxNxHxK.shape[-1]

@@ -49,6 +49,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else _platform_of_kind(device.device_kind)
 
 
+def device_kind() -> str:
+    """The `jax.Device.device_kind` for which JAX traces, such as "NVIDIA H100 80GB HBM3"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.devices()[0] if device is None else device).device_kind
+
+
 def _platform_of_kind(kind: str) -> str:
     if kind.startswith("TPU"):
         return "tpu"
