@@ -22,7 +22,7 @@ check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check
-	$(VENV)/bin/shellcheck --external-sources .ci/run requirements/*.sh launch/*/*.sh launch/slurm/*.sbatch
+	$(VENV)/bin/shellcheck --external-sources .ci/run requirements/*.sh launch/*/*.sh launch/slurm/*.sbatch benchmarks/*.sh
 
 bench: $(READY)  ## time plain, penalised and optax's step side by side
 	$(VENV)/bin/python -m benchmarks.train_step

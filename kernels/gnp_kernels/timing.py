@@ -20,7 +20,7 @@ def interleave[Name](functions: Mapping[Name, Callable[[], Any]], num_rounds: in
     return seconds
 
 
-def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> str:
+def ratio[Name](seconds: Mapping[Name, list[float]], name: Name, base: Name) -> str:
     """Median over the rounds of the ratio of two functions, with its quartiles."""
     ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)

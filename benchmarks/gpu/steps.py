@@ -1,0 +1,87 @@
+"""Training steps of ViT-B/16 and ResNet-50, plain and penalised, with Triton and with XLA alone."""
+
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+from gnp_kernels.timing import interleave, ratio
+
+from benchmarks.gpu.ceilings import ceiling
+from benchmarks.gpu.sizes import (
+    ALPHA,
+    BATCH_SIZE,
+    CLIP_NORM,
+    DECAY,
+    IMAGE_SIZE,
+    MODELS,
+    NUM_CLASSES,
+    NUM_ROUNDS,
+    TINY,
+    R,
+    on_gpu,
+)
+from benchmarks.gpu.workers import in_turn, wait_for_turn
+from benchmarks.hardware import Dtype
+from benchmarks.tasks import updates
+from gnp_scale.config import Config, DataConfig, GnpConfig, Kernels, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import StepKind
+from gnp_scale.mesh import make_mesh
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
+
+KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
+_TINY = {"vit_b": "vit_mu", "resnet50": "resnet18"}
+
+
+def main(folder: Path) -> None:
+    """Prints a row for each step, model and type; at most two workers compile at a time."""
+    print(
+        "| model | dtype | kernels | step | images/s | of ceiling | / plain | / XLA | temporary GB |\n"
+        + "|---" * 9
+        + "|"
+    )
+    waves = [[("steps_of", model, dtype) for model in MODELS] for dtype in ("bfloat16", "float32")]
+    sys.exit(sum(in_turn(folder, wave, limit_s=110) for wave in waves))
+
+
+def worker(folder: Path, model: str, dtype: Dtype) -> None:
+    """Prints the rows of one model in one type: images/s, share of the measured ceiling, ratios and memory."""
+    implementations: tuple[Kernels, ...] = ("triton", "xla") if on_gpu() else ("xla",)
+    calls = {}
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        with ThreadPoolExecutor(4) as pool:
+            for kernels in implementations:
+                task = Task.of(config_of(model, dtype, kernels))
+                for name, kind in KINDS.items():
+                    lowered = make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), kind=kind)
+                    calls[kernels, name] = task, kind, pool.submit(lowered.compile)
+        wait_for_turn()
+        run = {key: updates(task, {kind: job.result()}, [kind]) for key, (task, kind, job) in calls.items()}
+        seconds = interleave(run, NUM_ROUNDS)
+        for key, (task, kind, job) in calls.items():
+            step_s = statistics.median(seconds[key])
+            share = task.gnp.num_passes(kind) * task.flops_per_pass / step_s / ceiling(folder, "flops_per_s")
+            ratios = [ratio(seconds, key, base) for base in ((key[0], "plain"), ("xla", key[1]))]
+            temporary_gb = job.result().memory_analysis().temp_size_in_bytes / 1e9
+            cells = [model, dtype, *key, f"{BATCH_SIZE / step_s:.0f}", f"{share:.2f}", *ratios, f"{temporary_gb:.1f}"]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def config_of(model: str, dtype: Dtype, kernels: Kernels) -> Config:
+    """Training of `model` on noise."""
+    return Config(
+        data=DataConfig(
+            name="synthetic",
+            batch_size=BATCH_SIZE,
+            eval_batch_size=BATCH_SIZE,
+            synthetic_num_examples=BATCH_SIZE,
+            synthetic_image_size=IMAGE_SIZE,
+            synthetic_num_classes=NUM_CLASSES,
+        ),
+        model=ModelConfig(_TINY[model] if TINY else model, dtype=dtype),
+        gnp=GnpConfig(r=R, alpha=ALPHA),
+        optim=OptimConfig("adamw" if model == "vit_b" else "sgd", clip_norm=CLIP_NORM, weight_decay=DECAY),
+        train=TrainConfig(kernels=kernels, gradient_dtype=dtype),
+    )
