@@ -42,7 +42,8 @@ def main(folder: Path) -> None:
         + "|---" * 9
         + "|"
     )
-    waves = [[("steps_of", model, dtype) for model in MODELS] for dtype in ("bfloat16", "float32")]
+    dtypes = ("bfloat16",) if TINY else ("bfloat16", "float32")
+    waves = [[("steps_of", model, dtype) for model in MODELS] for dtype in dtypes]
     sys.exit(sum(in_turn(folder, wave, limit_s=110) for wave in waves))
 
 
