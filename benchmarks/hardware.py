@@ -5,9 +5,9 @@ from typing import Literal
 import jax
 from jax.experimental import topologies
 
+from benchmarks.tasks import noise
 from gnp_scale.config import (
     Config,
-    DataConfig,
     GnpConfig,
     Kernels,
     MeshConfig,
@@ -62,14 +62,7 @@ def compiled_step(
     """
     name, optimizer = MODELS[model]
     config = Config(
-        data=DataConfig(
-            name="synthetic",
-            batch_size=64,
-            eval_batch_size=64,
-            synthetic_num_examples=64,
-            synthetic_image_size=224,
-            synthetic_num_classes=1000,
-        ),
+        data=noise(64),
         model=ModelConfig(name, dtype=dtype, depth=depth),
         gnp=GnpConfig(),
         optim=OptimConfig(optimizer, clip_norm=1.0, weight_decay=0.1),

@@ -18,6 +18,18 @@ MODELS = {
 SETTING = f"32 x 32 images, batch {BATCH_SIZE}, crop and flip, SGD with momentum, float32, one device."
 
 
+def noise(batch_size: int, image_size: int = 224, num_classes: int = 1000) -> DataConfig:
+    """One batch of synthetic images, by default of the size and classes of ImageNet."""
+    return DataConfig(
+        name="synthetic",
+        batch_size=batch_size,
+        eval_batch_size=batch_size,
+        synthetic_num_examples=batch_size,
+        synthetic_image_size=image_size,
+        synthetic_num_classes=num_classes,
+    )
+
+
 def make_task(model: ModelConfig, gnp: GnpConfig) -> Task:
     """Training of `model` with the penalty `gnp`, on the current mesh."""
     return Task.of(

@@ -24,8 +24,8 @@ from benchmarks.gpu.sizes import (
 )
 from benchmarks.gpu.workers import in_turn, wait_for_turn
 from benchmarks.hardware import Dtype
-from benchmarks.tasks import updates
-from gnp_scale.config import Config, DataConfig, GnpConfig, Kernels, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from benchmarks.tasks import noise, updates
+from gnp_scale.config import Config, GnpConfig, Kernels, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
@@ -73,14 +73,7 @@ def worker(folder: Path, model: str, dtype: Dtype) -> None:
 def config_of(model: str, dtype: Dtype, kernels: Kernels) -> Config:
     """Training of `model` on noise."""
     return Config(
-        data=DataConfig(
-            name="synthetic",
-            batch_size=BATCH_SIZE,
-            eval_batch_size=BATCH_SIZE,
-            synthetic_num_examples=BATCH_SIZE,
-            synthetic_image_size=IMAGE_SIZE,
-            synthetic_num_classes=NUM_CLASSES,
-        ),
+        data=noise(BATCH_SIZE, IMAGE_SIZE, NUM_CLASSES),
         model=ModelConfig(_TINY[model] if TINY else model, dtype=dtype),
         gnp=GnpConfig(r=R, alpha=ALPHA),
         optim=OptimConfig("adamw" if model == "vit_b" else "sgd", clip_norm=CLIP_NORM, weight_decay=DECAY),

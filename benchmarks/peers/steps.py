@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.peers import linen
-from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from benchmarks.tasks import noise
+from gnp_scale.config import Config, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
@@ -21,14 +22,7 @@ def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_
     """The usual training of `model`: a transformer with AdamW and clipping, another network with SGD and momentum."""
     is_vit = model.name.startswith("vit")
     return Config(
-        data=DataConfig(
-            name="synthetic",
-            batch_size=batch_size,
-            eval_batch_size=batch_size,
-            synthetic_num_examples=batch_size,
-            synthetic_image_size=image_size,
-            synthetic_num_classes=num_classes,
-        ),
+        data=noise(batch_size, image_size, num_classes),
         model=model,
         gnp=GnpConfig(),
         optim=OptimConfig(
