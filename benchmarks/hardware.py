@@ -42,9 +42,16 @@ MODELS: dict[str, tuple[str, OptimizerName]] = {"ViT-B/16": ("vit_b", "adamw"), 
 
 def h100_mesh() -> jax.sharding.Mesh:
     """Eight H100 in one host, the parameters sharded over all."""
+    return make_mesh(MeshConfig(), h100_devices(8))
+
+
+def h100_devices(num_devices: int) -> list[jax.Device]:
+    """H100 of one host."""
     jax.devices()
-    topology = topologies.get_topology_desc(platform="cuda", topology_name="h100", topology="1x1x8", target_config=H100)
-    return make_mesh(MeshConfig(), topology.devices)
+    topology = f"1x1x{num_devices}"
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="h100", topology=topology, target_config=H100
+    ).devices
 
 
 def tpu_mesh(name: str) -> jax.sharding.Mesh:

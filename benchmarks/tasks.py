@@ -7,9 +7,11 @@ import jax
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
+from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import Batch, make_train_step
 
+KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
 BATCH_SIZE = 32
 MODELS = {
     "ViT-Ti, 6 blocks, patch 4": ModelConfig(name="vit_ti", patch_size=4, depth=6),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import linen
-from benchmarks.peers.steps import KINDS, make_config, peer_state, peer_step
+from benchmarks.peers.steps import make_config, peer_state, peer_step
+from benchmarks.tasks import KINDS
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.models import resnet

@@ -24,14 +24,12 @@ from benchmarks.gpu.sizes import (
 )
 from benchmarks.gpu.workers import in_turn, wait_for_turn
 from benchmarks.hardware import Dtype
-from benchmarks.tasks import noise, updates
+from benchmarks.tasks import KINDS, noise, updates
 from gnp_scale.config import Config, GnpConfig, Kernels, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
-KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
 _TINY = {"vit_b": "vit_mu", "resnet50": "resnet18"}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from gnp_kernels.timing import interleave, ratio
 
-from benchmarks.peers.steps import KINDS, make_config, peer_state, peer_step
-from benchmarks.tasks import compile_steps, make_batch, updates
+from benchmarks.peers.steps import make_config, peer_state, peer_step
+from benchmarks.tasks import KINDS, compile_steps, make_batch, updates
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task

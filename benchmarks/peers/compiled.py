@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-from jax.experimental import topologies
 
-from benchmarks.hardware import H100, Dtype
+from benchmarks.hardware import Dtype, h100_devices
 from benchmarks.launches import launches
 from benchmarks.peers.steps import StepName, make_config, trace
 from benchmarks.tpu_estimates import CHIPS, Xla
@@ -76,11 +75,7 @@ def figures(target: str, model: str, dtype: Dtype) -> Iterator[tuple[StepName, F
 
 def devices(target: str) -> list[jax.Device]:
     """One device of the target."""
-    if target in CHIPS:
-        return CHIPS[target].devices()[:1]
-    jax.devices()
-    names = {"topology_name": target, "topology": "1x1x1"}
-    return topologies.get_topology_desc(platform="cuda", target_config=H100, **names).devices
+    return CHIPS[target].devices()[:1] if target in CHIPS else h100_devices(1)
 
 
 def figures_of(compiled: Any) -> Figures:

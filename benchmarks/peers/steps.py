@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.peers import linen
-from benchmarks.tasks import noise
+from benchmarks.tasks import KINDS, noise
 from gnp_scale.config import Config, GnpConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
 type StepName = Literal["peer", "plain", "penalised"]
-KINDS = {"plain": StepKind.PLAIN, "penalised": StepKind.FULL}
 
 
 def make_config(model: ModelConfig, batch_size: int, image_size: int = 224, num_classes: int = 1000) -> Config:
