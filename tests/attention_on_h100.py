@@ -1,10 +1,10 @@
-"""Compiles a step of a transformer for 8 H100, which need not be there, and counts the calls of cuDNN's attention."""
+"""Compiles steps of a transformer for H100, which need not be there, and counts calls of cuDNN and transposed arrays."""
 
 import json
 
 import jax
 
-from benchmarks.hardware import Dtype, compiled_step, h100_mesh
+from benchmarks.hardware import Dtype, compiled_step, h100_devices, h100_mesh
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
@@ -12,6 +12,12 @@ from gnp_scale.training.setup import Task
 
 def num_calls(mesh: jax.sharding.Mesh, dtype: Dtype) -> int:
     return compiled_step(mesh, "ViT-B/16", "xla", dtype, depth=1).count("__cudnn$fmha")
+
+
+def num_transposed() -> int:
+    """Activations of 64 examples, 196 tokens and a width of 768 that have the examples contiguous, on one device."""
+    mesh = make_mesh(MeshConfig(), h100_devices(1))
+    return compiled_step(mesh, "ViT-B/16", "xla", "bfloat16", depth=1).count("[196,768,64]")
 
 
 def flops(attention: str) -> int:
@@ -28,4 +34,5 @@ if __name__ == "__main__":
     found = {dtype: num_calls(mesh, dtype) for dtype in ("bfloat16", "float32")}
     with jax.set_mesh(make_mesh(MeshConfig(2, 2, 1), mesh.devices.flat[:4])):
         found |= {f"flops of {name}": flops(name) for name in ("cudnn", "xla")}
+    found["transposed"] = num_transposed()
     print(json.dumps(found))

@@ -46,6 +46,14 @@ def test_cudnn_is_refused_on_an_old_gpu(monkeypatch):
     check_refused(heads(), "needs compute capability 8.0, and NVIDIA GeForce RTX 2080 Ti has 7.5")
 
 
+@pytest.mark.parametrize("flag", ["--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true"])
+def test_cudnn_is_refused_with_deterministic_operations(flag, monkeypatch):
+    """Otherwise XLA compiles a network with two equal layers, and its first step fails."""
+    monkeypatch.setattr(attention, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=x {flag}")
+    check_refused(heads(), "needs XLA_FLAGS without --xla_gpu_deterministic_ops=true or --xla_gpu_exclude_nondeterm")
+
+
 def check_refused(query, reason):
     """By name it is an error; "auto" uses the other implementation."""
     with pytest.raises(ConfigError, match=rf'model.attention "cudnn" .*{reason}.* use auto or xla'):
@@ -59,7 +67,7 @@ def check_refused(query, reason):
     not (importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec("nvidia.cudnn")),
     reason="XLA's compiler for GPUs and cuDNN are not installed: make gpu-compiler",
 )
-def test_a_bfloat16_step_for_gpus_calls_cudnn_and_counts_its_flops():
+def test_a_bfloat16_step_for_gpus_calls_cudnn_counts_its_flops_and_transposes_nothing():
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run([sys.executable, SCRIPT], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -67,4 +75,6 @@ def test_a_bfloat16_step_for_gpus_calls_cudnn_and_counts_its_flops():
     # Forward and backward, in each of two passes.
     assert found["bfloat16"] == 4
     assert found["float32"] == 0
+    # Without `with_row_major_gradient` there are hundreds.
+    assert found["transposed"] == 0
     assert found["flops of cudnn"] == found["flops of xla"]

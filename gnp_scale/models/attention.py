@@ -12,6 +12,7 @@ from gnp_kernels.dispatch import device_kind
 from gnp_scale import mesh
 from gnp_scale.config import AttentionImplementation, check
 from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
+from gnp_scale.run.environment import DETERMINISTIC_FLAGS, is_deterministic
 
 _HEADS, _WEIGHTS = P(BATCH, None, TENSOR, None), P(BATCH, TENSOR, None, None)
 # cuDNN has flash attention from this capability on, for heads of at most so many channels on all such GPUs.
@@ -51,6 +52,9 @@ def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
         return f"compute capability {_CUDNN_CAPABILITY}, and {kind} has {capability}"
     if query_BxNxHxK.dtype != jnp.bfloat16:
         return f"model.dtype bfloat16, and this is {query_BxNxHxK.dtype}"
+    if is_deterministic():
+        # The second of two equal layers then fails at its first step (openxla/xla pull request 46500).
+        return f"XLA_FLAGS without {' or '.join(DETERMINISTIC_FLAGS)}"
     num_channels = query_BxNxHxK.shape[-1]
     if num_channels % 8 or num_channels > _CUDNN_CHANNELS:
         return f"heads of at most {_CUDNN_CHANNELS} channels, a multiple of 8, and these have {num_channels}"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from gnp_kernels.dispatch import platform
 from gnp_kernels.trees import upcast
 from jax.nn.initializers import lecun_normal, normal, zeros
 from jax.sharding import PartitionSpec as P
@@ -16,7 +17,17 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import BATCH, on_mesh
-from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
+from gnp_scale.models.layers import (
+    SHARDS,
+    Dense,
+    LayerNorm,
+    RMSNorm,
+    add_bias,
+    dropout,
+    fold,
+    param,
+    with_row_major_gradient,
+)
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig
 
 SIZES = {
@@ -139,4 +150,6 @@ class VisionTransformer(nnx.Module):
             # Broadcast in float32, then cast to the type of the tokens: its gradient is a float32 sum over examples.
             token_Bx1xD = jnp.broadcast_to(upcast(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
             x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
+        if platform() == "gpu":
+            x_BxNxD = with_row_major_gradient(x_BxNxD)
         return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))
