@@ -28,6 +28,7 @@ from gnp_scale.resilience.divergence import DivergedError, Guard
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
+from gnp_scale.run import environment, layout
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce, one_line
@@ -81,6 +82,9 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 Programs(traced) as programs,
             ):
                 watchdog.on_end = partial(append_exit, run_dir)
+                if jax.default_backend() == "gpu":
+                    # XLA chooses algorithms for a GPU by their times, so only the same program computes the same bits.
+                    environment.keep_compiled_in(run_dir / layout.COMPILED_FOLDER)
                 # Before this line an earlier start may have written the file.
                 rollbacks = Rollbacks(run_dir, config)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")

@@ -9,8 +9,10 @@ import tempfile
 import warnings
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax._src import hardware_utils
+from jax.experimental.compilation_cache import compilation_cache
 from launcher import Job
 
 from gnp_scale.checks import ConfigError, DeviceError, local_path
@@ -27,6 +29,7 @@ def same_settings():
         yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -102,6 +105,23 @@ def test_a_process_that_does_not_write_the_cache_does_not_try(monkeypatch, capsy
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/no/folder")
     environment.keep_compiled(is_writer=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_folder_gets_the_programs_that_are_compiled_after(no_variables, tmp_path):
+    """Also those that take less than a second, and after JAX has used another folder."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "of the user"))
+    compilation_cache.reset_cache()
+    jax.jit(jnp.cos).lower(1.0).compile()
+    environment.keep_compiled_in(tmp_path / "run")
+    jax.jit(jnp.sin).lower(1.0).compile()
+    assert [path.name.split("-")[0] for path in (tmp_path / "run").glob("*-cache")] == ["jit_sin"]
+
+
+def test_a_folder_that_the_user_names_is_better_than_that_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "named"))
+    before = jax.config.jax_compilation_cache_dir
+    environment.keep_compiled_in(tmp_path / "run")
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_a_cache_that_fills_up_later_ends_nothing(monkeypatch, tmp_path):

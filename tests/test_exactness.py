@@ -109,10 +109,25 @@ def test_of_an_earlier_version_it_says_what_is_not_known(saved):
     assert "other versions of jax: " in exactness(saved, Config())
 
 
-def test_a_gpu_is_bitwise_only_with_fixed_algorithms(saved, monkeypatch):
+@pytest.fixture
+def cache(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_a_gpu_is_bitwise_only_with_the_same_program_or_fixed_algorithms(set_mesh, cache, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    saved = circumstances(Config())
-    assert ROUNDING in exactness(saved, Config())
+    without = circumstances(Config())
+    assert ROUNDING in exactness(without, Config())
+    program = cache / "jit_train_step-12ab-cache"
+    program.touch()
+    assert ROUNDING in exactness(without, Config())
+    kept = circumstances(Config())
+    assert exactness(kept, Config()) == BITWISE
+    program.unlink()
+    assert f"step of the earlier start is not in {cache}" in exactness(kept, Config())
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
-    assert ROUNDING in exactness(saved, Config())
+    assert ROUNDING in exactness(kept, Config())
     assert exactness(circumstances(Config()), Config()) == BITWISE

@@ -18,6 +18,7 @@ from gnp_kernels.tuning import tunings
 
 from gnp_scale import __version__
 from gnp_scale.config import Config
+from gnp_scale.run.environment import is_deterministic
 from gnp_scale.training import update
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
@@ -26,8 +27,8 @@ _RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_se
 _COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _IRRELEVANT_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 _VECTORS = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "bf16", "i8mm")
-_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-"""Otherwise XLA measures at each start which algorithm is the fastest, and uses it."""
+_STEP_PROGRAMS = "jit_train_step-*-cache"
+"""JAX's names of the compiled steps in its cache."""
 
 
 def circumstances(config: Config) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def circumstances(config: Config) -> dict[str, Any]:
         "num_processes": jax.process_count(),
         "device": jax.devices()[0].device_kind,
         "compiled": _compiled(kernels),
+        "step programs": _step_programs(),
     }
 
 
@@ -72,6 +74,14 @@ def _compiled(kernels: str) -> dict[str, str | None]:
         "back end": " ".join(jax.devices()[0].client.platform_version.split()),
         "CPU": _cpu() if jax.default_backend() == "cpu" else None,
     }
+
+
+def _step_programs() -> list[str] | None:
+    """Names of the compiled steps that JAX keeps; None where a program compiled anew computes the same bits."""
+    if jax.default_backend() != "gpu" or is_deterministic():
+        return None
+    folder = jax.config.jax_compilation_cache_dir
+    return sorted(path.name for path in Path(folder).glob(_STEP_PROGRAMS)) if folder else []
 
 
 def _is_relevant(flag: str) -> bool:
@@ -108,10 +118,11 @@ def exactness(saved: Mapping[str, Any], config: Config) -> str:
     if other:
         changes = (f"{name} {saved['compiled'][name]} -> {here['compiled'][name]}" for name in other)
         return f"on the same mesh, with another {', '.join(changes)}: {rounding}"
-    if jax.default_backend() == "gpu" and _DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+    kept = here["step programs"]
+    if kept is not None and not _is_kept(saved.get("step programs"), kept):
         return (
-            f"on the same mesh: {rounding}, because XLA chooses its algorithms for a GPU at each start; bitwise if all "
-            f"starts have XLA_FLAGS={_DETERMINISTIC}"
+            f"on the same mesh: {rounding}, because XLA chooses algorithms for a GPU by their times, and the compiled "
+            f"step of the earlier start is not in {jax.config.jax_compilation_cache_dir}"
         )
     unknown = _unknown(saved, here)
     if unknown:
@@ -120,6 +131,10 @@ def exactness(saved: Mapping[str, Any], config: Config) -> str:
             f"lacks have not changed ({', '.join(unknown)})"
         )
     return "on the same mesh: the run is bitwise the one that was not interrupted"
+
+
+def _is_kept(saved: list[str] | None, kept: list[str]) -> bool:
+    return bool(saved) and set(saved or ()) <= set(kept)
 
 
 def _with_present_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:

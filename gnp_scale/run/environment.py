@@ -9,10 +9,13 @@ from pathlib import Path
 
 import jax
 from jax._src import hardware_utils
+from jax.experimental.compilation_cache import compilation_cache
 
 from gnp_scale.checks import ConfigError, DeviceError, check
 from gnp_scale.run.streams import say
 
+DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true")
+"""Either in XLA_FLAGS makes XLA choose fixed algorithms for GPUs."""
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _PROBE_BYTES = 2**20
 """Free space for a compiled step, which takes megabytes."""
@@ -39,6 +42,11 @@ def check_jax_settings() -> None:
     }.items():
         value = getattr(jax.config, name)
         check(value == needed, f"{name.upper()} is {value}, but training works with {needed} alone: unset it")
+
+
+def is_deterministic() -> bool:
+    """Whether XLA_FLAGS has one of `DETERMINISTIC_FLAGS`."""
+    return not set(DETERMINISTIC_FLAGS).isdisjoint(os.environ.get("XLA_FLAGS", "").split())
 
 
 def keep_compiled(is_writer: bool) -> None:
@@ -77,6 +85,14 @@ def _problem(folder: Path) -> str | None:
     except OSError as error:
         return str(error)
     return None
+
+
+def keep_compiled_in(folder: Path) -> None:
+    """Makes JAX keep compiled programs in `folder`, unless `JAX_COMPILATION_CACHE_DIR` is set."""
+    if _CACHE not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        compilation_cache.reset_cache()  # JAX has opened the earlier folder.
 
 
 def bypass_proxies() -> None:
