@@ -54,8 +54,9 @@ def test_perturbation_is_that_of_float64(case):
         dtype = case.options.get("dtype", jnp.float32)
         assert x.dtype == dtype
         with np.errstate(all="ignore"):
-            # XLA flushes subnormal numbers to zero.
-            w, g = (np.where(np.abs(y) < 2.0**-126, 0, y) for y in (w, g))
+            if dispatch.platform() != "gpu":
+                # XLA flushes subnormal numbers to zero.
+                w, g = (np.where(np.abs(y) < 2.0**-126, 0, y) for y in (w, g))
             step = np.float64(np.float32(case.scale)) * g * (w * w if adaptive else 1.0) * chosen
             expected = w + step if chosen else w
             bound = (
