@@ -2,16 +2,21 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu import ceilings, kernels, resume, steps
+from benchmarks.gpu import ceilings, determinism, flags, kernels, resume, steps
 
 PARTS: dict[str, Callable[..., None]] = {
     "ceilings": ceilings.main,
+    "determinism": determinism.main,
+    "determinism_of": determinism.worker,
+    "flags": flags.main,
     "kernels": kernels.main,
     "kernels_of": kernels.worker,
     "resume": resume.main,
-    "steps": steps.main,
+    "steps_bfloat16": partial(steps.main, dtype="bfloat16"),
+    "steps_float32": partial(steps.main, dtype="float32"),
     "steps_of": steps.worker,
 }
 

@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from benchmarks.gpu.sizes import (
     MODELS,
     NUM_CLASSES,
     NUM_ROUNDS,
+    STEPS_AT_ONCE,
     TINY,
     R,
     on_gpu,
 )
+from benchmarks.gpu.step_profile import profile
 from benchmarks.gpu.workers import in_turn, wait_for_turn
 from benchmarks.hardware import Dtype
 from benchmarks.tasks import KINDS, noise, updates
@@ -33,38 +36,45 @@ from gnp_scale.training.step import make_train_step
 _TINY = {"vit_b": "vit_mu", "resnet50": "resnet18"}
 
 
-def main(folder: Path) -> None:
-    """Prints a row for each step, model and type; at most two workers compile at a time."""
-    print(
-        "| model | dtype | kernels | step | images/s | of ceiling | / plain | / XLA | temporary GB |\n"
-        + "|---" * 9
-        + "|"
-    )
-    dtypes = ("bfloat16",) if TINY else ("bfloat16", "float32")
-    waves = [[("steps_of", model, dtype) for model in MODELS] for dtype in dtypes]
-    sys.exit(sum(in_turn(folder, wave, limit_s=110) for wave in waves))
+def main(folder: Path, dtype: Dtype) -> None:
+    """Prints a row for each step and model in one type."""
+    columns = "model | dtype | kernels | step | images/s | of ceiling | / plain | / XLA | busy | kernels a step | GB"
+    print(f"| {columns} |\n" + "|---" * 11 + "|")
+    sys.exit(in_turn(folder, [("steps_of", model, dtype) for model in MODELS], limit_s=200))
 
 
 def worker(folder: Path, model: str, dtype: Dtype) -> None:
-    """Prints the rows of one model in one type: images/s, share of the measured ceiling, ratios and memory."""
+    """Prints the rows of one model in one type: images/s, share of the measured ceiling, ratios, share of its time in
+    which the device computes, kernels and memory. `folder` gets a profile of each step."""
     implementations: tuple[Kernels, ...] = ("triton", "xla") if on_gpu() else ("xla",)
     calls = {}
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(3) as pool:
             for kernels in implementations:
                 task = Task.of(config_of(model, dtype, kernels))
                 for name, kind in KINDS.items():
                     lowered = make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), kind=kind)
                     calls[kernels, name] = task, kind, pool.submit(lowered.compile)
+                    if len(calls) == 1:
+                        # The others then find most of their convolutions and products tuned.
+                        calls[kernels, name][2].result()
         wait_for_turn()
-        run = {key: updates(task, {kind: job.result()}, [kind]) for key, (task, kind, job) in calls.items()}
+        # Several steps at a time, as a run makes them: the next one is started while one is computed.
+        run = {
+            key: updates(task, {kind: job.result()}, [kind] * STEPS_AT_ONCE) for key, (task, kind, job) in calls.items()
+        }
         seconds = interleave(run, NUM_ROUNDS)
         for key, (task, kind, job) in calls.items():
-            step_s = statistics.median(seconds[key])
+            step_s = statistics.median(seconds[key]) / STEPS_AT_ONCE
             share = task.gnp.num_passes(kind) * task.flops_per_pass / step_s / ceiling(folder, "flops_per_s")
             ratios = [ratio(seconds, key, base) for base in ((key[0], "plain"), ("xla", key[1]))]
             temporary_gb = job.result().memory_analysis().temp_size_in_bytes / 1e9
-            cells = [model, dtype, *key, f"{BATCH_SIZE / step_s:.0f}", f"{share:.2f}", *ratios, f"{temporary_gb:.1f}"]
+            title = "-".join((model, dtype, *key))
+            with tempfile.TemporaryDirectory() as traces:
+                found = profile(Path(traces), run[key])
+            (folder / f"{title}.txt").write_text(f"{found}\n")
+            cells = [model, dtype, *key, f"{BATCH_SIZE / step_s:.0f}", f"{share:.2f}", *ratios]
+            cells += [f"{found.busy_s / step_s:.2f}", str(found.num_launches), f"{temporary_gb:.1f}"]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
