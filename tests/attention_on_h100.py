@@ -1,4 +1,4 @@
-"""Compiles steps of a transformer for H100, which need not be there, and counts calls of cuDNN and transposed arrays."""
+"""Compiles steps of a transformer for H100, which need not be there; counts calls of cuDNN and transposed arrays."""
 
 import json
 
