@@ -11,6 +11,7 @@ from gnp_scale import losses
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
 from gnp_scale.mesh import REPLICATED, sharding
+from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 
@@ -49,7 +50,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainSta
 def _make_eval_step(task: Task) -> Any:
     """Adds the loss and the correct answers of a batch to the sums; the mask excludes padding."""
 
-    @partial(jax.jit, donate_argnames="totals")
+    @partial(jax.jit, donate_argnames="totals", compiler_options=compiler_options())
     def eval_step(params: Any, batch_stats: Any, batch: dict[str, jax.Array], totals: Totals) -> Totals:
         image = normalise(batch["image"], task.dataset)
         logits_BxK = task.model.network(params, batch_stats)(image, train=False)

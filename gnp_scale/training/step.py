@@ -16,6 +16,7 @@ from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
 from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
+from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.penalty import MOMENTUM
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
@@ -44,7 +45,7 @@ def make_train_step(task: Task) -> Any:
     )
     rate = optim.learning_rate(config.optim, config.train.num_steps)
 
-    @partial(jax.jit, donate_argnames="state", static_argnames="kind")
+    @partial(jax.jit, donate_argnames="state", static_argnames="kind", compiler_options=compiler_options())
     def train_step(state: TrainState, batch: Batch, *, kind: StepKind) -> tuple[TrainState, Metrics]:
         examples, num_updates = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
         momentum = optax.tree.get(state.opt_state, MOMENTUM[config.optim.name]) if gnp.direction == "momentum" else None
