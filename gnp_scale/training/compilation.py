@@ -1,4 +1,4 @@
-"""The programs of a run: how the compiler is called, and when. All are traced at the start, and compiled in parallel."""
+"""The programs of a run: how they are compiled, and when. All are traced at the start, and compiled in parallel."""
 
 import os
 from collections.abc import Hashable, Iterable, Mapping
