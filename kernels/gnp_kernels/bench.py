@@ -176,7 +176,7 @@ def best_tuning(operation: Operation, num_rounds: int) -> tuning.Tuning:
     return min(functions, key=lambda candidate: statistics.median(seconds[candidate]))
 
 
-def _row(operation: Operation, seconds: Mapping[str, Sequence[float]], copy_bytes_per_s: float, blocks: str) -> str:
+def _row(operation: Operation, seconds: Mapping[str, list[float]], copy_bytes_per_s: float, blocks: str) -> str:
     ours, xla = seconds
     times = " | ".join(f"{statistics.median(rounds) * 1e6:.0f}" for rounds in seconds.values())
     share = operation.num_bytes / statistics.median(seconds[ours]) / copy_bytes_per_s
@@ -201,9 +201,9 @@ def _moved(state: Tree, read: Tree, implementation: Implementation) -> Tree:
 
 
 def _updated(state: Tree, read: Tree, implementation: Implementation, rule: Any, copy_dtype: Any) -> Tree:
-    params, moments, _, count = state
+    (params, moments, _, count), (g1, g2) = state, read
     new = blend_update(
-        params, *read, moments, rule=rule, c1=0.2, c2=0.8, learning_rate=0.01, count=count, copy_dtype=copy_dtype,
+        params, g1, g2, moments, rule=rule, c1=0.2, c2=0.8, learning_rate=0.01, count=count, copy_dtype=copy_dtype,
         implementation=implementation,
     )  # fmt: skip
     return new.params, new.moments, new.copy, count + 1
