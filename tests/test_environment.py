@@ -124,6 +124,21 @@ def test_a_folder_that_the_user_names_is_better_than_that_of_a_run(monkeypatch, 
     assert jax.config.jax_compilation_cache_dir == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", False),
+        ("--xla_gpu_deterministic_ops=true", True),
+        ("--xla_dump_to=x --xla_gpu_deterministic_ops", True),
+        ("--xla_gpu_exclude_nondeterministic_ops=1", True),
+        ("--xla_gpu_exclude_nondeterministic_ops=false", False),
+    ],
+)
+def test_flags_for_deterministic_operations_are_read_as_xla_reads_them(flags, expected, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert environment.is_deterministic() == expected
+
+
 def test_a_cache_that_fills_up_later_ends_nothing(monkeypatch, tmp_path):
     """Not even if PYTHONWARNINGS turns a warning into an error, as these tests do."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))

@@ -103,10 +103,18 @@ def test_of_an_earlier_version_it_says_what_is_not_known(saved):
         del saved["versions"][name]
     words = exactness(saved, Config())
     assert words.startswith(f"{BITWISE}, if the values that the checkpoint lacks have not changed (numpy, scipy, ")
-    assert words.endswith("kernels, back end, CPU)")
+    assert words.endswith("kernels, compiler options, back end, CPU)")
     saved["versions"]["jax"] = "0.1"
     assert words != exactness(saved, Config())
     assert "other versions of jax: " in exactness(saved, Config())
+
+
+def test_a_checkpoint_from_before_there_were_compiler_options_is_equal_up_to_rounding(saved):
+    """They change how convolutions are computed."""
+    del saved["compiled"]["compiler options"]
+    words = exactness(saved, Config())
+    assert "with another compiler options None -> xla_cpu_" in words
+    assert words.endswith(ROUNDING)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from gnp_scale import __version__
 from gnp_scale.config import Config
 from gnp_scale.run.environment import is_deterministic
 from gnp_scale.training import update
+from gnp_scale.training.compilation import compiler_options
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
 _KERNEL_LIBRARIES = ("jax-triton", "triton")
@@ -70,6 +71,7 @@ def _compiled(kernels: str) -> dict[str, str | None]:
         "block sizes of kernels": _digest(tunings()) if kernels == "triton" else None,
         "JAX_DEFAULT_MATMUL_PRECISION": jax.config.jax_default_matmul_precision,
         **{name: " ".join(sorted(values)) for name, values in flags.items()},
+        "compiler options": " ".join(f"{name}={value}" for name, value in compiler_options().items()) or None,
         # On accelerators, it names compiler and driver.
         "back end": " ".join(jax.devices()[0].client.platform_version.split()),
         "CPU": _cpu() if jax.default_backend() == "cpu" else None,
@@ -138,11 +140,12 @@ def _is_kept(saved: list[str] | None, kept: list[str]) -> bool:
 
 
 def _with_present_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    compiled = saved.get("compiled", {})
-    if compiled.get("kernels") != "reference":
-        return saved
-    # "xla" had this name until 2026-11-26.
-    return {**saved, "compiled": {**compiled, "kernels": "xla"}}
+    compiled = dict(saved.get("compiled", {}))
+    if compiled.get("kernels") == "reference":
+        compiled["kernels"] = "xla"  # Which had this name until 2026-11-26.
+    if compiled:
+        compiled.setdefault("compiler options", None)  # There were none until 2026-11-26.
+    return {**saved, "compiled": compiled}
 
 
 def _different(saved: Mapping[str, Any], here: Mapping[str, Any], topic: str) -> list[str]:

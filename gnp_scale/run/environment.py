@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from gnp_scale.checks import ConfigError, DeviceError, check
 from gnp_scale.run.streams import say
 
-DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops=true")
+DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 """Either in XLA_FLAGS makes XLA choose fixed algorithms for GPUs."""
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _PROBE_BYTES = 2**20
@@ -45,8 +45,9 @@ def check_jax_settings() -> None:
 
 
 def is_deterministic() -> bool:
-    """Whether XLA_FLAGS has one of `DETERMINISTIC_FLAGS`."""
-    return not set(DETERMINISTIC_FLAGS).isdisjoint(os.environ.get("XLA_FLAGS", "").split())
+    """Whether XLA_FLAGS turns one of `DETERMINISTIC_FLAGS` on: as XLA reads it, alone or with true or 1."""
+    flags = (flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
+    return any(name in DETERMINISTIC_FLAGS and value.lower() in ("", "true", "1") for name, _, value in flags)
 
 
 def keep_compiled(is_writer: bool) -> None:
