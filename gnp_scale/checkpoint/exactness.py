@@ -136,7 +136,7 @@ def exactness(saved: Mapping[str, Any], config: Config) -> str:
 
 
 def _is_kept(saved: list[str] | None, kept: list[str]) -> bool:
-    return bool(saved) and set(saved or ()) <= set(kept)
+    return saved is not None and set() < set(saved) <= set(kept)
 
 
 def _with_present_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
