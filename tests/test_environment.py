@@ -3,8 +3,11 @@
 import errno
 import logging
 import os
+import platform
 import pwd
 import re
+import subprocess
+import sys
 import tempfile
 import warnings
 
@@ -290,3 +293,27 @@ def test_processes_find_each_other_past_a_proxy(tmp_path):
     )
     assert job.exit_codes() == [Exit.FINISHED] * 2, job.output()
     assert "proxy" not in job.output()
+
+
+STEPS = """
+import resource
+import jax, jax.numpy as jnp
+from gnp_scale.run import processes
+processes.start()
+processes.check_devices()
+step = jax.jit(lambda x: jnp.sum(jnp.sort(x, axis=0)[::-1] * x))
+x = jnp.ones((2048, 8192))
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_a_step_takes_its_memory_from_the_one_before():
+    """The system has to clear no page for it. With glibc's defaults it clears all pages in each step."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run([sys.executable, "-c", STEPS], env=env, capture_output=True, text=True, check=True)
+    num_pages_of_a_copy = 4 * 2048 * 8192 / os.sysconf("SC_PAGESIZE")
+    assert int(done.stdout) < num_pages_of_a_copy / 10

@@ -1,6 +1,7 @@
 """Settings of a process from its environment: cache of compiled programs, networks and devices."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import tempfile
@@ -16,6 +17,7 @@ from gnp_scale.run.streams import say
 
 DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 """Either in XLA_FLAGS makes XLA choose fixed algorithms for GPUs."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # Names of glibc's malloc.h.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _PROBE_BYTES = 2**20
 """Free space for a compiled step, which takes megabytes."""
@@ -107,6 +109,19 @@ def bypass_proxies() -> None:
         os.putenv(PROXY, "")
 
 
+def keep_freed_memory() -> None:
+    """Makes each step on CPUs take its memory from that of the step before; only glibc has this setting.
+
+    By default glibc returns large blocks to the system at once, which clears every page when a step uses it again.
+    Threads other than the main one have no heap for large blocks. Therefore `processes.start` lets a program run in the
+    thread that calls it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for name in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            mallopt(name, 2**31 - 1)
+
+
 def check_devices(is_main: bool) -> None:
     """Starts the devices; prints a line if there is an accelerator that is not used.
 
@@ -130,6 +145,8 @@ def check_devices(is_main: bool) -> None:
                 raise ConfigError(f"JAX_PLATFORMS is {asked}: {reason}") from error
             what = f"the devices do not start, JAX_PLATFORMS is {asked}" if asked else "the devices do not start"
             raise DeviceError(f"{what}: {reason}") from error
+    if platform == "cpu":
+        keep_freed_memory()
     unused = None if asked or platform != "cpu" else unused_accelerator()
     if unused is not None and is_main:
         say(f"{unused}: training on the CPU (JAX_PLATFORMS=cpu says that this is meant)")

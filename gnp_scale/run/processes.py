@@ -75,6 +75,7 @@ def start() -> None:
     environment.check_jax_settings()
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # See `environment.keep_freed_memory`.
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         _join(os.environ["JAX_COORDINATOR_ADDRESS"], *_read_environment())
     elif _in_cluster():
