@@ -1,13 +1,10 @@
 """Recipes for scikit-learn's digits: 1,797 real images of 8 x 8 pixels, nothing to download."""
 
-import jax
-
 from gnp_scale.config import (
     CheckpointConfig,
     Config,
     DataConfig,
     GnpConfig,
-    MeshConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
@@ -19,14 +16,13 @@ def quickstart() -> Config:
 
     Paper: the method of arXiv 2202.03599 with AdamW; network and data are this project's own choice.
     Command: gnp-scale train configs/digits.py:quickstart
-    Hardware: any; without an accelerator a 4 x 2 mesh (fsdp x tensor) of CPU devices.
+    Hardware: any; without an accelerator two CPU devices, which share the parameters (fsdp).
     """
     return Config(
         data=DataConfig(name="digits", batch_size=128, eval_batch_size=360, mixup=0.4),
         model=ModelConfig(name="vit_mu", patch_size=2, depth=2, width=96, num_heads=4, dropout=0.1),
         gnp=GnpConfig(r=0.2, alpha=0.8),
         optim=OptimConfig(name="adamw", learning_rate=2e-3, warmup_steps=100, weight_decay=0.05, clip_norm=5.0),
-        mesh=MeshConfig(tensor=2 if jax.device_count() % 2 == 0 else 1),
         train=TrainConfig(num_steps=1000, log_every_steps=10, eval_every_steps=100),
         checkpoint=CheckpointConfig(every_steps=250),
     )

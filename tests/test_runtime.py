@@ -31,9 +31,10 @@ def address():
 
 
 @pytest.fixture(autouse=True)
-def same_cache():
-    """Starting sets it."""
+def same_settings(monkeypatch):
+    """Starting sets the cache; the number of devices cannot change in this process."""
     before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.device_count()))
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 

@@ -25,8 +25,8 @@ from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.run.consensus import all_gather
 from gnp_scale.run.streams import say
 
-NUM_CPU_DEVICES = 8
-"""Number of simulated CPU devices, if `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` give no other number."""
+NUM_CPU_DEVICES = 2
+"""Simulated CPU devices, if `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` give no other number. More make a step slower."""
 
 _HEARTBEAT_S = 7 * 24 * 3600
 """JAX would end processes that were stopped together for longer; the watchdog detects a silent one sooner."""
