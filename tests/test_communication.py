@@ -122,6 +122,13 @@ def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "two groups", "one group"])
+def test_on_a_tpu_no_parameter_is_transposed_for_its_update(name, tpu_texts):
+    """XLA would do it, with the moments too, if a gradient were stored in another order."""
+    assert re.findall(r" = f32\[\d+,[\d,]+\]\S* copy\(.*op_name=\"state", tpu_texts[name]) == []
+
+
+@pytest.mark.slow
 def test_on_a_tpu_the_arithmetic_between_the_passes_is_in_kernels(tpu_texts):
     """The kernels that `train.kernels` "auto" uses, on shards, in the order of the method."""
     calls = [line for line in tpu_texts["one group"].splitlines() if 'custom_call_target="tpu_custom_call"' in line]

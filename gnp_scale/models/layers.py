@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.trees import upcast
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.nn.initializers import Initializer, ones, zeros
 from jax.sharding import PartitionSpec as P
 
@@ -52,23 +51,6 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """
     expanded = jnp.expand_dims(upcast(bias), range(x.ndim - bias.ndim))
     return x + jnp.broadcast_to(expanded, x.shape, out_sharding=jax.typeof(x).sharding).astype(x.dtype)
-
-
-@jax.custom_vjp
-def with_row_major_gradient(x: jax.Array) -> jax.Array:
-    """`x`; its gradient is stored in row-major order.
-
-    XLA for GPUs prefers to sum over contiguous numbers. If a gradient is summed over the examples alone, it stores the
-    activations of all layers with the examples contiguous, and transposes them for most operations.
-    """
-    return x
-
-
-def _row_major(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim)))),)
-
-
-with_row_major_gradient.defvjp(lambda x: (x, None), _row_major)
 
 
 class Dense(nnx.Module):

@@ -17,17 +17,8 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import BATCH, on_mesh
-from gnp_scale.models.layers import (
-    SHARDS,
-    Dense,
-    LayerNorm,
-    RMSNorm,
-    add_bias,
-    dropout,
-    fold,
-    param,
-    with_row_major_gradient,
-)
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
+from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig
 
 SIZES = {
@@ -133,6 +124,7 @@ class VisionTransformer(nnx.Module):
             x_BxNxD, _ = jax.lax.scan(lambda x, layer: (run(layer[0], x, *layer[1:], key_B), None), x_BxNxD, layers)
         else:
             for number, block in enumerate(self.blocks.values()):
+                x_BxNxD = with_stored_gradient(x_BxNxD)
                 x_BxNxD = run(block, x_BxNxD, number, None if drop_rates is None else drop_rates[number], key_B)
         x_BxNxD = self.norm(x_BxNxD).astype(jnp.float32)
         x_BxD = x_BxNxD[:, 0] if config.pool == "token" else jnp.mean(x_BxNxD, axis=1)

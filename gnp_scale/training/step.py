@@ -13,6 +13,7 @@ from gnp_scale import losses
 from gnp_scale.data.augment import finish, prepare
 from gnp_scale.gnp import Penalized, StepKind, combine
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
+from gnp_scale.models.layouts import stored_orders, with_gradient_orders
 from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
@@ -79,9 +80,10 @@ def make_train_step(task: Task) -> Any:
 
 def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
     """`loss_fn(params, examples, batch_stats)` returns the mean loss and (new batch statistics, accuracy)."""
-    config = task.config
+    config, orders = task.config, stored_orders(task.abstract_state().params)
 
     def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
+        params = with_gradient_orders(params, orders)
         examples = finish(examples, config.data, task.dataset)
         network = task.model.network(params, batch_stats)
         logits_BxK = network(examples["image"], train=True, key_B=examples["key"])
