@@ -9,9 +9,10 @@ SCOPES = ("gnp_norm", "gnp_perturb", "gnp_update")
 """Named scopes of `gnp_scale.gnp.sharded_ops` and `gnp_scale.training.update`."""
 
 _NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<result>.*?) (?P<kind>[\w\-]+)\((?P<rest>.*)")
 _NO_KERNEL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id"}
+_NO_CALL = {"AllocateBuffer", "ConcatBitcast"}
 _COLLECTIVE = re.compile(r"all-gather|all-reduce|reduce-scatter|all-to-all|collective")
 
 
@@ -26,22 +27,65 @@ class Launch(NamedTuple):
     """Bytes of its operands and results on one device."""
 
 
-def launches(text: str) -> list[Launch]:
-    """The kernels of the entry computation, without collectives. A program of this kind has no loops or branches."""
+class Array(NamedTuple):
+    """An operand or a result."""
+
+    num_bytes: int
+    is_on_chip: bool
+    """In the memory of a TPU core, not in that of the device."""
+
+
+class Instruction(NamedTuple):
+    """An instruction of a program that does something at run time."""
+
+    name: str
+    kind: str
+    results: list[Array]
+    operands: list[Array]
+    rest: str
+    """Its line after the kind."""
+
+
+def instructions(text: str) -> Iterator[Instruction]:
+    """Those of the entry computation. A step has no loops or branches."""
     assert " conditional(" not in text
-    return list(_launches(text[text.index("\nENTRY ") :]))
+    found: dict[str, list[Array]] = {}
+    for match in filter(None, map(_INSTRUCTION.match, text[text.index("\nENTRY ") :].splitlines())):
+        name, kind, rest = match["name"], match["kind"], match["rest"]
+        found[name] = list(_arrays(match["result"]))
+        if kind not in _NO_KERNEL and not any(f'"{target}"' in rest for target in _NO_CALL):
+            operands = re.findall(r"%([\w.\-]+)", rest.partition("), ")[0])
+            yield Instruction(name, kind, found[name], [x for name in operands for x in found.get(name, ())], rest)
 
 
-def _launches(entry: str) -> Iterator[Launch]:
-    results: dict[str, str] = {}
-    for match in filter(None, map(_INSTRUCTION.match, entry.splitlines())):
-        results[match["name"]] = match["result"]
-        if match["kind"] in _NO_KERNEL or _COLLECTIVE.match(match["kind"]) or '"AllocateBuffer"' in match["rest"]:
-            continue
-        scope = re.search(r'op_name="[^"]*?(' + "|".join(SCOPES) + ")", match["rest"])
-        operands = re.findall(r"%([\w.\-]+)", match["rest"].partition("), ")[0])
-        num_bytes = _num_bytes(match["result"]) + sum(_num_bytes(results.get(name, "")) for name in operands)
-        yield Launch(scope and scope[1], _kind(match["name"], match["kind"], match["rest"]), num_bytes)
+def launches(text: str) -> list[Launch]:
+    """The kernels of a program for GPUs, without collectives."""
+    return list(_launches(text))
+
+
+def _launches(text: str) -> Iterator[Launch]:
+    for name, kind, results, operands, rest in instructions(text):
+        if not _COLLECTIVE.match(kind):
+            scope = re.search(r'op_name="[^"]*?(' + "|".join(SCOPES) + ")", rest)
+            yield Launch(scope and scope[1], _kind(name, kind, rest), sum(x.num_bytes for x in (*results, *operands)))
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes that a program for one TPU reads from its memory and writes to it.
+
+    An instruction reads its operands and writes its results, unless they are on the chip. XLA's own count takes the
+    whole array for every slice that is copied onto the chip.
+    """
+    return sum(map(_memory_bytes, instructions(text)))
+
+
+def _memory_bytes(instruction: Instruction) -> int:
+    if instruction.kind.endswith("-done"):
+        return 0
+    if instruction.kind in ("copy-start", "slice-start"):  # A result is the source, another one the destination.
+        ends = instruction.results[:2]
+        return min(x.num_bytes for x in ends) * sum(not x.is_on_chip for x in ends)
+    return sum(x.num_bytes for x in (*instruction.results, *instruction.operands) if not x.is_on_chip)
 
 
 def _kind(name: str, kind: str, rest: str) -> str:
@@ -50,11 +94,10 @@ def _kind(name: str, kind: str, rest: str) -> str:
     return "layout" if kind == "copy" or re.match("wrapped_transpose|transpose|copy", name) else kind
 
 
-def _num_bytes(result: str) -> int:
-    return sum(
-        _NUM_BYTES.get(dtype, 0) * math.prod(int(size) for size in shape.split(",") if size)
-        for dtype, shape in _ARRAY.findall(result)
-    )
+def _arrays(result: str) -> Iterator[Array]:
+    for dtype, shape, layout in _ARRAY.findall(result):
+        num_bytes = _NUM_BYTES.get(dtype, 0) * math.prod(int(size) for size in shape.split(",") if size)
+        yield Array(num_bytes, "S(" in layout)
 
 
 class Count(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import jax
 
 from benchmarks.hardware import Dtype, h100_devices
-from benchmarks.launches import launches
+from benchmarks.launches import launches, memory_bytes
 from benchmarks.peers.steps import StepName, make_config, trace
 from benchmarks.tpu_estimates import CHIPS, Xla
 from gnp_scale.config import MeshConfig, ModelConfig
@@ -38,8 +38,8 @@ class Figures:
     """Fusions and loops on a TPU, launches on a GPU."""
     cycles: int | None
     """The TPU compiler's own estimate, summed over all kernels; the GPU compiler has none."""
-    num_bytes: float
-    """Bytes read and written: XLA's count on TPUs, operands and results of all launches on GPUs."""
+    num_bytes: int
+    """Bytes read and written in the memory of the device: operands and results of all kernels, and copies on TPUs."""
     temporary_bytes: int
     """Peak of live bytes besides arguments and results."""
 
@@ -83,7 +83,7 @@ def figures_of(compiled: Any) -> Figures:
     text, temporary_bytes = compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
     if "estimated_cycles" in text:
         xla = Xla.of(text)
-        return Figures(xla.num_loops, xla.cycles, compiled.cost_analysis()["bytes accessed"], temporary_bytes)
+        return Figures(xla.num_loops, xla.cycles, memory_bytes(text), temporary_bytes)
     found = launches(text)
     return Figures(len(found), None, sum(launch.num_bytes for launch in found), temporary_bytes)
 
