@@ -106,15 +106,15 @@ _BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +(?P<label>[A-Z]{2})?: (?P<depth>[> 
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder (?:\(!?%\w+\), )?%\w+, (\d+) /\* loop exit test \*/")
 
 
-def schedules(dump: Path) -> list[Schedule]:
-    """The kernels that were compiled into the folder, in that order."""
-    files = sorted(dump.glob("*-gnp_*-final_bundles.txt"))
+def schedules(dump: Path, prefix: str = "gnp_") -> list[Schedule]:
+    """The kernels with such a name that were compiled into the folder, in that order."""
+    files = sorted(dump.glob(f"*-{prefix}*-final_bundles.txt"))
     return [_schedule(file) for file in files if "schedule-analysis" not in file.name]
 
 
 def _schedule(file: Path) -> Schedule:
     text = file.read_text()
-    (name,) = re.findall(r"-(gnp_\w+?)\.\d+-", file.name)
+    (name,) = re.findall(r"-(\w+?)\.\d+-\d+-final", file.name)
     matches = filter(None, map(_BUNDLE.match, text.splitlines()))
     bundles = [Bundle(match["depth"].count(">"), match["label"], match["text"]) for match in matches]
     num_spills = len(re.findall(r"= vst [^;\n]*_spill\]", text))

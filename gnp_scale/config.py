@@ -16,7 +16,7 @@ LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
 BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
 Kernels = Literal["auto", "xla", "triton", "pallas"]
-AttentionImplementation = Literal["auto", "xla", "cudnn"]
+AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
 Direction = Literal["gradient", "momentum", "reused"]
 Metric = Literal["euclidean", "adaptive"]
 PerturbedParameters = Literal["all", "norm", "kernels"]
@@ -95,7 +95,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
     attention: AttentionImplementation = "auto"
-    """What computes the attention of a transformer: "auto" is cuDNN on GPUs in bfloat16, and XLA elsewhere."""
+    """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs, where
+    they take the size; else it is XLA."""
     remat: bool = False
     """Recompute activations of each transformer block in the backward pass instead of keeping them."""
     scan_layers: bool = False

@@ -54,10 +54,24 @@ def test_cudnn_is_refused_with_deterministic_operations(flag, monkeypatch):
     check_refused(heads(), "needs XLA_FLAGS without --xla_gpu_deterministic_ops or --xla_gpu_exclude_nondeterm")
 
 
-def check_refused(query, reason):
-    """By name it is an error; "auto" uses the other implementation."""
-    with pytest.raises(ConfigError, match=rf'model.attention "cudnn" .*{reason}.* use auto or xla'):
-        jax.eval_shape(lambda x: attention.attend(x, x, x, "cudnn"), query)
+@pytest.mark.parametrize(
+    ("kind", "query", "reason"),
+    [
+        ("cpu", heads(), "needs a TPU, and this is cpu"),
+        ("NVIDIA H100 80GB HBM3", heads(dtype=jnp.float32), "needs a TPU, and this is NVIDIA H100"),
+        ("TPU v5e", heads(dtype=jnp.float32), "needs model.dtype bfloat16, and this is float32"),
+        ("TPU v5e", heads(), "a multiple of 128 channels in all heads of a device, and these are 192"),
+    ],
+)
+def test_pallas_is_refused_by_name_where_it_does_not_fit(kind, query, reason, monkeypatch):
+    monkeypatch.setattr(attention, "device_kind", lambda: kind)
+    check_refused(query, reason, "pallas")
+
+
+def check_refused(query, reason, name="cudnn"):
+    """By name it is an error; "auto" uses another implementation."""
+    with pytest.raises(ConfigError, match=rf'model.attention "{name}" .*{reason}.* use auto or xla'):
+        jax.eval_shape(lambda x: attention.attend(x, x, x, name), query)
     out = jax.eval_shape(lambda x: attention.attend(x, x, x, "auto"), query)
     assert (out.shape, out.dtype) == (query.shape, query.dtype)
 

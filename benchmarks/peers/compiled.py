@@ -19,7 +19,7 @@ import jax
 from benchmarks.hardware import Dtype, h100_devices
 from benchmarks.launches import launches, memory_bytes
 from benchmarks.peers.steps import StepName, make_config, trace
-from benchmarks.tpu_estimates import CHIPS, Xla
+from benchmarks.tpu_estimates import CHIPS, Xla, schedules
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
@@ -37,7 +37,7 @@ class Figures:
     num_kernels: int
     """Fusions and loops on a TPU, launches on a GPU."""
     cycles: int | None
-    """The TPU compiler's own estimate, summed over all kernels; the GPU compiler has none."""
+    """The TPU compiler's own estimates, and the bundles of Pallas kernels; the GPU compiler has none."""
     num_bytes: int
     """Bytes read and written in the memory of the device: operands and results of all kernels, and copies on TPUs."""
     temporary_bytes: int
@@ -51,13 +51,14 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("dtype", choices=get_args(Dtype))
     parser.add_argument("steps", nargs="*", default=STEPS, metavar="STEP", help=", ".join(STEPS))
+    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     mesh = make_mesh(MeshConfig(), devices(args.target))
     with jax.set_mesh(mesh):
         task = Task.of(make_config(ModelConfig(MODELS[args.model], dtype=args.dtype), BATCH_SIZE))
     for step in args.steps:
         platform = "tpu" if args.target in CHIPS else "cuda"
-        figures = figures_of(trace(task, mesh, step).lower(lowering_platforms=(platform,)).compile())
+        figures = figures_of(trace(task, mesh, step).lower(lowering_platforms=(platform,)).compile(), args.dump)
         print(json.dumps({"step": step} | asdict(figures)), flush=True)
 
 
@@ -65,8 +66,7 @@ def figures(target: str, model: str, dtype: Dtype) -> Iterator[tuple[StepName, F
     """The figures of all steps, from a process with the environment of the target's compiler."""
     with tempfile.TemporaryDirectory() as dump:
         environment = CHIPS[target].environment(Path(dump)) if target in CHIPS else {"JAX_PLATFORMS": "cpu"}
-        environment.pop("LIBTPU_INIT_ARGS", None)  # Its notes on kernels are not needed here.
-        command = [sys.executable, "-m", "benchmarks.peers.compiled", target, model, dtype]
+        command = [sys.executable, "-m", "benchmarks.peers.compiled", target, model, dtype, "--dump", dump]
         done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     for line in done.stdout.splitlines():
         row = json.loads(line)
@@ -78,12 +78,15 @@ def devices(target: str) -> list[jax.Device]:
     return CHIPS[target].devices()[:1] if target in CHIPS else h100_devices(1)
 
 
-def figures_of(compiled: Any) -> Figures:
-    """Reads the figures from the text and the analyses of a program."""
+def figures_of(compiled: Any, dump: Path) -> Figures:
+    """Reads the figures from the text and the analyses of a program, and from the compiler's notes in `dump`."""
     text, temporary_bytes = compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
     if "estimated_cycles" in text:
         xla = Xla.of(text)
-        return Figures(xla.num_loops, xla.cycles, memory_bytes(text), temporary_bytes)
+        calls = [line for line in text.splitlines() if "tpu_custom_call" in line]
+        num_bundles = {schedule.name: schedule.whole.cycles for schedule in schedules(dump, "block_attention")}
+        cycles = xla.cycles + sum(num for line in calls for name, num in num_bundles.items() if name in line)
+        return Figures(xla.num_loops + len(calls), cycles, memory_bytes(text), temporary_bytes)
     found = launches(text)
     return Figures(len(found), None, sum(launch.num_bytes for launch in found), temporary_bytes)
 

@@ -27,19 +27,23 @@ def attend(
 ) -> jax.Array:
     """Attention of every token to every token, in the type of the query; heads may be sharded over `tensor`.
 
-    "cudnn" is the flash attention of cuDNN, which "auto" chooses on GPUs for bfloat16 if it takes the size of the
-    heads; "xla" is this file's, for all types and platforms.
+    "cudnn" is the flash attention of cuDNN on GPUs, and "pallas" that of `tpu_attention` on TPUs. "auto" chooses them
+    where they take the type and the size. "xla" is this file's, for all types and platforms.
 
     Raises:
-        ConfigError: "cudnn" was asked for by name and does not fit.
+        ConfigError: "cudnn" or "pallas" was asked for by name and does not fit.
     """
-    refusal = _cudnn_refusal(query_BxNxHxK)
-    if implementation == "cudnn":
-        check(refusal is None, f'model.attention "cudnn" needs {refusal}: change that, or use auto or xla')
-    if implementation == "xla" or refusal is not None:
-        return _attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
-    flash = partial(jax.nn.dot_product_attention, implementation="cudnn")
-    return mesh.on_shards(flash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=mesh.specs(query_BxNxHxK))
+    refusals = {name: refusal(query_BxNxHxK) for name, refusal in _REFUSALS.items()}
+    if implementation in refusals:
+        refusal = refusals[implementation]
+        check(refusal is None, f'model.attention "{implementation}" needs {refusal}: change that, or use auto or xla')
+    chosen = implementation
+    if implementation == "auto":
+        chosen = next((name for name, refusal in refusals.items() if refusal is None), "xla")
+    if chosen == "xla":
+        return by_xla(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+    out_specs = mesh.specs(query_BxNxHxK)
+    return mesh.on_shards(_ON_SHARDS[chosen], query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=out_specs)
 
 
 def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
@@ -61,8 +65,32 @@ def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
     return None
 
 
+def _pallas_refusal(query_BxNxHxK: jax.Array) -> str | None:
+    kind = device_kind()
+    if not kind.startswith("TPU"):
+        return f"a TPU, and this is {kind}"
+    if query_BxNxHxK.dtype != jnp.bfloat16:
+        return f"model.dtype bfloat16, and this is {query_BxNxHxK.dtype}"
+    # Only TPUs need Pallas, whose import takes a quarter of a second.
+    from gnp_scale.models import tpu_attention
+
+    _, num_tokens, num_heads, num_channels = query_BxNxHxK.shape
+    return tpu_attention.refusal(num_tokens, num_heads // mesh.current_axis_size(TENSOR), num_channels)
+
+
+def _by_pallas(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    from gnp_scale.models.tpu_attention import attend_on_tpu
+
+    return attend_on_tpu(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+
+
+_REFUSALS = {"cudnn": _cudnn_refusal, "pallas": _pallas_refusal}
+"""Why each cannot compute an attention; None if it can."""
+_ON_SHARDS = {"cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"), "pallas": _by_pallas}
+
+
 @jax.custom_vjp
-def _attend(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+def by_xla(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
     """Logits, exponentials and sums are float32. The exponentials, at most 1, are rounded to the type of the query.
 
     They are rounded once and kept for the backward pass. The K channels of the output, not the N exponentials, are
@@ -99,7 +127,7 @@ def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.
     return d_query, d_key, d_value
 
 
-_attend.defvjp(_forward, _backward)
+by_xla.defvjp(_forward, _backward)
 
 
 def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:

@@ -73,6 +73,8 @@ def _equation_flops(equation: JaxprEqn) -> int:
             return _convolution_flops(equation)
         case "dot_product_attention_fwd_wrapper":
             return _attention_flops(equation)
+        case "jit" if params["name"] == "attend_on_tpu":
+            return _attention_flops(equation)
         case "scan":
             return params["length"] * sum(inner)
         case "cond":
@@ -94,7 +96,7 @@ def _dot_flops(equation: JaxprEqn) -> int:
 
 
 def _attention_flops(equation: JaxprEqn) -> int:
-    """Of cuDNN's attention, one operation for JAX: the products of query and key, and of weights and value."""
+    """Of a kernel for attention: the products of query and key, and of weights and value."""
     query_BxNxHxK, key_BxNxHxK, *_ = _shapes(equation)
     return 4 * math.prod(query_BxNxHxK) * key_BxNxHxK[1]
 

@@ -1,0 +1,95 @@
+"""Estimates of attention on absent TPUs, for each way to compute it: `python -m benchmarks.attention_tpu [CHIP ...]`.
+
+Forward and backward pass of one layer in bfloat16, for 16,384 tokens in all. All numbers come from the TPU compiler
+(`make tpu-compiler`) and `benchmarks.tpu_estimates`; none was measured.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.launches import memory_bytes
+from benchmarks.tpu_estimates import CHIPS, Chip, Xla, schedules
+from gnp_scale import mesh
+from gnp_scale.config import MeshConfig
+from gnp_scale.mesh import BATCH, TENSOR, P, make_mesh
+from gnp_scale.models import attention, block_attention, tpu_attention
+
+NUM_TOKENS = 16384
+SIZES = [(196, 12, 64), (576, 12, 64), (1024, 12, 64), (2048, 12, 64), (4096, 12, 64), (256, 16, 80), (1024, 16, 80)]
+"""Tokens of an example, heads, and channels of a head."""
+WAYS: dict[str, Callable[..., Any]] = {
+    "XLA": attention.by_xla,
+    "block": block_attention.attend,
+    "splash": tpu_attention.splash,
+}
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("chips", nargs="*", default=["v5e", "v5p"], metavar="CHIP", help=", ".join(CHIPS))
+    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.dump:
+        for row in rows(CHIPS[args.chips[0]], args.dump):
+            print(f"| {args.chips[0]} | {row} |", flush=True)
+        return
+    print(HEADER, flush=True)
+    for name in args.chips:
+        with tempfile.TemporaryDirectory() as dump:
+            command = [sys.executable, "-m", "benchmarks.attention_tpu", name, "--dump", dump]
+            subprocess.run(command, env=os.environ | CHIPS[name].environment(Path(dump)), check=True)
+
+
+HEADER = """\
+| chip | tokens | heads | channels | way | cycles of XLA | bundles of kernels | sum / XLA alone | bytes | temporary |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def rows(chip: Chip, dump: Path) -> Iterator[str]:
+    """One row of Markdown for each size and way that compiles."""
+    with jax.set_mesh(make_mesh(MeshConfig(), chip.devices()[:1])):
+        for size in SIZES:
+            alone = None
+            for way, attend in WAYS.items():
+                if way == "block" and block_attention.refusal(*size) is not None:
+                    continue
+                program = compiled(attend, *size)
+                text, temporary_bytes = program.as_text(), program.memory_analysis().temp_size_in_bytes
+                num_bundles = sum(schedule.whole.cycles for schedule in schedules(dump, way.lower()))
+                cycles = Xla.of(text).cycles
+                alone = alone or cycles
+                cells = [f"{cycles / 1e6:.2f} M", f"{num_bundles / 1e6:.2f} M", f"{(cycles + num_bundles) / alone:.2f}"]
+                cells += [f"{memory_bytes(text) / 1e9:.2f} GB", f"{temporary_bytes / 1e9:.2f} GB"]
+                yield " | ".join([*map(str, size), way, *cells])
+                for file in dump.iterdir():
+                    file.unlink()
+
+
+def compiled(attend: Callable[..., Any], num_tokens: int, num_heads: int, num_channels: int) -> Any:
+    """The program of both passes."""
+    shape = (max(1, NUM_TOKENS // num_tokens), num_tokens, num_heads, num_channels)
+    spec = P(BATCH, None, TENSOR, None)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.sharding(spec))
+
+    def passes(query: jax.Array, key: jax.Array, value: jax.Array, d_out: jax.Array) -> Any:
+        def fn(*inputs: jax.Array) -> Any:
+            return attend(*inputs) if attend is attention.by_xla else mesh.on_shards(attend, *inputs, out_specs=spec)
+
+        out, vjp = jax.vjp(fn, query, key, value)
+        return out, vjp(d_out)
+
+    return jax.jit(passes).trace(x, x, x, x).lower(lowering_platforms=("tpu",)).compile()
+
+
+if __name__ == "__main__":
+    main()

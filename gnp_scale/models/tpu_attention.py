@@ -1,0 +1,58 @@
+"""Attention by Pallas kernels on TPUs: those of `block_attention`, or for many tokens JAX's splash attention.
+
+`python -m benchmarks.attention_tpu` compares their estimated cycles with XLA's.
+
+Shapes: B examples, N tokens, H heads, K channels of a head.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from gnp_scale.models import block_attention
+
+FEWEST_TOKENS_OF_SPLASH = 1024
+"""With fewer, XLA takes fewer cycles."""
+_BLOCKS = (1024, 512)
+"""Tokens of a block of splash attention; the compiler refuses 2,048."""
+
+
+def refusal(num_tokens: int, num_heads: int, num_channels: int) -> str | None:
+    """Why neither takes this size on one TPU of the current mesh; None if one does."""
+    reason = block_attention.refusal(num_tokens, num_heads, num_channels)
+    return reason if reason is None or num_tokens < FEWEST_TOKENS_OF_SPLASH else None
+
+
+@jax.jit
+def attend_on_tpu(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v on one TPU, for sizes without a `refusal`."""
+    if block_attention.refusal(*query_BxNxHxK.shape[1:]) is None:
+        return block_attention.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+    return splash(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+
+
+def splash(
+    query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+    """Splash attention of every token to every token. Tokens that fill the last block are a segment of their own."""
+    _, num_tokens, num_heads, num_channels = query_BxNxHxK.shape
+    block = min(_BLOCKS, key=lambda block: (-num_tokens % block, -block))
+    num_added = -num_tokens % block
+    mask = masks.MultiHeadMask([masks.FullMask((num_tokens + num_added,) * 2)] * num_heads)
+    # In this order: queries, keys, and keys of a product, of the forward pass; the same for the gradients of keys and
+    # values; queries and keys for that of the queries.
+    sizes = kernels.BlockSizes(block, block, block, block, block, block, block, block)
+    kernel = kernels.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    segment_N = jnp.asarray(np.arange(num_tokens + num_added) >= num_tokens, jnp.int32)
+    segments = kernels.SegmentIds(segment_N, segment_N) if num_added else None
+
+    def heads_first(x_BxNxHxK: jax.Array) -> jax.Array:
+        return jnp.pad(jnp.swapaxes(x_BxNxHxK, 1, 2), ((0, 0), (0, 0), (0, num_added), (0, 0)))
+
+    arrays = (query_BxNxHxK * num_channels**-0.5, key_BxNxHxK, value_BxNxHxK)
+    out_BxHxNxK: Any = jax.vmap(lambda *one: kernel(*one, segment_ids=segments))(*map(heads_first, arrays))
+    return jnp.swapaxes(out_BxHxNxK, 1, 2)[:, :num_tokens]

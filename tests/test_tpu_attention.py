@@ -1,0 +1,146 @@
+"""The attention kernels for TPUs compute what the formula says, and the real compiler compiles them."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp_scale import mesh
+from gnp_scale.mesh import BATCH, TENSOR, P
+from gnp_scale.models import block_attention, tpu_attention
+from gnp_scale.monitoring.flops import flops
+
+SIZES = [(3, 13, 2, 64), (2, 20, 8, 32), (1, 17, 3, 128), (8, 5, 4, 64)]
+"""Examples, tokens, heads, channels: tokens fill no tile, and a grid step takes several examples and heads."""
+
+
+def arrays(shape, dtype):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4)]
+
+
+def oracle(query, key, value):
+    """The formula in float64."""
+    logits = np.einsum("bqhk,bshk->bhqs", query, key) / np.sqrt(query.shape[-1])
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhqs,bshk->bqhk", weights / weights.sum(-1, keepdims=True), value)
+
+
+def derivatives(query, key, value, d_out):
+    """Of the sum of `oracle * d_out`, written out in float64."""
+    factor = query.shape[-1] ** -0.5
+    logits = np.einsum("bqhk,bshk->bhqs", query, key) * factor
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    d_weights = np.einsum("bqhk,bshk->bhqs", d_out, value)
+    d_logits = weights * (d_weights - np.sum(weights * d_weights, -1, keepdims=True)) * factor
+    return (
+        np.einsum("bhqs,bshk->bqhk", d_logits, key),
+        np.einsum("bhqs,bqhk->bshk", d_logits, query),
+        np.einsum("bhqs,bqhk->bshk", weights, d_out),
+    )
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 2e-6), (jnp.bfloat16, 6e-3)])
+@pytest.mark.parametrize("shape", SIZES)
+def test_results_and_gradients_are_those_of_the_formula(shape, dtype, bound):
+    """In bfloat16 the bound is one and a half ulps."""
+    check(partial(block_attention.attend, interpret=True), shape, dtype, bound)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 2e-6), (jnp.bfloat16, 8e-3)])
+@pytest.mark.parametrize("shape", [(1, 512, 2, 80), (2, 300, 1, 64)])
+def test_splash_attention_ignores_the_tokens_that_fill_its_blocks(shape, dtype, bound):
+    """In bfloat16 it also rounds the scaled query."""
+    check(partial(tpu_attention.splash, interpret=True), shape, dtype, bound)
+
+
+def check(attend, shape, dtype, bound):
+    *inputs, d_out = arrays(shape, dtype)
+    exact = [np.asarray(x, np.float64) for x in (*inputs, d_out)]
+    out, vjp = jax.vjp(attend, *inputs)
+    assert relative_error(out, oracle(*exact[:3])) < bound
+    for found, expected in zip(vjp(d_out), derivatives(*exact), strict=True):
+        assert found.dtype == dtype
+        assert relative_error(found, expected) < bound
+
+
+def test_logits_of_hundreds_do_not_overflow():
+    query, key, value, d_out = (100 * x for x in arrays((1, 9, 2, 64), jnp.float32))
+    out, vjp = jax.vjp(partial(block_attention.attend, interpret=True), query, key, value)
+    assert all(np.isfinite(x).all() for x in (out, *vjp(d_out)))
+
+
+def test_shards_of_examples_and_heads_compute_the_whole(set_mesh):
+    whole = arrays((8, 6, 4, 64), jnp.float32)[:3]
+    attend = partial(block_attention.attend, interpret=True)
+    expected = jax.jit(attend)(*whole)
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    spec = P(BATCH, None, TENSOR, None)
+    shards = [jax.device_put(x, mesh.sharding(spec)) for x in whole]
+    found = jax.jit(lambda *x: mesh.on_shards(attend, *x, out_specs=spec))(*shards)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((197, 12, 64), None),
+        ((836, 12, 64), None),
+        ((837, 12, 64), "at most 836 tokens, and these are 837"),
+        ((197, 12, 80), "channels divide 128 or are a multiple of it, and these have 80"),
+        ((1023, 3, 64), "a multiple of 128 channels in all heads of a device, and these are 192"),
+        ((1024, 3, 64), None),
+        ((1025, 12, 80), None),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(size, reason, monkeypatch):
+    monkeypatch.setattr(block_attention.pltpu, "get_tpu_info", lambda: TpuV4())
+    found = tpu_attention.refusal(*size)
+    assert found is reason is None or reason in found
+
+
+class TpuV4:
+    vmem_capacity_bytes = 16 * 2**20
+
+
+@pytest.mark.parametrize("size", [(16, 2, 64), (1100, 2, 80)])
+def test_the_products_of_the_formula_count_as_flops(size, monkeypatch):
+    """By each kernel, and neither the zeros of other heads nor the tokens that fill a block."""
+    monkeypatch.setattr(block_attention.pltpu, "get_tpu_info", lambda: TpuV4())
+    query = jax.ShapeDtypeStruct((4, *size), jnp.bfloat16)
+    num_tokens, num_heads, num_channels = size
+    expected = 2 * 2 * 4 * num_heads * num_tokens**2 * num_channels
+    assert flops(lambda x: tpu_attention.attend_on_tpu(x, x, x), query) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make tpu-compiler")
+@pytest.mark.parametrize("accelerator", ["v4-8", "v5e-4"])
+def test_a_step_for_tpus_calls_the_kernels_in_bfloat16_and_not_in_float32(accelerator):
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": accelerator,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    script = Path(__file__).with_name("attention_on_tpu.py")
+    command = [sys.executable, str(script), accelerator]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # Forward and backward, in each of two passes.
+    assert json.loads(done.stdout.splitlines()[-1]) == {"bfloat16": 4, "float32": 0}
