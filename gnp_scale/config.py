@@ -95,8 +95,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
     attention: AttentionImplementation = "auto"
-    """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs, where
-    they take the size; else it is XLA."""
+    """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs,
+    where they take the size; else it is XLA."""
     remat: bool = False
     """Recompute activations of each transformer block in the backward pass instead of keeping them."""
     scan_layers: bool = False

@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
 def worker(folder: Path, model: str, setting: str, number: str) -> None:
     """Prints the row of one process."""
     if setting == _DETERMINISTIC:
-        os.environ["XLA_FLAGS"] = f"{DETERMINISTIC_FLAGS[1]}=true"
+        os.environ["XLA_FLAGS"] = f"--{DETERMINISTIC_FLAGS[1]}=true"
     if setting == _KEPT:
         keep_compiled_in(folder / f"programs-{model}")
     config = config_of(model, "bfloat16", "triton" if on_gpu() else "xla")

@@ -58,7 +58,7 @@ def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
         return f"model.dtype bfloat16, and this is {query_BxNxHxK.dtype}"
     if is_deterministic():
         # The second of two equal layers then fails at its first step (openxla/xla pull request 46500).
-        return f"XLA_FLAGS without {' or '.join(DETERMINISTIC_FLAGS)}"
+        return f"XLA_FLAGS without --{' or --'.join(DETERMINISTIC_FLAGS)}"
     num_channels = query_BxNxHxK.shape[-1]
     if num_channels % 8 or num_channels > _CUDNN_CHANNELS:
         return f"heads of at most {_CUDNN_CHANNELS} channels, a multiple of 8, and these have {num_channels}"

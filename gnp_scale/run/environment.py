@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from gnp_scale.checks import ConfigError, DeviceError, check
 from gnp_scale.run.streams import say
 
-DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
+DETERMINISTIC_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
 """Either in XLA_FLAGS makes XLA choose fixed algorithms for GPUs."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # Names of glibc's malloc.h.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -46,10 +46,16 @@ def check_jax_settings() -> None:
         check(value == needed, f"{name.upper()} is {value}, but training works with {needed} alone: unset it")
 
 
+def xla_flags() -> dict[str, str]:
+    """The flags in XLA_FLAGS with their values; a flag alone has an empty one."""
+    parts = (flag.removeprefix("--").partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
+    return {name: value for name, _, value in parts}
+
+
 def is_deterministic() -> bool:
     """Whether XLA_FLAGS turns one of `DETERMINISTIC_FLAGS` on: as XLA reads it, alone or with true or 1."""
-    flags = (flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
-    return any(name in DETERMINISTIC_FLAGS and value.lower() in ("", "true", "1") for name, _, value in flags)
+    flags = xla_flags()
+    return any(flags.get(name, "false").lower() in ("", "true", "1") for name in DETERMINISTIC_FLAGS)
 
 
 def keep_compiled(is_writer: bool) -> None:

@@ -73,7 +73,8 @@ def start() -> None:
             cannot work with its settings.
     """
     environment.check_jax_settings()
-    if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    is_given = "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in environment.xla_flags()
+    if not is_given:
         jax.config.update("jax_num_cpu_devices", NUM_CPU_DEVICES)
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # See `environment.keep_freed_memory`.
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):

@@ -1,6 +1,5 @@
 """The programs of a run: how they are compiled, and when. All are traced at the start, and compiled in parallel."""
 
-import os
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -8,6 +7,8 @@ from typing import Any, Self
 
 import jax
 from gnp_kernels.dispatch import platform
+
+from gnp_scale.run.environment import xla_flags
 
 _OPTIONS: dict[str, dict[str, str]] = {
     # By default XLA also gives convolutions to YNNPACK. Eigen's take 0.6 of the time in a step of ResNet-18.
@@ -22,8 +23,8 @@ MAX_AT_ONCE = 2
 
 def compiler_options() -> dict[str, str]:
     """XLA's options for programs of the current mesh; those that `XLA_FLAGS` names are left to it."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    return {name: value for name, value in _OPTIONS.get(platform(), {}).items() if f"--{name}=" not in flags}
+    flags = xla_flags()
+    return {name: value for name, value in _OPTIONS.get(platform(), {}).items() if name not in flags}
 
 
 class Programs[Name: Hashable]:
