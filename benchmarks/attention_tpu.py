@@ -83,7 +83,9 @@ def compiled(attend: Callable[..., Any], num_tokens: int, num_heads: int, num_ch
 
     def passes(query: jax.Array, key: jax.Array, value: jax.Array, d_out: jax.Array) -> Any:
         def fn(*inputs: jax.Array) -> Any:
-            return attend(*inputs) if attend is attention.by_xla else mesh.on_shards(attend, *inputs, out_specs=spec)
+            return (
+                mesh.on_shards(attend, *inputs, out_specs=spec) if attend is tpu_attention.splash else attend(*inputs)
+            )
 
         out, vjp = jax.vjp(fn, query, key, value)
         return out, vjp(d_out)

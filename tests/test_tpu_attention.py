@@ -90,7 +90,7 @@ def test_shards_of_examples_and_heads_compute_the_whole(set_mesh):
     set_mesh(replica=2, fsdp=2, tensor=2)
     spec = P(BATCH, None, TENSOR, None)
     shards = [jax.device_put(x, mesh.sharding(spec)) for x in whole]
-    found = jax.jit(lambda *x: mesh.on_shards(attend, *x, out_specs=spec))(*shards)
+    found = jax.jit(attend)(*shards)
     np.testing.assert_array_equal(found, expected)
 
 

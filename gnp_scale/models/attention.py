@@ -40,10 +40,7 @@ def attend(
     chosen = implementation
     if implementation == "auto":
         chosen = next((name for name, refusal in refusals.items() if refusal is None), "xla")
-    if chosen == "xla":
-        return by_xla(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
-    out_specs = mesh.specs(query_BxNxHxK)
-    return mesh.on_shards(_ON_SHARDS[chosen], query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=out_specs)
+    return _CHOICES[chosen](query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
 
 
 def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
@@ -78,15 +75,19 @@ def _pallas_refusal(query_BxNxHxK: jax.Array) -> str | None:
     return tpu_attention.refusal(num_tokens, num_heads // mesh.current_axis_size(TENSOR), num_channels)
 
 
+_REFUSALS = {"cudnn": _cudnn_refusal, "pallas": _pallas_refusal}
+"""Why each cannot compute an attention; None if it can."""
+
+
+def _by_cudnn(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    flash = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return mesh.on_shards(flash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=mesh.specs(query_BxNxHxK))
+
+
 def _by_pallas(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
     from gnp_scale.models.tpu_attention import attend_on_tpu
 
     return attend_on_tpu(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
-
-
-_REFUSALS = {"cudnn": _cudnn_refusal, "pallas": _pallas_refusal}
-"""Why each cannot compute an attention; None if it can."""
-_ON_SHARDS = {"cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"), "pallas": _by_pallas}
 
 
 @jax.custom_vjp
@@ -128,6 +129,9 @@ def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 
 by_xla.defvjp(_forward, _backward)
+
+
+_CHOICES = {"cudnn": _by_cudnn, "pallas": _by_pallas, "xla": by_xla}
 
 
 def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:

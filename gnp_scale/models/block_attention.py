@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from gnp_scale import mesh
+
 _LANES = 128
 _MAX_TOKENS = 1024
 _TOKENS_OF_STEP = 1024
@@ -46,11 +48,11 @@ def _most_tokens() -> int:
 def attend(
     query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v on one device, for sizes without a `refusal`.
+    """softmax(q k^T / sqrt(K)) v, on shards of examples and heads, for sizes without a `refusal`.
 
     The products take their operands in the type of the query, and add up in float32.
     """
-    return _call(_forward_kernel, 1, interpret, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)[0]
+    return _on_shards(_forward_kernel, 1, interpret, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)[0]
 
 
 def _forward(query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool) -> tuple[jax.Array, Any]:
@@ -58,10 +60,15 @@ def _forward(query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool
 
 
 def _backward(interpret: bool, kept: Any, d_out: jax.Array) -> Any:
-    return tuple(_call(_backward_kernel, 3, interpret, *kept, d_out))
+    return tuple(_on_shards(_backward_kernel, 3, interpret, *kept, d_out))
 
 
 attend.defvjp(_forward, _backward)
+
+
+def _on_shards(kernel: Callable[..., None], num_results: int, interpret: bool, *arrays: jax.Array) -> list[jax.Array]:
+    call = partial(_call, kernel, num_results, interpret)
+    return mesh.on_shards(call, *arrays, out_specs=[mesh.specs(arrays[0])] * num_results)
 
 
 def _call(kernel: Callable[..., None], num_results: int, interpret: bool, *arrays: jax.Array) -> list[jax.Array]:

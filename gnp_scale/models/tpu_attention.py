@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from gnp_scale import mesh
 from gnp_scale.models import block_attention
 
 FEWEST_TOKENS_OF_SPLASH = 1024
@@ -24,15 +25,20 @@ _BLOCKS = (1024, 512)
 def refusal(num_tokens: int, num_heads: int, num_channels: int) -> str | None:
     """Why neither takes this size on one TPU of the current mesh; None if one does."""
     reason = block_attention.refusal(num_tokens, num_heads, num_channels)
-    return reason if reason is None or num_tokens < FEWEST_TOKENS_OF_SPLASH else None
+    # The gradient of splash attention has another type than JAX demands in a `shard_map` of perturbation groups.
+    fits_splash = num_tokens >= FEWEST_TOKENS_OF_SPLASH and not jax.sharding.get_abstract_mesh().manual_axes
+    return None if fits_splash else reason
 
 
 @jax.jit
 def attend_on_tpu(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v on one TPU, for sizes without a `refusal`."""
-    if block_attention.refusal(*query_BxNxHxK.shape[1:]) is None:
+    """softmax(q k^T / sqrt(K)) v on shards of examples and heads, for sizes without a `refusal`."""
+    _, num_tokens, num_heads, num_channels = query_BxNxHxK.shape
+    num_shards = mesh.current_axis_size(mesh.TENSOR)
+    if block_attention.refusal(num_tokens, num_heads // num_shards, num_channels) is None:
         return block_attention.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
-    return splash(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+    out_specs = mesh.specs(query_BxNxHxK)
+    return mesh.on_shards(splash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=out_specs)
 
 
 def splash(
