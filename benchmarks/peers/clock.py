@@ -14,6 +14,7 @@ from benchmarks.peers.steps import make_config, peer_state, peer_step
 from benchmarks.tasks import KINDS, compile_steps, make_batch, updates
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
+from gnp_scale.run import environment
 from gnp_scale.training.setup import Task
 
 BATCH_SIZE, IMAGE_SIZE, NUM_CLASSES = 64, 32, 10
@@ -25,7 +26,12 @@ MODELS = {
 
 
 def rows(num_rounds: int, torch_python: str | None) -> Iterator[str]:
-    """One row of Markdown a step: its milliseconds in the project, and the ratios to the peers."""
+    """One row of Markdown a step: its milliseconds in the project, and the ratios to the peers.
+
+    Linen's steps run in the same process, with the project's settings of dispatch and memory.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    environment.keep_freed_memory()
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         for title, (torch_name, model) in MODELS.items():
             seconds = interleave({**steps_of(model), **torch_steps(torch_name, torch_python)}, num_rounds)
