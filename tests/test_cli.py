@@ -28,7 +28,7 @@ SHORT = (
 MISTAKES = {
     "misspelt key": (("--gnp.alpa", "1"), "did you mean --gnp.alpha?"),
     "missing data set": (("--data.name", "cifar10"), "gnp-scale data download cifar10"),
-    "batch not divisible": (("--data.batch-size", "30"), "divisible by the 4 devices"),
+    "batch not divisible": (("--data.batch-size", "30"), "divisible by the 8 devices"),
     "impossible mesh": (("--mesh.fsdp", "4", "--mesh.tensor", "2"), "does not fit 7 devices"),
     "unknown network": (("--model.name", "resnet19"), "did you mean resnet18?"),
     "part of no whole examples": (("--gnp.ascent-fraction", "0.3"), "for 10 parts"),
