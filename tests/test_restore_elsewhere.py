@@ -62,6 +62,7 @@ def test_another_mesh(before, after, tmp_path, capsys):
 
 COMMAND = (
     *("train", "configs/digits.py:quickstart", "--data.batch-size", "64", "--optim.warmup-steps", "5"),
+    *("--mesh.tensor", "2"),
     *("--train.num-steps", str(NUM_STEPS), "--train.log-every-steps", "1", "--train.eval-every-steps", str(NUM_STEPS)),
     *("--checkpoint.every-steps", str(MOVED_AFTER)),
 )
