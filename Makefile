@@ -7,7 +7,7 @@ INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-de
 # One process runs a whole file, so that shared fixtures are made once.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup train test test-all check bench bench-peers tpu-compiler gpu-compiler lock clean
+.PHONY: setup train test test-all check bench bench-peers tpu-compiler gpu-compiler optional lock clean
 
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
@@ -34,7 +34,7 @@ setup: $(READY)  ## make the environment only
 
 $(READY): requirements/dev.txt pyproject.toml
 	@python=$$(sh requirements/find_python.sh "$(PYTHON)") && echo "Making an environment in $(VENV)" && "$$python" -m venv --clear $(VENV)
-	@echo "Installing the packages of requirements/dev.txt (about 80, 300 MB to download, 1.2 GB on disk): one to three minutes"
+	@echo "Installing the packages of requirements/dev.txt (about 85, 370 MB to download, 1.4 GB on disk): one to three minutes"
 	$(INSTALL) --require-hashes -r requirements/dev.txt
 	@echo "Installing gnp_scale itself, in place"
 	$(INSTALL) --editable .
@@ -45,6 +45,9 @@ tpu-compiler: $(READY)  ## the TPU compiler, for tests that compile for TPUs wit
 
 gpu-compiler: $(READY)  ## XLA's and Triton's GPU compilers and cuDNN, for tests that compile for GPUs without one (5 GB)
 	$(INSTALL) --require-hashes -r requirements/gpu-compiler.txt
+
+optional: $(READY)  ## gs://, s3:// and Parquet, and what their tests need
+	$(INSTALL) --require-hashes -r requirements/optional.txt
 
 lock:  ## resolve requirements/*.txt again (needs uv)
 	requirements/lock.sh
