@@ -16,10 +16,10 @@ from http import HTTPStatus
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress
 
 from gnp_scale.config import ConfigError
-from gnp_scale.run.console import make_console
+from gnp_scale.data.progress import byte_progress
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
@@ -90,11 +90,9 @@ def download(
     if not base_url.startswith(("https://", "http://")):
         raise DownloadError(f"--url is {base_url}: give an address that begins with https:// or http://")
     folder = Path(root) / name
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(*columns, TimeRemainingColumn(), console=console or make_console(stderr=True))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with progress:
+        with byte_progress(console) as progress:
             for file, digest in source.digests.items():
                 _fetch(f"{base_url.rstrip('/')}/{file}", folder / file, digest, progress)
                 if file.endswith(".tar.gz"):

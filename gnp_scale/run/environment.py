@@ -67,7 +67,7 @@ def keep_compiled(is_writer: bool) -> None:
     # A warning of JAX that it cannot keep a program must not end the run, even if PYTHONWARNINGS turns warnings into
     # errors.
     warnings.filterwarnings("default", message="Error (read|writ)ing persistent compilation cache")
-    folder = os.environ.get(_CACHE, _user_cache())
+    folder = os.environ.get(_CACHE, user_cache("xla"))
     if folder == "" or "://" in (folder or ""):
         return
     problem = "there is no home folder" if folder is None else _problem(Path(folder)) if is_writer else None
@@ -78,11 +78,11 @@ def keep_compiled(is_writer: bool) -> None:
         say(f"compiled programs are not kept, so every start compiles anew ({problem}): set {_CACHE} to a folder")
 
 
-def _user_cache() -> str | None:
-    """The folder for this project in the user's cache folder, by the XDG base directory specification."""
+def user_cache(name: str) -> str | None:
+    """The folder `name` of this project in the user's cache folder, by the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
-    return os.path.join(base, "gnp_scale", "xla") if os.path.isabs(base) else None
+    return os.path.join(base, "gnp_scale", name) if os.path.isabs(base) else None
 
 
 def _problem(folder: Path) -> str | None:

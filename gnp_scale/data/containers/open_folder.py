@@ -1,0 +1,108 @@
+"""Opens a data set in whatever form it is kept."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from etils import epath
+
+from gnp_scale.config import ConfigError
+from gnp_scale.data.containers import byte_ranges
+from gnp_scale.data.containers.byte_ranges import Entry
+from gnp_scale.data.containers.listings import FORMS, Listing
+from gnp_scale.data.containers.parquet import open_parquet
+from gnp_scale.data.containers.record import Contents
+from gnp_scale.data.containers.tfds import is_tfds, open_tfds
+from gnp_scale.data.progress import progress_of
+from gnp_scale.run.environment import user_cache
+
+INDEX_FILE = ".gnp_scale_index.npz"
+MOST_BYTES = 4 << 30
+"""Of images that are indexed without being asked; a larger set takes minutes, which a run may not wait."""
+_NUM_THREADS = 16
+"""Threads that read a data set for its index; they wait for disks and servers most of the time."""
+
+
+def open_folder(folder: str) -> Contents:
+    """The data set in `folder`: that of TensorFlow Datasets or `gnp-scale data prepare`, Parquet, or one of `FORMS`.
+
+    For the latter an index is made at the first time, for which all images are read once.
+
+    Raises:
+        ConfigError: there is no data set, or it lacks something.
+    """
+    path = epath.Path(folder)
+    if is_tfds(path):
+        return open_tfds(path)
+    if "://" in folder:
+        raise ConfigError(f"{folder} has no dataset_info.json: put there what gnp-scale data prepare has written")
+    local = Path(folder)
+    if not local.is_dir():
+        raise FileNotFoundError(2, "no such folder", folder)
+    return open_parquet(local) or _indexed(local)
+
+
+def write_index(folder: Path) -> Contents:
+    """Makes the index of the images in `folder`, and stores it there.
+
+    Raises:
+        ConfigError: there are no images, or the index cannot be stored.
+    """
+    contents = _make_index(folder, *_listed(folder))
+    _store(folder / INDEX_FILE, contents)
+    return contents
+
+
+def _indexed(folder: Path) -> Contents:
+    cached = _cached_index(folder)
+    for path in (folder / INDEX_FILE, cached):
+        if path is not None and path.exists():
+            return byte_ranges.load(path, folder)
+    form, listed = _listed(folder)
+    if (num_bytes := _num_bytes(listed[1])) > MOST_BYTES:
+        raise ConfigError(
+            f"{folder} has {num_bytes / 1e9:.1f} GB of images without checksums: run gnp-scale data index {folder} "
+            "once, or gnp-scale data prepare"
+        )
+    contents = _make_index(folder, form, listed)
+    if cached is not None:
+        _store(cached, contents)
+    return contents
+
+
+def _num_bytes(listing: Mapping[str, list[Entry]]) -> int:
+    return sum(entry.num_bytes for entries in listing.values() for entry in entries)
+
+
+def _make_index(folder: Path, form: str, listed: Listing) -> Contents:
+    class_names, listing = listed
+    with progress_of(f"Indexing {folder}", _num_bytes(listing)) as on_read:
+        splits = {
+            name: byte_ranges.indexed(folder, entries, on_read, _NUM_THREADS) for name, entries in listing.items()
+        }
+    return Contents(form, tuple(class_names), splits)
+
+
+def _listed(folder: Path) -> tuple[str, Listing]:
+    for form, listed in FORMS.items():
+        if (listing := listed(folder)) is not None:
+            return form, listing
+    raise ConfigError(
+        f"{folder} holds no data set: it has neither dataset_info.json, Parquet or tar files, nor a folder of images "
+        "for each class"
+    )
+
+
+def _cached_index(folder: Path) -> Path | None:
+    """The index in the user's cache, for a data set in which there is none."""
+    cache = user_cache("index")
+    name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+    return None if cache is None else Path(cache) / f"{name}.npz"
+
+
+def _store(path: Path, contents: Contents) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        byte_ranges.save(path, contents)
+    except OSError as error:
+        raise ConfigError(f"the index {path} cannot be written ({error.strerror}): make its folder writable") from error

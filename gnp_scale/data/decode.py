@@ -1,0 +1,149 @@
+"""Encoded images to pixels: random crops for training, centre crops for evaluation, and what is refused.
+
+JPEGs are decoded by libjpeg-turbo (simplejpeg), and all else by Pillow. Pixels stay as they are stored: the orientation
+in EXIF is ignored, as by TensorFlow, torchvision and timm, on which published accuracies rest. Nothing here is drawn at
+random: the same bytes, sizes and draws give the same pixels.
+
+H rows, W columns, D draws.
+"""
+
+import io
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from gnp_scale.data.crops import Box, random_box
+
+# The threads here are those of the pipeline.
+cv2.setNumThreads(0)
+
+MAX_PIXELS = 80_000_000
+"""Of an image; the largest of ImageNet has 61 million. More are refused before memory is taken."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+_HARMLESS = "extraneous bytes before marker"
+"""In a warning about files that some programs write. All decoders read them."""
+
+type Filter = Literal["bilinear", "bicubic"]
+
+
+class ImageError(ValueError):
+    """Bytes that are not an image of a form and size that can be decoded; the message says why."""
+
+
+def random_crop(data: bytes, draw_D: np.ndarray, min_area: float, out_HxWx3: np.ndarray) -> None:
+    """Decodes a random crop of an image, and resizes it into `out` (uint8), by bilinear interpolation.
+
+    The crop is that of `random_box`. A crop of at least twice the size of `out` is decoded at a half, a quarter or an
+    eighth of its size. JPEGs are decoded with the fast DCT and upsampling, which change values by a few levels.
+
+    Raises:
+        ImageError: the bytes cannot be decoded.
+    """
+    height, width, is_plain_jpeg = _header(data)
+    box = random_box(height, width, draw_D, min_area)
+    if is_plain_jpeg:
+        scale = _scale(min(box.height / out_HxWx3.shape[0], box.width / out_HxWx3.shape[1]))
+        pixels = _decoded_jpeg(data, fast=True, at_least=(-(-height // scale), -(-width // scale)))
+        box = _scaled(box, pixels.shape[0] / height, pixels.shape[1] / width)
+    else:
+        pixels = _decoded_by_pillow(data)
+    crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    is_reduced = min(box.height / out_HxWx3.shape[0], box.width / out_HxWx3.shape[1]) >= 2
+    interpolation = cv2.INTER_AREA if is_reduced else cv2.INTER_LINEAR
+    cv2.resize(crop, out_HxWx3.shape[1::-1], dst=out_HxWx3, interpolation=interpolation)
+
+
+def centre_crop(data: bytes, crop_share: float, resample: Filter, out_HxWx3: np.ndarray) -> None:
+    """Decodes an image, resizes its shorter side to the size of `out` / `crop_share`, and takes the centre into `out`.
+
+    This is the evaluation of torchvision and timm. Pillow resizes, with a filter that widens with the reduction
+    (antialiased).
+
+    Raises:
+        ImageError: the bytes cannot be decoded.
+    """
+    height, width, is_plain_jpeg = _header(data)
+    pixels = _decoded_jpeg(data, fast=False) if is_plain_jpeg else _decoded_by_pillow(data)
+    size = out_HxWx3.shape[0]
+    shorter = int(size / crop_share)
+    # The longer side is rounded down, as in torchvision.
+    longer = int(shorter * max(height, width) / min(height, width))
+    new_height, new_width = (shorter, longer) if height <= width else (longer, shorter)
+    if new_height * new_width > MAX_PIXELS:
+        raise ImageError(f"it has {height} x {width} pixels, and would have {new_height} x {new_width} when resized")
+    resized = Image.fromarray(pixels).resize((new_width, new_height), _FILTERS[resample])
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    out_HxWx3[:] = np.asarray(resized)[top : top + size, left : left + size]
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    """All pixels of an image (uint8 H x W x 3).
+
+    Raises:
+        ImageError: the bytes cannot be decoded.
+    """
+    *_, is_plain_jpeg = _header(data)
+    return _decoded_jpeg(data, fast=False) if is_plain_jpeg else _decoded_by_pillow(data)
+
+
+def _header(data: bytes) -> tuple[int, int, bool]:
+    """Height, width, and whether libjpeg-turbo converts it to RGB."""
+    try:
+        *size, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        height, width, is_plain_jpeg = int(size[0]), int(size[1]), colours in ("RGB", "YCbCr", "Gray")
+    except ValueError:
+        (width, height), is_plain_jpeg = _opened_by_pillow(data).size, False
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"it has {height} x {width} pixels, more than {MAX_PIXELS}")
+    return height, width, is_plain_jpeg
+
+
+def _decoded_jpeg(data: bytes, fast: bool, at_least: tuple[int, int] = (0, 0)) -> np.ndarray:
+    options: Any = {
+        "fastdct": fast,
+        "fastupsample": fast,
+        "min_height": at_least[0],
+        "min_width": at_least[1],
+    }
+    try:
+        return simplejpeg.decode_jpeg(data, **options)
+    except ValueError as error:
+        if _HARMLESS not in str(error):
+            raise ImageError(f"libjpeg-turbo: {error}") from error
+        return simplejpeg.decode_jpeg(data, **options, strict=False)
+
+
+def _opened_by_pillow(data: bytes) -> Any:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    # What Pillow raises for damaged files depends on the format and is not documented.
+    except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _decoded_by_pillow(data: bytes) -> np.ndarray:
+    image = _opened_by_pillow(data)
+    try:
+        image.load()
+        if image.mode.startswith("I"):
+            # 16 bits of grey: Pillow would clip them to 255.
+            grey = np.asarray(image).astype(np.int64) >> 8
+            return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _scale(reduction: float) -> int:
+    """The largest of 1, 2, 4 and 8 that is at most `reduction`."""
+    return next((scale for scale in (8, 4, 2) if scale <= reduction), 1)
+
+
+def _scaled(box: Box, by_height: float, by_width: float) -> Box:
+    top, left = int(box.top * by_height), int(box.left * by_width)
+    return Box(top, left, max(1, int(box.height * by_height)), max(1, int(box.width * by_width)))

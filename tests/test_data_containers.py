@@ -1,0 +1,242 @@
+"""Every form of a data set gives the images and labels that were written, and finds bytes that have changed."""
+
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gnp_scale.config import ConfigError
+from gnp_scale.data import decode
+from gnp_scale.data.containers import example_proto, open_folder
+from gnp_scale.data.containers.open_folder import INDEX_FILE, write_index
+from gnp_scale.data.containers.record import Contents
+from gnp_scale.data.formats import DamagedFileError
+from tests.image_sets import (
+    CLASS_NAMES,
+    NUM_IMAGES,
+    NUM_TRAIN,
+    WRITERS,
+    add,
+    png,
+    write_folder,
+    write_imagenet,
+    write_tfds,
+    write_webdataset,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch) -> Path:
+    """An empty cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "set").mkdir()
+    return tmp_path / "set"
+
+
+def opened(path: Path) -> Contents:
+    return open_folder.open_folder(str(path))
+
+
+def values(contents: Contents, split: str) -> list[tuple[int, str]]:
+    """The value of each image and the name of its class."""
+    source = contents.splits[split]
+    records = source.read(range(len(source)))
+    assert [record.problem for record in records] == [""] * len(records)
+    return [(int(decode.pixels_of(record.data)[0, 0, 0]), contents.class_names[record.label]) for record in records]
+
+
+def expected(numbers: range, names: tuple[str, ...] = CLASS_NAMES) -> list[tuple[int, str]]:
+    return [(number, names[number % 3]) for number in numbers]
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_form_gives_what_was_written(form: str, folder: Path):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    names = ("n03", "n07", "n09") if form == "imagenet_tars" else CLASS_NAMES
+    path = WRITERS[form](folder)
+    # The second time there is an index.
+    for contents in (opened(path), opened(path)):
+        assert contents.form == form
+        assert sorted(contents.class_names) == sorted(names)
+        assert sorted(values(contents, "train")) == expected(range(NUM_TRAIN), names)
+        assert sorted(values(contents, "validation")) == expected(range(NUM_TRAIN, NUM_IMAGES), names)
+        labels = [record.label for record in contents.splits["train"].read(range(NUM_TRAIN))]
+        np.testing.assert_array_equal(contents.splits["train"].labels(), labels)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_records_are_read_in_any_order_by_many_threads(form: str, folder: Path):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    source = opened(WRITERS[form](folder)).splits["train"]
+    whole = source.read(range(NUM_TRAIN))
+    found = {}
+
+    def read(seed: int) -> None:
+        ids = np.random.default_rng(seed).integers(0, NUM_TRAIN, 50)
+        found[seed] = source.read(ids) == [whole[number] for number in ids]
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(8), True)
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("form", ["image_folder", "webdataset", "imagenet_tars", "grocery_store", "tfds"])
+def test_a_flipped_bit_is_found_in_its_record_only(form: str, folder: Path):
+    path = WRITERS[form](folder)
+    before = opened(path).splits["train"].read(range(NUM_TRAIN))
+    target = before[2].data
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and (place := file.read_bytes().find(target)) >= 0:
+            flip_bit(file, place + len(target) // 2)
+            break
+    else:
+        # Shards of TensorFlow Datasets are compressed.
+        flip_bit(path / "numbers-train.array_record-00000-of-00002", 1 << 16 | 60)
+    after = opened(path).splits["train"].read(range(NUM_TRAIN))
+    damaged = [number for number, record in enumerate(after) if record.problem]
+    assert len(damaged) == 1
+    assert [record for record in after if not record.problem] == [
+        record for number, record in enumerate(before) if number not in damaged
+    ]
+
+
+def test_a_file_that_is_gone_is_the_problem_of_its_record(folder: Path):
+    before = opened(write_folder(folder)).splits["train"].read(range(NUM_TRAIN))
+    (folder / before[3].name).unlink()
+    after = opened(folder).splits["train"].read(range(NUM_TRAIN))
+    assert [bool(record.problem) for record in after] == [number == 3 for number in range(NUM_TRAIN)]
+    assert after[3].problem == "it cannot be read (No such file or directory)"
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another", "empty"])
+def test_a_damaged_shard_is_named(damage: str, folder: Path):
+    path = write_tfds(folder)
+    shard = path / "numbers-train.array_record-00001-of-00002"
+    content = shard.read_bytes()
+    other = (path / "numbers-validation.array_record-00001-of-00002").read_bytes()
+    shard.unlink()
+    if damage != "missing":
+        shard.write_bytes({"truncated": content[:70_000], "another": other, "empty": b""}[damage])
+    source = opened(path).splits["train"]
+    assert not source.read([0])[0].problem
+    with pytest.raises(DamagedFileError, match=shard.name):
+        source.read([NUM_TRAIN - 1])
+
+
+def test_an_index_is_kept_in_the_cache_or_by_command_in_the_data_set(folder: Path, cache: Path):
+    opened(write_folder(folder))
+    (kept,) = (cache / "gnp_scale" / "index").iterdir()
+    assert not (folder / INDEX_FILE).exists()
+    (folder / "train" / "zero" / "late.png").write_bytes(png(0))
+    assert len(opened(folder).splits["train"]) == NUM_TRAIN
+    write_index(folder)
+    # The index in the data set counts for all users.
+    assert kept.exists()
+    assert len(opened(folder).splits["train"]) == NUM_TRAIN + 1
+
+
+def test_a_large_set_is_not_indexed_by_the_way(folder: Path, monkeypatch):
+    monkeypatch.setattr(open_folder, "MOST_BYTES", 100)
+    with pytest.raises(
+        ConfigError, match=rf"^{folder} has .* without checksums: run gnp-scale data index {folder} once"
+    ):
+        opened(write_folder(folder))
+    write_index(folder)
+    assert len(opened(folder).splits["train"]) == NUM_TRAIN
+
+
+def test_a_damaged_index_is_named(folder: Path):
+    write_index(write_folder(folder))
+    (folder / INDEX_FILE).write_bytes((folder / INDEX_FILE).read_bytes()[:-100])
+    with pytest.raises(DamagedFileError, match=f"{INDEX_FILE} is not a whole index .*: remove it"):
+        opened(folder)
+
+
+def test_an_index_cannot_contain_code(folder: Path):
+    write_folder(folder)
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "run"),)
+
+    np.savez(folder / INDEX_FILE, header=np.array([Code()], object))
+    with pytest.raises(DamagedFileError):
+        opened(folder)
+    assert not (folder / "run").exists()
+
+
+def test_folders_named_by_numbers_are_in_their_order(folder: Path):
+    for label in (0, 2, 10):
+        (folder / str(label)).mkdir()
+        (folder / str(label) / "x.png").write_bytes(png(label))
+    contents = opened(folder)
+    assert contents.class_names == ("0", "2", "10")
+    assert values(contents, "train") == [(0, "0"), (2, "2"), (10, "10")]
+
+
+def test_validation_images_without_the_devkit_are_refused(folder: Path):
+    write_imagenet(folder)
+    (folder / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(ConfigError, match="has the labels of the validation images"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("damage", ["compressed", "text", "cut"])
+def test_a_file_that_is_no_plain_tar_is_named(damage: str, folder: Path):
+    write_webdataset(folder)
+    shard = folder / "set-train-0001.tar"
+    if damage == "compressed":
+        with tarfile.open(shard, "w:gz") as tar:
+            add(tar, "0.png", png(0))
+    else:
+        shard.write_bytes(b"no tar" * 200 if damage == "text" else shard.read_bytes()[:700])
+    with pytest.raises(DamagedFileError, match=f"{shard.name} is not a whole, uncompressed tar file"):
+        opened(folder)
+
+
+def test_a_label_that_is_no_number_is_named(folder: Path):
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        add(tar, "7.png", png(7))
+        add(tar, "7.cls", b"seven")
+    with pytest.raises(DamagedFileError, match=r"has the label b'seven' in 7\.cls"):
+        opened(folder)
+
+
+def test_a_folder_without_images_is_refused(folder: Path):
+    (folder / "notes").mkdir()
+    (folder / "notes" / "read.me").write_text("no image")
+    with pytest.raises(ConfigError, match="holds no data set"):
+        opened(folder)
+
+
+def test_a_set_in_files_without_random_access_is_refused(folder: Path):
+    path = write_tfds(folder)
+    info = path / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(ConfigError, match="is in tfrecord files, which have no random access"):
+        opened(path)
+
+
+@pytest.mark.parametrize("record", [b"", b"no example", b"\xff" * 40, example_proto.serialize(b"x", 0, "y")[:-4]])
+def test_a_record_that_is_no_example_is_an_error(record: bytes):
+    with pytest.raises(ValueError, match="example"):
+        example_proto.parse(record, "image", "label")
