@@ -46,7 +46,7 @@ def main() -> None:
 
 def row(dataset: Dataset, batch_size: int, num_rounds: int) -> str:
     """The line of the table for `batch_size`."""
-    image_BxHxWxC = dataset.train.image[:batch_size]
+    image_BxHxWxC = dataset.train.read(np.arange(batch_size), None)["image"]
     seconds = interleave({"step": in_jit(image_BxHxWxC, dataset), "host": on_host(image_BxHxWxC, dataset)}, num_rounds)
     step_ms, host_ms = (statistics.median(seconds[name]) * 1e3 for name in ("step", "host"))
     return f"| {batch_size} | {step_ms:.2f} | {host_ms:.2f} | {ratio(seconds, 'host', 'step')} |"
@@ -56,7 +56,7 @@ def in_jit(image_BxHxWxC: np.ndarray, dataset: Dataset) -> Callable[[], jax.Arra
     """Moves the uint8 images, then augments them on the device."""
     config = DataConfig(crop_padding=PADDING, flip=True)
     keys = jax.random.split(jax.random.key(0), len(image_BxHxWxC))
-    label_B = jax.device_put(dataset.train.label[: len(image_BxHxWxC)])
+    label_B = jax.device_put(dataset.train.read(np.arange(len(image_BxHxWxC)), None)["label"])
     compiled = jax.jit(partial(augment, config=config, dataset=dataset))
     return lambda: compiled({"image": jax.device_put(image_BxHxWxC), "label": label_B, "key": keys})["image"]
 

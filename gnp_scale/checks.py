@@ -99,6 +99,18 @@ def local_path(option: str, text: str) -> Path:
     return Path(expanded)
 
 
+def data_root(option: str, text: str) -> str:
+    """The folder of data sets that was given as `option`: a local path, or a folder of a bucket of Google Cloud.
+
+    Raises: ConfigError: it is neither.
+    """
+    bucket = text.removeprefix("gs://")
+    if bucket == text:
+        return str(local_path(option, text))
+    check(bucket.strip("/") != "", f"{option} is {text}, which names no bucket: write it as gs://bucket/folder")
+    return text.rstrip("/")
+
+
 def split_recipe(name: str) -> tuple[str, str]:
     """(path, function) of a recipe named `file.py:function`, at the last colon.
 

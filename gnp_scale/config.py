@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gnp_scale.checks import ConfigError as ConfigError
-from gnp_scale.checks import check, check_values, local_path
+from gnp_scale.checks import check, check_values, data_root
 
-DatasetName = Literal["digits", "fashion_mnist", "cifar10", "cifar100", "synthetic"]
 OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
@@ -27,7 +26,7 @@ DivergencePolicy = Literal["stop", "skip", "rollback"]
 _COUNTS = (
     "batch_size",
     "eval_batch_size",
-    "num_threads",
+    "image_size",
     "prefetch_steps",
     "synthetic_num_examples",
     "synthetic_image_size",
@@ -39,9 +38,10 @@ _COUNTS = (
 class DataConfig:
     """Which examples, how many at once, and how they are augmented."""
 
-    name: DatasetName = "digits"
+    name: str = "digits"
+    """digits, fashion_mnist, cifar10, cifar100, synthetic, or the name of a folder of encoded images in `root`."""
     root: str = "data"
-    """Folder that holds one folder for each data set (`gnp-scale data download` fills it)."""
+    """Folder that holds one folder for each data set: a path, or gs://bucket/folder."""
     batch_size: int = 128
     """Number of examples of a training step, over all devices."""
     eval_batch_size: int = 512
@@ -53,8 +53,24 @@ class DataConfig:
     """Parameter of the Beta distribution of mixup's weight (arXiv 1710.09412); 0 is off."""
     cutmix: float = 0.0
     """Parameter of the Beta distribution of CutMix's area (arXiv 1905.04899); 0 is off."""
-    num_threads: int = 2
-    """Threads that read and decode on each process."""
+    train_split: str = "train"
+    """Of encoded images; so are all options from here to `max_damaged`."""
+    eval_split: str = ""
+    """The split that is evaluated; empty: the part that is held out if there is one, `validation`, or `test`."""
+    holdout: float = 0.0
+    """Share of the training split, evenly spaced, that is not trained on and may be evaluated as split `holdout`."""
+    image_size: int = 224
+    """Height and width in pixels to which images are cropped and resized."""
+    crop_area: float = 0.08
+    """Smallest share of an image's area in the random crops of training (arXiv 1409.4842); 1 crops to a square only."""
+    eval_crop: float = 0.875
+    """Share of the shorter side that the centre crop of evaluation keeps."""
+    eval_filter: Literal["bilinear", "bicubic"] = "bicubic"
+    """How images are resized in evaluation, antialiased as by Pillow."""
+    max_damaged: float = 0.001
+    """Largest share of the images of a split that may be unusable; more of them end the run."""
+    num_threads: int | None = None
+    """Threads of each process that read and decode images; by default one for each of its CPUs."""
     prefetch_steps: int = 4
     """Number of batches that are read ahead."""
     synthetic_num_examples: int = 1024
@@ -63,10 +79,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_values("data", self)
-        object.__setattr__(self, "root", str(local_path("data.root", self.root)))
-        for name in _COUNTS:
+        object.__setattr__(self, "root", data_root("data.root", self.root))
+        fits = self.name not in ("", ".", "..") and "/" not in self.name
+        check(fits, f"data.name is {self.name!r}: give the name of a folder in data.root, or of a built-in data set")
+        for name in (*_COUNTS, "num_threads"):
             value = getattr(self, name)
-            check(value >= 1, f"data.{name} is {value}: it must be at least 1")
+            check(value is None or value >= 1, f"data.{name} is {value}: it must be at least 1")
+        for name in ("crop_area", "eval_crop"):
+            value = getattr(self, name)
+            check(0 < value <= 1, f"data.{name} is {value}: it must be above 0 and at most 1")
+        for name in ("holdout", "max_damaged"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"data.{name} is {value}: it must be at least 0 and below 1")
         for name in ("crop_padding", "mixup", "cutmix"):
             value = getattr(self, name)
             check(value >= 0, f"data.{name} is {value}: it must not be negative")

@@ -32,7 +32,12 @@ WRONG_FLAGS = {
     "nothing after the equals sign": ("--gnp.alpha=", "--gnp.alpha is empty"),
     "not a number": ("--optim.eps nan", "optim.eps is nan: it must be a finite number"),
     "no number of steps": ("--train.num-steps 1e6", "--train.num-steps"),
-    "data in a bucket": ("--data.root gs://bucket/data", "mount the bucket"),
+    "data in another store": ("--data.root hdfs://bucket/data", "mount the bucket"),
+    "data in no bucket": ("--data.root gs://", "names no bucket"),
+    "a path as data set": ("--data.name ../imagenet", "give the name of a folder in data.root"),
+    "no share": ("--data.holdout 1", "data.holdout is 1.0: it must be at least 0 and below 1"),
+    "an empty crop": ("--data.crop-area 0", "data.crop_area is 0.0: it must be above 0 and at most 1"),
+    "no threads": ("--data.num-threads 0", "data.num_threads is 0: it must be at least 1"),
 }
 
 
@@ -114,8 +119,10 @@ def test_a_home_folder_is_found_behind_an_equals_sign(monkeypatch):
 
 FIELDS = [(section.name, field.name) for section in fields(Config) for field in fields(getattr(Config(), section.name))]
 BAD_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**40, "-1": -1, "list": [1], "word": "x"}
-# A word may be a folder, or the name of a network; an axis of -1 takes the devices that the others leave.
-ALLOWED = {("data", "root", "word"), ("model", "name", "word")} | {("mesh", "fsdp", "-1")}
+# A word may be a folder, a split, or the name of a data set or a network; an axis of -1 takes the devices that the
+# others leave.
+WORDS = {("data", name) for name in ("root", "name", "train_split", "eval_split")} | {("model", "name")}
+ALLOWED = {(*field, "word") for field in WORDS} | {("mesh", "fsdp", "-1")}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS, ids=lambda value: value)

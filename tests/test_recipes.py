@@ -19,7 +19,7 @@ NAMES = [f"{path}:{name}" for path in sorted(CONFIGS.glob("*.py")) for name in r
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.rpartition("/")[2])
 def test_a_recipe_is_a_step(name, set_mesh):
     config = recipe.load(name)
-    size = IMAGE_SIZES[config.data.name]
+    size = IMAGE_SIZES.get(config.data.name, config.data.image_size)
     data = dataclasses.replace(config.data, name="synthetic", synthetic_image_size=size)
     shape = resolve(config.mesh, 8)
     set_mesh(shape.replica, shape.fsdp, shape.tensor)

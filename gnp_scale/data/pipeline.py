@@ -15,11 +15,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gnp_scale.config import DataConfig, check
+from gnp_scale.data.crops import crop_draws
 from gnp_scale.data.shuffle import examples_at
-from gnp_scale.data.sources import Dataset, Split
+from gnp_scale.data.sources import UNREADABLE, Dataset, Examples, Rows
 from gnp_scale.mesh import BATCH, batch_spec, current_axis_size, sharding
 
-type Rows = dict[str, np.ndarray]
+_NUM_READERS = 2
+"""Batches that are read at the same time, so that a batch begins while the last images of another are decoded."""
+
 type Batch = dict[str, jax.Array]
 type Batches = Generator[Batch, None, None]
 type Bounds = tuple[int, int]
@@ -37,17 +40,18 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
     check_divisible(config)
     split = dataset.train
 
-    def read(place: np.ndarray) -> Rows:
-        chosen = examples_at(seed, len(split), place)
-        return {"image": split.image[chosen], "label": split.label[chosen]}
+    def read(step: int, row: np.ndarray) -> Rows:
+        chosen = examples_at(seed, len(split), step * config.batch_size + row)
+        return split.read(chosen, crop_draws(seed, step, config.batch_size)[row])
 
     return _stream(read, range(start_step, start_step + num_steps), config.batch_size, config)
 
 
-def eval_batches(split: Split, config: DataConfig) -> Batches:
+def eval_batches(split: Examples, config: DataConfig) -> Batches:
     """All examples of `split` once, in order, in equally many batches on every process, on the current mesh.
 
-    Each batch is `image`, `label` and `mask` (float32 B), which is 0 for the padding of the last batch.
+    Each batch is `image`, `label` and `mask` (float32 B), which is 0 for the padding of the last batch and for images
+    that cannot be used.
 
     Raises:
         ConfigError: the devices cannot share the batch equally.
@@ -55,10 +59,11 @@ def eval_batches(split: Split, config: DataConfig) -> Batches:
     check_divisible(config)
     num_examples = len(split)
 
-    def read(place: np.ndarray) -> Rows:
-        chosen = np.minimum(place, num_examples - 1)
-        mask = (place < num_examples).astype(np.float32)
-        return {"image": split.image[chosen], "label": split.label[chosen], "mask": mask}
+    def read(step: int, row: np.ndarray) -> Rows:
+        place = step * config.eval_batch_size + row
+        rows = split.read(np.minimum(place, num_examples - 1), None)
+        counts = (place < num_examples) & (rows["label"] != UNREADABLE)
+        return rows | {"label": np.maximum(rows["label"], 0), "mask": counts.astype(np.float32)}
 
     num_batches = -(-num_examples // config.eval_batch_size)
     return _stream(read, range(num_batches), config.eval_batch_size, config)
@@ -91,8 +96,8 @@ def row_bounds(rows: NamedSharding, batch_size: int, devices: Iterable[jax.Devic
     return {device: index_of[device][0].indices(batch_size)[:2] for device in devices}
 
 
-def _stream(read: Callable[[np.ndarray], Rows], steps: range, batch_size: int, config: DataConfig) -> Batches:
-    """Batches of `steps`, read ahead: `read` returns the examples at positions of the stream."""
+def _stream(read: Callable[[int, np.ndarray], Rows], steps: range, batch_size: int, config: DataConfig) -> Batches:
+    """Batches of `steps`, read ahead: `read` returns the rows of a step that lie on this process."""
     mesh = jax.sharding.get_mesh()
     bounds = row_bounds(sharding(batch_spec()), batch_size, mesh.local_devices)
     # Devices along the tensor axis hold the same rows, which are read once.
@@ -100,9 +105,9 @@ def _stream(read: Callable[[np.ndarray], Rows], steps: range, batch_size: int, c
     row = np.concatenate([np.arange(*bound) for bound in distinct])
 
     def read_step(step: int) -> Rows:
-        return read(step * batch_size + row)
+        return read(step, row)
 
-    options = grain.ReadOptions(min(config.num_threads, config.prefetch_steps), config.prefetch_steps)
+    options = grain.ReadOptions(min(_NUM_READERS, config.prefetch_steps), config.prefetch_steps)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(read_step).to_iter_dataset(options)
 
     def place(rows: np.ndarray) -> jax.Array:

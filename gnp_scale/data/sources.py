@@ -1,11 +1,12 @@
-"""The data sets, each as two splits of uint8 images and int32 labels in memory.
+"""The data sets, each as two splits: small sets in memory, and sets of encoded images in folders.
 
-N examples, H rows, W columns, C channels, K classes.
+N examples, B examples of a batch, H rows, W columns, C channels, K classes, D draws.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,9 +17,33 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package `dataset-fashion-mnist`."""
 
 
+UNREADABLE = -1
+"""The label of an image that cannot be used, in a batch for evaluation."""
+
+type Rows = dict[str, np.ndarray]
+
+
+class Examples(Protocol):
+    """The examples of a split, with random access."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
+        """`image` (uint8 B x H x W x C) and `label` (int32 B) of the examples `chosen`.
+
+        `draw` (uniform in [0, 1)) decides their random crops, if the images have one; evaluation has no draws.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
-    """Examples: uint8 images (N x H x W x C) and int32 labels (N)."""
+    """Examples in memory: uint8 images (N x H x W x C) and int32 labels (N)."""
 
     image: np.ndarray
     label: np.ndarray
@@ -26,14 +51,24 @@ class Split:
     def __len__(self) -> int:
         return len(self.label)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        height, width, channels = self.image.shape[1:]
+        return height, width, channels
+
+    def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
+        """The examples `chosen`; these images are not cropped here."""
+        return {"image": self.image[chosen_B], "label": self.label[chosen_B]}
+
 
 @dataclass(frozen=True)
 class Dataset:
     """A data set, with the mean and standard deviation of each channel of its training images, scaled to [0, 1]."""
 
     name: str
-    train: Split
-    test: Split
+    train: Examples
+    test: Examples
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -41,8 +76,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
-        height, width, channels = self.train.image.shape[1:]
-        return height, width, channels
+        return self.train.image_shape
 
 
 @dataclass(frozen=True)
@@ -97,6 +131,8 @@ def load(config: DataConfig) -> Dataset:
         "cifar100": lambda: _cifar("cifar100", Path(config.root) / "cifar100"),
         "synthetic": lambda: _synthetic(config),
     }
+    if config.name not in readers:
+        return _images(config, tuple(readers))
     command = f"run `gnp-scale data download {config.name} --root {config.root}`"
     try:
         return readers[config.name]()
@@ -107,6 +143,19 @@ def load(config: DataConfig) -> Dataset:
         ) from error
     except DamagedFileError as error:
         raise ConfigError(f"data set {config.name} is damaged: {error}; {command}") from error
+
+
+def _images(config: DataConfig, others: tuple[str, ...]) -> Dataset:
+    # The decoders take half a second to import, and small sets do not need them.
+    from gnp_scale.data.images import load_images
+
+    try:
+        return load_images(config)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no data set {config.name}: give the name of a folder in data.root ({config.root}), or one of "
+            f"{', '.join(others)}"
+        ) from error
 
 
 def _digits() -> Dataset:

@@ -28,7 +28,7 @@ _SIGHT_WAIT_S = 90.0
 
 _FREE_TO_CHANGE = (
     *("mesh.", "checkpoint.", "divergence.", "train.kernels"),
-    *("data.root", "data.num_threads", "data.prefetch_steps"),
+    *("data.root", "data.num_threads", "data.prefetch_steps", "data.max_damaged"),
 )
 """Keys, or sections, that affect where and how a run computes, but not what."""
 

@@ -1,0 +1,168 @@
+"""Splits of encoded images: each batch is read and decoded by a pool of threads, straight into its array.
+
+An image that cannot be used is named once. In training the next example of the split takes its place, so the batch of a
+step still depends on the seed and the step alone. In evaluation it does not count. Too many of them end the run.
+
+B examples, H rows, W columns, D draws, N examples of a split.
+"""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.data import decode
+from gnp_scale.data.containers.open_folder import open_folder
+from gnp_scale.data.containers.record import Contents, Record, Source
+from gnp_scale.data.sources import UNREADABLE, Dataset, Rows
+from gnp_scale.run.streams import say
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the training images of ImageNet, as in torchvision and timm."""
+HOLDOUT = "holdout"
+"""The name of the part of `train` that `data.holdout` keeps for evaluation."""
+_CHUNK = 16
+"""Images that a thread reads at once."""
+_MOST_NAMED = 20
+"""Images whose problems are printed."""
+
+
+@dataclass
+class ImageSplit:
+    """The examples `ids` of a source, as images of `config.image_size` (uint8 B x H x W x 3) and labels."""
+
+    name: str
+    source: Source
+    ids: np.ndarray
+    config: DataConfig
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._problems: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self.config.image_size, self.config.image_size, 3
+
+    def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
+        """The examples `chosen`, with random crops by `draw`, or with centre crops if it is None.
+
+        Without draws, the label of an image that cannot be used is `UNREADABLE`.
+
+        Raises:
+            ConfigError: too many images cannot be used.
+        """
+        image_BxHxWx3 = np.empty((len(chosen_B), *self.image_shape), np.uint8)
+        label_B = np.empty(len(chosen_B), np.int32)
+
+        def fill(start: int) -> None:
+            rows = range(start, min(start + _CHUNK, len(chosen_B)))
+            records = self.source.read(self.ids[chosen_B[rows]])
+            for row, record in zip(rows, records, strict=True):
+                draw_D = None if draw_BxD is None else draw_BxD[row]
+                label_B[row] = self._fill(int(chosen_B[row]), record, draw_D, image_BxHxWx3[row])
+
+        for future in [self._pool.submit(fill, start) for start in range(0, len(chosen_B), _CHUNK)]:
+            future.result()
+        return {"image": image_BxHxWx3, "label": label_B}
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(num_threads(self.config), f"decode {self.name}")
+
+    def _fill(self, number: int, record: Record, draw_D: np.ndarray | None, out_HxWx3: np.ndarray) -> int:
+        """Decodes the example `number` or its replacement; returns the label."""
+        while (problem := self._decode(record, draw_D, out_HxWx3)) is not None:
+            self._note(number, record.name, problem)
+            if draw_D is None:
+                out_HxWx3[:] = 0
+                return UNREADABLE
+            number = (number + 1) % len(self)
+            (record,) = self.source.read(self.ids[[number]])
+        return record.label
+
+    def _decode(self, record: Record, draw_D: np.ndarray | None, out_HxWx3: np.ndarray) -> str | None:
+        """Decodes a record; returns what is wrong with it, if anything."""
+        if record.problem:
+            return record.problem
+        try:
+            if draw_D is None:
+                decode.centre_crop(record.data, self.config.eval_crop, self.config.eval_filter, out_HxWx3)
+            else:
+                decode.random_crop(record.data, draw_D, self.config.crop_area, out_HxWx3)
+        except decode.ImageError as error:
+            return str(error)
+        return None
+
+    def _note(self, number: int, name: str, problem: str) -> None:
+        with self._lock:
+            if number in self._problems:
+                return
+            self._problems[number] = problem
+            num_problems = len(self._problems)
+        if num_problems > self.config.max_damaged * len(self):
+            raise ConfigError(
+                f"{num_problems} of {len(self)} {self.name} images cannot be used, more than data.max_damaged "
+                f"{self.config.max_damaged:g}; the last is {name}: {problem}. See gnp-scale data verify, or raise the "
+                "limit"
+            )
+        if num_problems <= _MOST_NAMED:
+            more = "; further ones are not named" if num_problems == _MOST_NAMED else ""
+            say(f"{self.name} image {number} cannot be used: {name}: {problem}{more}")
+
+
+def num_threads(config: DataConfig) -> int:
+    """`config.num_threads`, or one for each CPU that this process may use."""
+    return config.num_threads or len(os.sched_getaffinity(0))
+
+
+def load_images(config: DataConfig) -> Dataset:
+    """The data set in the folder `config.name` of `config.root`, in any form that `open_folder` knows.
+
+    Raises:
+        ConfigError: it has no such splits, or something is missing.
+        FileNotFoundError: there is no such folder.
+    """
+    contents = open_folder(f"{config.root}/{config.name}")
+    train_ids, holdout_ids = held_out(len(contents.split(config.train_split, "data.train_split")), config.holdout)
+    train = ImageSplit("training", contents.splits[config.train_split], train_ids, config)
+    name = config.eval_split or (HOLDOUT if config.holdout else _evaluated(contents))
+    if name == HOLDOUT:
+        if not config.holdout:
+            raise ConfigError(
+                "data.eval_split is 'holdout' and data.holdout is 0: set it to a share of the training set"
+            )
+        test = ImageSplit("evaluation", train.source, holdout_ids, config)
+    else:
+        source = contents.split(name, "data.eval_split")
+        test = ImageSplit("evaluation", source, np.arange(len(source)), config)
+    return Dataset(config.name, train, test, len(contents.class_names), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the examples that remain for training, and of those held out.
+
+    These are evenly spaced in the order of the data set: example i is held out if floor((i + 1) * share) is greater
+    than floor(i * share). In a set that is sorted by class, each class has its part.
+    """
+    edge = np.floor(np.arange(num_examples + 1) * share)
+    is_held_out = np.diff(edge) > 0
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _evaluated(contents: Contents) -> str:
+    for name in ("validation", "test"):
+        if name in contents.splits:
+            return name
+    raise ConfigError(
+        f"the data set has only {', '.join(contents.splits)}: hold a part out of training with data.holdout, or name a "
+        "split with data.eval_split"
+    )

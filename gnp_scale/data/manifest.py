@@ -1,0 +1,63 @@
+"""The manifest of a prepared data set: what each shard must hold, for `gnp-scale data verify`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.run.files import replace_file
+
+MANIFEST_FILE = "manifest.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of a split."""
+
+    file: str
+    num_examples: int
+    num_bytes: int
+    sha256: str
+    class_counts: Mapping[str, int]
+    """Examples of each class that it has, by label."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared data set; `source` is the form from which it was made."""
+
+    source: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, tuple[Shard, ...]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The manifest in `folder`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedFileError: it cannot be read.
+        """
+        try:
+            stored = json.loads((folder / MANIFEST_FILE).read_text())
+            splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in stored["splits"].items()}
+            return cls(stored["source"], tuple(stored["class_names"]), splits)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedFileError(f"{folder / MANIFEST_FILE} cannot be read: {error}") from error
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest; after a kill it is absent or whole."""
+        stored: dict[str, Any] = {"version": VERSION, **asdict(self)}
+        replace_file(folder / MANIFEST_FILE, json.dumps(stored, indent=1).encode())
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

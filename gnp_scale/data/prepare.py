@@ -1,0 +1,197 @@
+"""`gnp-scale data prepare`: a data set in any form to ArrayRecord shards, which carry the hash of each record.
+
+Shards are written side by side, each under another name until it is whole. A journal has a line for each whole shard,
+so after a kill the same command goes on, and ends with the same bytes.
+"""
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from gnp_scale.config import ConfigError
+from gnp_scale.data.containers import example_proto
+from gnp_scale.data.containers.open_folder import open_folder
+from gnp_scale.data.containers.record import Contents, Source
+from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
+from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
+from gnp_scale.data.progress import progress_of
+from gnp_scale.run.files import append_line, read_rows, replace_file
+
+JOURNAL_FILE = "prepare.jsonl"
+_OPTIONS = "group_size:1,uncompressed"
+"""Each record can be read alone; images are compressed already."""
+_CHUNK = 32
+"""Records that a thread holds in memory."""
+_NUM_SAMPLED = 256
+"""Records from which the size of a split is estimated."""
+
+
+class _Task(NamedTuple):
+    """A shard to write: the records `start` to `stop` of a split."""
+
+    split: str
+    file: str
+    start: int
+    stop: int
+
+
+def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Manifest:
+    """Writes the data set in `folder` into `out`, in shards of about `shard_bytes`; goes on after a kill.
+
+    Raises:
+        ConfigError: there is no data set, `out` holds something else, or a record of the source is damaged.
+        OSError: something cannot be written.
+    """
+    contents = open_folder(str(folder))
+    out.mkdir(parents=True, exist_ok=True)
+    if is_prepared(out):
+        return _finished(out, contents)
+    tasks = _plan(contents, out.name, shard_bytes)
+    done = _begin(out, contents, tasks)
+    lock = threading.Lock()
+    num_bytes = sum(_estimated_bytes(source) for source in contents.splits.values())
+    with progress_of(f"Writing {out}", num_bytes) as advance:
+        for shard in done.values():
+            advance(shard.num_examples, shard.num_bytes)
+
+        def write(task: _Task) -> None:
+            shard = _write_shard(out, contents.splits[task.split], task, advance)
+            with lock:
+                append_line(out / JOURNAL_FILE, json.dumps(asdict(shard)).encode())
+                done[shard.file] = shard
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            futures = [pool.submit(write, task) for task in tasks if task.file not in done]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return _finish(out, contents, tasks, done)
+
+
+def _plan(contents: Contents, dataset: str, shard_bytes: int) -> list[_Task]:
+    tasks = []
+    for split, source in contents.splits.items():
+        num_shards = max(1, min(len(source), round(_estimated_bytes(source) / shard_bytes)))
+        edges = [len(source) * number // num_shards for number in range(num_shards + 1)]
+        for number in range(num_shards):
+            file = shard_file(FILE_TEMPLATE, dataset, split, number, num_shards)
+            tasks.append(_Task(split, file, edges[number], edges[number + 1]))
+    return tasks
+
+
+def _estimated_bytes(source: Source) -> int:
+    """From evenly spaced records, so that it is the same at each start."""
+    ids = np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64))
+    return len(source) * sum(len(record.data) for record in source.read(ids)) // len(ids)
+
+
+def _begin(out: Path, contents: Contents, tasks: Sequence[_Task]) -> dict[str, Shard]:
+    """Begins the journal of these tasks, or reads which of their shards are whole.
+
+    Raises:
+        ConfigError: `out` holds another data set, or something else.
+    """
+    head = {
+        "form": contents.form,
+        "class_names": list(contents.class_names),
+        "splits": _sizes(contents),
+        "files": [task.file for task in tasks],
+    }
+    journal = out / JOURNAL_FILE
+    rows = list(read_rows(journal)) if journal.exists() else []
+    if not rows:
+        others = sorted(path.name for path in out.iterdir() if path.name != JOURNAL_FILE)
+        if others:
+            raise ConfigError(f"{out} is not empty ({others[0]}): give a new folder as OUT")
+        replace_file(journal, json.dumps(head).encode() + b"\n")
+        return {}
+    if rows[0] != head:
+        raise ConfigError(
+            f"{out} was begun from another data set, or with another size of shards: remove it, or give a new folder"
+        )
+    shards = [Shard(**row) for row in rows[1:]]
+    return {shard.file: shard for shard in shards if _has_size(out / shard.file, shard.num_bytes)}
+
+
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.exists() and path.stat().st_size == num_bytes
+
+
+def _write_shard(out: Path, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
+    """Writes a shard, and gives it its name when it is on the disk."""
+    part, path = out / f"{task.file}.part", out / task.file
+    counts: Counter[int] = Counter()
+    writer = ArrayRecordWriter(str(part), _OPTIONS)
+    try:
+        for numbers in _chunks(task):
+            num_bytes = 0
+            for record in source.read(numbers):
+                if record.problem:
+                    raise ConfigError(f"{task.split} {record.name} cannot be used: {record.problem}; mend or remove it")
+                writer.write(example_proto.serialize(record.data, record.label, record.name))
+                counts[record.label] += 1
+                num_bytes += len(record.data)
+            advance(len(numbers), num_bytes)
+    finally:
+        writer.close()
+    _sync(part)
+    part.replace(path)
+    _sync(out)
+    by_label = {str(label): counts[label] for label in sorted(counts)}
+    return Shard(path.name, task.stop - task.start, path.stat().st_size, digest(path), by_label)
+
+
+def _chunks(task: _Task) -> Iterator[range]:
+    for start in range(task.start, task.stop, _CHUNK):
+        yield range(start, min(start + _CHUNK, task.stop))
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _finish(out: Path, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard]) -> Manifest:
+    """Writes the files that describe the data set, and removes the journal last."""
+    splits = {split: tuple(done[task.file] for task in tasks if task.split == split) for split in contents.splits}
+    lengths = {name: [(shard.num_examples, shard.num_bytes) for shard in shards] for name, shards in splits.items()}
+    for name, text in description(out.name, contents.class_names, lengths).items():
+        replace_file(out / name, text.encode())
+    manifest = Manifest(contents.form, contents.class_names, splits)
+    manifest.write(out)
+    for part in out.glob("*.part"):
+        part.unlink()
+    (out / JOURNAL_FILE).unlink()
+    return manifest
+
+
+def is_prepared(out: Path) -> bool:
+    """Whether `prepare` has finished in `out`."""
+    return (out / MANIFEST_FILE).exists() and not (out / JOURNAL_FILE).exists()
+
+
+def _finished(out: Path, contents: Contents) -> Manifest:
+    manifest = Manifest.read(out)
+    sizes = {name: sum(shard.num_examples for shard in shards) for name, shards in manifest.splits.items()}
+    if manifest.class_names != contents.class_names or sizes != _sizes(contents):
+        raise ConfigError(f"{out} holds another data set: give a new folder as OUT")
+    return manifest
+
+
+def _sizes(contents: Contents) -> dict[str, int]:
+    return {name: len(source) for name, source in contents.splits.items()}
