@@ -94,9 +94,10 @@ def pixels_of(data: bytes) -> np.ndarray:
 def _header(data: bytes) -> tuple[int, int, bool]:
     """Height, width, and whether libjpeg-turbo converts it to RGB."""
     try:
-        *size, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        *size, colours, _ = simplejpeg.decode_jpeg_header(data)
         height, width, is_plain_jpeg = int(size[0]), int(size[1]), colours in ("RGB", "YCbCr", "Gray")
-    except ValueError:
+    # A KeyError is an unknown colour space, also of a header that is cut.
+    except (ValueError, KeyError):
         (width, height), is_plain_jpeg = _opened_by_pillow(data).size, False
     if height * width > MAX_PIXELS:
         raise ImageError(f"it has {height} x {width} pixels, more than {MAX_PIXELS}")
@@ -145,5 +146,7 @@ def _scale(reduction: float) -> int:
 
 
 def _scaled(box: Box, by_height: float, by_width: float) -> Box:
-    top, left = int(box.top * by_height), int(box.left * by_width)
-    return Box(top, left, max(1, int(box.height * by_height)), max(1, int(box.width * by_width)))
+    """The box in an image that was decoded at a part of its size, to the nearest pixel."""
+    top, left = round(box.top * by_height), round(box.left * by_width)
+    bottom, right = round((box.top + box.height) * by_height), round((box.left + box.width) * by_width)
+    return Box(top, left, max(1, bottom - top), max(1, right - left))
