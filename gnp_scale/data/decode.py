@@ -13,7 +13,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from gnp_scale.data.crops import Box, random_box
 
@@ -122,6 +122,8 @@ def _decoded_jpeg(data: bytes, fast: bool, at_least: tuple[int, int] = (0, 0)) -
 def _opened_by_pillow(data: bytes) -> Any:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"it is none of {', '.join(_FORMATS)}") from error
     # What Pillow raises for damaged files depends on the format and is not documented.
     except Exception as error:
         raise ImageError(f"{type(error).__name__}: {error}") from error

@@ -86,7 +86,8 @@ def _make_index(folder: Path, form: str, listed: Listing) -> Contents:
 def _listed(folder: Path) -> tuple[str, Listing]:
     for form, listed in FORMS.items():
         if (listing := listed(folder)) is not None:
-            return form, listing
+            class_names, splits = listing
+            return form, (class_names, {name: entries for name, entries in splits.items() if entries})
     raise ConfigError(
         f"{folder} holds no data set: it has neither dataset_info.json, Parquet or tar files, nor a folder of images "
         "for each class"

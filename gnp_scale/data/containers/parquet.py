@@ -86,7 +86,7 @@ def open_parquet(folder: Path) -> Contents | None:
     for path in paths:
         by_split.setdefault(split_name(path.stem.partition("-")[0]), []).append(path)
     splits = {name: ParquetSplit(files, image, label) for name, files in by_split.items()}
-    return Contents("parquet", class_names, splits)
+    return Contents("parquet", class_names, {name: split for name, split in splits.items() if len(split)})
 
 
 def _opened(path: Path) -> Any:

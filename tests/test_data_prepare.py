@@ -1,0 +1,277 @@
+"""`gnp-scale data`: what is prepared is what was there, whatever is killed, and verify finds whatever has changed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from gnp_scale.cli import main
+from gnp_scale.config import ConfigError
+from gnp_scale.data import prepare as module
+from gnp_scale.data.containers import example_proto
+from gnp_scale.data.containers.open_folder import open_folder, write_index
+from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
+from gnp_scale.data.prepare import JOURNAL_FILE, prepare
+from gnp_scale.data.verify import verify
+from tests.image_sets import NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_what_is_prepared_is_what_was_there(form: str, source: Path, tmp_path: Path):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    path, out = WRITERS[form](source), tmp_path / "out"
+    manifest = prepare(path, out, shard_bytes=300, num_threads=3)
+    before, after = open_folder(str(path)), open_folder(str(out))
+    assert after.form == "tfds"
+    assert after.class_names == before.class_names
+    assert list(after.splits) == list(before.splits)
+    for name, split in before.splits.items():
+        old, new = split.read(range(len(split))), after.splits[name].read(range(len(split)))
+        assert [(record.data, record.label) for record in new] == [(record.data, record.label) for record in old]
+    assert len(manifest.splits["train"]) > 1
+    assert manifest == Manifest.read(out)
+    assert verify(out, 2, decodes=True) == (NUM_IMAGES, [])
+    assert not list(out.glob("*.part"))
+
+
+def test_to_prepare_again_changes_nothing(source: Path, tmp_path: Path):
+    write_folder(source)
+    manifest = prepare(source, tmp_path / "out", 300, 3)
+    before = content(tmp_path / "out")
+    assert prepare(source, tmp_path / "out", 300, 1) == manifest
+    assert content(tmp_path / "out") == before
+    (tmp_path / "twin" / "out").mkdir(parents=True)
+    prepare(source, tmp_path / "twin" / "out", 300, 1)
+    assert content(tmp_path / "twin" / "out") == before
+
+
+@pytest.mark.parametrize("before", ["a file", "another set", "another size"])
+def test_a_folder_with_something_else_is_not_touched(before: str, source: Path, tmp_path: Path, monkeypatch):
+    write_folder(source)
+    out = tmp_path / "out"
+    out.mkdir()
+    if before == "a file":
+        (out / "thesis.tex").write_text("years of work")
+    else:
+        monkeypatch.setattr(module, "_finish", lambda *_: None)
+        prepare(source, out, 300 if before == "another set" else 10_000, 1)
+        if before == "another set":
+            (source / "train" / "zero" / "new.png").write_bytes(png(0))
+            write_index(source)
+    kept = content(out)
+    with pytest.raises(ConfigError, match="is not empty" if before == "a file" else "was begun from another data set"):
+        prepare(source, out, 300, 1)
+    assert content(out) == kept
+
+
+def test_a_damaged_source_is_named_and_mended_later(source: Path, tmp_path: Path):
+    write_folder(source)
+    write_index(source)
+    image = source / "train" / "one" / "4.PNG"
+    right = image.read_bytes()
+    image.write_bytes(right[:-3])
+    with pytest.raises(
+        ConfigError, match=r"train train/one/4\.PNG cannot be used: its bytes are not those of the index"
+    ):
+        prepare(source, tmp_path / "out", 300, 2)
+    image.write_bytes(right)
+    prepare(source, tmp_path / "out", 300, 2)
+    assert verify(tmp_path / "out", 2, decodes=True) == (NUM_IMAGES, [])
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from gnp_scale.data.prepare import prepare
+print("begins", flush=True)
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), 100_000, 3)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_no_byte(source: Path, tmp_path: Path):
+    """SIGKILL after a random time, again and again until it is done: the same files as without a kill."""
+    for number in range(150):
+        folder = source / "train" / f"class-{number % 7}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(jpeg(photograph(200, 200, seed=number), quality=95))
+    prepare(source, tmp_path / "expected" / "set", 100_000, 3)
+    out, draw, num_kills, code = tmp_path / "set", random.Random(0), 0, None
+    while code is None:
+        command = [sys.executable, "-c", KILLED, str(source), str(out)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
+        assert process.stdout is not None
+        process.stdout.readline()
+        # Later attempts last longer, so that one of them reaches the end.
+        time.sleep(draw.uniform(0, 0.1 * (1 + num_kills)))
+        code = process.poll()
+        process.kill()
+        process.communicate()
+        num_kills += code is None
+    assert code == 0
+    assert num_kills >= 2
+    assert content(out) == content(tmp_path / "expected" / "set")
+
+
+@pytest.fixture
+def prepared(source: Path, tmp_path: Path) -> Path:
+    write_folder(source)
+    prepare(source, tmp_path / "numbers", 300, 1)
+    return tmp_path / "numbers"
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-train.array_record-*"))
+
+
+def relabel(path: Path, number: int) -> None:
+    """Writes a shard anew, with right hashes and one wrong label."""
+    source = open_folder(str(path.parent)).splits["train"]
+    records = source.read(range(3))
+    path.unlink()
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for place, record in enumerate(records):
+        label = (record.label + (place == number)) % 3
+        writer.write(example_proto.serialize(record.data, label, record.name))
+    writer.close()
+
+
+def test_verify_names_a_flipped_bit(prepared: Path):
+    shard = shards(prepared)[1]
+    flip(shard, shard.read_bytes().index(b"\x89PNG") + 30)
+    _, problems = verify(prepared, 2, decodes=False)
+    assert problems[0] == f"{shard.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs"
+    assert len(problems) == 2
+    assert f"train: record 0 of {shard.name}: its container is damaged" in problems[1]
+
+
+def test_verify_names_missing_truncated_and_foreign_shards(prepared: Path):
+    first, second, *_ = shards(prepared)
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:70_000])
+    (prepared / "numbers-train.array_record-00007-of-00008").write_bytes(b"?")
+    _, problems = verify(prepared, 2, decodes=False)
+    assert problems[0] == "numbers-train.array_record-00007-of-00008 does not belong to the data set"
+    assert f"{first.name} is missing" in problems
+    assert any(second.name in problem and "not a whole ArrayRecord file" in problem for problem in problems)
+
+
+def test_verify_names_a_wrong_label(source: Path, tmp_path: Path):
+    write_folder(source)
+    prepare(source, tmp_path / "numbers", 10_000, 1)
+    (shard,) = shards(tmp_path / "numbers")
+    relabel(shard, 1)
+    _, problems = verify(tmp_path / "numbers", 2, decodes=False)
+    assert f"{shard.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs" in problems
+
+
+def test_verify_names_other_class_names(prepared: Path):
+    names = prepared / "label.labels.txt"
+    names.write_text(names.read_text().replace("two", "too"))
+    assert verify(prepared, 2, decodes=False)[1] == [f"the class names differ from those of {MANIFEST_FILE}"]
+
+
+def test_verify_names_an_image_that_cannot_be_decoded(source: Path, tmp_path: Path):
+    write_folder(source)
+    (source / "train" / "zero" / "bad.png").write_bytes(png(0)[:45])
+    prepare(source, tmp_path / "numbers", 300, 1)
+    assert verify(tmp_path / "numbers", 2, decodes=False)[1] == []
+    (problem,) = verify(tmp_path / "numbers", 2, decodes=True)[1]
+    assert problem.startswith("train: record ")
+
+
+def test_verify_compares_a_folder_with_its_index(source: Path):
+    write_index(write_folder(source))
+    assert verify(source, 2, decodes=True) == (NUM_IMAGES, [])
+    flip(source / "train" / "two" / "5.PNG", 40)
+    (source / "val" / "zero" / "9.PNG").unlink()
+    (source / "train" / "zero" / "new.png").write_bytes(png(0))
+    assert sorted(verify(source, 2, decodes=False)[1]) == [
+        "train/zero/new.png is not in the index: run gnp-scale data index again",
+        "train: train/two/5.PNG: its bytes are not those of the index",
+        "validation: val/zero/9.PNG: it cannot be read (No such file or directory)",
+    ]
+
+
+def test_the_commands_print_one_line_and_tell_by_the_exit_code(source: Path, tmp_path: Path, capsys):
+    write_folder(source)
+    out = tmp_path / "numbers"
+    assert main(["data", "index", str(source)]) == 0
+    assert capsys.readouterr().out == "image_folder: train 7, validation 3 examples of 3 classes\n"
+    assert main(["data", "prepare", str(source), str(out)]) == 0
+    assert capsys.readouterr().out == "tfds: train 7, validation 3 examples of 3 classes\n"
+    assert main(["data", "verify", str(out), "--decode"]) == 0
+    assert capsys.readouterr().out == f"{out}: 10 examples, 0 problems\n"
+    shards(out)[0].unlink()
+    assert main(["data", "verify", str(out)]) == 1
+    assert capsys.readouterr().out.endswith(f"{out}: 10 examples, 1 problems\n")
+    assert main(["data", "verify", str(tmp_path / "nowhere")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_show_writes_a_picture_and_the_classes(source: Path, tmp_path: Path, capsys):
+    write_folder(source)
+    path = tmp_path / "images.png"
+    assert main(["data", "show", str(source), "--out", str(path), "--data.image-size", "8", "--data.flip"]) == 0
+    picture = np.asarray(Image.open(path))
+    assert picture.shape == (5 * 10, 7 * 10, 3)
+    # The images of class `one` come first: values 1, 4, then 2, 5, then 0, 3, 6.
+    assert picture[4, 4::10, 0].tolist() == [1, 4, 2, 5, 0, 3, 6]
+    text = capsys.readouterr().out
+    assert "train: 7 examples, 3 classes of 2 to 3" in text
+
+
+def test_an_unfinished_folder_is_no_data_set(source: Path, tmp_path: Path, monkeypatch):
+    write_folder(source)
+    monkeypatch.setattr(module, "_finish", lambda *_: None)
+    prepare(source, tmp_path / "out", 300, 1)
+    assert (tmp_path / "out" / JOURNAL_FILE).exists()
+    with pytest.raises(ConfigError, match="holds no data set"):
+        open_folder(str(tmp_path / "out"))
+    monkeypatch.undo()
+    prepare(source, tmp_path / "out", 300, 1)
+    assert len(open_folder(str(tmp_path / "out")).splits["train"]) == 7
+
+
+def test_an_interrupted_prepare_ends_at_once(source: Path, tmp_path: Path):
+    write_folder(source)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_write_shard", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "out", 300, 1)
+    prepare(source, tmp_path / "out", 300, 1)
