@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gnp_scale.config import DataConfig
-from gnp_scale.data.augment import augment, crop, cutmix_shares, flip, mixup_shares, normalise
+from gnp_scale.data.augment import augment, normalise
+from gnp_scale.data.augment.geometry import crop, flip
+from gnp_scale.data.augment.mixing import cutmix_shares, mixup_shares
 from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.mesh import batch_spec
 

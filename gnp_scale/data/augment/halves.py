@@ -12,20 +12,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.special
 
 from gnp_scale.config import DataConfig
+from gnp_scale.data.augment.geometry import crop, flip
+from gnp_scale.data.augment.mixing import cutmix_shares, mixup_shares
 from gnp_scale.data.sources import Dataset
 from gnp_scale.mesh import BATCH, batch_spec, on_mesh
 
 AUGMENTATION = 2**31 - 1
 """Folded into an example's key for the draws here: layers fold in their numbers, which are much smaller."""
-NUM_QUANTILES = 4096
-"""Number of different weights of mixup and areas of CutMix."""
 
 type Batch = dict[str, jax.Array]
-type Shares = tuple[jax.Array, jax.Array]
 
 
 def augment(batch: Batch, config: DataConfig, dataset: Dataset) -> Batch:
@@ -57,58 +54,6 @@ def normalise(image_BxHxWxC: jax.Array, dataset: Dataset) -> jax.Array:
     """Pixels in float32, minus the mean and divided by the standard deviation of the channel."""
     mean_C, std_C = (jnp.array(statistic, jnp.float32) for statistic in (dataset.mean, dataset.std))
     return (image_BxHxWxC.astype(jnp.float32) / 255 - mean_C[None, None, None]) / std_C[None, None, None]
-
-
-def crop(image_BxHxWxC: jax.Array, offset_Bx2: jax.Array, padding: int) -> jax.Array:
-    """A window of the original size, at `offset` in the images with a border of `padding` reflected pixels."""
-    padded = jnp.pad(image_BxHxWxC, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
-
-    def window(image: jax.Array, offset_2: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (offset_2[0], offset_2[1], 0), image_BxHxWxC.shape[1:])
-
-    return jax.vmap(window)(padded, offset_Bx2)
-
-
-def flip(image_BxHxWxC: jax.Array, flipped_B: jax.Array) -> jax.Array:
-    """The images, mirrored left to right where `flipped`."""
-    return jnp.where(flipped_B[:, None, None, None], image_BxHxWxC[:, :, ::-1], image_BxHxWxC)
-
-
-def mixup_shares(key: jax.Array, shape: tuple[int, int], concentration: float) -> Shares:
-    """Weight of an example in each pixel (H x W) and in its target: one draw of Beta(c, c) (arXiv 1710.09412)."""
-    share = jnp.array(beta_quantiles(concentration))[jax.random.randint(key, (), 0, NUM_QUANTILES)]
-    return jnp.full(shape, share), share
-
-
-def cutmix_shares(key: jax.Array, shape: tuple[int, int], concentration: float) -> Shares:
-    """Weight of an example in each pixel (H x W), 0 in a random box, and in its target, the area outside the box.
-
-    The box has 1 - Beta(c, c) of the area before it is clipped to the image (arXiv 1905.04899, section 3.1).
-    """
-    area_key, *centre_keys = jax.random.split(key, 3)
-    side_Q = np.sqrt(1 - beta_quantiles(concentration))
-    quantile = jax.random.randint(area_key, (), 0, NUM_QUANTILES)
-
-    def inside(centre_key: jax.Array, size: int) -> jax.Array:
-        half = jnp.array((side_Q * size).astype(np.int32) // 2)[quantile]
-        centre = jax.random.randint(centre_key, (), 0, size)
-        place = jnp.arange(size)
-        return (place >= centre - half) & (place < centre + half)
-
-    inside_H, inside_W = (inside(centre_key, size) for centre_key, size in zip(centre_keys, shape, strict=True))
-    share_HxW = 1.0 - (inside_H[:, None] & inside_W[None, :])
-    return share_HxW, jnp.mean(share_HxW)
-
-
-def beta_quantiles(concentration: float) -> np.ndarray:
-    """Equally likely values of Beta(c, c), in float32.
-
-    A random integer selects one of them. Each is a multiple of 1 / NUM_QUANTILES, so its products with pixels are exact
-    in float32: the result is bitwise the same, however a compiler orders and fuses the arithmetic on a mesh.
-    """
-    probability_Q = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
-    quantile_Q = scipy.special.betaincinv(concentration, concentration, probability_Q)
-    return (np.round(quantile_Q * NUM_QUANTILES) / NUM_QUANTILES).astype(np.float32)
 
 
 def _keys(key_B: jax.Array) -> jax.Array:
