@@ -4,18 +4,24 @@ It is cheaper than on the host (`benchmarks/augmentation.py`), and has two halve
 stores next to each example the one with which it will be mixed, on the same device. `finish` turns any subset of these
 examples into float32. So when a step splits and moves a batch, it moves bytes.
 
-B examples (of this device, inside `_prepare_rows`), H rows, W columns, C channels, K classes, Q quantiles.
+B examples (of this device, inside `_prepare_rows`), H rows, W columns, C channels, K classes.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from gnp_kernels.dispatch import platform
 
-from gnp_scale.config import DataConfig
+from gnp_scale.config import DataConfig, check
+from gnp_scale.data.augment.erasing import cutout, random_erasing
 from gnp_scale.data.augment.geometry import crop, flip
-from gnp_scale.data.augment.mixing import cutmix_shares, mixup_shares
+from gnp_scale.data.augment.jitter import color_jitter
+from gnp_scale.data.augment.mixing import switched_shares
+from gnp_scale.data.augment.policies import autoaugment, randaugment
+from gnp_scale.data.augment.three_augment import three_augment
 from gnp_scale.data.sources import Dataset
 from gnp_scale.mesh import BATCH, batch_spec, on_mesh
 
@@ -29,18 +35,33 @@ def augment(batch: Batch, config: DataConfig, dataset: Dataset) -> Batch:
     """`batch` with its images augmented and normalised, and with `target`: its labels one-hot (B x K), or mixed.
 
     `batch` holds `image` (uint8 B x H x W x C), `label` (int32 B) and `key` (typed keys, B). The order is crop, flip,
-    mixup or CutMix with the next example of the global batch, normalisation. The result does not depend on the mesh.
+    policy, colour jitter, mixup or CutMix with the next example of the global batch, normalisation, random erasing,
+    cutout. The result does not depend on the mesh.
+
+    Raises:
+        ConfigError: an option has no meaning for images with this number of channels.
     """
     return finish(prepare(batch, config), config, dataset)
 
 
-def prepare(batch: Batch, config: DataConfig) -> Batch:
-    """`batch` cropped and flipped; if examples are mixed, `next_image` and `next_label` are those of the next example.
+def prepare(batch: Batch, config: DataConfig, mixes: jax.Array | None = None) -> Batch:
+    """The operations on bytes; if examples are mixed, `next_image` and `next_label` are those of the next example.
 
-    This is the next example of the global batch; the last example is followed by the first.
+    This is the next example of the global batch; the last example is followed by the first. Where `mixes` is False,
+    each example is mixed with itself, which leaves it as it is.
+
+    Raises:
+        ConfigError: an option has no meaning for images with this number of channels.
     """
+    _check_channels(config, batch["image"].shape[-1])
     prepare_rows = partial(_prepare_rows, config=config)
-    return batch | _where_the_rows_lie(prepare_rows)(batch["image"], batch["label"], batch["key"])
+    examples = batch | _where_the_rows_lie(prepare_rows)(batch["image"], batch["label"], batch["key"])
+    if mixes is None or "next_image" not in examples:
+        return examples
+    partners = {
+        f"next_{name}": jnp.where(mixes, examples[f"next_{name}"], examples[name]) for name in ("image", "label")
+    }
+    return examples | partners
 
 
 def finish(examples: Batch, config: DataConfig, dataset: Dataset) -> Batch:
@@ -56,38 +77,90 @@ def normalise(image_BxHxWxC: jax.Array, dataset: Dataset) -> jax.Array:
     return (image_BxHxWxC.astype(jnp.float32) / 255 - mean_C[None, None, None]) / std_C[None, None, None]
 
 
-def _keys(key_B: jax.Array) -> jax.Array:
-    """Keys (3 x B) of crop, flip and mixing."""
-    key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, AUGMENTATION)
-    return jax.vmap(partial(jax.random.split, num=3), out_axes=1)(key_B)
+def _check_channels(config: DataConfig, num_channels: int) -> None:
+    for name in ("saturation", "hue"):
+        value = getattr(config, name)
+        check(
+            num_channels == 3 or not value,
+            f"data.{name} is {value}, but the images of data.name {config.name} have {num_channels} channel and no "
+            "colour: set it to 0",
+        )
+
+
+class _Keys(NamedTuple):
+    """A key (B) for each purpose."""
+
+    crop: jax.Array
+    flip: jax.Array
+    mixing: jax.Array
+    policy: jax.Array
+    jitter: jax.Array
+    erasing: jax.Array
+    cutout: jax.Array
+
+    @classmethod
+    def of(cls, key_B: jax.Array) -> Self:
+        """The keys that follow from those of the examples."""
+        key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, AUGMENTATION)
+        return cls(*jax.vmap(partial(jax.random.split, num=len(cls._fields)), out_axes=1)(key_B))
 
 
 def _prepare_rows(image_BxHxWxC: jax.Array, label_B: jax.Array, key_B: jax.Array, config: DataConfig) -> Batch:
-    crop_key_B, flip_key_B, _ = _keys(key_B)
-    image = image_BxHxWxC
+    keys, image = _Keys.of(key_B), image_BxHxWxC
     if config.crop_padding:
         highest = 2 * config.crop_padding + 1
-        image = crop(
-            image, jax.vmap(lambda key: jax.random.randint(key, (2,), 0, highest))(crop_key_B), config.crop_padding
-        )
+        offset_Bx2 = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, highest))(keys.crop)
+        image = crop(image, offset_Bx2, config.crop_padding)
     if config.flip:
-        image = flip(image, jax.vmap(jax.random.bernoulli)(flip_key_B))
+        image = flip(image, jax.vmap(jax.random.bernoulli)(keys.flip))
+    if policy := _policy(config):
+        image = _each(policy)(keys.policy, image)
+    if config.brightness or config.contrast or config.saturation or config.hue:
+        image = _each(partial(color_jitter, config=config))(keys.jitter, image)
     if not (config.mixup or config.cutmix):
         return {"image": image}
     return {"image": image, "next_image": _next_example(image), "next_label": _next_example(label_B)}
 
 
+def _policy(config: DataConfig) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    match config.policy:
+        case "none":
+            return None
+        case "randaugment":
+            return partial(randaugment, num_ops=config.randaugment_num_ops, level=config.randaugment_magnitude)
+        case "three_augment":
+            return three_augment
+    return partial(autoaugment, policy=config.policy)
+
+
+def _each(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`function(key, image)` for each row.
+
+    Its `switch` takes one branch for each image in a loop; for a batch at once it takes all. The loop is cheaper on
+    CPUs only (`docs/augmentation.md`). The result is the same.
+    """
+    if platform() == "cpu":
+        return lambda key_B, image_BxHxWxC: jax.lax.map(lambda row: function(*row), (key_B, image_BxHxWxC))
+    return jax.vmap(function)
+
+
 def _finish_rows(examples: Batch, config: DataConfig, dataset: Dataset) -> Batch:
     image_BxHxWxC, target_BxK = examples["image"], jax.nn.one_hot(examples["label"], dataset.num_classes)
+    keys = _Keys.of(examples["key"])
     if "next_image" in examples:
-        draw = partial(mixup_shares if config.mixup else cutmix_shares, concentration=config.mixup or config.cutmix)
-        *_, key_B = _keys(examples["key"])
-        share_BxHxW, share_B = jax.vmap(partial(draw, shape=image_BxHxWxC.shape[1:3]))(key_B)
+        _, height, width, _ = image_BxHxWxC.shape
+        draw = partial(switched_shares, shape=(height, width), config=config)
+        share_BxHxW, share_B = jax.vmap(draw)(keys.mixing)
         image_BxHxWxC = _mix(share_BxHxW[..., None], image_BxHxWxC, examples["next_image"])
         next_target_BxK = jax.nn.one_hot(examples["next_label"], dataset.num_classes)
         target_BxK = _mix(share_B[:, None], target_BxK, next_target_BxK)
+    image_BxHxWxC = normalise(image_BxHxWxC, dataset)
+    if config.random_erasing:
+        image_BxHxWxC = jax.vmap(partial(random_erasing, config=config))(keys.erasing, image_BxHxWxC)
+    if config.cutout:
+        image_BxHxWxC = jax.vmap(partial(cutout, size=config.cutout))(keys.cutout, image_BxHxWxC)
     own = {name: x for name, x in examples.items() if not name.startswith("next_")}
-    return own | {"image": normalise(image_BxHxWxC, dataset), "target": target_BxK}
+    return own | {"image": image_BxHxWxC, "target": target_BxK}
 
 
 def _mix(share: jax.Array, x_Bx: jax.Array, next_Bx: jax.Array) -> jax.Array:
