@@ -145,14 +145,16 @@ def test_noise_has_the_moments_of_the_normal_distribution():
     np.testing.assert_allclose(moments, [0, 1, 0, 3 - 1.2 / 8], atol=0.05)
 
 
-def test_cutout_sets_a_square_to_the_mean():
-    result = augmented(DataConfig(cutout=4))["image"]
+@pytest.mark.parametrize(("size", "half"), [(4, 2), (5, 3), (1, 1)])
+def test_cutout_sets_a_square_to_the_mean(size, half):
+    """At a border at least the half with the centre remains."""
+    result = augmented(DataConfig(cutout=size))["image"]
     covered = (result == 0).all(axis=-1)
     np.testing.assert_array_equal(np.isclose(result, NORMALISED, atol=1e-5).all(axis=-1), ~covered)
     height, width = (covered.any(axis=axis).sum(axis=1) for axis in (2, 1))
     np.testing.assert_array_equal(covered.sum(axis=(1, 2)), height * width)
-    assert ((height >= 2) & (height <= 4) & (width >= 2) & (width <= 4)).all()
-    assert (height == 4).any()
+    assert ((height >= half) & (height <= size) & (width >= half) & (width <= size)).all()
+    assert (height == size).any()
 
 
 def test_mixup_and_cutmix_alternate_and_spare_some_examples():
@@ -195,6 +197,11 @@ def test_colours_of_grey_images_are_refused(name):
     with pytest.raises(ConfigError, match=f"data.{name} is 0.1, but .* 1 channel and no colour: set it to 0") as error:
         prepare(batch, replace(DataConfig(), **{name: 0.1}))
     assert "\n" not in str(error.value)
+
+
+def test_a_square_larger_than_the_image_is_refused():
+    with pytest.raises(ConfigError, match=r"data.cutout is 11, but .* 12 x 10 pixels: set it to at most 10"):
+        augmented(DataConfig(cutout=11))
 
 
 @pytest.mark.parametrize("policy", ["autoaugment_cifar10", "randaugment", "three_augment"])

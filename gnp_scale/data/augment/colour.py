@@ -36,7 +36,7 @@ def grey(image_HxWxC: jax.Array) -> jax.Array:
 
 
 def rounded_mean(grey_HxWx1: jax.Array) -> jax.Array:
-    """The mean brightness, rounded (int32)."""
+    """The mean brightness, rounded (int32), of at most four million pixels."""
     return (2 * jnp.sum(grey_HxWx1) + grey_HxWx1.size) // (2 * grey_HxWx1.size)
 
 

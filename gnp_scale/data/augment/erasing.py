@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnp_scale.config import DataConfig
-from gnp_scale.data.augment.mixing import NUM_QUANTILES, inside
+from gnp_scale.data.augment.mixing import NUM_QUANTILES
 
 AREA = (0.02, 1 / 3)
 """The least and the largest part of an image that is erased, as in timm; the paper's largest is 0.4."""
@@ -38,9 +38,10 @@ def cutout(key: jax.Array, image_HxWxC: jax.Array, size: int) -> jax.Array:
 
     It may lie partly outside of the image.
     """
-    keys = jax.random.split(key)
-    inside_H, inside_W = (inside(key, length, size // 2) for key, length in zip(keys, image_HxWxC.shape, strict=False))
-    return jnp.where((inside_H[:, None] & inside_W[None, :])[..., None], 0.0, image_HxWxC)
+    height, width, _ = image_HxWxC.shape
+    centre_2 = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
+    is_cut_HxW = _covered((height, width), centre_2 - size // 2, jnp.array([size, size]))
+    return jnp.where(is_cut_HxW[..., None], 0.0, image_HxWxC)
 
 
 def rectangle(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
@@ -52,9 +53,7 @@ def rectangle(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     first = jnp.argmax(fits_T)
     length_2 = jnp.stack([height_T[first], width_T[first]])
     start_2 = jax.random.randint(place_key, (2,), 0, jnp.maximum(jnp.array(shape) - length_2, 0) + 1)
-    places = (jnp.arange(size) - start for size, start in zip(shape, start_2, strict=True))
-    covered_H, covered_W = ((place >= 0) & (place < length) for place, length in zip(places, length_2, strict=True))
-    return covered_H[:, None] & covered_W[None, :] & fits_T[first]
+    return _covered(shape, start_2, length_2) & fits_T[first]
 
 
 def sides(area: jax.Array, aspect: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
@@ -78,6 +77,12 @@ def noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     total = sum(((bits_2x >> (8 * number)) & 255 for number in range(1, 4)), start=bits_2x & 255).astype(jnp.int32)
     deviation = math.sqrt(8 * (256**2 - 1) / 12)
     return (jnp.sum(total, axis=0) - 8 * 255 // 2).astype(jnp.float32) * jnp.float32(1 / deviation)
+
+
+def _covered(shape: tuple[int, int], start_2: jax.Array, length_2: jax.Array) -> jax.Array:
+    places = (jnp.arange(size) - start for size, start in zip(shape, start_2, strict=True))
+    covered_H, covered_W = ((place >= 0) & (place < length) for place, length in zip(places, length_2, strict=True))
+    return covered_H[:, None] & covered_W[None, :]
 
 
 @lru_cache

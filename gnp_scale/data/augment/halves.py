@@ -39,7 +39,7 @@ def augment(batch: Batch, config: DataConfig, dataset: Dataset) -> Batch:
     cutout. The result does not depend on the mesh.
 
     Raises:
-        ConfigError: an option has no meaning for images with this number of channels.
+        ConfigError: an option has no meaning for images of this size or number of channels.
     """
     return finish(prepare(batch, config), config, dataset)
 
@@ -51,9 +51,9 @@ def prepare(batch: Batch, config: DataConfig, mixes: jax.Array | None = None) ->
     each example is mixed with itself, which leaves it as it is.
 
     Raises:
-        ConfigError: an option has no meaning for images with this number of channels.
+        ConfigError: an option has no meaning for images of this size or number of channels.
     """
-    _check_channels(config, batch["image"].shape[-1])
+    _check_images(config, batch["image"].shape[1:])
     prepare_rows = partial(_prepare_rows, config=config)
     examples = batch | _where_the_rows_lie(prepare_rows)(batch["image"], batch["label"], batch["key"])
     if mixes is None or "next_image" not in examples:
@@ -77,7 +77,13 @@ def normalise(image_BxHxWxC: jax.Array, dataset: Dataset) -> jax.Array:
     return (image_BxHxWxC.astype(jnp.float32) / 255 - mean_C[None, None, None]) / std_C[None, None, None]
 
 
-def _check_channels(config: DataConfig, num_channels: int) -> None:
+def _check_images(config: DataConfig, shape: tuple[int, ...]) -> None:
+    height, width, num_channels = shape
+    check(
+        config.cutout <= min(height, width),
+        f"data.cutout is {config.cutout}, but the images of data.name {config.name} have {height} x {width} pixels: "
+        f"set it to at most {min(height, width)}",
+    )
     for name in ("saturation", "hue"):
         value = getattr(config, name)
         check(

@@ -34,9 +34,13 @@ def cutmix_shares(key: jax.Array, shape: tuple[int, int], concentration: float) 
     side_Q = np.sqrt(1 - beta_quantiles(concentration))
     quantile = jax.random.randint(area_key, (), 0, NUM_QUANTILES)
 
-    half_Qx2 = (side_Q[:, None] * np.array(shape, np.float32)).astype(np.int32) // 2
-    half_2 = jnp.array(half_Qx2)[quantile]
-    inside_H, inside_W = (inside(*drawn) for drawn in zip(centre_keys, shape, half_2, strict=True))
+    def inside(centre_key: jax.Array, size: int) -> jax.Array:
+        half = jnp.array((side_Q * size).astype(np.int32) // 2)[quantile]
+        centre = jax.random.randint(centre_key, (), 0, size)
+        place = jnp.arange(size)
+        return (place >= centre - half) & (place < centre + half)
+
+    inside_H, inside_W = (inside(centre_key, size) for centre_key, size in zip(centre_keys, shape, strict=True))
     share_HxW = 1.0 - (inside_H[:, None] & inside_W[None, :])
     return share_HxW, jnp.mean(share_HxW)
 
@@ -57,13 +61,6 @@ def switched_shares(key: jax.Array, shape: tuple[int, int], config: DataConfig) 
         return share_HxW, share
     is_on = jax.random.bernoulli(is_on_key, config.mixup_probability)
     return jnp.where(is_on, share_HxW, 1.0), jnp.where(is_on, share, 1.0)
-
-
-def inside(key: jax.Array, size: int, half: jax.typing.ArrayLike) -> jax.Array:
-    """True (bool, `size` places) at less than `half` before, or `half` after, a random place; cut at the ends."""
-    centre = jax.random.randint(key, (), 0, size)
-    place = jnp.arange(size)
-    return (place >= centre - half) & (place < centre + half)
 
 
 def beta_quantiles(concentration: float) -> np.ndarray:
