@@ -1,6 +1,6 @@
 """Augmentation inside the compiled step: random draws for each example from its own key.
 
-It is cheaper than on the host (`benchmarks/augmentation.py`), and has two halves. `prepare` keeps pixels as bytes, and
+`docs/augmentation.md` has its cost beside that on the host. It has two halves. `prepare` keeps pixels as bytes, and
 stores next to each example the one with which it will be mixed, on the same device. `finish` turns any subset of these
 examples into float32. So when a step splits and moves a batch, it moves bytes.
 
