@@ -35,7 +35,8 @@ def vit_b() -> Config:
 
     Paper: arXiv 2106.01548 and 2203.08065, table 1 (batch 4096, AdamW 3e-3, weight decay 0.3, clipping at 1.0, 10,000
     steps of warm-up, Inception crops and flips). They use a sigmoid loss, and this recipe the softmax.
-    Command: gnp-scale train configs/imagenet.py:vit_b --data.root gs://BUCKET/data. Hardware: 64 TPU chips in the paper.
+    Command: gnp-scale train configs/imagenet.py:vit_b --data.root gs://BUCKET/data.
+    Hardware: 64 TPU chips in the paper.
     """
     return Config(
         data=CROPPED,

@@ -146,7 +146,6 @@ def test_no_option_takes_a_value_that_nobody_can_mean(section, name, value):
 
 WRONG_VALUES = {
     "zero batch": (DataConfig, {"batch_size": 0}),
-    "two mixings": (DataConfig, {"mixup": 0.2, "cutmix": 1.0}),
     "certain dropout": (ModelConfig, {"dropout": 1.0}),
     "no strength": (GnpConfig, {"alpha": None}),
     "warm-up without steps": (GnpConfig, {"r_schedule": "warmup"}),

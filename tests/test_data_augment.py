@@ -9,7 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from gnp_scale.config import DataConfig
-from gnp_scale.data.augment import augment, crop, cutmix_shares, flip, mixup_shares, normalise
+from gnp_scale.data.augment import augment, normalise
+from gnp_scale.data.augment.geometry import crop, flip
+from gnp_scale.data.augment.mixing import cutmix_shares, mixup_shares
+from gnp_scale.data.augment.repeats import repeated
 from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.mesh import batch_spec
 
@@ -172,3 +175,13 @@ def test_each_example_follows_its_own_key():
     first, second = (augment(batch | {"key": keys}, config, DATASET)["image"] for keys in (key_B, mixed_B))
     np.testing.assert_array_equal(first[5], second[5])
     assert not np.array_equal(first, second)
+
+
+def test_repeats_are_spread_over_the_batch_and_nothing_is_left_out():
+    batch_size, num_repeats = 12, 3
+    place_TxB = repeated(np.arange(10 * batch_size), batch_size, num_repeats).reshape(10, batch_size)
+    for place_B in place_TxB:
+        assert (np.unique(place_B, return_counts=True)[1] == num_repeats).all()
+        assert (place_B != np.roll(place_B, -1)).all()
+    np.testing.assert_array_equal(np.unique(place_TxB), np.arange(10 * batch_size // num_repeats))
+    np.testing.assert_array_equal(repeated(np.arange(7), batch_size, num_repeats=1), np.arange(7))

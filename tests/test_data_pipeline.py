@@ -81,6 +81,14 @@ def test_the_stream_does_not_depend_on_mesh_or_start(shape: tuple[int, int, int]
     assert labels(train_batches(dataset, config, seed=7, start_step=4, num_steps=2)) == expected[4:]
 
 
+def test_each_example_of_a_batch_may_occur_several_times(dataset, set_mesh):
+    """The distinct examples of the repeated stream are those of the stream of smaller batches."""
+    set_mesh()
+    config = DataConfig(batch_size=16, eval_batch_size=16, num_repeats=2)
+    expected = [2 * batch_indices(7, NUM_EXAMPLES, 8, step).tolist() for step in range(3, 6)]
+    assert labels(train_batches(dataset, config, seed=7, start_step=3, num_steps=3)) == expected
+
+
 def test_batches_are_global_arrays_spread_over_the_examples(dataset, config, set_mesh):
     set_mesh(2, 2, 2)
     with jax.transfer_guard("disallow"):

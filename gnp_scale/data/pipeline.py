@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from gnp_scale.config import DataConfig, check
+from gnp_scale.data.augment.repeats import repeated
 from gnp_scale.data.crops import crop_draws
 from gnp_scale.data.shuffle import examples_at
 from gnp_scale.data.sources import UNREADABLE, Dataset, Examples, Rows
@@ -41,7 +42,8 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
     split = dataset.train
 
     def read(step: int, row: np.ndarray) -> Rows:
-        chosen = examples_at(seed, len(split), step * config.batch_size + row)
+        place = repeated(step * config.batch_size + row, config.batch_size, config.num_repeats)
+        chosen = examples_at(seed, len(split), place)
         return split.read(chosen, crop_draws(seed, step, config.batch_size)[row])
 
     return _stream(read, range(start_step, start_step + num_steps), config.batch_size, config)

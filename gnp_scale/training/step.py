@@ -107,7 +107,10 @@ def make_examples(task: Task, batch: Batch, step: jax.typing.ArrayLike) -> Batch
     key = jax.random.fold_in(jax.random.key(task.config.train.seed), step)
     place_B = jax.sharding.reshard(jnp.arange(task.config.data.batch_size), P(BATCH))
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, place_B)
-    return prepare(batch | {"key": key_B}, task.config.data)
+    data, mixes = task.config.data, None
+    if data.mixup_end < 1:
+        mixes = jnp.asarray(step) < round(data.mixup_end * task.config.train.num_steps)
+    return prepare(batch | {"key": key_B}, data, mixes)
 
 
 def augmented_images(task: Task, batch: Batch) -> np.ndarray:
