@@ -88,10 +88,10 @@ def test_a_silent_store_fails_at_the_deadline_and_nothing_arrives_later(store):
     assert not error.value.is_lasting
 
 
-def test_a_store_that_stays_down_is_no_lasting_error(store, monkeypatch):
+def test_a_store_that_stays_down_is_no_lasting_error(store):
     folder = dataclasses.replace(store.folder(), deadline_s=1.0)
     store.proxy.disturb(refuse(503), 1000)
-    with pytest.raises(StoreError) as error:
+    with pytest.raises(StoreError, match=f"{folder} cannot be reached") as error:
         check_access(folder, "probe")
     assert not error.value.is_lasting
 

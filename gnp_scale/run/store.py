@@ -233,7 +233,8 @@ def check_access(folder: Folder, name: str) -> str | None:
         return f"{folder} cannot be a run folder: there is no such bucket; make it, or choose another --run-dir"
     except StoreError as error:
         if not error.is_lasting:
-            raise
+            reason = f"{folder} cannot be reached ({error}): start the same command again when its store answers"
+            raise StoreError(reason, is_lasting=False) from error
         return f"{folder} cannot be a run folder ({error}): check the bucket, and the credentials in the environment"
     return None
 
