@@ -43,8 +43,9 @@ def start(folder, run_dir, num_processes):
     return Job(folder / "logs", ["train", *SMALL, "--run-dir", str(run_dir)], num_processes, 4, variables=variables)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("store", "num_processes"), [("gs", 2), ("s3", 1)], indirect=["store"])
+@pytest.mark.parametrize(
+    "num_processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)]
+)
 def test_a_killed_and_disturbed_run_ends_as_one_on_this_machine(store, num_processes, undisturbed, tmp_path):
     rng = random.Random(f"{store.scheme} {num_processes}")
     folder = store.folder()
