@@ -156,16 +156,15 @@ def fingerprint(run_dir: Folder, step: int | None = None) -> tuple[int, str]:
 
 
 def _steps(run_dir: Folder, store: Store) -> list[int]:
-    steps, problem = [], None
     try:
-        steps = store.steps() if is_main_process() else []
+        steps = consensus.broadcast(store.steps() if is_main_process() else [])
     except StoreError as error:
+        # The failure of the main process ends the others.
         if not error.is_lasting:
             raise
-        problem = str(error)
-    steps, problem = consensus.broadcast((steps, problem))
-    if problem is not None:
-        raise ConfigError(f"{store.folder} cannot be read ({problem}): check the credentials in the environment")
+        raise ConfigError(
+            f"{store.folder} cannot be read ({error}): check the credentials in the environment"
+        ) from error
     if not steps:
         raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
     return steps
