@@ -68,19 +68,20 @@ def local_stores() -> Iterator[dict[str, LocalStore]]:
     os.environ |= variables
     _forget_connections()
     if moto is not None:
-        moto.kill()
-        moto.wait()
+        moto.communicate()
 
 
 def _start_moto() -> tuple[subprocess.Popen[bytes], str]:
     """A server of its own process: moto is for tests, and not strict about warnings."""
     code = (
-        "from moto.server import ThreadedMotoServer as Server; import time\n"
+        "from moto.server import ThreadedMotoServer as Server; import sys\n"
         "server = Server('127.0.0.1', 0, verbose=False); server.start()\n"
         "print(server.get_host_and_port()[1], flush=True)\n"
-        "time.sleep(86400)"
+        "sys.stdin.read()"  # It ends with the process of the tests, however that ends.
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert process.stdout is not None
     with process.stdout as output:
         url = f"http://127.0.0.1:{int(output.readline())}"
