@@ -15,6 +15,7 @@ from gnp_scale.config import Config, ConfigError, DataConfig
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.run import streams
+from gnp_scale.run.store import Folder, StoreError, run_folder, store_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         reason = "interrupted" if code == Exit.INTERRUPTED else str(error)
-        if code == Exit.FAILED and not isinstance(error, DeviceError):
+        if code == Exit.FAILED and not isinstance(error, DeviceError | StoreError):
             traceback.print_exc()
         else:
             streams.say(reason)
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     drill = commands.add_parser("drill", help="kill runs of a recipe at random, and compare", allow_abbrev=False)
     drill.add_argument("recipe", metavar="RECIPE", help="FILE:FUNCTION (flags of train may follow)")
     drill.add_argument("--run-dir", help="a new folder for all of its runs (default: runs/drill-RECIPE)")
+    drill.add_argument("--store", help="gs:// or s3:// folder for the runs; their logs stay in --run-dir")
     drill.add_argument("--num-kills", type=at_least(1), default=10, help="in total (default: %(default)s)")
     drill.add_argument("--num-processes", type=at_least(1), nargs="+", default=[1, 2, 4], help="default: 1 2 4")
     drill.add_argument(
@@ -131,7 +133,8 @@ def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
         return _explain_train(options.recipe, flags)
     if ":" not in options.recipe and any(":" in flag for flag in flags):
         raise ConfigError("the recipe comes first: gnp-scale train FILE:FUNCTION, and then the flags")
-    run_dir = _run_dir(options, "")
+    default = _default_run_dir(options)
+    run_dir = default if options.run_dir is None else run_folder("--run-dir", options.run_dir)
     stop = StopRequest().watch()
     _import_jax()
     from gnp_scale import recipe
@@ -168,10 +171,9 @@ def _explain_train(name: str | None, flags: Sequence[str]) -> int:
     return Exit.FINISHED
 
 
-def _run_dir(options: argparse.Namespace, prefix: str) -> Path:
+def _default_run_dir(options: argparse.Namespace, prefix: str = "") -> Path:
     path, function = split_recipe(options.recipe)
-    given = options.run_dir
-    return Path("runs") / f"{prefix}{Path(path).stem}-{function}" if given is None else local_path("--run-dir", given)
+    return Path("runs") / f"{prefix}{Path(path).stem}-{function}"
 
 
 def _import_jax() -> Any:
@@ -189,10 +191,10 @@ def _on_cpu() -> None:
     _import_jax().config.update("jax_platforms", "cpu")
 
 
-def _existing_run(text: str) -> Path:
+def _existing_run(text: str) -> Folder:
     if ".py:" in text:
         raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or that of --run-dir")
-    return local_path("RUN", text)
+    return run_folder("RUN", text)
 
 
 def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
@@ -233,12 +235,14 @@ def _fingerprint(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 
 def _drill(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    folder = _run_dir(options, "drill-")
+    default = _default_run_dir(options, "drill-")
+    folder = default if options.run_dir is None else local_path("--run-dir", options.run_dir)
     _import_jax()
     from gnp_scale.chaos.drill import drill
 
-    arguments = [options.recipe, *flags]
-    return drill(arguments, folder, options.num_processes, options.num_kills, options.num_devices, options.seed)
+    counts = options.num_processes, options.num_kills, options.num_devices
+    store = None if options.store is None else store_folder("--store", options.store)
+    return drill([options.recipe, *flags], folder, *counts, options.seed, store)
 
 
 def _download(options: argparse.Namespace, flags: Sequence[str]) -> int:

@@ -32,9 +32,11 @@ from gnp_scale.run import environment, layout
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.mirror import GrowingFiles
 from gnp_scale.run.processes import barrier, check_agreement, is_main_process
-from gnp_scale.run.run_dir import claimed
+from gnp_scale.run.run_dir import check_reach, claimed
 from gnp_scale.run.stages import Stage, Stages
+from gnp_scale.run.store import Folder
 from gnp_scale.training.compilation import Programs
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
@@ -51,7 +53,8 @@ class _Run:
     """What the functions of a run share."""
 
     task: Task
-    run_dir: Path
+    run_dir: Folder
+    files: GrowingFiles
     programs: Programs[_Name]
     rollbacks: Rollbacks
     recorder: Recorder
@@ -59,15 +62,16 @@ class _Run:
     stop: StopRequest
 
 
-def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exit:
+def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> Exit:
     """Trains as `config` says and writes everything into `run_dir`; resumes from the newest checkpoint there.
 
     Raises:
         ConfigError: the configuration is wrong for the data or the machine, or the folder holds a different run.
     """
     stages = Stages()
-    with Watchdog(stages, run_dir) as watchdog:
+    with Watchdog(stages, run_dir if isinstance(run_dir, Path) else None) as watchdog:
         check_agreement(config)
+        check_reach(run_dir)
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
@@ -77,11 +81,11 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 traced: dict[_Name, Any] = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
                 traced[_EVALUATION] = trace_eval_step(task)
             with (
-                claimed(run_dir, config),
-                Recorder(run_dir, stages, is_main_process()) as recorder,
+                claimed(run_dir, config, watchdog.stop_this) as files,
+                Recorder(files.folder, stages, is_main_process()) as recorder,
                 Programs(traced) as programs,
             ):
-                watchdog.on_end = partial(append_exit, run_dir)
+                watchdog.on_end, watchdog.stacks_dir = partial(_close_record, files), files.folder
                 if jax.default_backend() == "gpu":
                     # XLA chooses algorithms for a GPU by their times, so only the same program computes the same bits.
                     environment.keep_compiled_in(run_dir / layout.COMPILED_FOLDER)
@@ -92,7 +96,7 @@ def train(config: Config, run_dir: Path, stop: StopRequest | None = None) -> Exi
                 if advice := registry.batch_norm_advice(config.model, config.data.batch_size, num_parts):
                     announce(advice)
                 with Checkpoints(run_dir, config) as checkpoints:
-                    run = _Run(task, run_dir, programs, rollbacks, recorder, checkpoints, stop or StopRequest())
+                    run = _Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, stop or StopRequest())
                     last = _train_on(run)
                 code = _tell_end(run, last)
                 recorder.end(code)
@@ -115,7 +119,7 @@ def _tell_end(run: _Run, last: int | None) -> Exit:
     return Exit.FINISHED
 
 
-def evaluate_run(config: Config, run_dir: Path) -> tuple[int, dict[str, float]]:
+def evaluate_run(config: Config, run_dir: Folder) -> tuple[int, dict[str, float]]:
     """(step, scores) of the newest checkpoint in `run_dir`, evaluated as `config` says; writes nothing there.
 
     Raises:
@@ -202,7 +206,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
     read = partial(train_batches, task.dataset, config.data, config.train.seed)
     kinds = run.rollbacks.step_kinds(task.gnp.step_kinds(np.arange(num_steps)))
     with (
-        MetricWriter(run.run_dir, is_main_process(), start) as writer,
+        MetricWriter(run.files.folder, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, is_main_process()) as bar,
         contextlib.closing(run.rollbacks.batches(read, start, num_steps)) as stream,
         stages.enter(Stage.TRAIN, start),
@@ -246,16 +250,24 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
                 reporter.release()
                 with throughput.paused(Stage.SAVE, step, after=metrics):
                     writer.sync()
+                    run.files.publish()
                     checkpoints.save(step, state, scores)
             if stops:
                 return step
     return num_steps
 
 
+def _close_record(files: GrowingFiles, code: Exit) -> None:
+    """Closes the record of a run that hangs or has lost another process; called from another thread."""
+    append_exit(files.folder, code)
+    files.leave()
+
+
 def _leave(run: _Run) -> str:
     """Closes the record of a run that exits early, and returns what is lost; called from another thread."""
     made, stored = run.recorder.stages.now.num_made_steps, run.checkpoints.stored_step
     run.recorder.end(Exit.PREEMPTED)
+    run.files.leave()
     return f"the newest checkpoint is of step {stored}, {max(0, made - stored)} steps are lost"
 
 

@@ -45,3 +45,22 @@ def set_mesh():
             return mesh
 
         yield enter
+
+
+@pytest.fixture(scope="session")
+def local_stores():
+    """The stores of `stores.py`, by scheme, which one process starts once."""
+    from stores import local_stores
+
+    yield from local_stores()
+
+
+@pytest.fixture(params=["gs", "s3"])
+def store(request, local_stores):
+    """One of the stores, undisturbed at first."""
+    from stores import skip_without_packages
+
+    skip_without_packages(request.param)
+    local_stores[request.param].proxy.calm()
+    yield local_stores[request.param]
+    local_stores[request.param].proxy.calm()

@@ -20,6 +20,8 @@ SETTINGS = {
     "NAME": "digits",
     "RECIPE": "configs/digits.py:quickstart",
     "NUM_SLICES": "2",
+    "RUNS": "gs://my-bucket/runs",
+    "SERVICE_ACCOUNT": "trainer",
 }
 
 
@@ -141,7 +143,14 @@ def test_pods_have_no_privileges_and_time_to_save(file, load):
 @pytest.mark.parametrize("file", JOB_SETS)
 def test_a_pod_starts_the_one_command(file, load):
     (container,) = _pod(load(file))["containers"]
-    command = ["train", "configs/digits.py:quickstart", "--run-dir", "/runs/digits", "--data.root", "/runs/data"]
+    command = [
+        "train",
+        "configs/digits.py:quickstart",
+        "--run-dir",
+        "gs://my-bucket/runs/digits",
+        "--data.root",
+        "/runs/data",
+    ]
     assert container["args"] == command
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert {"/runs", "/tmp"} <= mounts

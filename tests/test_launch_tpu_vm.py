@@ -57,6 +57,15 @@ def test_a_dry_run_prints_the_commands_of_the_golden_file(checkout):
     )
 
 
+def test_with_a_bucket_no_file_system_is_mounted(checkout):
+    arguments = ["--dry-run", "configs/digits.py:quickstart", "--run-dir", "gs://my-bucket/digits"]
+    done = _train(checkout, *arguments, RUNS_NFS="")
+    assert done.returncode == 0, done.stderr
+    setup, train = [line for line in done.stdout.splitlines() if "worker_setup.sh " in line or " ssh " in line][-2:]
+    assert "--command=bash\\ worker_setup.sh --project" in setup
+    assert "gs://my-bucket/digits" in train
+
+
 STORIES = {
     "a slice is asked for, and given back in the end": (
         ["!", "WAITING_FOR_RESOURCES", "ACTIVE"],

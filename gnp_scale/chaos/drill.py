@@ -27,6 +27,7 @@ from gnp_scale.run.budgets import VARIABLE as BUDGETS
 from gnp_scale.run.console import make_console
 from gnp_scale.run.history import append
 from gnp_scale.run.stages import Stage
+from gnp_scale.run.store import Folder, StorePath
 
 _KILLS_OF_A_RUN = 4
 _STAGES, _EXAMPLES = "stages-{rank}.jsonl", "examples-{rank}.jsonl"
@@ -36,15 +37,19 @@ _POLL_S = 0.002
 
 
 class Drill:
-    """Drills of the recipe in `arguments`, in `folder`.
+    """Drills of the recipe in `arguments`, in `folder`; with `store`, the runs themselves are there.
 
     Raises:
         ConfigError: the folder is not empty.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, num_devices: int, seed: int) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, num_devices: int, seed: int, store: StorePath | None = None
+    ) -> None:
         self._arguments, self._folder, self._num_devices, self._seed = arguments, folder, num_devices, seed
+        self._store = store
         check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty: choose another --run-dir")
+        check(store is None or not store.names(), f"{store} is not empty: choose another --store")
 
     def run(self, num_processes: int, num_kills: int) -> tuple[list[Outcome], list[str]]:
         """The outcomes of `num_kills` kills, and every difference from the undisturbed run.
@@ -65,7 +70,9 @@ class Drill:
             folder = self._folder / f"{num_processes}-killed-{number}"
             some = itertools.islice(kills, min(_KILLS_OF_A_RUN, num_kills - len(outcomes)))
             outcomes += self._killed_run(folder, num_processes, some, visits_s)
-            differences += [f"{folder.name}: {difference}" for difference in compare(folder, whole, num_processes)]
+            differences += [
+                f"{folder.name}: {difference}" for difference in compare(folder, whole, num_processes, self._store)
+            ]
         return outcomes, differences
 
     def _killed_run(
@@ -97,7 +104,7 @@ class Drill:
             _file(folder, _STAGES, rank).unlink(missing_ok=True)
         return LocalJob(
             folder / f"logs-{number}",
-            ["train", *self._arguments, "--run-dir", str(folder / "run")],
+            ["train", *self._arguments, "--run-dir", str(_run(folder, self._store))],
             num_processes,
             self._num_devices,
             entry=("gnp_scale.chaos.worker", str(folder / _STAGES), str(folder / _EXAMPLES)),
@@ -139,12 +146,17 @@ def _visits_s(folder: Path) -> dict[Stage, list[float]]:
     return visits_s
 
 
-def compare(folder: Path, whole: Path, num_processes: int) -> list[str]:
+def _run(folder: Path, store: StorePath | None) -> Folder:
+    return folder / "run" if store is None else store / folder.name
+
+
+def compare(folder: Path, whole: Path, num_processes: int, store: StorePath | None = None) -> list[str]:
     """The differences between a killed run and the undisturbed one; there should be none."""
     differences = []
-    if fingerprint(folder / "run") != fingerprint(whole / "run"):
+    runs = [_run(folder, store), _run(whole, store)]
+    if fingerprint(runs[0]) != fingerprint(runs[1]):
         differences.append("the last state differs")
-    if _numbers(folder) != _numbers(whole):
+    if _numbers(runs[0]) != _numbers(runs[1]):
         differences.append("steps or numbers in metrics.jsonl differ")
     for rank in range(num_processes):
         seen, expected = (_rows(_file(each, _EXAMPLES, rank)) for each in (folder, whole))
@@ -153,8 +165,8 @@ def compare(folder: Path, whole: Path, num_processes: int) -> list[str]:
     return differences
 
 
-def _numbers(folder: Path) -> list[dict[str, float]]:
-    rows = read_metrics(folder / "run")
+def _numbers(run_dir: Folder) -> list[dict[str, float]]:
+    rows = read_metrics(run_dir)
     return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
 
 
@@ -165,6 +177,7 @@ def drill(
     num_kills: int,
     num_devices: int,
     seed: int,
+    store: StorePath | None = None,
 ) -> Exit:
     """Drills with each number of processes, `num_kills` kills in all; prints a table and every difference.
 
@@ -175,7 +188,7 @@ def drill(
         check(num_devices % num_processes == 0, f"{num_devices} devices do not divide over {num_processes} processes")
     # This process only reads checkpoints: it leaves the devices to the processes that it starts.
     jax.config.update("jax_platforms", "cpu")
-    runs = Drill(arguments, folder, num_devices, seed)
+    runs = Drill(arguments, folder, num_devices, seed, store)
     outcomes: list[Outcome] = []
     differences: list[str] = []
     for n, num_processes in enumerate(process_counts):

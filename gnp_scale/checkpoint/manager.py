@@ -3,20 +3,20 @@
 import contextlib
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.checkpoint.exactness import exactness
 from gnp_scale.checkpoint.health import HealthGate
 from gnp_scale.checkpoint.metadata import Metadata, describe
 from gnp_scale.checkpoint.restore import latest_valid, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
-from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.writer import Writer
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.store import Folder
 from gnp_scale.training.state import TrainState
 
 
@@ -27,9 +27,9 @@ class Checkpoints:
     has passed the health gate. The newest good ones are kept, whatever is saved after them.
     """
 
-    def __init__(self, run_dir: Path, config: Config) -> None:
+    def __init__(self, run_dir: Folder, config: Config) -> None:
         self._config, settings = config, config.checkpoint
-        self._store = Store(run_dir)
+        self._store = open_store(run_dir)
         self._gate = HealthGate(settings.num_healthy_reports, settings.spike_factor)
         self._writer = Writer(self._store, settings.num_save_attempts, self._committed)
         self._store.delete_leftovers()

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from gnp_scale import recipe
+from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.checkpoint.checksums import mismatched
 from gnp_scale.checkpoint.metadata import DamagedError, Metadata
 from gnp_scale.checkpoint.retention import Scores
@@ -21,6 +21,7 @@ from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
+from gnp_scale.run.store import Folder, StoreError
 from gnp_scale.training.state import TrainState
 
 
@@ -114,20 +115,20 @@ def _scores(store: Store, step: int) -> Scores | None:
         return None
 
 
-def load_newest(run_dir: Path, abstract_state: TrainState) -> tuple[int, TrainState]:
+def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, TrainState]:
     """(step, state) of the newest intact checkpoint. Changes nothing in the folder, because a run may write there.
 
     Raises:
         ConfigError: there is none.
     """
-    store = Store(run_dir)
+    store = open_store(run_dir)
     whole = latest_valid(store, _steps(run_dir, store), abstract_state)
     for step, problem in whole.skipped.items():
         announce(f"the checkpoint of step {step} is damaged ({problem}): using that of step {whole.step}")
     return whole.step, whole.state
 
 
-def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
+def fingerprint(run_dir: Folder, step: int | None = None) -> tuple[int, str]:
     """(step, SHA-256) of the state saved at `step`, the newest when None: names, types, shapes and bytes of its leaves.
 
     Two fingerprints are equal if and only if parameters, batch statistics, optimizer state and method state are
@@ -136,7 +137,7 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
     Raises:
         ConfigError: there is no such checkpoint, or it is damaged.
     """
-    store = Store(run_dir)
+    store = open_store(run_dir)
     steps = _steps(run_dir, store)
     step = steps[-1] if step is None else step
     if step not in steps:
@@ -154,8 +155,16 @@ def fingerprint(run_dir: Path, step: int | None = None) -> tuple[int, str]:
     return step, digest.hexdigest()
 
 
-def _steps(run_dir: Path, store: Store) -> list[int]:
-    steps = consensus.broadcast(store.steps() if is_main_process() else [])
+def _steps(run_dir: Folder, store: Store) -> list[int]:
+    try:
+        steps = consensus.broadcast(store.steps() if is_main_process() else [])
+    except StoreError as error:
+        # The failure of the main process ends the others.
+        if not error.is_lasting:
+            raise
+        raise ConfigError(
+            f"{store.folder} cannot be read ({error}): check the credentials in the environment"
+        ) from error
     if not steps:
         raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
     return steps

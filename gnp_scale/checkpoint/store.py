@@ -9,6 +9,7 @@ import itertools
 import logging
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 class Write:
     """A write in the background."""
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: Any, commit: Callable[[], object] = lambda: None) -> None:
         self.error: Exception | None = None
+        self._commit = commit
         # A daemon, because Orbax waits for a failed process long after the write was abandoned.
         self._thread = threading.Thread(target=self._wait_for, args=(response,), daemon=True)
         self._thread.start()
@@ -44,6 +46,7 @@ class Write:
     def _wait_for(self, response: Any) -> None:
         try:
             response.result()
+            self._commit()
         except Exception as error:
             self.error = error
 
@@ -60,7 +63,7 @@ class Write:
 class Store:
     """The checkpoints of a run folder. Only the main process marks, renames and deletes."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Any) -> None:
         self.folder = run_dir.absolute() / CHECKPOINTS_FOLDER
         self._deletions = ThreadPoolExecutor(max_workers=1)
 
@@ -131,11 +134,11 @@ class Store:
             Exception: any error that a damaged file causes in Orbax.
         """
         with _alone():
-            return ocp.load(self._path(step), abstract_state)
+            return ocp.load(str(self._path(step)), abstract_state)
 
     def _orbax_metadata(self, step: int) -> Any:
         with _alone():
-            return ocp.metadata(self._path(step))
+            return ocp.metadata(str(self._path(step)))
 
     def quarantine(self, step: int, word: str) -> str:
         """Renames the folder of a step, so that it is no longer read or deleted; returns the new name.
@@ -188,7 +191,7 @@ class Store:
         names = itertools.chain([f"{step}.{word}"], (f"{step}.{word}.{number}" for number in itertools.count(2)))
         return next(path for path in map(self.folder.joinpath, names) if not path.exists())
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int) -> Any:
         return self.folder / str(step)
 
 

@@ -1,5 +1,6 @@
 """Writes checkpoints during training, and keeps a copy of the state for retries."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,15 +99,16 @@ class Writer:
 
     def _attempt(self) -> None:
         assert self._job is not None
+        problem, is_committed = None, False
         try:
             self._store.prepare(self._job.step)
-            problem = None
+            is_committed = self._job.step in self._store.steps()
         except OSError as error:
             problem = one_line(error)
         problem = consensus.first_error(problem)
         if problem is not None:
             self._fail(self._job.step, problem)
-        elif consensus.broadcast(self._job.step in self._store.steps()):
+        elif consensus.broadcast(is_committed):
             # The previous attempt was committed, and failed in some process only afterwards.
             self._commit(self._job.step)
         else:
@@ -122,7 +124,8 @@ class Writer:
         self._num_failures += 1
         failed = f"the checkpoint of step {step} could not be written ({problem})"
         if self._num_failures >= self._num_attempts:
-            self._store.clear_unfinished(step)
+            with contextlib.suppress(OSError):
+                self._store.clear_unfinished(step)
             raise ConfigError(
                 f"{failed}, attempt {self._num_failures} of {self._num_attempts}: make {self._store.folder} writable, "
                 "with free space, and start the same command again to resume from the previous checkpoint"

@@ -14,6 +14,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.run.files import RecordFile, append_line, replace_file
 from gnp_scale.run.layout import METRICS_FILE
+from gnp_scale.run.store import Folder
 from gnp_scale.run.streams import say
 
 DAMAGED_FILE = "metrics.jsonl.damaged"
@@ -26,7 +27,7 @@ type _Line = tuple[bytes, dict[str, float] | None]
 """A line, and its row; the row is None if the line is damaged or incomplete."""
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+def read_metrics(run_dir: Folder) -> list[dict[str, float]]:
     """The logged steps of a run, in order; unreadable lines, such as incomplete ones, are ignored."""
     path = run_dir / METRICS_FILE
     return [row for _, row in _lines(path.read_bytes() if path.exists() else b"") if row is not None]

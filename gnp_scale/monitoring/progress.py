@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from gnp_scale.run import messages
+from gnp_scale.run.store import Folder, StorePath
 
 _SHOWN = {"train/loss": "loss", "eval/top1": "test accuracy", "perf/images_per_s": "images/s"}
 
@@ -62,7 +63,7 @@ def _words(scalars: Mapping[str, float]) -> str:
     return "  ".join(f"{label} {scalars[name]:.4g}" for name, label in _SHOWN.items() if name in scalars)
 
 
-def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], seconds: float) -> None:
+def print_summary(run_dir: Folder, step: int, scalars: Mapping[str, float], seconds: float) -> None:
     """Prints a table of the results of a run, its folder, and the command to watch it."""
     table = Table(title="finished", show_header=False)
     table.add_column()
@@ -78,7 +79,9 @@ def print_summary(run_dir: Path, step: int, scalars: Mapping[str, float], second
     messages.show(f"watch it: {shlex.join([_short(tensorboard), '--logdir', _short(run_dir)])}")
 
 
-def _short(path: Path) -> str:
+def _short(path: Folder) -> str:
+    if isinstance(path, StorePath):
+        return str(path)
     # The working folder may be deleted.
     with contextlib.suppress(OSError, ValueError):
         return str(path.relative_to(Path.cwd()))

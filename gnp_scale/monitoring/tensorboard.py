@@ -15,6 +15,7 @@ from tensorboardX.record_writer import masked_crc32c
 from gnp_scale import recipe
 from gnp_scale.config import Config
 from gnp_scale.run.files import RecordFile
+from gnp_scale.run.layout import EVENTS_PATTERN
 
 # Charts of the CUSTOM SCALARS tab and the metrics in each.
 CHARTS = {
@@ -94,7 +95,7 @@ def _new_file(run_dir: Path) -> Path:
 
     A name begins with the second in which the file was made, but a clock may be set back.
     """
-    seconds = [path.name.split(".")[3] for path in run_dir.glob("events.out.tfevents.*")]
+    seconds = [path.name.split(".")[3] for path in run_dir.glob(EVENTS_PATTERN)]
     newest = max((int(text) for text in seconds if text.isdecimal()), default=0)
     return run_dir / f"events.out.tfevents.{max(int(time.time()), newest + 1):010}.{socket.gethostname()}"
 

@@ -20,6 +20,7 @@ from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import ROLLBACKS_FILE
 from gnp_scale.run.processes import is_main_process
+from gnp_scale.run.store import Folder, StorePath
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Rollbacks:
         ConfigError: their file is damaged or cannot be read, or `config` asks for rollbacks that are impossible.
     """
 
-    def __init__(self, run_dir: Path, config: Config) -> None:
+    def __init__(self, run_dir: Folder, config: Config) -> None:
         _check(config)
         self._path, self._config, self._gnp = run_dir / ROLLBACKS_FILE, config.divergence, config.gnp
         # Another host's file system may still show an older file.
@@ -120,14 +121,14 @@ def _check(config: Config) -> None:
     )
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | StorePath) -> str:
     try:
         return path.read_text() if path.exists() else "[]"
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): repair it, or begin a new run") from error
 
 
-def _write(path: Path, records: list[Rollback]) -> None:
+def _write(path: Path | StorePath, records: list[Rollback]) -> None:
     text = json.dumps([asdict(record) for record in records], indent=2) + "\n"
     try:
         replace_file(path, text.encode())

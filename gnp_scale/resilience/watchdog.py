@@ -23,6 +23,7 @@ from gnp_scale.resilience import lifeline
 from gnp_scale.run import processes
 from gnp_scale.run.awake import AwakeClock
 from gnp_scale.run.budgets import VARIABLE, budgets_s
+from gnp_scale.run.layout import STACKS_FILE
 from gnp_scale.run.processes import FAILURE, Failure
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.streams import say
@@ -105,7 +106,8 @@ class Watchdog:
     """
 
     def __init__(self, stages: Stages, stacks_dir: Path | None) -> None:
-        self._stages, self._stacks_dir, self._budgets = stages, stacks_dir, budgets_s()
+        self._stages, self._budgets = stages, budgets_s()
+        self.stacks_dir = stacks_dir
         self._silence_s = self._budgets["silence"]
         self._poll_s = min(2.0, self._silence_s / 20)
         self._clock = AwakeClock(self._poll_s, on_stop=self._skip)
@@ -155,6 +157,10 @@ class Watchdog:
             thread.join(_GRACE_S)
         self._lifeline.kill()
         self._lifeline.communicate()
+
+    def stop_this(self, reason: str) -> None:
+        """Ends this process, and with it the others, because a restart would not help; called from any thread."""
+        self._heard = Failure(Exit.WRONG_CONFIG, reason)
 
     def _await_failure(self, error: Exception) -> None:
         """The death of another process may cause such an error: then the watchdog thread ends this one meanwhile."""
@@ -243,9 +249,14 @@ class Watchdog:
     def _leave_word(self, failure: Failure, is_hung: bool) -> None:
         if is_hung:
             faulthandler.dump_traceback(_STDERR)
-        self.on_end(Exit(failure.code))
-        if is_hung and self._stacks_dir is not None:
-            self._stacks_dir.mkdir(parents=True, exist_ok=True)
-            with (self._stacks_dir / f"stacks-{self._rank}.txt").open("a") as file:
-                print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure.reason}", file=file, flush=True)
-                faulthandler.dump_traceback(file)
+        try:
+            if is_hung and self.stacks_dir is not None:
+                self._write_stacks(self.stacks_dir, failure.reason)
+        finally:
+            self.on_end(Exit(failure.code))
+
+    def _write_stacks(self, folder: Path, reason: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / STACKS_FILE.format(rank=self._rank)).open("a") as file:
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}", file=file, flush=True)
+            faulthandler.dump_traceback(file)

@@ -13,6 +13,7 @@ from jax._src import hardware_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from gnp_scale.checks import ConfigError, DeviceError, check
+from gnp_scale.run.store import Folder
 from gnp_scale.run.streams import say
 
 DETERMINISTIC_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
@@ -96,7 +97,7 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
-def keep_compiled_in(folder: Path) -> None:
+def keep_compiled_in(folder: Folder) -> None:
     """Makes JAX keep compiled programs in `folder`, unless `JAX_COMPILATION_CACHE_DIR` is set."""
     if _CACHE not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gnp_scale.run.store import StorePath
 from gnp_scale.run.streams import say
 
 _SYNC_EVERY = 1000
@@ -15,12 +16,15 @@ MAX_RECORDS = 100_000
 """Records that are kept while they cannot be written: about 100 MB of metrics. Beyond that the oldest are lost."""
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path | StorePath, data: bytes) -> None:
     """Makes `data` the content of `path`; after a kill, a power cut or an error it has either the old or the new
     content.
 
     Raises: OSError: it cannot be written; the old content remains.
     """
+    if isinstance(path, StorePath):
+        path.write_bytes(data)
+        return
     new = path.with_name(f"{path.name}.new")
     try:
         with new.open("wb") as file:
@@ -61,25 +65,22 @@ def append_line(path: Path, line: bytes) -> None:
         os.close(file)
 
 
-def newest_row(path: Path, key: str) -> dict[str, Any] | None:
+def newest_row(path: Path | StorePath, key: str) -> dict[str, Any] | None:
     """The last complete JSON object with `key` among the lines at the end of a file; None if there is none."""
     rows = [row for row in read_rows(path, tail_bytes=1 << 18) if key in row]
     return rows[-1] if rows else None
 
 
-def read_rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path | StorePath, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
     """The JSON objects in the lines of a file; incomplete or damaged lines are ignored.
 
     Raises: OSError: the file exists, but cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            if tail_bytes is not None:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
-            lines = file.read().splitlines()
+        data = path.read_bytes(tail_bytes) if isinstance(path, StorePath) else _tail(path, tail_bytes)
     except FileNotFoundError:
         return
-    for line in lines:
+    for line in data.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -88,10 +89,17 @@ def read_rows(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, A
             yield row
 
 
+def _tail(path: Path, num_bytes: int | None) -> bytes:
+    with path.open("rb") as file:
+        if num_bytes is not None:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+        return file.read()
+
+
 class Outage:
     """Reports once that a file cannot be written, and once that it can be written again."""
 
-    def __init__(self, path: Path, consequence: str) -> None:
+    def __init__(self, path: Path | StorePath, consequence: str) -> None:
         self._path, self._consequence = path, consequence
         self.reason: str | None = None
 

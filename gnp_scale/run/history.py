@@ -20,6 +20,7 @@ from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.run.files import Outage, append_line, newest_row, read_rows
 from gnp_scale.run.layout import GOODPUT_FILE, METRICS_FILE
 from gnp_scale.run.stages import Stage, Stages
+from gnp_scale.run.store import Folder
 from gnp_scale.run.streams import say
 
 
@@ -220,7 +221,7 @@ def append_exit(run_dir: Path, code: Exit) -> None:
         Outage(path, "the exit code is not recorded").begin(error)
 
 
-def read_history(run_dir: Path) -> RunHistory:
+def read_history(run_dir: Folder) -> RunHistory:
     """The history of the run in `run_dir` from its record (may be missing). Raises what `read_rows` raises."""
     starts: list[Start] = []
     for row in read_rows(run_dir / GOODPUT_FILE):

@@ -7,23 +7,27 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
-from gnp_scale.run.consensus import all_gather, broadcast
+from gnp_scale.run.consensus import all_gather, broadcast, first_error
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import CONFIG_FILE, LOCK_FILE
+from gnp_scale.run.lease import Lease
+from gnp_scale.run.mirror import GrowingFiles, growing_files
 from gnp_scale.run.processes import is_main_process
+from gnp_scale.run.store import Folder, StoreError, StorePath, check_access
+from gnp_scale.run.streams import say
 
 _LOCK_WAIT_S = 15.0
 """A start may begin before the previous one has fully ended."""
 
 _TOKEN_FILE = "start"
-_SIGHT_WAIT_S = 90.0
+_SIGHT_WAIT_S, _SIGHT_POLL_S = 90.0, 0.2
 """Clients of NFS may take a minute to see a new file."""
 
 _FREE_TO_CHANGE = (
@@ -33,31 +37,52 @@ _FREE_TO_CHANGE = (
 """Keys, or sections, that affect where and how a run computes, but not what."""
 
 
+def check_reach(run_dir: Folder) -> None:
+    """Confirms, before anything large is read or compiled, that every process may write into a folder on a store.
+
+    Raises:
+        ConfigError: one of them may not, or there is no such bucket.
+        StoreError: the store does not answer.
+    """
+    problem = first_error(check_access(run_dir, f"probe-{jax.process_index()}"))
+    if problem is not None:
+        raise ConfigError(problem)
+
+
 @contextlib.contextmanager
-def claimed(run_dir: Path, config: Config) -> Iterator[None]:
+def claimed(run_dir: Folder, config: Config, on_lost: Callable[[str], object] = say) -> Iterator[GrowingFiles]:
     """Makes `run_dir` the folder of `config`, or confirms that it is; inside the block, no other start can use it.
 
-    Every process must call it. If they do not all see the same folder, all raise.
+    Every process must call it. If they do not all see the same folder, all raise. `on_lost(reason)` is called if
+    another start has taken a folder on a store, because this process did not run, or not reach it, for a while.
 
     Raises:
         ConfigError: the folder holds a run with another configuration, or a run that is running now; or the processes
             see different folders.
+        StoreError: the store does not answer.
     """
     token = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
-        problem = _claim(run_dir, config, token, stack) if is_main_process() else None
+        lease = Lease(run_dir, on_lost) if isinstance(run_dir, StorePath) and is_main_process() else None
+        problem = _claim(run_dir, config, token, stack, lease) if is_main_process() else None
         problem = _agreed(run_dir, token, problem)
         if problem is not None:
             raise ConfigError(problem)
-        yield
+        files = stack.enter_context(growing_files(run_dir, jax.process_index(), is_writer=is_main_process()))
+        if lease is not None:
+            files.is_ours, files.on_leave = lease.is_ours, lease.release
+        yield files
 
 
-def _claim(run_dir: Path, config: Config, token: str, stack: contextlib.ExitStack) -> str | None:
+def _claim(run_dir: Folder, config: Config, token: str, stack: contextlib.ExitStack, lease: Lease | None) -> str | None:
     """Claims the folder while `stack` is open, and writes a `token` into it; returns the problem, if there is one."""
     try:
         _check_same_run(run_dir, config)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
+        if isinstance(run_dir, Path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
+        if lease is not None:
+            stack.enter_context(lease)
         text = recipe.to_json(config)
         # An unchanged file is not written, so it needs no free space.
         if not (run_dir / CONFIG_FILE).exists() or (run_dir / CONFIG_FILE).read_text() != text:
@@ -67,11 +92,13 @@ def _claim(run_dir: Path, config: Config, token: str, stack: contextlib.ExitStac
     except ConfigError as error:
         return str(error)
     except OSError as error:
+        if isinstance(error, StoreError) and not error.is_lasting:
+            raise
         return f"{run_dir} cannot be a run folder ({error}): make it writable, with room, or choose another --run-dir"
     return None
 
 
-def _agreed(run_dir: Path, token: str, problem: str | None) -> str | None:
+def _agreed(run_dir: Folder, token: str, problem: str | None) -> str | None:
     """The `problem` of process 0, or that another process does not see its `token`; the same in all processes."""
     if jax.process_count() == 1:
         return problem
@@ -94,13 +121,13 @@ def _agreed(run_dir: Path, token: str, problem: str | None) -> str | None:
     )
 
 
-def _comes_to_hold(file: Path, token: str) -> bool:
+def _comes_to_hold(file: Path | StorePath, token: str) -> bool:
     deadline_s = time.monotonic() + _SIGHT_WAIT_S
     while time.monotonic() < deadline_s:
         with contextlib.suppress(OSError):
             if file.read_text() == token:
                 return True
-        time.sleep(0.1)
+        time.sleep(_SIGHT_POLL_S)
     return False
 
 
@@ -130,7 +157,7 @@ def _is_locked(file: int) -> bool:
     return True
 
 
-def _check_same_run(run_dir: Path, config: Config) -> None:
+def _check_same_run(run_dir: Folder, config: Config) -> None:
     if (run_dir / CONFIG_FILE).exists():
         changed = changes(stored_config(run_dir), config)
         if changed:
@@ -149,7 +176,7 @@ def changes(old: Config, new: Config) -> list[str]:
     ]
 
 
-def stored_config(run_dir: Path) -> Config:
+def stored_config(run_dir: Folder) -> Config:
     """The configuration of the run in `run_dir`.
 
     Raises:
@@ -160,5 +187,9 @@ def stored_config(run_dir: Path) -> Config:
         return recipe.from_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {CONFIG_FILE}): give the folder of a run") from None
+    except StoreError as error:
+        if not error.is_lasting:
+            raise
+        raise ConfigError(f"{path} cannot be read ({error}): check the credentials in the environment") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore it from a copy, or begin a new run") from error

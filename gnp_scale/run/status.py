@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from rich.table import Table
 
@@ -12,8 +11,9 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.run.console import make_console
 from gnp_scale.run.files import newest_row
 from gnp_scale.run.history import RunHistory, Start, append_interval_s, read_history
-from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE
+from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, committed_folders
 from gnp_scale.run.stages import Stage
+from gnp_scale.run.store import Folder, StoreError, StorePath
 
 _ENDED: Mapping[int, str] = {
     Exit.FINISHED: "finished",
@@ -32,8 +32,11 @@ _STAGES = {
     "down": "down",
 }
 
+_COPY_DELAY_S = 60.0
+"""On an object store, the record is copied at intervals."""
 
-def print_status(run_dir: Path) -> None:
+
+def print_status(run_dir: Folder) -> None:
     """Prints tables of the state and the time of the run in `run_dir`, which may be running.
 
     Raises:
@@ -45,13 +48,15 @@ def print_status(run_dir: Path) -> None:
         history = read_history(run_dir)
         overview = _overview(run_dir, history, num_steps)
     except OSError as error:
+        if isinstance(error, StoreError) and not error.is_lasting:
+            raise
         raise ConfigError(f"{run_dir} cannot be read ({error.strerror}): give the folder of a run") from error
     console.print(overview)
     if history.starts:
         console.print(_times(history), _starts(history))
 
 
-def _num_steps(run_dir: Path) -> int:
+def _num_steps(run_dir: Folder) -> int:
     path = run_dir / CONFIG_FILE
     try:
         return int(json.loads(path.read_text())["train"]["num_steps"])
@@ -61,14 +66,15 @@ def _num_steps(run_dir: Path) -> int:
         raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or begin a new run") from error
 
 
-def _overview(run_dir: Path, history: RunHistory, num_steps: int) -> Table:
+def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
     loss = newest_row(run_dir / METRICS_FILE, "train/loss")
     saved = _newest_checkpoint(run_dir)
     table = Table(title="run", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("folder", str(run_dir))
-    table.add_row("state", state(history, time.time()))
+    delay_s = _COPY_DELAY_S if isinstance(run_dir, StorePath) else 0.0
+    table.add_row("state", state(history, time.time(), delay_s))
     table.add_row("step", f"{history.starts[-1].step if history.starts else 0:,} of {num_steps:,}")
     table.add_row("loss", f"{float(loss['train/loss']):.4g} at step {loss['step']:,}" if loss else "not logged yet")
     table.add_row("newest checkpoint", f"step {saved:,}" if saved is not None else "none")
@@ -78,22 +84,24 @@ def _overview(run_dir: Path, history: RunHistory, num_steps: int) -> Table:
     return table
 
 
-def state(history: RunHistory, now: float) -> str:
-    """What the run is doing at Unix time `now`, or how its last start ended."""
+def state(history: RunHistory, now: float, delay_s: float = 0.0) -> str:
+    """What the run is doing at Unix time `now`, or how its last start ended; its record may arrive `delay_s` late."""
     if not history.starts:
         return "not started"
     last = history.starts[-1]
     if last.exit is not None:
         return _ENDED.get(last.exit, f"failed, exit code {last.exit}")
     silent_s = now - last.time
-    if silent_s < 3 * append_interval_s(last.time - last.began) + 10:
+    if silent_s < 3 * append_interval_s(last.time - last.began) + 10 + delay_s:
         return f"running: {last.stage}"
     return f"dead: no sign of life for {silent_s:,.0f} s, last in {last.stage}"
 
 
-def _newest_checkpoint(run_dir: Path) -> int | None:
-    """The highest step among the folders of checkpoints, which get their names when they are complete."""
+def _newest_checkpoint(run_dir: Folder) -> int | None:
+    """The highest step among the complete checkpoints: their folders get their names, or marks, when they are."""
     folder = run_dir / CHECKPOINTS_FOLDER
+    if isinstance(folder, StorePath):
+        return max(committed_folders(folder.names()), default=None)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=None)
 

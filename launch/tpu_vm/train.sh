@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: requests one, installs, trains on all its workers, and requests it again when it is lost.
-#   launch/tpu_vm/train.sh [--dry-run] configs/digits.py:quickstart --run-dir /mnt/runs/digits
+#   launch/tpu_vm/train.sh [--dry-run] configs/digits.py:quickstart --run-dir gs://my-bucket/runs/digits
 # --dry-run prints the commands of a successful start, and runs none of them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 : "${TPU_NAME:?a name for the slice}" "${PROJECT:?}" "${ZONE:?such as us-west4-a}"
 : "${ACCELERATOR_TYPE:?such as v5litepod-16}" "${RUNTIME_VERSION:?such as v2-alpha-tpuv5-lite}"
-: "${RUNS_NFS:?the shared file system of all workers, such as 10.0.0.2:/runs, to be mounted as /mnt/runs}"
+# Without a bucket, all workers need a shared file system.
+if [[ $* != *--run-dir[=\ ]gs://* ]]; then
+    : "${RUNS_NFS:?a shared file system, such as 10.0.0.2:/runs, to be mounted as /mnt/runs; or give --run-dir gs://...}"
+fi
 : "${MAX_FAILURES:=10}" "${RETRY_S:=30}"
 
 where=(--project="$PROJECT" --zone="$ZONE")
@@ -49,8 +52,8 @@ main() {
 # Requests a slice, and trains on it until the end or a failure.
 attempt() {
     wait_for_slice &&
-        tpu_vm scp dist/gnp_scale-*.whl requirements/tpu.txt launch/tpu_vm/worker_*.sh "$TPU_NAME:" --worker=all &&
-        on_all_workers "bash worker_setup.sh $RUNS_NFS" &&
+        tpu_vm scp dist/gnp_scale-*.whl requirements/{tpu,gcs}.txt launch/tpu_vm/worker_*.sh "$TPU_NAME:" --worker=all &&
+        on_all_workers "bash worker_setup.sh${RUNS_NFS:+ $RUNS_NFS}" &&
         on_all_workers "bash worker_train.sh$(printf ' %q' "$@")"
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs on each worker before training; skips the steps that are already done.
-#   bash worker_setup.sh HOST:/SHARE
+#   bash worker_setup.sh [HOST:/SHARE]
 set -euo pipefail
-runs_nfs=$1
+runs_nfs=${1:-}
 
-if ! mountpoint --quiet /mnt/runs; then
+if [[ $runs_nfs ]] && ! mountpoint --quiet /mnt/runs; then
     sudo apt-get install --yes --quiet nfs-common
     sudo mkdir -p /mnt/runs
     sudo mount -t nfs "$runs_nfs" /mnt/runs
@@ -14,5 +14,7 @@ fi
 python3 -m pip install --user --quiet uv
 uv=$HOME/.local/bin/uv
 [[ -d gnp ]] || "$uv" venv --quiet --python 3.12 gnp
-"$uv" pip install --quiet --python gnp/bin/python --no-deps --require-hashes -r tpu.txt
+for packages in tpu gcs; do
+    "$uv" pip install --quiet --python gnp/bin/python --no-deps --require-hashes -r "$packages.txt"
+done
 "$uv" pip install --quiet --python gnp/bin/python --no-deps --reinstall ./gnp_scale-*.whl

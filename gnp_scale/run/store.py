@@ -1,0 +1,289 @@
+"""Object stores: paths such as `gs://bucket/run` and `s3://bucket/run`, with the few operations that a run needs.
+
+fsspec (gcsfs, s3fs) makes the requests; Orbax uses the same through etils, so that both have one configuration. Objects
+are written as a whole, and there is no rename. `create` is the only operation that decides between two writers.
+"""
+
+import asyncio
+import errno
+import functools
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gnp_scale.checks import check, local_path
+
+DEADLINE_S = 120.0
+"""The longest time of one operation, with all of its attempts."""
+_REQUEST_S = 40
+"""The longest time of one attempt: it moves megabytes at most."""
+
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+_EXTRAS = {"gs": "gcs", "s3": "s3"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "gs": {"use_listings_cache": False, "requests_timeout": _REQUEST_S},
+    "s3": {
+        "use_listings_cache": False,
+        "config_kwargs": {
+            "connect_timeout": 10,
+            "read_timeout": _REQUEST_S,
+            # Attempts with growing pauses, also after 429 and 503.
+            "retries": {"mode": "standard", "total_max_attempts": 8},
+        },
+    },
+}
+_PASSING = (408, 429, 500, 502, 503, 504)
+"""Statuses of answers after which the same request may succeed."""
+_DENIED = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "DefaultCredentialsError",
+    "ProfileNotFound",
+)
+_NAMES_OF_LOGS = ("gcsfs", "s3fs", "fsspec", "aiobotocore", "google.auth", "asyncio")
+
+
+class StoreError(OSError):
+    """A request that failed after all attempts."""
+
+    def __init__(self, reason: str, *, is_lasting: bool) -> None:
+        super().__init__(errno.EIO, reason)
+        self.is_lasting = is_lasting
+        """Whether a later attempt would fail too: a wrong bucket, or credentials that do not suffice."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@dataclass(frozen=True)
+class StorePath:
+    """An object, or all objects whose names begin with this path; like a `Path`, as far as a run needs it.
+
+    All operations raise StoreError if the store fails, refuses, or does not answer within `deadline_s`.
+    """
+
+    url: str
+    deadline_s: float = DEADLINE_S
+
+    @property
+    def scheme(self) -> str:
+        """`gs` or `s3`."""
+        return self.url.partition("://")[0]
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "StorePath":
+        """The path without its last part."""
+        return replace(self, url=self.url.rpartition("/")[0])
+
+    def __truediv__(self, name: str) -> "StorePath":
+        return replace(self, url=f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def absolute(self) -> "StorePath":
+        """This path."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is an object of this name."""
+        return self._size_bytes() is not None
+
+    def read_bytes(self, tail_bytes: int | None = None) -> bytes:
+        """The object, or its last `tail_bytes`.
+
+        Raises: FileNotFoundError: there is none.
+        """
+        if tail_bytes is None:
+            return self._request("_cat_file", self.url)
+        size_bytes = self._size_bytes()
+        if size_bytes is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object", self.url)
+        if size_bytes <= tail_bytes:
+            return self._request("_cat_file", self.url)
+        return self._request("_cat_file", self.url, start=size_bytes - tail_bytes, end=size_bytes)
+
+    def read_text(self) -> str:
+        """The object as text; raises what `read_bytes` raises."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Makes `data` the object; a reader sees the old or the new one."""
+        self._request("_pipe_file", self.url, data)
+
+    def write_text(self, text: str) -> None:
+        """Makes `text` the object."""
+        self.write_bytes(text.encode())
+
+    def create(self, data: bytes) -> bool:
+        """Writes the object unless there is one; returns whether `data` is the object now. The store decides.
+
+        `data` must be different for each writer: an attempt may succeed although its answer is lost.
+        """
+        try:
+            self._request("_pipe_file", self.url, data, mode="create")
+        except FileExistsError:
+            return self.read_bytes() == data
+        return True
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Deletes the object.
+
+        Raises: FileNotFoundError: there is none, unless `missing_ok`.
+        """
+        try:
+            self._request("_rm_file", self.url)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def names(self) -> list[str]:
+        """The names right below this path; those of folders end with a slash. One request for 1000 names."""
+        try:
+            entries = self._request("_ls", self.url, detail=True)
+        except FileNotFoundError:
+            return []
+        # Some programs put an empty object in the place of a folder.
+        paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
+        own = self.url.partition("://")[2]
+        return sorted(path.rpartition("/")[2] + "/" * is_folder for path, is_folder in paths if path != own)
+
+    def rmtree(self) -> None:
+        """Deletes all objects below this path, if there are any."""
+        try:
+            self._request("_rm", self.url, recursive=True)
+        except FileNotFoundError:
+            return
+
+    def _size_bytes(self) -> int | None:
+        try:
+            info = self._request("_info", self.url)
+        except FileNotFoundError:
+            return None
+        return None if info["type"] == "directory" else int(info["size"])
+
+    def _request(self, operation: str, *arguments: Any, **options: Any) -> Any:
+        files = _files(self.scheme)
+        # Cancelled at the deadline: a write must not arrive after a later one.
+        request = asyncio.wait_for(getattr(files, operation)(*arguments, **options), self.deadline_s)
+        try:
+            return asyncio.run_coroutine_threadsafe(request, files.loop).result()
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except TimeoutError:
+            raise StoreError(f"{self.scheme}:// has not answered for {self.deadline_s:g} s", is_lasting=False) from None
+        except Exception as error:
+            # There is no list of the errors of the two packages, and of the libraries below them.
+            raise StoreError(_reason(error), is_lasting=_is_lasting(error)) from error
+
+
+type Folder = Path | StorePath
+"""A run folder."""
+
+
+def run_folder(option: str, text: str) -> Folder:
+    """The run folder that was given as `option`: a local path, `gs://bucket/path` or `s3://bucket/path`.
+
+    Raises: ConfigError: it is neither, or the package for its store is missing.
+    """
+    return store_folder(option, text) if "://" in text else local_path(option, text)
+
+
+def store_folder(option: str, text: str) -> StorePath:
+    """The folder on a store that was given as `option`: `gs://bucket/path` or `s3://bucket/path`.
+
+    Raises: ConfigError: it is none, or the package for its store is missing.
+    """
+    scheme, _, rest = text.partition("://")
+    known = " or ".join(f"{name}://" for name in _PACKAGES)
+    check(scheme in _PACKAGES, f"{option} is {text}: there are no such stores; give a path, {known}")
+    parts = rest.rstrip("/").split("/")
+    check(
+        len(parts) > 1 and all(parts) and not {".", ".."} & set(parts) and not set("?#*[]") & set(rest),
+        f"{option} is {text}: name a bucket and a folder in it, such as {scheme}://bucket/run, without ? # * [ ]",
+    )
+    check(rest.isprintable() and rest.isascii(), f"{option} is {text!a}: use printable ASCII characters")
+    package = _PACKAGES[scheme]
+    check(
+        importlib.util.find_spec(package) is not None,
+        f"{option} is {text}, but the package {package} is missing: pip install 'gnp-scale[{_EXTRAS[scheme]}]'",
+    )
+    return StorePath(f"{scheme}://{'/'.join(parts)}")
+
+
+def check_access(folder: Folder, name: str) -> str | None:
+    """Writes and deletes an object `name`, to see whether this process may; returns the problem, if there is one.
+
+    Raises: StoreError: the store does not answer; a later start may succeed.
+    """
+    if isinstance(folder, Path):
+        return None
+    try:
+        (folder / name).write_bytes(b"")
+        (folder / name).unlink(missing_ok=True)
+    except FileNotFoundError:
+        return f"{folder} cannot be a run folder: there is no such bucket; make it, or choose another --run-dir"
+    except StoreError as error:
+        if not error.is_lasting:
+            reason = f"{folder} cannot be reached ({error}): start the same command again when its store answers"
+            raise StoreError(reason, is_lasting=False) from error
+        return f"{folder} cannot be a run folder ({error}): check the bucket, and the credentials in the environment"
+    return None
+
+
+@functools.cache
+def _files(scheme: str) -> Any:
+    """The file system of fsspec for a kind of store; Orbax gets the same one."""
+    configure()
+    import fsspec
+
+    return fsspec.filesystem("gcs" if scheme == "gs" else scheme)
+
+
+@functools.cache
+def configure() -> None:
+    """Sets what the libraries read when they are first used: deadlines, attempts, no caches, no tracebacks."""
+    from fsspec.config import conf
+
+    for scheme in _OPTIONS:
+        conf[scheme] = {**_OPTIONS[scheme], **conf.get(scheme, {})}
+    if importlib.util.find_spec("s3fs") is not None:
+        import s3fs.core
+
+        # Servers other than Amazon's may refuse with 429, which is not among the errors that are tried again.
+        s3fs.core.set_custom_error_handler(lambda error: _status(error) in _PASSING)
+    # Without this, etils uses TensorFlow if that is installed.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+    # Otherwise gcsfs asks another service for the kind of each bucket.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for name in _NAMES_OF_LOGS:
+        # They log tracebacks of errors that they also raise.
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _reason(error: BaseException) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}"[:300] if words else type(error).__name__
+
+
+def _is_lasting(error: BaseException) -> bool:
+    status = _status(error)
+    is_refused = status is not None and 400 <= status < 500 and status not in _PASSING
+    is_forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")
+    return is_refused or is_forbidden or type(error).__name__ in _DENIED
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of the answer that caused an error of gcsfs or s3fs; None if there is none."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    code = str(metadata.get("HTTPStatusCode", getattr(error, "code", None)))
+    return int(code) if code.isdecimal() else None

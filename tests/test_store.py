@@ -1,0 +1,147 @@
+"""Paths on object stores: each operation, against servers that speak the real protocols, undisturbed and disturbed."""
+
+import dataclasses
+import time
+
+import pytest
+from store_proxy import cut, delay, drop, refuse
+
+from gnp_scale.config import ConfigError
+from gnp_scale.run import store as store_module
+from gnp_scale.run.store import StoreError, StorePath, check_access, run_folder
+
+
+def test_an_object_is_written_read_listed_and_deleted(store):
+    folder = store.folder()
+    assert folder.names() == []
+    assert not (folder / "a").exists()
+    (folder / "a").write_text("0123456789")
+    (folder / "below" / "b").write_bytes(b"")
+    assert (folder / "a").read_text() == "0123456789"
+    assert [(folder / "a").read_bytes(tail_bytes=size) for size in (3, 10, 11)] == [
+        b"789",
+        b"0123456789",
+        b"0123456789",
+    ]
+    assert (folder / "below" / "b").read_bytes(tail_bytes=5) == b""
+    assert folder.names() == ["a", "below/"]
+    assert (folder / "a").exists()
+    assert not (folder / "below").exists()
+    (folder / "a").unlink()
+    (folder / "a").unlink(missing_ok=True)
+    (folder / "below").rmtree()
+    (folder / "below").rmtree()
+    assert folder.names() == []
+    with pytest.raises(FileNotFoundError):
+        (folder / "a").read_bytes()
+
+
+def test_one_of_several_writers_creates_an_object(store):
+    lock = store.folder() / "lock"
+    assert [lock.create(who) for who in (b"first", b"second", b"first")] == [True, False, True]
+    assert lock.read_bytes() == b"first"
+
+
+def test_a_folder_is_not_taken_for_another_with_a_longer_name(store):
+    folder = store.folder()
+    (folder / "1" / "x").write_bytes(b"")
+    (folder / "12" / "x").write_bytes(b"")
+    (folder / "1").rmtree()
+    assert folder.names() == ["12/"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_refusal_is_tried_again(store, status):
+    folder = store.folder()
+    store.proxy.disturb(refuse(status))
+    (folder / "a").write_bytes(b"1")
+    store.proxy.disturb(refuse(status))
+    assert (folder / "a").read_bytes() == b"1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [cut, drop])
+def test_a_cut_connection_is_tried_again(store, fault):
+    folder = store.folder()
+    (folder / "a").write_bytes(b"0123456789" * 100)
+    store.proxy.disturb(fault)
+    assert (folder / "a").read_bytes() == b"0123456789" * 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [cut, drop])
+def test_who_created_an_object_whose_answer_was_lost_knows_it(store, fault):
+    folder = store.folder()
+    store.proxy.disturb(fault)
+    assert (folder / "lock").create(b"mine")
+    assert (folder / "lock").read_bytes() == b"mine"
+
+
+def test_a_silent_store_fails_at_the_deadline_and_nothing_arrives_later(store):
+    folder = dataclasses.replace(store.folder(), deadline_s=0.5)
+    store.proxy.disturb(delay(1.5), 100)
+    began_s = time.monotonic()
+    with pytest.raises(StoreError, match=r"has not answered for 0\.5 s") as error:
+        (folder / "a").read_bytes()
+    assert time.monotonic() - began_s < 1.4
+    assert not error.value.is_lasting
+
+
+def test_a_store_that_stays_down_is_no_lasting_error(store):
+    folder = dataclasses.replace(store.folder(), deadline_s=1.0)
+    store.proxy.disturb(refuse(503), 1000)
+    with pytest.raises(StoreError, match=f"{folder} cannot be reached") as error:
+        check_access(folder, "probe")
+    assert not error.value.is_lasting
+
+
+def test_a_wrong_bucket_is_named(store):
+    folder = StorePath(f"{store.scheme}://no-such-bucket/run")
+    assert "there is no such bucket" in str(check_access(folder, "probe"))
+    assert not (folder / "config.json").exists()
+
+
+def test_missing_rights_are_named(store):
+    store.proxy.disturb(refuse(403), 100)
+    assert "the credentials in the environment" in str(check_access(store.folder(), "probe"))
+
+
+def test_a_probe_leaves_nothing(store):
+    folder = store.folder()
+    assert check_access(folder, "probe") is None
+    assert folder.names() == []
+
+
+def test_paths_are_parsed(tmp_path):
+    assert run_folder("--run-dir", str(tmp_path)) == tmp_path
+    pytest.importorskip("gcsfs")
+    folder = run_folder("--run-dir", "gs://bucket/some/run/")
+    assert (str(folder), folder.name, str(folder.parent)) == ("gs://bucket/some/run", "run", "gs://bucket/some")
+    assert str(folder / "config.json") == "gs://bucket/some/run/config.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("hdfs://name/run", "give a path, gs:// or s3://"),
+        ("GS://bucket/run", "give a path, gs:// or s3://"),
+        ("gs://bucket", "name a bucket and a folder"),
+        ("gs://bucket/", "name a bucket and a folder"),
+        ("s3:///run", "name a bucket and a folder"),
+        ("s3://bucket//run", "name a bucket and a folder"),
+        ("s3://bucket/../run", "name a bucket and a folder"),
+        ("s3://bucket/run?x", "without ? #"),
+        ("gs://bucket/läufe", "printable ASCII"),
+    ],
+)
+def test_what_is_no_folder_on_a_store_is_refused(text, part):
+    with pytest.raises(ConfigError, match=part.replace("?", r"\?")):
+        run_folder("--run-dir", text)
+
+
+@pytest.mark.parametrize(("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3")])
+def test_a_missing_package_is_named(scheme, package, extra, monkeypatch):
+    monkeypatch.setattr(store_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"{package} is missing: pip install 'gnp-scale\[{extra}\]'"):
+        run_folder("--run-dir", f"{scheme}://bucket/run")
