@@ -104,6 +104,11 @@ def data_root(option: str, text: str) -> str:
 
     Raises: ConfigError: it is neither.
     """
+    check(
+        not text.startswith("s3://"),
+        f"{option} is {text}, but ArrayRecord reads only local files and gs://: mount the bucket as a folder (for "
+        "example with mountpoint-s3) and give that",
+    )
     bucket = text.removeprefix("gs://")
     if bucket == text:
         return str(local_path(option, text))

@@ -33,6 +33,7 @@ WRONG_FLAGS = {
     "not a number": ("--optim.eps nan", "optim.eps is nan: it must be a finite number"),
     "no number of steps": ("--train.num-steps 1e6", "--train.num-steps"),
     "data in another store": ("--data.root hdfs://bucket/data", "mount the bucket"),
+    "data on S3": ("--data.root s3://bucket/data", "mount the bucket"),
     "data in no bucket": ("--data.root gs://", "names no bucket"),
     "a path as data set": ("--data.name ../imagenet", "give the name of a folder in data.root"),
     "no share": ("--data.holdout 1", "data.holdout is 1.0: it must be at least 0 and below 1"),

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from gnp_scale.config import ConfigError
-from gnp_scale.data import decode
-from gnp_scale.data.containers import example_proto, open_folder
-from gnp_scale.data.containers.open_folder import INDEX_FILE, write_index
-from gnp_scale.data.containers.record import Contents
-from gnp_scale.data.formats import DamagedFileError
-from tests.image_sets import (
+from image_sets import (
     CLASS_NAMES,
     NUM_IMAGES,
     NUM_TRAIN,
@@ -26,6 +19,13 @@ from tests.image_sets import (
     write_tfds,
     write_webdataset,
 )
+
+from gnp_scale.config import ConfigError
+from gnp_scale.data import decode
+from gnp_scale.data.containers import example_proto, open_folder
+from gnp_scale.data.containers.open_folder import INDEX_FILE, write_index
+from gnp_scale.data.containers.record import Contents
+from gnp_scale.data.formats import DamagedFileError
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_sets import jpeg, photograph
 from PIL import Image
 
 from gnp_scale.data import decode
 from gnp_scale.data.crops import NUM_DRAWS, crop_draws, random_box
 from gnp_scale.data.decode import ImageError, centre_crop, pixels_of, random_crop
-from tests.image_sets import jpeg, photograph
 
 SIZES = [(60, 80), (80, 60), (64, 64), (9, 200), (200, 9), (1, 1), (1, 50), (500, 375)]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from image_sets import jpeg, photograph, png
 
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.containers.record import Record
 from gnp_scale.data.images import ImageSplit, held_out, load_images
 from gnp_scale.data.pipeline import eval_batches, train_batches
 from gnp_scale.data.sources import UNREADABLE, load
-from tests.image_sets import jpeg, photograph, png
 
 NUM_EXAMPLES, BATCH_SIZE = 37, 16
 
@@ -211,13 +211,14 @@ def test_a_data_set_that_is_not_there_is_named(root: Path):
     assert str(error.value).startswith(expected)
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
 CRASH = """
 import sys, jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
 from gnp_scale.config import MeshConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.mesh import make_mesh
-from tests.test_data_images import Memory, Set, config
+from test_data_images import Memory, Set, config
 
 options = {"batch_size": 512, "image_size": 64, "num_threads": 4}
 with jax.set_mesh(make_mesh(MeshConfig())):
@@ -233,7 +234,7 @@ with jax.set_mesh(make_mesh(MeshConfig())):
 def test_a_process_ends_soon_while_threads_read(ending: str):
     """After an error, an exit, or Ctrl-C: no thread keeps the process alive."""
     command = [sys.executable, "-c", CRASH.replace("{ending}", ending)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True)
     assert process.stdout is not None
     for _ in range(4):
         assert process.stdout.readline() == "batch\n"

@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from image_sets import NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
 from PIL import Image
 
 from gnp_scale.cli import main
-from gnp_scale.config import ConfigError
+from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import prepare as module
 from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.open_folder import open_folder, write_index
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
 from gnp_scale.data.prepare import JOURNAL_FILE, prepare
+from gnp_scale.data.sources import load
 from gnp_scale.data.verify import verify
-from tests.image_sets import NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -275,3 +276,25 @@ def test_an_interrupted_prepare_ends_at_once(source: Path, tmp_path: Path):
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "out", 300, 1)
     prepare(source, tmp_path / "out", 300, 1)
+
+
+def test_a_prepared_set_is_read_from_a_bucket(store, source: Path, tmp_path: Path, monkeypatch):
+    """By ArrayRecord's own client, and by gcsfs for the files that describe the set."""
+    if store.scheme != "gs":
+        pytest.skip("ArrayRecord reads gs:// only")
+    assert store.server is not None
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", store.server.url)
+    out = tmp_path / "numbers"
+    prepare(write_folder(source), out, 300, 1)
+    bucket = store.folder().parent / "data"
+    for name, data in content(out).items():
+        (bucket / "numbers" / name).write_bytes(data)
+    dataset = load(DataConfig(name="numbers", root=str(bucket), image_size=8))
+    expected = load(DataConfig(name="numbers", root=str(tmp_path), image_size=8))
+    chosen = np.array([6, 0, 3])
+    np.testing.assert_array_equal(dataset.train.read(chosen, None)["image"], expected.train.read(chosen, None)["image"])
+    with pytest.raises(ConfigError, match=r"none has no dataset_info\.json"):
+        load(DataConfig(name="none", root=str(bucket)))
+    (bucket / "numbers" / shards(out)[0].name).unlink()
+    with pytest.raises(ConfigError, match=f"{shards(out)[0].name} is missing"):
+        load(DataConfig(name="numbers", root=str(bucket), image_size=8)).train.read(np.arange(7), None)

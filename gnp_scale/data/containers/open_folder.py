@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from etils import epath
-
 from gnp_scale.config import ConfigError
 from gnp_scale.data.containers import byte_ranges
 from gnp_scale.data.containers.byte_ranges import Entry
@@ -15,6 +13,7 @@ from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.containers.tfds import is_tfds, open_tfds
 from gnp_scale.data.progress import progress_of
 from gnp_scale.run.environment import user_cache
+from gnp_scale.run.store import run_folder
 
 INDEX_FILE = ".gnp_scale_index.npz"
 MOST_BYTES = 4 << 30
@@ -30,16 +29,16 @@ def open_folder(folder: str) -> Contents:
 
     Raises:
         ConfigError: there is no data set, or it lacks something.
+        StoreError: the store that has it does not answer.
     """
-    path = epath.Path(folder)
+    path = run_folder("data.root", folder)
     if is_tfds(path):
         return open_tfds(path)
-    if "://" in folder:
+    if not isinstance(path, Path):
         raise ConfigError(f"{folder} has no dataset_info.json: put there what gnp-scale data prepare has written")
-    local = Path(folder)
-    if not local.is_dir():
+    if not path.is_dir():
         raise FileNotFoundError(2, "no such folder", folder)
-    return open_parquet(local) or _indexed(local)
+    return open_parquet(path) or _indexed(path)
 
 
 def write_index(folder: Path) -> Contents:

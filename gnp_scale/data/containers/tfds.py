@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from gnp_scale.config import ConfigError
 from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.array_records import ArrayRecords
 from gnp_scale.data.containers.record import Contents, Ids, Record, split_name
 from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.run.store import Folder, StoreError
 
 INFO_FILE, FEATURES_FILE, LABELS_FILE = "dataset_info.json", "features.json", "{label}.labels.txt"
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -57,17 +57,18 @@ class TfdsSplit:
         return Record(data, label, name)
 
 
-def is_tfds(folder: epath.Path) -> bool:
+def is_tfds(folder: Folder) -> bool:
     """Whether `folder` is a version of a data set, such as imagenet2012/5.1.0."""
     return (folder / INFO_FILE).exists()
 
 
-def open_tfds(folder: epath.Path) -> Contents:
+def open_tfds(folder: Folder) -> Contents:
     """The data set in `folder`. No shard is opened.
 
     Raises:
         ConfigError: it is not in ArrayRecord files, or not one of images with one label.
         DamagedFileError: the files that describe it cannot be read.
+        StoreError: the store that has them does not answer.
     """
     info, features = (_read_json(folder / name) for name in (INFO_FILE, FEATURES_FILE))
     if info.get("fileFormat") != "array_record":
@@ -85,14 +86,16 @@ def open_tfds(folder: epath.Path) -> Contents:
     return Contents("tfds", class_names, splits)
 
 
-def _read_json(path: epath.Path) -> Any:
+def _read_json(path: Folder) -> Any:
     try:
         return json.loads(path.read_text())
+    except StoreError:
+        raise
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
 
 
-def _supervised_keys(folder: epath.Path, info: Mapping[str, Any], features: Mapping[str, Any]) -> tuple[str, str]:
+def _supervised_keys(folder: Folder, info: Mapping[str, Any], features: Mapping[str, Any]) -> tuple[str, str]:
     """Names of the image and of its label: the supervised keys, or the only features of these types."""
     kinds = {name: entry.get("pythonClassName", "") for name, entry in features["featuresDict"]["features"].items()}
     images = [name for name, kind in kinds.items() if kind.endswith(".Image")]
@@ -108,7 +111,7 @@ def _supervised_keys(folder: epath.Path, info: Mapping[str, Any], features: Mapp
     return images[0], labels[0]
 
 
-def _class_names(folder: epath.Path, features: Mapping[str, Any], label: str) -> tuple[str, ...]:
+def _class_names(folder: Folder, features: Mapping[str, Any], label: str) -> tuple[str, ...]:
     num_classes = int(features[label]["classLabel"]["numClasses"])
     file = folder / LABELS_FILE.format(label=label)
     if not file.exists():
@@ -119,7 +122,7 @@ def _class_names(folder: epath.Path, features: Mapping[str, Any], label: str) ->
     return names
 
 
-def _records(folder: epath.Path, info: Mapping[str, Any], split: Mapping[str, Any]) -> ArrayRecords:
+def _records(folder: Folder, info: Mapping[str, Any], split: Mapping[str, Any]) -> ArrayRecords:
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate") or FILE_TEMPLATE
     names = [shard_file(template, info["name"], split["name"], number, len(lengths)) for number in range(len(lengths))]
