@@ -49,17 +49,16 @@ class Chip:
             platform="tpu", topology_name=self.topology, chip_config_name=self.config
         ).devices
 
-    def environment(self, dump: Path) -> dict[str, str]:
-        """The variables of a process that compiles for it and leaves the compiler's notes in the folder `dump`."""
+    def environment(self, dump: Path | None = None) -> dict[str, str]:
+        """The variables of a process that compiles for it, and leaves the compiler's notes in the folder `dump`."""
+        notes = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
         return {
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": self.accelerator,
             "TPU_WORKER_HOSTNAMES": "localhost",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true "
-            "--xla_jf_dump_llo_pass_label_regex=final_bundles",
-        }
+        } | ({} if dump is None else {"LIBTPU_INIT_ARGS": notes})
 
 
 CHIPS = {

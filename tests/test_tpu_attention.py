@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.tpu_estimates import CHIPS
 from gnp_scale import mesh
 from gnp_scale.mesh import BATCH, TENSOR, P
 from gnp_scale.models import block_attention, tpu_attention
@@ -128,18 +129,11 @@ def test_the_products_of_the_formula_count_as_flops(size, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make tpu-compiler")
-@pytest.mark.parametrize("accelerator", ["v4-8", "v5e-4"])
-def test_a_step_for_tpus_calls_the_kernels_in_bfloat16_and_not_in_float32(accelerator):
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": accelerator,
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
+@pytest.mark.parametrize("chip", ["v4", "v5e"])
+def test_a_step_for_tpus_calls_the_kernels_in_bfloat16_and_not_in_float32(chip):
+    settings = CHIPS[chip].environment() | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     script = Path(__file__).with_name("attention_on_tpu.py")
-    command = [sys.executable, str(script), accelerator]
+    command = [sys.executable, str(script), chip]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Forward and backward, in each of two passes.
