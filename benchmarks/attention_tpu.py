@@ -24,7 +24,7 @@ SIZES = [(196, 12, 64), (576, 12, 64), (1024, 12, 64), (2048, 12, 64), (4096, 12
 WAYS: dict[str, Callable[..., Any]] = {
     "XLA": attention.by_xla,
     "block": block_attention.attend,
-    "splash": tpu_attention.splash,
+    "splash": tpu_attention.splash_on_shards,
 }
 
 
@@ -60,12 +60,7 @@ def compiled(attend: Callable[..., Any], num_tokens: int, num_heads: int, num_ch
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.sharding(spec))
 
     def passes(query: jax.Array, key: jax.Array, value: jax.Array, d_out: jax.Array) -> Any:
-        def fn(*inputs: jax.Array) -> Any:
-            return (
-                mesh.on_shards(attend, *inputs, out_specs=spec) if attend is tpu_attention.splash else attend(*inputs)
-            )
-
-        out, vjp = jax.vjp(fn, query, key, value)
+        out, vjp = jax.vjp(attend, query, key, value)
         return out, vjp(d_out)
 
     return jax.jit(passes).trace(x, x, x, x).lower(lowering_platforms=("tpu",)).compile()
