@@ -5,8 +5,9 @@ import os
 import signal
 from pathlib import Path
 
-# The same steps are compiled by many tests, and by the processes that they start.
+# The same programs, also small ones, are compiled by many tests, and by the processes that they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
