@@ -35,6 +35,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="module")
+def unoptimized():
+    """Compiles without LLVM's optimizations, here and in processes that are started: in half of the time.
+
+    For modules that ask what runs do, what programs consist of, or whether numbers are equal up to a bound that has
+    room for another order of sums. XLA makes all of its own passes, so the HLO is the same, with its fusions and
+    collectives. Golden numbers, the bits of different programs, and drills are computed by the code of a user's run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def set_mesh():
     """Sets a mesh of the given axis sizes over the first devices, until the test ends."""

@@ -17,6 +17,8 @@ from gnp_scale.config import GnpConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PLAIN, ONE_GROUP, TWO_GROUPS = GnpConfig(alpha=0.0), GnpConfig(), GnpConfig(perturb_groups=2)
 # The means over groups reduce each vector that FSDP replicates once for every shard: 0.3 % at this width.
 EQUAL = 0.004
@@ -100,7 +102,8 @@ def tpu_texts(tmp_path_factory):
         pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/tpu-compiler.txt")
     folder = tmp_path_factory.mktemp("tpu")
     script = Path(__file__).with_name("compile_for_tpu.py")
-    command, env = [sys.executable, str(script), str(folder)], os.environ | CHIPS["v5e"].environment()
+    settings = CHIPS["v5e"].environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    command, env = [sys.executable, str(script), str(folder)], os.environ | settings
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {file.name: file.read_text() for file in folder.iterdir()}

@@ -18,6 +18,8 @@ from gnp_scale.training.setup import Task
 from gnp_scale.training.state import initial_key
 from gnp_scale.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 VIT = Config(
     data=DataConfig(name="synthetic", batch_size=64, eval_batch_size=64, synthetic_num_examples=64),

@@ -23,6 +23,8 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import evaluate_run, train
 from gnp_scale.monitoring.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 VIT = ModelConfig(name="vit_mu", patch_size=2, dropout=0.1, drop_path=0.1)
 # 1,437 training images: an epoch ends in the middle of the batch of step 23, so stops are inside an epoch.
 BASE = Config(
