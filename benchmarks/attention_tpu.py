@@ -4,11 +4,6 @@ Forward and backward pass of one layer in bfloat16, for 16,384 tokens in all. Al
 (`make tpu-compiler`) and `benchmarks.tpu_estimates`; none was measured.
 """
 
-import argparse
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.launches import memory_bytes
-from benchmarks.tpu_estimates import CHIPS, Chip, Xla, schedules
+from benchmarks.tpu_estimates import Chip, Xla, print_table, schedules
 from gnp_scale import mesh
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import BATCH, TENSOR, P, make_mesh
@@ -29,25 +24,8 @@ SIZES = [(196, 12, 64), (576, 12, 64), (1024, 12, 64), (2048, 12, 64), (4096, 12
 WAYS: dict[str, Callable[..., Any]] = {
     "XLA": attention.by_xla,
     "block": block_attention.attend,
-    "splash": tpu_attention.splash,
+    "splash": tpu_attention.splash_on_shards,
 }
-
-
-def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("chips", nargs="*", default=["v5e", "v5p"], metavar="CHIP", help=", ".join(CHIPS))
-    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.dump:
-        for row in rows(CHIPS[args.chips[0]], args.dump):
-            print(f"| {args.chips[0]} | {row} |", flush=True)
-        return
-    print(HEADER, flush=True)
-    for name in args.chips:
-        with tempfile.TemporaryDirectory() as dump:
-            command = [sys.executable, "-m", "benchmarks.attention_tpu", name, "--dump", dump]
-            subprocess.run(command, env=os.environ | CHIPS[name].environment(Path(dump)), check=True)
 
 
 HEADER = """\
@@ -55,8 +33,8 @@ HEADER = """\
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
-def rows(chip: Chip, dump: Path) -> Iterator[str]:
-    """One row of Markdown for each size and way that compiles."""
+def rows(chip: Chip, dump: Path) -> Iterator[list[str]]:
+    """The cells for each size and way that compiles."""
     with jax.set_mesh(make_mesh(MeshConfig(), chip.devices()[:1])):
         for size in SIZES:
             alone = None
@@ -70,7 +48,7 @@ def rows(chip: Chip, dump: Path) -> Iterator[str]:
                 alone = alone or cycles
                 cells = [f"{cycles / 1e6:.2f} M", f"{num_bundles / 1e6:.2f} M", f"{(cycles + num_bundles) / alone:.2f}"]
                 cells += [f"{memory_bytes(text) / 1e9:.2f} GB", f"{temporary_bytes / 1e9:.2f} GB"]
-                yield " | ".join([*map(str, size), way, *cells])
+                yield [*map(str, size), way, *cells]
                 for file in dump.iterdir():
                     file.unlink()
 
@@ -82,16 +60,11 @@ def compiled(attend: Callable[..., Any], num_tokens: int, num_heads: int, num_ch
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=mesh.sharding(spec))
 
     def passes(query: jax.Array, key: jax.Array, value: jax.Array, d_out: jax.Array) -> Any:
-        def fn(*inputs: jax.Array) -> Any:
-            return (
-                mesh.on_shards(attend, *inputs, out_specs=spec) if attend is tpu_attention.splash else attend(*inputs)
-            )
-
-        out, vjp = jax.vjp(fn, query, key, value)
+        out, vjp = jax.vjp(attend, query, key, value)
         return out, vjp(d_out)
 
     return jax.jit(passes).trace(x, x, x, x).lower(lowering_platforms=("tpu",)).compile()
 
 
 if __name__ == "__main__":
-    main()
+    print_table("benchmarks.attention_tpu", __doc__, HEADER, ["v5e", "v5p"], rows)

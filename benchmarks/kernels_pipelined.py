@@ -5,14 +5,9 @@ They assume that memory is never idle. "At borders" is what this omits, in cycle
 writes after it, without the latency of a copy, which is unknown here.
 """
 
-import argparse
 import contextlib
 import math
-import os
 import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +25,7 @@ from gnp_kernels.squared_norm import pallas_tpu as squared_norm_tpu
 
 from benchmarks import pipelined_leaves
 from benchmarks.kernels_tpu import FLOAT, MODELS, PLANS, parameter_shapes, xla_bytes_per_cycle
-from benchmarks.tpu_estimates import CHIPS, Chip, Schedule, Xla, schedules
+from benchmarks.tpu_estimates import Chip, Schedule, Xla, print_table, schedules
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
 
@@ -72,25 +67,8 @@ def made_by(way: str) -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("chips", nargs="*", default=["v5e", "v5p"], metavar="CHIP", help=", ".join(CHIPS))
-    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.dump:
-        print_rows(args.chips[0], CHIPS[args.chips[0]], args.dump)
-        return
-    print(HEADER, flush=True)
-    for name in args.chips:
-        with tempfile.TemporaryDirectory() as dump:
-            environment = os.environ | CHIPS[name].environment(Path(dump))
-            command = [sys.executable, "-m", "benchmarks.kernels_pipelined", name, "--dump", dump]
-            subprocess.run(command, env=environment, check=True)
-
-
-def print_rows(name: str, chip: Chip, dump: Path) -> None:
-    """Rows for one chip, in a process with its environment."""
+def rows(chip: Chip, dump: Path) -> Iterator[list[str]]:
+    """The cells for each model, program and way."""
     shapes_of = {title: parameter_shapes(model) for title, model in MODELS.items()}
     mesh = make_mesh(MeshConfig(), chip.devices()[:1])
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -98,13 +76,13 @@ def print_rows(name: str, chip: Chip, dump: Path) -> None:
         for title, shapes in shapes_of.items():
             tree = [jax.ShapeDtypeStruct(shape, FLOAT, sharding=whole) for shape in shapes]
             scalar = jax.ShapeDtypeStruct((), FLOAT, sharding=whole)
-            print_ways([name, title], squared_norm, (tree,), (), shapes, chip, slope, dump)
-            arguments = (tree, (tree, tree), tree, tree, scalar)
-            print_ways([name, title], blend_update, arguments, (0, 1), shapes, chip, slope, dump)
+            programs = {squared_norm: ((tree,), ()), blend_update: ((tree, (tree, tree), tree, tree, scalar), (0, 1))}
+            for program, (arguments, donated) in programs.items():
+                for cells in by_ways(program, arguments, donated, shapes, chip, slope, dump):
+                    yield [title, *cells]
 
 
-def print_ways(
-    labels: list[str],
+def by_ways(
     program: Callable[..., Any],
     arguments: tuple[Any, ...],
     donated: tuple[int, ...],
@@ -112,8 +90,8 @@ def print_ways(
     chip: Chip,
     slope: float,
     dump: Path,
-) -> None:
-    """Rows for one program, made in all ways."""
+) -> Iterator[list[str]]:
+    """The cells for one program, made in all ways."""
     plan = Plan(shapes, **PLANS[f"gnp_{program.__name__}"], num_cores=chip.devices()[0].num_cores)
     num_arrays = len(plan.in_dtypes) + len(plan.out_dtypes)
     num_bytes = num_arrays * FLOAT.itemsize * sum(padded_size(View(shape).stored) for shape in shapes)
@@ -130,9 +108,8 @@ def print_ways(
             compiled = traced.trace(*arguments).lower(lowering_platforms=("tpu",)).compile()
         seconds = time.perf_counter() - start
         xla = xla or Xla.of(str(compiled.as_text()))
-        row = cells(compiled, xla, schedules(dump), (num_bytes / chip.bytes_per_cycle, num_bytes / slope))
-        row = [*labels, program.__name__, way, *row, f"{borders:,.0f}", f"{seconds:.0f}"]
-        print("| " + " | ".join(row) + " |", flush=True)
+        figures = figures_of(compiled, xla, schedules(dump), (num_bytes / chip.bytes_per_cycle, num_bytes / slope))
+        yield [program.__name__, way, *figures, f"{borders:,.0f}", f"{seconds:.0f}"]
 
 
 def bytes_at_borders(way: str, plan: Plan) -> int:
@@ -148,7 +125,7 @@ def bytes_at_borders(way: str, plan: Plan) -> int:
     return pipelined_leaves.bytes_at_borders(way.split()[0], stored, bytes_in + bytes_out)
 
 
-def cells(compiled: Any, xla: Xla, kernels: list[Schedule], floors: tuple[float, float]) -> list[str]:
+def figures_of(compiled: Any, xla: Xla, kernels: list[Schedule], floors: tuple[float, float]) -> list[str]:
     """The cells of one program that come from the compiler."""
     text = compiled.as_text()
     found = Xla.of(text)
@@ -167,4 +144,4 @@ def cells(compiled: Any, xla: Xla, kernels: list[Schedule], floors: tuple[float,
 
 
 if __name__ == "__main__":
-    main()
+    print_table("benchmarks.kernels_pipelined", __doc__, HEADER, ["v5e", "v5p"], rows)

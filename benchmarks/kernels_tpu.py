@@ -3,13 +3,7 @@
 All numbers come from the TPU compiler (`make tpu-compiler`) and `benchmarks.tpu_estimates`; none was measured.
 """
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +14,7 @@ import numpy as np
 from gnp_kernels import AdamW, Implementation
 from gnp_kernels.pallas_plan import Plan
 
-from benchmarks.tpu_estimates import CHIPS, Chip, Kernel, Xla, schedules
+from benchmarks.tpu_estimates import CHIPS, Chip, Kernel, Xla, print_table, schedules
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.models import registry
@@ -55,43 +49,22 @@ def update(implementation: Implementation, w: Any, moments: Any, g1: Any, g2: An
     return new.params, new.moments
 
 
-def main() -> None:
-    """Prints a table for each chip."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("chips", nargs="*", default=list(CHIPS), metavar="CHIP", help=", ".join(CHIPS))
-    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.dump:
-        print(json.dumps(rows(CHIPS[args.chips[0]], args.dump)))
-        return
-    print(HEADER)
-    for name in args.chips:
-        with tempfile.TemporaryDirectory() as dump:
-            environment = os.environ | CHIPS[name].environment(Path(dump))
-            command = [sys.executable, "-m", "benchmarks.kernels_tpu", name, "--dump", dump]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        for row in json.loads(done.stdout.splitlines()[-1]):
-            print(f"| {name} | " + " | ".join(row) + " |", flush=True)
-
-
 HEADER = """\
 | chip | model | operation | XLA, cycles | kernels, cycles | ratio | at XLA's bandwidth | memory floor | bundles | \
 worst block | vector spills |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-def rows(chip: Chip, dump: Path) -> list[list[str]]:
-    """Cells of the table for one chip, in a process with its environment."""
+def rows(chip: Chip, dump: Path) -> Iterator[list[str]]:
+    """The cells for each model and operation."""
     shapes_of = {title: parameter_shapes(model) for title, model in MODELS.items()}
     mesh = make_mesh(MeshConfig(), chip.devices()[:1])
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         slope = xla_bytes_per_cycle(mesh)
-        found = []
         for title, shapes in shapes_of.items():
             tree = [jax.ShapeDtypeStruct(shape, FLOAT, sharding=_whole(mesh)) for shape in shapes]
-            found.append([title, *compare(perturb, (tree, tree), (), shapes, chip, slope, dump)])
-            found.append([title, *compare(update, (tree, (tree, tree), tree, tree), (0, 1), shapes, chip, slope, dump)])
-    return found
+            yield [title, *compare(perturb, (tree, tree), (), shapes, chip, slope, dump)]
+            yield [title, *compare(update, (tree, (tree, tree), tree, tree), (0, 1), shapes, chip, slope, dump)]
 
 
 def compare(
@@ -151,4 +124,4 @@ def _compiled(program: Callable[..., Any], arguments: tuple[Any, ...], donated: 
 
 
 if __name__ == "__main__":
-    main()
+    print_table("benchmarks.kernels_tpu", __doc__, HEADER, list(CHIPS), rows)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 SCOPES = ("gnp_norm", "gnp_perturb", "gnp_update")
 """Named scopes of `gnp_scale.gnp.sharded_ops` and `gnp_scale.training.update`."""
 
-_NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+"""Of an entry, by its type in HLO."""
+ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
+"""Type, shape and layout of an array in HLO."""
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<result>.*?) (?P<kind>[\w\-]+)\((?P<rest>.*)")
 _NO_KERNEL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id"}
 _NO_CALL = {"AllocateBuffer", "ConcatBitcast"}
@@ -95,8 +97,8 @@ def _kind(name: str, kind: str, rest: str) -> str:
 
 
 def _arrays(result: str) -> Iterator[Array]:
-    for dtype, shape, layout in _ARRAY.findall(result):
-        num_bytes = _NUM_BYTES.get(dtype, 0) * math.prod(int(size) for size in shape.split(",") if size)
+    for dtype, shape, layout in ARRAY.findall(result):
+        num_bytes = NUM_BYTES.get(dtype, 0) * math.prod(int(size) for size in shape.split(",") if size)
         yield Array(num_bytes, "S(" in layout)
 
 

@@ -5,10 +5,15 @@ here: the larger of its VLIW bundles, one per cycle, and of its bytes over the b
 cost of XLA's smallest loop, for the call.
 """
 
+import argparse
 import itertools
 import math
+import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -44,17 +49,16 @@ class Chip:
             platform="tpu", topology_name=self.topology, chip_config_name=self.config
         ).devices
 
-    def environment(self, dump: Path) -> dict[str, str]:
-        """The variables of a process that compiles for it and leaves the compiler's notes in the folder `dump`."""
+    def environment(self, dump: Path | None = None) -> dict[str, str]:
+        """The variables of a process that compiles for it, and leaves the compiler's notes in the folder `dump`."""
+        notes = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
         return {
             "JAX_PLATFORMS": "cpu",
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_ACCELERATOR_TYPE": self.accelerator,
             "TPU_WORKER_HOSTNAMES": "localhost",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true "
-            "--xla_jf_dump_llo_pass_label_regex=final_bundles",
-        }
+        } | ({} if dump is None else {"LIBTPU_INIT_ARGS": notes})
 
 
 CHIPS = {
@@ -63,6 +67,33 @@ CHIPS = {
     "v5p": Chip("v5p-8", "v5p:2x2x1", "megacore", 1.75e9, 2765e9),
     "v6e": Chip("v6e-4", "v6e:2x2", "default", 1.75e9, 1640e9),
 }
+
+
+def print_table(
+    module: str,
+    doc: str | None,
+    header: str,
+    default: Sequence[str],
+    rows: Callable[[Chip, Path], Iterable[Sequence[str]]],
+) -> None:
+    """The command of a module of estimates: prints a table in Markdown with the rows of each chip.
+
+    Each chip has a process with the environment of its compiler. `rows` gets the chip and the folder of the compiler's
+    notes; it gives the cells of each row after the first one, which is the name of the chip.
+    """
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("chips", nargs="*", default=default, metavar="CHIP", help=", ".join(CHIPS))
+    parser.add_argument("--dump", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.dump:
+        for cells in rows(CHIPS[args.chips[0]], args.dump):
+            print("| " + " | ".join([args.chips[0], *cells]) + " |", flush=True)
+        return
+    print(header, flush=True)
+    for name in args.chips:
+        with tempfile.TemporaryDirectory() as dump:
+            command = [sys.executable, "-m", module, name, "--dump", dump]
+            subprocess.run(command, env=os.environ | CHIPS[name].environment(Path(dump)), check=True)
 
 
 class Loop(NamedTuple):

@@ -1,6 +1,6 @@
 """Compiles steps of a transformer for a TPU, which need not be there; counts its kernels of attention.
 
-Command: python attention_on_tpu.py ACCELERATOR, which TPU_ACCELERATOR_TYPE names too.
+Command: python attention_on_tpu.py CHIP, in its environment.
 """
 
 import json
@@ -32,8 +32,7 @@ def num_calls(text: str) -> int:
 
 
 if __name__ == "__main__":
-    (chip,) = (chip for chip in CHIPS.values() if chip.accelerator == sys.argv[1])
-    mesh = make_mesh(MeshConfig(tensor=2), chip.devices())
+    mesh = make_mesh(MeshConfig(tensor=2), CHIPS[sys.argv[1]].devices())
     found = {
         "bfloat16": num_calls(lowered(mesh, "bfloat16").compile().as_text()),
         "float32": num_calls(lowered(mesh, "float32").as_text()),

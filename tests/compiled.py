@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.launches import ARRAY, NUM_BYTES
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
@@ -17,8 +18,6 @@ MESH = MeshConfig(replica=2, fsdp=4)
 # Wide, so that kernels outweigh the vectors that FSDP replicates: nothing is run, and width costs no compile time.
 VIT = ModelConfig("vit_mu", patch_size=2, depth=1, width=1024, num_heads=4, dropout=0.1)
 
-_NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     r" = (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
     r"collective-broadcast)(?P<start>-start)?\(.*?, (?P<groups>(?:replica_groups|source_target_pairs)=.*)"
@@ -77,9 +76,9 @@ def _collectives(text: str) -> Iterator[Collective]:
     for match in filter(None, map(_COLLECTIVE.search, text.splitlines())):
         # The result of an asynchronous start also holds its operands.
         assert not match["start"], match[0]
-        arrays = _ARRAY.findall(match["result"])
-        num_scalars = sum(shape == "" for _, shape in arrays)
-        sizes = tuple((dtype, _num_entries(shape)) for dtype, shape in arrays)
+        arrays = ARRAY.findall(match["result"])
+        num_scalars = sum(shape == "" for _, shape, _ in arrays)
+        sizes = tuple((dtype, _num_entries(shape)) for dtype, shape, _ in arrays)
         yield Collective(match["kind"], _num_bytes(match["result"]), num_scalars, parse_groups(match["groups"]), sizes)
 
 
@@ -108,7 +107,7 @@ def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _num_bytes(result: str) -> int:
-    return sum(_NUM_BYTES[dtype] * _num_entries(shape) for dtype, shape in _ARRAY.findall(result))
+    return sum(NUM_BYTES[dtype] * _num_entries(shape) for dtype, shape, _ in ARRAY.findall(result))
 
 
 def _num_entries(shape: str) -> int:

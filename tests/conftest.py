@@ -5,8 +5,9 @@ import os
 import signal
 from pathlib import Path
 
-# The same steps are compiled by many tests, and by the processes that they start.
+# The same programs, also small ones, are compiled by many tests, and by the processes that they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
@@ -32,6 +33,21 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first: one xdist process runs a whole file, and no slow file should start last."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="module")
+def unoptimized():
+    """Compiles without LLVM's optimizations, here and in processes that are started: in half of the time.
+
+    For modules that ask what runs do, what programs consist of, or whether numbers are equal up to a bound that has
+    room for another order of sums. XLA makes all of its own passes, so the HLO is the same, with its fusions and
+    collectives. Golden numbers, the bits of different programs, and drills are computed by the code of a user's run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

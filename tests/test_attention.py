@@ -68,6 +68,17 @@ def test_pallas_is_refused_by_name_where_it_does_not_fit(kind, query, reason, mo
     check_refused(query, reason, "pallas")
 
 
+def test_xla_by_name_asks_no_device(monkeypatch):
+    """A run that names it imports no Pallas on a TPU."""
+
+    def device_kind():
+        raise AssertionError("the kind of device does not matter")
+
+    monkeypatch.setattr(attention, "device_kind", device_kind)
+    out = jax.eval_shape(lambda x: attention.attend(x, x, x, "xla"), heads())
+    assert (out.shape, out.dtype) == (heads().shape, heads().dtype)
+
+
 def check_refused(query, reason, name="cudnn"):
     """By name it is an error; "auto" uses another implementation."""
     with pytest.raises(ConfigError, match=rf'model.attention "{name}" .*{reason}.* use auto or xla'):

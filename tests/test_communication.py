@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from compiled import MESH, Collective, collectives, parse_groups, sends_between_slices, step_text, without_sources
 
+from benchmarks.tpu_estimates import CHIPS
 from gnp_scale.config import GnpConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 PLAIN, ONE_GROUP, TWO_GROUPS = GnpConfig(alpha=0.0), GnpConfig(), GnpConfig(perturb_groups=2)
 # The means over groups reduce each vector that FSDP replicates once for every shard: 0.3 % at this width.
@@ -98,16 +101,10 @@ def tpu_texts(tmp_path_factory):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/tpu-compiler.txt")
     folder = tmp_path_factory.mktemp("tpu")
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
     script = Path(__file__).with_name("compile_for_tpu.py")
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    settings = CHIPS["v5e"].environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    command, env = [sys.executable, str(script), str(folder)], os.environ | settings
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {file.name: file.read_text() for file in folder.iterdir()}
 

@@ -15,6 +15,8 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.rollback import ROLLBACKS_FILE
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 TESTS = str(Path(__file__).parent)
 PAIRS = list(itertools.combinations(NAMES, 2))
 NUM_DRAWN = 4

@@ -113,6 +113,7 @@ def test_a_process_that_does_not_write_the_cache_does_not_try(monkeypatch, capsy
 def test_a_run_folder_gets_the_programs_that_are_compiled_after(no_variables, tmp_path):
     """Also those that take less than a second, and after JAX has used another folder."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "of the user"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     compilation_cache.reset_cache()
     jax.jit(jnp.cos).lower(1.0).compile()
     environment.keep_compiled_in(tmp_path / "run")

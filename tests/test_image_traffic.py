@@ -18,6 +18,8 @@ from gnp_scale.models import resnet
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_EXAMPLES, SIZE = 64, 56
 # Images are known by their number of entries: other arrays, of channels and tokens, have no multiple of 7 * 7 * 3.
 NUM_PIXELS = SIZE * SIZE * 3

@@ -23,6 +23,8 @@ from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 EPS = np.finfo(np.float32).eps
 # Every microbatch (a group, or a fourth of the batch) divides over 8 devices, and into whole groups of 8 with their own
 # batch statistics, so the matrix has no missing cell.

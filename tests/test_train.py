@@ -1,6 +1,7 @@
 """Whole runs: they learn, stop and resume bitwise, write the promised files, and mistakes give one line."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -22,6 +23,8 @@ from gnp_scale.config import (
 from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import evaluate_run, train
 from gnp_scale.monitoring.metrics import read_metrics
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 VIT = ModelConfig(name="vit_mu", patch_size=2, dropout=0.1, drop_path=0.1)
 # 1,437 training images: an epoch ends in the middle of the batch of step 23, so stops are inside an epoch.
@@ -60,6 +63,19 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The folder of a run that was not stopped, made once for each configuration."""
+
+    @functools.cache
+    def make(config):
+        run_dir = tmp_path_factory.mktemp("whole")
+        assert train(config, run_dir) == Exit.FINISHED
+        return run_dir
+
+    return make
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "stop"),
@@ -73,9 +89,8 @@ def without_times(rows):
     ],
     ids=["mid-epoch", "at-save", "off-step", "resnet", "kept direction", "groups"],
 )
-def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, tmp_path, monkeypatch):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train(config, whole) == Exit.FINISHED
+def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, whole_run, tmp_path, monkeypatch):
+    whole, stopped = whole_run(config), tmp_path / "stopped"
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
         assert train(config, stopped) == Exit.PREEMPTED
@@ -86,10 +101,8 @@ def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, tmp_path
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("finished")
-    assert train(BASE, run_dir) == Exit.FINISHED
-    return run_dir
+def finished(whole_run):
+    return whole_run(BASE)
 
 
 @pytest.mark.slow

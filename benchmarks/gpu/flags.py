@@ -46,6 +46,8 @@ def _rows(model: str) -> Iterator[str]:
     for name, (flags, attention) in FLAGS.items():
         if model.startswith("vit"):
             config = replace(config, model=replace(config.model, attention=attention))
+        elif not flags and name != _DEFAULT:
+            continue  # Without attention these are the defaults again.
         task, start_s = Task.of(config), time.monotonic()
         lowered = make_train_step(task).lower(task.abstract_state(), task.abstract_batch(), kind=StepKind.PLAIN)
         compiled = lowered.compile(compiler_options=flags if on_gpu() else {})

@@ -3,6 +3,7 @@
 Shapes: B examples, N tokens, H heads, K channels of a head; N x N: queries x keys.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,13 +11,16 @@ import jax.numpy as jnp
 from gnp_kernels.dispatch import device_kind
 
 from gnp_scale import mesh
-from gnp_scale.config import AttentionImplementation, check
+from gnp_scale.config import AttentionImplementation, ConfigError
 from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
 from gnp_scale.run.environment import DETERMINISTIC_FLAGS, is_deterministic
 
 _HEADS, _WEIGHTS = P(BATCH, None, TENSOR, None), P(BATCH, TENSOR, None, None)
 # cuDNN has flash attention from this capability on, for heads of at most so many channels on all such GPUs.
 _CUDNN_CAPABILITY, _CUDNN_CHANNELS = "8.0", 128
+
+type Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""From queries, keys and values to the result."""
 
 
 def attend(
@@ -33,17 +37,16 @@ def attend(
     Raises:
         ConfigError: "cudnn" or "pallas" was asked for by name and does not fit.
     """
-    refusals = {name: refusal(query_BxNxHxK) for name, refusal in _REFUSALS.items()}
-    if implementation in refusals:
-        refusal = refusals[implementation]
-        check(refusal is None, f'model.attention "{implementation}" needs {refusal}: change that, or use auto or xla')
-    chosen = implementation
     if implementation == "auto":
-        chosen = next((name for name, refusal in refusals.items() if refusal is None), "xla")
-    return _CHOICES[chosen](query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+        way = next(way for find in _WAYS.values() if not isinstance(way := find(query_BxNxHxK), str))
+    else:
+        way = _WAYS[implementation](query_BxNxHxK)
+    if isinstance(way, str):
+        raise ConfigError(f'model.attention "{implementation}" needs {way}: change that, or use auto or xla')
+    return way(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
 
 
-def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
+def _cudnn(query_BxNxHxK: jax.Array) -> Attend | str:
     kind = device_kind()
     if not kind.startswith("NVIDIA"):
         return f"an NVIDIA GPU, and this is {kind}"
@@ -59,10 +62,15 @@ def _cudnn_refusal(query_BxNxHxK: jax.Array) -> str | None:
     num_channels = query_BxNxHxK.shape[-1]
     if num_channels % 8 or num_channels > _CUDNN_CHANNELS:
         return f"heads of at most {_CUDNN_CHANNELS} channels, a multiple of 8, and these have {num_channels}"
-    return None
+    return _by_cudnn
 
 
-def _pallas_refusal(query_BxNxHxK: jax.Array) -> str | None:
+def _by_cudnn(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    flash = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return mesh.on_shards(flash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=mesh.specs(query_BxNxHxK))
+
+
+def _pallas(query_BxNxHxK: jax.Array) -> Attend | str:
     kind = device_kind()
     if not kind.startswith("TPU"):
         return f"a TPU, and this is {kind}"
@@ -72,22 +80,7 @@ def _pallas_refusal(query_BxNxHxK: jax.Array) -> str | None:
     from gnp_scale.models import tpu_attention
 
     _, num_tokens, num_heads, num_channels = query_BxNxHxK.shape
-    return tpu_attention.refusal(num_tokens, num_heads // mesh.current_axis_size(TENSOR), num_channels)
-
-
-_REFUSALS = {"cudnn": _cudnn_refusal, "pallas": _pallas_refusal}
-"""Why each cannot compute an attention; None if it can."""
-
-
-def _by_cudnn(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
-    flash = partial(jax.nn.dot_product_attention, implementation="cudnn")
-    return mesh.on_shards(flash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=mesh.specs(query_BxNxHxK))
-
-
-def _by_pallas(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
-    from gnp_scale.models.tpu_attention import attend_on_tpu
-
-    return attend_on_tpu(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+    return tpu_attention.choose(num_tokens, num_heads // mesh.current_axis_size(TENSOR), num_channels)
 
 
 @jax.custom_vjp
@@ -131,7 +124,8 @@ def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 by_xla.defvjp(_forward, _backward)
 
 
-_CHOICES = {"cudnn": _by_cudnn, "pallas": _by_pallas, "xla": by_xla}
+_WAYS: dict[str, Callable[[jax.Array], Attend | str]] = {"cudnn": _cudnn, "pallas": _pallas, "xla": lambda _: by_xla}
+"""What computes an attention, from its queries; or what it needs that they lack. "auto" takes the first that fits."""
 
 
 def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:

@@ -5,6 +5,8 @@
 Shapes: B examples, N tokens, H heads, K channels of a head.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,21 +24,32 @@ _BLOCKS = (1024, 512)
 """Tokens of a block of splash attention; the compiler refuses 2,048."""
 
 
-def refusal(num_tokens: int, num_heads: int, num_channels: int) -> str | None:
-    """Why neither takes this size on one TPU of the current mesh; None if one does."""
+def choose(num_tokens: int, num_heads: int, num_channels: int) -> Callable[..., jax.Array] | str:
+    """The one that computes softmax(q k^T / sqrt(K)) v on shards of examples and heads, or why neither does.
+
+    Args:
+        num_tokens: Tokens of an example.
+        num_heads: Heads on one TPU of the current mesh.
+        num_channels: Channels of a head.
+    """
     reason = block_attention.refusal(num_tokens, num_heads, num_channels)
     # The gradient of splash attention has another type than JAX demands in a `shard_map` of perturbation groups.
     fits_splash = num_tokens >= FEWEST_TOKENS_OF_SPLASH and not jax.sharding.get_abstract_mesh().manual_axes
-    return None if fits_splash else reason
+    if reason is not None and not fits_splash:
+        return reason
+    return partial(attend_on_tpu, attend=block_attention.attend if reason is None else splash_on_shards)
 
 
-@jax.jit
-def attend_on_tpu(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v on shards of examples and heads, for sizes without a `refusal`."""
-    _, num_tokens, num_heads, num_channels = query_BxNxHxK.shape
-    num_shards = mesh.current_axis_size(mesh.TENSOR)
-    if block_attention.refusal(num_tokens, num_heads // num_shards, num_channels) is None:
-        return block_attention.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+@partial(jax.jit, static_argnames="attend")
+def attend_on_tpu(
+    query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array, *, attend: Callable[..., jax.Array]
+) -> jax.Array:
+    """`attend`, traced once for all layers; `monitoring/flops.py` knows it by this name."""
+    return attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+
+
+def splash_on_shards(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+    """`splash` on shards of examples and heads."""
     out_specs = mesh.specs(query_BxNxHxK)
     return mesh.on_shards(splash, query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, out_specs=out_specs)
 
