@@ -9,13 +9,13 @@ from benchmarks.tasks import noise
 from gnp_scale.config import (
     Config,
     GnpConfig,
-    Kernels,
     MeshConfig,
     ModelConfig,
     OptimConfig,
-    OptimizerName,
     TrainConfig,
 )
+from gnp_scale.config.optim import OptimizerName
+from gnp_scale.config.run import Kernels
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task

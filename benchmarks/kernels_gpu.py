@@ -6,7 +6,7 @@ Command: JAX_PLATFORMS=cpu python -m benchmarks.kernels_gpu (after `make gpu-com
 from benchmarks.hardware import MODELS, Dtype, compiled_step, h100_mesh
 from benchmarks.launches import Count, count
 from benchmarks.timing import write_report
-from gnp_scale.config import Kernels
+from gnp_scale.config.run import Kernels
 
 VARIANTS: dict[str, tuple[Kernels, Dtype]] = {
     "XLA, float32": ("xla", "float32"),

@@ -165,7 +165,7 @@ def _explain_train(name: str | None, flags: Sequence[str]) -> int:
     from gnp_scale import recipe
 
     config = Config() if name is None else recipe.load(name)
-    defaults = "gnp_scale/config.py; name a recipe to see its own" if name is None else f"the recipe {name}"
+    defaults = "gnp_scale/config/; name a recipe to see its own" if name is None else f"the recipe {name}"
     about = ABOUT_TRAIN.format(sections=recipe.overview(), defaults=defaults)
     recipe.override(config, ["--help"], *_TRAIN, about)
     return Exit.FINISHED

@@ -127,7 +127,7 @@ def test_every_example_of_the_help_is_a_command(help_text):
 
 def test_help_begins_with_the_sections(help_text):
     overview, _, rest = help_text("train", "--help").partition("--data.name")
-    assert "The defaults below are those of gnp_scale/config.py; name a recipe to see its own." in overview
+    assert "The defaults below are those of gnp_scale/config/; name a recipe to see its own." in overview
     assert rest
     for section in dataclasses.fields(Config):
         lines = [line for line in overview.splitlines() if line.startswith(f"  {section.name} ")]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gnp_scale.config import Config, ConfigError, ModelConfig, OptimConfig, OptimizerName
+from gnp_scale.config import Config, ConfigError, ModelConfig, OptimConfig
+from gnp_scale.config.optim import OptimizerName
 from gnp_scale.mesh import FSDP, TENSOR, P, divisible_spec, sharding
 from gnp_scale.training.optim import average_share, decay_mask, learning_rate, make_optimizer
 

@@ -13,7 +13,8 @@ from gnp_kernels.timing import interleave, ratio
 from benchmarks.gpu.sizes import BATCH_SIZE, MODELS, NUM_ROUNDS, STEPS_AT_ONCE, on_gpu
 from benchmarks.gpu.steps import config_of
 from benchmarks.tasks import updates
-from gnp_scale.config import AttentionImplementation, MeshConfig
+from gnp_scale.config import MeshConfig
+from gnp_scale.config.model import AttentionImplementation
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task

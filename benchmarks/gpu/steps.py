@@ -28,7 +28,8 @@ from benchmarks.gpu.step_profile import profile
 from benchmarks.gpu.workers import in_turn, wait_for_turn
 from benchmarks.hardware import Dtype
 from benchmarks.tasks import KINDS, noise, updates
-from gnp_scale.config import Config, GnpConfig, Kernels, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.config import Config, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.config.run import Kernels
 from gnp_scale.mesh import make_mesh
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from gnp_kernels.dispatch import device_kind
 
 from gnp_scale import mesh
-from gnp_scale.config import AttentionImplementation, ConfigError
+from gnp_scale.config import ConfigError
+from gnp_scale.config.model import AttentionImplementation
 from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
 from gnp_scale.run.environment import DETERMINISTIC_FLAGS, is_deterministic
 

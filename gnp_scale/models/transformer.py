@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from gnp_scale import mesh
-from gnp_scale.config import AttentionImplementation, check
+from gnp_scale.config import check
+from gnp_scale.config.model import AttentionImplementation
 from gnp_scale.mesh import BATCH, FSDP, TENSOR
 from gnp_scale.models.attention import attend
 from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold

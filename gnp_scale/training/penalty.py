@@ -4,7 +4,8 @@ import numpy as np
 import optax
 
 from gnp_scale import gnp
-from gnp_scale.config import Config, ConfigError, GnpConfig, PenaltySchedule, check
+from gnp_scale.config import Config, ConfigError, GnpConfig, check
+from gnp_scale.config.gnp import PenaltySchedule
 from gnp_scale.gnp import Gnp
 from gnp_scale.gnp.gates import Gate
 from gnp_scale.gnp.settings import Schedule

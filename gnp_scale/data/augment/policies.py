@@ -10,7 +10,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 
-from gnp_scale.config import RANDAUGMENT_LEVELS
+from gnp_scale.config.data import RANDAUGMENT_LEVELS
 from gnp_scale.data.augment.operations import SIGNED, Operation, apply_all, operation, rows, stacked
 
 RANDAUGMENT = (

@@ -1,0 +1,95 @@
+"""Section `gnp`: the penalty on the gradient norm."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gnp_scale.checks import check, check_values
+
+PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
+BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
+Direction = Literal["gradient", "momentum", "reused"]
+Metric = Literal["euclidean", "adaptive"]
+PerturbedParameters = Literal["all", "norm", "kernels"]
+GateName = Literal["always", "every", "window", "bernoulli"]
+
+
+@dataclass(frozen=True)
+class GnpConfig:
+    """The penalty on the gradient norm (`docs/method.md`).
+
+    This section checks each value by itself, and that no value is without effect. `gnp_scale.gnp.Gnp` checks
+    combinations when it is built from this section (`training.penalty.make_gnp`).
+    """
+
+    r: float = 0.05
+    """Radius of the perturbation."""
+    alpha: float | None = 0.8
+    """Weight of the perturbed gradient; 0 is plain training, 1 is SAM."""
+    lam: float | None = None
+    """Strength of the penalty, lambda = alpha * r; given instead of alpha."""
+    blend: BlendName = "paper"
+    direction: Direction = "gradient"
+    reuse_every: int = 5
+    """Number of steps for which the direction "reused" keeps its direction."""
+    metric: Metric = "euclidean"
+    perturbed: PerturbedParameters = "all"
+    """Parameters that are perturbed: all, scales and biases of norm layers (SAM-ON), or all kernels."""
+    perturb_groups: int = 1
+    """Number of groups of consecutive examples of the global batch, each with its own perturbation."""
+    ascent_fraction: float = 1.0
+    """First fraction of each group, from which the perturbation is computed."""
+    gate: GateName = "always"
+    gate_every: int = 10
+    gate_start: int = 0
+    gate_stop: int | None = None
+    """End of the gate's window; None means the end of the run."""
+    gate_probability: float = 0.5
+    r_schedule: PenaltySchedule = "constant"
+    alpha_schedule: PenaltySchedule = "constant"
+    warmup_steps: int = 0
+    """Length of the linear warm-up of r or alpha."""
+
+    def __post_init__(self) -> None:
+        check_values("gnp", self)
+        check(
+            (self.alpha is None) != (self.lam is None),
+            f"gnp.alpha is {self.alpha} and gnp.lam is {self.lam}: give one of them and set the other to None",
+        )
+        for name in ("r", "alpha", "lam"):
+            value = getattr(self, name)
+            check(value is None or value >= 0, f"gnp.{name} is {value}: it must not be negative")
+        for name in ("reuse_every", "perturb_groups", "gate_every"):
+            value = getattr(self, name)
+            check(value >= 1, f"gnp.{name} is {value}: it must be at least 1")
+        for name in ("gate_start", "warmup_steps"):
+            value = getattr(self, name)
+            check(value >= 0, f"gnp.{name} is {value}: it must not be negative")
+        check(
+            self.gate_stop is None or self.gate_stop > self.gate_start,
+            f"gnp.gate_stop is {self.gate_stop} with gnp.gate_start {self.gate_start}: it must be above that, or None",
+        )
+        check(0 <= self.gate_probability <= 1, f"gnp.gate_probability is {self.gate_probability}: it must be in [0, 1]")
+        check(
+            0.001 <= self.ascent_fraction <= 1,
+            f"gnp.ascent_fraction is {self.ascent_fraction}: it must be in [0.001, 1]",
+        )
+        used = {
+            "reuse_every": self.direction == "reused",
+            "gate_every": self.gate == "every",
+            "gate_start": self.gate == "window",
+            "gate_stop": self.gate == "window",
+            "gate_probability": self.gate == "bernoulli",
+        }
+        for option, is_used in used.items():
+            value, default = getattr(self, option), getattr(GnpConfig, option)
+            check(
+                is_used or value == default,
+                f"gnp.{option} is {value}, but has no effect with gnp.direction {self.direction} and gnp.gate "
+                f"{self.gate}: change one of those, or leave it at {default}",
+            )
+        warms_up = "warmup" in (self.r_schedule, self.alpha_schedule)
+        check(
+            warms_up == (self.warmup_steps > 0),
+            f"gnp.warmup_steps is {self.warmup_steps} with schedules {self.r_schedule} of r and "
+            f"{self.alpha_schedule} of alpha: a warm-up needs both a schedule named warmup and a number of steps",
+        )

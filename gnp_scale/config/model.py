@@ -1,0 +1,54 @@
+"""Section `model`: the network, and how it computes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gnp_scale.checks import check, check_values
+
+AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, and how it computes."""
+
+    name: str = "vit_ti"
+    """A name of `gnp_scale.models.registry`."""
+    patch_size: int = 16
+    pool: Literal["average", "token"] = "average"
+    """The input of a vision transformer's classifier: the average over tokens or a class token."""
+    stem: Literal["cifar", "imagenet"] = "imagenet"
+    """The first layer of a ResNet: a 3x3 convolution, or a 7x7 one with stride and max-pooling."""
+    depth: int | None = None
+    """Number of transformer blocks, instead of the one of the named network."""
+    width: int | None = None
+    """Channels of a transformer, instead of those of the named network."""
+    num_heads: int | None = None
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    """Probability that the last block is dropped; it rises linearly from 0 at the first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the network computes; the parameters are float32."""
+    attention: AttentionImplementation = "auto"
+    """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs,
+    where they take the size; else it is XLA."""
+    remat: bool = False
+    """Recompute activations of each transformer block in the backward pass instead of keeping them."""
+    scan_layers: bool = False
+    """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
+    num_bn_groups: int = 1
+    """Number of groups of consecutive examples of the global batch, each with its own batch statistics. Statistics over
+    several devices cost each layer one all-reduce in every forward and every backward pass. A multiple of
+    the number of devices (times the number of microbatches) needs none."""
+
+    def __post_init__(self) -> None:
+        check_values("model", self)
+        for name in ("patch_size", "num_bn_groups"):
+            value = getattr(self, name)
+            check(value >= 1, f"model.{name} is {value}: it must be at least 1")
+        for name in ("dropout", "drop_path"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"model.{name} is {value}: it must be in [0, 1)")
+        for name in ("depth", "width", "num_heads"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"model.{name} is {value}: it must be at least 1, or None")

@@ -1,0 +1,71 @@
+"""Section `optim`: the base optimizer and its schedule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gnp_scale.checks import check, check_values
+
+OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
+LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The base optimizer, which takes the penalised gradient."""
+
+    name: OptimizerName = "sgd"
+    learning_rate: float = 0.1
+    """The highest learning rate, reached at the end of the warm-up."""
+    schedule: LearningRateSchedule = "cosine"
+    warmup_steps: int = 0
+    end_learning_rate: float = 0.0
+    """The learning rate at the end of the schedules `cosine` and `linear`."""
+    step_boundaries: tuple[float, ...] = (0.3, 0.6, 0.8)
+    """Fractions of the run at which the schedule `step` multiplies the learning rate by `step_factor`."""
+    step_factor: float = 0.2
+    momentum: float = 0.9
+    """Momentum of sgd and lars."""
+    nesterov: bool = True
+    """Nesterov momentum in sgd."""
+    b1: float = 0.9
+    """Decay of the first moment in adamw and lamb; weight of the moment in a step of lion."""
+    b2: float = 0.999
+    """Decay of the second moment in adamw and lamb, and of the moment in lion (0.99 in its paper)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment in adamw and lamb."""
+    weight_decay: float = 0.0
+    """Decoupled decay of the parameters, times the learning rate."""
+    l2_in_loss: float = 0.0
+    """Factor of half the squared norm of the decayed parameters, added to the loss (so it enters both gradients)."""
+    decay_norm_and_bias: bool = False
+    """Apply decay to scales and biases too."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient that the optimizer sees."""
+
+    def __post_init__(self) -> None:
+        check_values("optim", self)
+        check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}: it must be positive")
+        check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: it must not be negative")
+        for name in ("eps", "weight_decay", "l2_in_loss"):
+            value = getattr(self, name)
+            check(value >= 0, f"optim.{name} is {value}: it must not be negative")
+        check(
+            0 <= self.end_learning_rate <= self.learning_rate,
+            f"optim.end_learning_rate is {self.end_learning_rate}: "
+            f"it must be between 0 and optim.learning_rate, {self.learning_rate}",
+        )
+        check(
+            self.end_learning_rate == 0 or self.schedule in ("cosine", "linear"),
+            f"optim.end_learning_rate is {self.end_learning_rate} with the schedule {self.schedule}, "
+            "which has no end of its own: set it to 0, or the schedule to cosine or linear",
+        )
+        check(0 <= self.step_factor <= 1, f"optim.step_factor is {self.step_factor}: it must be in [0, 1]")
+        for name in ("momentum", "b1", "b2"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optim.{name} is {value}: it must be in [0, 1)")
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optim.clip_norm is {self.clip_norm}: it must be positive, or None",
+        )
+        increasing = all(a < b for a, b in zip((0.0, *self.step_boundaries), (*self.step_boundaries, 1.0), strict=True))
+        check(increasing, f"optim.step_boundaries is {self.step_boundaries}: give increasing fractions between 0 and 1")
