@@ -7,6 +7,8 @@ from launcher import Job
 
 from gnp_scale.checkpoint.store import Store
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 TESTS_DIR = str(Path(__file__).parent)
 
 

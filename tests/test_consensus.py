@@ -8,6 +8,8 @@ from launcher import Job
 
 from gnp_scale.run.consensus import all_gather, broadcast
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def test_one_process_agrees_with_itself():
     assert all_gather(None) == [None]

@@ -29,6 +29,8 @@ from gnp_scale.run.history import read_history
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 # One step.
 
 SKIP = DivergenceConfig(policy="skip")

@@ -22,6 +22,8 @@ from gnp_scale.checks import ConfigError, DeviceError, local_path
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import environment
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 CACHE_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 

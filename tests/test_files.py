@@ -21,6 +21,8 @@ from gnp_scale.run.history import Recorder, read_history
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stages
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE)
 
 

@@ -19,6 +19,8 @@ from gnp_scale.run.history import GOODPUT_FILE, Recorder, RunHistory, Start, app
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.status import state
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def start(began, ended, from_step, step, train, *, rolled_back=0, code=None, **seconds):
     return Start(began, ended, "train", from_step, step, rolled_back, 5.0, {"train": train} | seconds, code)

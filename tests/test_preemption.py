@@ -18,6 +18,8 @@ from gnp_scale.resilience.preemption import Position, StopRequest, make_plan
 from gnp_scale.run import run_dir
 from gnp_scale.run.run_dir import claimed
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 LONG_S = 1e6
 NUM_STEPS = 100
 

@@ -19,6 +19,8 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.run import processes
 from gnp_scale.run.budgets import VARIABLE
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 JOIN_S = 5
 
 

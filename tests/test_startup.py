@@ -17,6 +17,8 @@ from gnp_scale.models.registry import Model
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.training.compilation import MAX_AT_ONCE, Programs
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PATIENCE_S = 300.0
 SMALL = replace(faults.with_policy("rollback"), model=ModelConfig(name="vit_mu", patch_size=2, depth=1))
 
