@@ -30,6 +30,7 @@ from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run import environment, layout
 from gnp_scale.run.consensus import broadcast
+from gnp_scale.run.data_sizes import check_sizes_agree, keep_sizes
 from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce, one_line
 from gnp_scale.run.mirror import GrowingFiles
@@ -75,6 +76,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
+            check_sizes_agree(task.dataset.sizes)
             kinds = _kinds(task, Rollbacks(run_dir, config))
             with stages.enter(Stage.COMPILE, 0), _misfits_are_config_errors():
                 train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
@@ -85,6 +87,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 Recorder(files.folder, stages, is_main_process()) as recorder,
                 Programs(traced) as programs,
             ):
+                keep_sizes(run_dir, task.dataset.sizes)
                 watchdog.on_end, watchdog.stacks_dir = partial(_close_record, files), files.folder
                 if jax.default_backend() == "gpu":
                     # XLA chooses algorithms for a GPU by their times, so only the same program computes the same bits.
@@ -129,6 +132,7 @@ def evaluate_run(config: Config, run_dir: Folder) -> tuple[int, dict[str, float]
     with Watchdog(stages, None), jax.set_mesh(make_mesh(config.mesh)):
         check_agreement(config)
         task = Task.of(config)
+        check_sizes_agree(task.dataset.sizes)
         with stages.enter(Stage.RESTORE, 0):
             step, state = load_newest(run_dir, task.abstract_state())
         with stages.enter(Stage.COMPILE, step):

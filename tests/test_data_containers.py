@@ -15,6 +15,7 @@ from image_sets import (
     add,
     png,
     write_folder,
+    write_grocery,
     write_imagenet,
     write_tfds,
     write_webdataset,
@@ -218,6 +219,13 @@ def test_a_label_that_is_no_number_is_named(folder: Path):
         add(tar, "7.png", png(7))
         add(tar, "7.cls", b"seven")
     with pytest.raises(DamagedFileError, match=r"has the label b'seven' in 7\.cls"):
+        opened(folder)
+
+
+def test_a_label_without_a_class_is_refused(folder: Path):
+    write_grocery(folder)
+    (folder / "train.txt").write_text("train/0.jpg, 3, 0\n")
+    with pytest.raises(DamagedFileError, match=r"train/0\.jpg has the label 3, where there are 3 classes"):
         opened(folder)
 
 

@@ -79,6 +79,15 @@ class Dataset:
         """Height, width and channels of an image."""
         return self.train.image_shape
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the examples of each step and of each evaluation depend on."""
+        return {
+            "training images": len(self.train),
+            "evaluated images": len(self.test),
+            "classes": self.num_classes,
+        }
+
 
 @dataclass(frozen=True)
 class CifarLayout:

@@ -1,6 +1,7 @@
 """Names in a run folder that several parts of the program, or tests, use."""
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
 LOCK_FILE = "lock"
 METRICS_FILE = "metrics.jsonl"
 GOODPUT_FILE = "goodput.jsonl"

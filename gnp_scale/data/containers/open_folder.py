@@ -11,6 +11,7 @@ from gnp_scale.data.containers.listings import FORMS, Listing
 from gnp_scale.data.containers.parquet import open_parquet
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.containers.tfds import is_tfds, open_tfds
+from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.data.progress import progress_of
 from gnp_scale.run.environment import user_cache
 from gnp_scale.run.store import run_folder
@@ -86,6 +87,12 @@ def _listed(folder: Path) -> tuple[str, Listing]:
     for form, listed in FORMS.items():
         if (listing := listed(folder)) is not None:
             class_names, splits = listing
+            for entry in (entry for entries in splits.values() for entry in entries):
+                if not 0 <= entry.label < len(class_names):
+                    raise DamagedFileError(
+                        f"{folder}: {entry.name} has the label {entry.label}, where there are {len(class_names)} "
+                        "classes"
+                    )
             return form, (class_names, {name: entries for name, entries in splits.items() if entries})
     raise ConfigError(
         f"{folder} holds no data set: it has neither dataset_info.json, Parquet or tar files, nor a folder of images "

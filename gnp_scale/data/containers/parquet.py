@@ -23,8 +23,8 @@ _MOST_GROUPS = 8
 class ParquetSplit:
     """The rows of some files, in the order of their names."""
 
-    def __init__(self, paths: Sequence[Path], image: str, label: str) -> None:
-        self._paths, self._image, self._label = paths, image, label
+    def __init__(self, paths: Sequence[Path], image: str, label: str, num_classes: int) -> None:
+        self._paths, self._image, self._label, self._num_classes = paths, image, label, num_classes
         self._groups = [(path, group) for path in paths for group in range(_opened(path).num_row_groups)]
         lengths = [_opened(path).metadata.row_group(group).num_rows for path, group in self._groups]
         self._start_G = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -55,6 +55,8 @@ class ParquetSplit:
         data = image.get("bytes") if isinstance(image, dict) else image
         if not data or label is None:
             return Record(b"", -1, name, "its row has no image or no label")
+        if not 0 <= label < self._num_classes:
+            return Record(b"", -1, name, f"its label {label} is not one of {self._num_classes} classes")
         return Record(data, label, name)
 
     def _table(self, group: int) -> Any:
@@ -85,7 +87,7 @@ def open_parquet(folder: Path) -> Contents | None:
     by_split: dict[str, list[Path]] = {}
     for path in paths:
         by_split.setdefault(split_name(path.stem.partition("-")[0]), []).append(path)
-    splits = {name: ParquetSplit(files, image, label) for name, files in by_split.items()}
+    splits = {name: ParquetSplit(files, image, label, len(class_names)) for name, files in by_split.items()}
     return Contents("parquet", class_names, {name: split for name, split in splits.items() if len(split)})
 
 
