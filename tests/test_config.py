@@ -122,7 +122,7 @@ FIELDS = [(section.name, field.name) for section in fields(Config) for field in 
 BAD_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**40, "-1": -1, "list": [1], "word": "x"}
 # A word may be a folder, a split, or the name of a data set or a network; an axis of -1 takes the devices that the
 # others leave.
-WORDS = {("data", name) for name in ("root", "name", "train_split", "eval_split")} | {("model", "name")}
+WORDS = {("data", name) for name in ("root", "name", "train_split", "eval_split", "eval_labels")} | {("model", "name")}
 ALLOWED = {(*field, "word") for field in WORDS} | {("mesh", "fsdp", "-1")}
 
 

@@ -1,5 +1,6 @@
 """Batches of encoded images: a function of seed and step, whatever reads them, and whatever cannot be read."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,11 +14,15 @@ import numpy as np
 import pytest
 from image_sets import jpeg, photograph, png
 
-from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.config import Config, ConfigError, DataConfig, ModelConfig
+from gnp_scale.data.augment import normalise
 from gnp_scale.data.containers.record import Record
 from gnp_scale.data.images import ImageSplit, held_out, load_images
+from gnp_scale.data.label_files import read_label_file
 from gnp_scale.data.pipeline import eval_batches, train_batches
 from gnp_scale.data.sources import UNREADABLE, load
+from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
+from gnp_scale.training.setup import Task
 
 NUM_EXAMPLES, BATCH_SIZE = 37, 16
 
@@ -212,10 +217,65 @@ def test_a_data_set_that_is_not_there_is_named(root: Path):
 
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 1)], ids=str)
+def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, set_mesh):
+    """The accuracy of ReaL, against its definition in NumPy."""
+    set_mesh(*shape)
+    write_set(root, {"train": 8, "val": 6})
+    answers = [[0, 1], [1], [], [0], [1], [1, 0]]
+    (root / "real.json").write_text(json.dumps({f"{number:02d}.jpg": row for number, row in enumerate(answers)}))
+    data = config(name="set", root=str(root), image_size=8, eval_labels=str(root / "real.json"))
+    task = Task.of(Config(data=data, model=ModelConfig("vit_mu", patch_size=4)))
+    state = task.init_state()
+    scores = make_evaluate(task, lambda: trace_eval_step(task).compile())(state)
+    # As many as the devices can share.
+    rows = task.dataset.test.read(np.minimum(np.arange(8), 5), None)
+    with jax.numpy_rank_promotion("allow"):
+        image = normalise(jax.numpy.asarray(rows["image"]), task.dataset)
+        logits = jax.device_get(task.model.network(state.params, state.batch_stats)(image, train=False))
+    guess = np.argmax(logits, axis=1)[:6]
+    # The images are those of one class after the other.
+    order = [0, 2, 4, 1, 3, 5]
+    right = [guess[place] in answers[number] for place, number in enumerate(order) if answers[number]]
+    assert scores["eval/real"] == pytest.approx(np.mean(right))
+    assert scores["eval/top1"] == pytest.approx(np.mean(guess == rows["label"][:6]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[0], [2]]", r"has \[2\]: a list of labels below 2 is due"),
+        ("[0, 1]", "has 0: a list of labels below 2 is due"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_file_of_other_labels_is_refused(text: str, message: str, tmp_path: Path):
+    (tmp_path / "real.json").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_label_file(tmp_path / "real.json", 2)
+
+
+def test_labels_are_found_by_the_number_or_the_name_of_an_image(tmp_path: Path):
+    path = tmp_path / "real.json"
+    path.write_text("[[5], [], [7, 8]]")
+    by_number = read_label_file(path, 9)
+    names = ("val/n01/ILSVRC2012_val_00000003.JPEG", "ILSVRC2012_val_00000002.JPEG")
+    assert [by_number.labels(name).tolist() for name in names] == [[7, 8], [-1, -1]]
+    for name in ("ILSVRC2012_val_00000004.JPEG", "ILSVRC2012_val_00000000.JPEG", "cat.JPEG"):
+        with pytest.raises(ConfigError, match=f"has no labels for the image {name}"):
+            by_number.labels(name)
+    path.write_text('{"a/cat.jpeg": 3, "dog": [1, 2]}')
+    by_name = read_label_file(path, 9)
+    assert [by_name.labels(name).tolist() for name in ("x/cat.JPEG", "dog.png")] == [[3, -1], [1, 2]]
+
+
 CRASH = """
 import sys, jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
 from gnp_scale.config import MeshConfig
+from gnp_scale.data.label_files import read_label_file
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.mesh import make_mesh
 from test_data_images import Memory, Set, config

@@ -208,7 +208,7 @@ def test_verify_names_an_image_that_cannot_be_decoded(source: Path, tmp_path: Pa
     prepare(source, tmp_path / "numbers", 300, 1)
     assert verify(tmp_path / "numbers", 2, decodes=False)[1] == []
     (problem,) = verify(tmp_path / "numbers", 2, decodes=True)[1]
-    assert problem.startswith("train: record ")
+    assert problem.startswith("train: train/zero/bad.png: ")
 
 
 def test_verify_compares_a_folder_with_its_index(source: Path):

@@ -82,6 +82,8 @@ class DataConfig:
     """Of encoded images; so are all options from here to `max_damaged`."""
     eval_split: str = ""
     """The split that is evaluated; empty: the part that is held out if there is one, `validation`, or `test`."""
+    eval_labels: str = ""
+    """A JSON file with all right answers of each evaluated image, such as ReaL's; then `eval/real` is reported."""
     holdout: float = 0.0
     """Share of the training split, evenly spaced, that is not trained on and may be evaluated as split `holdout`."""
     image_size: int = 224

@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import decode
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
+from gnp_scale.data.label_files import LabelFile, read_label_file
 from gnp_scale.data.sources import UNREADABLE, Dataset, Rows
 from gnp_scale.run.streams import say
 
@@ -39,6 +41,8 @@ class ImageSplit:
     source: Source
     ids: np.ndarray
     config: DataConfig
+    answers: LabelFile | None = None
+    """All right labels of the images, for evaluation."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,6 +59,7 @@ class ImageSplit:
     def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
         """The examples `chosen`, with random crops by `draw`, or with centre crops if it is None.
 
+        With `answers` there is an array of this name: the right labels of each image (int32 B x R), padded by -1.
         Without draws, the label of an image that cannot be used is `UNREADABLE`.
 
         Raises:
@@ -62,6 +67,7 @@ class ImageSplit:
         """
         image_BxHxWx3 = np.empty((len(chosen_B), *self.image_shape), np.uint8)
         label_B = np.empty(len(chosen_B), np.int32)
+        answer_BxR = np.full((len(chosen_B), self.answers.num_answers if self.answers else 0), -1, np.int32)
 
         def fill(start: int) -> None:
             rows = range(start, min(start + _CHUNK, len(chosen_B)))
@@ -69,10 +75,13 @@ class ImageSplit:
             for row, record in zip(rows, records, strict=True):
                 draw_D = None if draw_BxD is None else draw_BxD[row]
                 label_B[row] = self._fill(int(chosen_B[row]), record, draw_D, image_BxHxWx3[row])
+                if self.answers is not None and label_B[row] != UNREADABLE:
+                    answer_BxR[row] = self.answers.labels(record.name)
 
         for future in [self._pool.submit(fill, start) for start in range(0, len(chosen_B), _CHUNK)]:
             future.result()
-        return {"image": image_BxHxWx3, "label": label_B}
+        rows = {"image": image_BxHxWx3, "label": label_B}
+        return rows if self.answers is None else rows | {"answers": answer_BxR}
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -140,11 +149,15 @@ def load_images(config: DataConfig) -> Dataset:
             raise ConfigError(
                 "data.eval_split is 'holdout' and data.holdout is 0: set it to a share of the training set"
             )
-        test = ImageSplit("evaluation", train.source, holdout_ids, config)
+        source, ids = train.source, holdout_ids
     else:
         source = contents.split(name, "data.eval_split")
-        test = ImageSplit("evaluation", source, np.arange(len(source)), config)
-    return Dataset(config.name, train, test, len(contents.class_names), IMAGENET_MEAN, IMAGENET_STD)
+        ids = np.arange(len(source))
+    num_classes = len(contents.class_names)
+    answers = read_label_file(Path(config.eval_labels), num_classes) if config.eval_labels else None
+    test = ImageSplit("evaluation", source, ids, config, answers)
+    num_answers = 0 if answers is None else answers.num_answers
+    return Dataset(config.name, train, test, num_classes, IMAGENET_MEAN, IMAGENET_STD, num_answers)
 
 
 def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -73,6 +73,8 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    num_answers: int = 0
+    """Columns of `answers` in batches for evaluation: all right labels of an image. 0: there are no such batches."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -18,17 +18,22 @@ from gnp_scale.training.state import TrainState
 type Totals = dict[str, jax.Array]
 
 METRICS = ("loss", "top1", "top5")
+_ANSWERED = ("real", "answered")
+"""With several right answers: images for which the first guess is one of them, and images that have any."""
 
 
 def trace_eval_step(task: Task) -> jax.stages.Lowered:
     """The traced program of one batch of an evaluation; shape errors are raised here."""
     total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(REPLICATED))
-    totals = dict.fromkeys((*METRICS, "count"), total)
+    totals = dict.fromkeys(_names(task), total)
     return _make_eval_step(task).lower(*task.abstract_state().evaluated, task.abstract_eval_batch(), totals)
 
 
 def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], dict[str, float]]:
     """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats, and accuracies on the test images.
+
+    With `data.eval_labels` also `eval/real`: the share of images with right answers whose first guess is one of them
+    (arXiv 2006.07159).
 
     The host waits for the devices once, at the end.
 
@@ -38,13 +43,21 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainSta
     """
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        eval_step, totals = get_step(), _zero_totals()
+        eval_step, totals = get_step(), _zero_totals(_names(task))
         for batch in eval_batches(task.dataset.test, task.config.data):
             totals = eval_step(*state.evaluated, batch, totals)
         sums = jax.device_get(totals)
-        return {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
+        scores = {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
+        if task.dataset.num_answers:
+            scores["eval/real"] = float(sums["real"] / sums["answered"])
+        return scores
 
     return evaluate
+
+
+def _names(task: Task) -> tuple[str, ...]:
+    """Of the sums."""
+    return (*METRICS, "count", *(_ANSWERED if task.dataset.num_answers else ()))
 
 
 def _make_eval_step(task: Task) -> Any:
@@ -61,6 +74,8 @@ def _make_eval_step(task: Task) -> Any:
             "top5": losses.top_k_correct(logits_BxK, batch["label"], k=5),
             "count": jnp.ones_like(batch["mask"]),
         }
+        if task.dataset.num_answers:
+            values |= _answered(logits_BxK, batch["answers"])
         # Padded images have values too. Use `where`, because 0 * NaN is not 0.
         is_real = batch["mask"] > 0
         return {name: totals[name] + jnp.sum(jnp.where(is_real, value, 0.0)) for name, value in values.items()}
@@ -68,6 +83,16 @@ def _make_eval_step(task: Task) -> Any:
     return eval_step
 
 
-@jax.jit
-def _zero_totals() -> Totals:
-    return {name: jnp.zeros(()) for name in (*METRICS, "count")}
+def _answered(logits_BxK: jax.Array, answer_BxR: jax.Array) -> Totals:
+    """Whether the first guess is one of the right answers, and whether there are any (-1 is none)."""
+    is_answer_BxR = answer_BxR >= 0
+    is_right_BxR = jax.vmap(partial(losses.top_k_correct, k=1), (None, 1), 1)(logits_BxK, jnp.maximum(answer_BxR, 0))
+    return {
+        "real": jnp.sum(jnp.where(is_answer_BxR, is_right_BxR, 0.0), axis=1),
+        "answered": jnp.any(is_answer_BxR, axis=1).astype(jnp.float32),
+    }
+
+
+@partial(jax.jit, static_argnames="names")
+def _zero_totals(names: tuple[str, ...]) -> Totals:
+    return {name: jnp.zeros(()) for name in names}

@@ -91,9 +91,12 @@ class Task:
         return self._abstract_batch(self.config.data.batch_size, {})
 
     def abstract_eval_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The same for a batch of the test split, with its mask."""
+        """The same for a batch of the test split, with its mask, and all right answers if there is a file of them."""
         size = self.config.data.eval_batch_size
-        return self._abstract_batch(size, {"mask": ((size,), jnp.float32)})
+        more: dict[str, Any] = {"mask": ((size,), jnp.float32)}
+        if self.dataset.num_answers:
+            more["answers"] = ((size, self.dataset.num_answers), jnp.int32)
+        return self._abstract_batch(size, more)
 
     def _abstract_batch(self, num_examples: int, more: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
         entries = {

@@ -64,8 +64,8 @@ def _make_example_class() -> Any:
 _Example = _make_example_class()
 
 
-def parse(record: bytes, image: str, label: str) -> tuple[bytes, int]:
-    """The features called `image` and `label` of an example.
+def parse(record: bytes, image: str, label: str) -> tuple[bytes, int, str]:
+    """The features called `image` and `label` of an example, and its `file_name`, or nothing if it has none.
 
     Raises:
         ValueError: the record is not an example, or has no such features.
@@ -79,7 +79,8 @@ def parse(record: bytes, image: str, label: str) -> tuple[bytes, int]:
         raise ValueError(
             f"the example has {len(data)} values of {image!r} and {len(number)} of {label!r}, not 1 of each"
         )
-    return data[0], number[0]
+    names = feature["file_name"].bytes_list.value
+    return data[0], number[0], names[0].decode(errors="replace") if names else ""
 
 
 def serialize(data: bytes, label: int, name: str) -> bytes:

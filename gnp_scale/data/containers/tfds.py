@@ -49,12 +49,12 @@ class TfdsSplit:
         if isinstance(found, Exception):
             return Record(b"", -1, name, f"its container is damaged ({found})")
         try:
-            data, label = example_proto.parse(found, self._image, self._label)
+            data, label, file = example_proto.parse(found, self._image, self._label)
         except ValueError as error:
             return Record(b"", -1, name, str(error))
         if not 0 <= label < self._num_classes:
             return Record(b"", -1, name, f"its label {label} is not one of {self._num_classes} classes")
-        return Record(data, label, name)
+        return Record(data, label, file or name)
 
 
 def is_tfds(folder: Folder) -> bool:
