@@ -143,7 +143,7 @@ def test_help_after_a_recipe_shows_its_values(flag, help_text):
     assert f"The defaults below are those of the recipe {RECIPE}." in text
     for name, value in recipe.flatten(recipe.load(RECIPE)).items():
         option = f"--{name.replace('_', '-')}"
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "''"
         assert default_of(option, text) == shown, option
 
 
