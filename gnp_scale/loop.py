@@ -89,6 +89,8 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
             ):
                 keep_sizes(run_dir, task.dataset.sizes)
                 watchdog.on_end, watchdog.stacks_dir = partial(_close_record, files), files.folder
+                # So that the record of this start is there, however soon it is killed.
+                files.publish()
                 if jax.default_backend() == "gpu":
                     # XLA chooses algorithms for a GPU by their times, so only the same program computes the same bits.
                     environment.keep_compiled_in(run_dir / layout.COMPILED_FOLDER)
