@@ -20,6 +20,8 @@ from gnp_scale.run import messages, status
 from gnp_scale.run.console import make_console
 from gnp_scale.run.streams import say
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 TALK = """
 import sys
 from gnp_scale.run import streams

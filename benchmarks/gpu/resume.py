@@ -14,13 +14,14 @@ from benchmarks.gpu.sizes import TINY, on_gpu
 CLI = [sys.executable, "-m", "gnp_scale.cli"]
 COMMAND = """train configs/cifar.py:vit_s --data.name synthetic --data.synthetic_num_examples 2048 --data.batch_size 64
 --optim.warmup_steps 10 --train.num_steps 60 --train.log_every_steps 5 --train.eval_every_steps 30
---checkpoint.every_steps 20 --model.depth 4 --model.name"""
+--checkpoint.every_steps 20"""
+MODEL = "--model.name vit_mu --model.depth 1" if TINY else "--model.name vit_ti --model.depth 4"
 ON_GPU = "--model.dtype bfloat16 --train.gradient_dtype bfloat16 --train.kernels triton"
 
 
 def main(folder: Path) -> None:
     """Kills a run after its first checkpoint and lets it finish; exits with 1 unless state and metrics are equal."""
-    command = [*COMMAND.split(), "vit_mu" if TINY else "vit_ti", *(ON_GPU.split() if on_gpu() else [])]
+    command = [*COMMAND.split(), *MODEL.split(), *(ON_GPU.split() if on_gpu() else [])]
     runs = folder / "runs"
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
