@@ -37,10 +37,12 @@ def undisturbed(tmp_path_factory):
     return of
 
 
-def start(folder, run_dir, num_processes):
+def start(folder, run_dir, num_processes, recipe=SMALL[0]):
     """A start on a machine whose temporary folder is `folder`."""
     variables = {"TMPDIR": str(folder), "GNP_SCALE_BUDGETS_S": "silence=10,join=60"}
-    return Job(folder / "logs", ["train", *SMALL, "--run-dir", str(run_dir)], num_processes, 4, variables=variables)
+    return Job(
+        folder / "logs", ["train", recipe, *SMALL[1:], "--run-dir", str(run_dir)], num_processes, 4, variables=variables
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,6 @@ def test_a_run_on_a_store_is_shown_evaluated_and_hashed(store, tmp_path, capsys)
     [
         ("hdfs://name/run", "give a path, gs:// or s3://"),
         ("{scheme}://bucket", "name a bucket and a folder"),
-        ("{scheme}://no-such-bucket/run", "there is no such bucket"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_folder(store, text, part, tmp_path, monkeypatch, capsys):
@@ -105,6 +106,18 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(store, text, part, tmp_path,
     assert part in lines[-1]
     assert len(lines) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_is_one_line_and_leaves_no_folder(store, tmp_path_factory, monkeypatch):
+    """In a process of its own: a start blocks signals."""
+    recipe, here = str(Path(SMALL[0]).absolute()), tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(here)
+    job = start(tmp_path_factory.mktemp("machine"), f"{store.scheme}://no-such-bucket/run", 1, recipe)
+    assert job.exit_codes() == [2], job.output()
+    assert "there is no such bucket" in job.output()
+    assert "Traceback" not in job.output()
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["status", "eval", "fingerprint"])
