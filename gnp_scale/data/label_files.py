@@ -31,7 +31,7 @@ class LabelFile:
         Raises:
             ConfigError: the file says nothing about the image.
         """
-        stem = name.rpartition("/")[2].partition(".")[0]
+        stem = _stem(name)
         digits = re.search(r"\d+$", stem)
         if self.by_name is not None and stem in self.by_name:
             found = self.by_name[stem]

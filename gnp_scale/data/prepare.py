@@ -5,7 +5,6 @@ so after a kill the same command goes on, and ends with the same bytes.
 """
 
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from gnp_scale.data.containers.record import Contents, Source
 from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
 from gnp_scale.data.progress import progress_of
-from gnp_scale.run.files import append_line, read_rows, replace_file
+from gnp_scale.run.files import append_line, read_rows, replace_file, sync
 
 JOURNAL_FILE = "prepare.jsonl"
 _OPTIONS = "group_size:1,uncompressed"
@@ -55,11 +54,11 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Mani
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
         return _finished(out, contents)
-    tasks = _plan(contents, out.name, shard_bytes)
+    num_bytes = {split: _estimated_bytes(source) for split, source in contents.splits.items()}
+    tasks = _plan(contents, num_bytes, out.name, shard_bytes)
     done = _begin(out, contents, tasks)
     lock = threading.Lock()
-    num_bytes = sum(_estimated_bytes(source) for source in contents.splits.values())
-    with progress_of(f"Writing {out}", num_bytes) as advance:
+    with progress_of(f"Writing {out}", sum(num_bytes.values())) as advance:
         for shard in done.values():
             advance(shard.num_examples, shard.num_bytes)
 
@@ -80,10 +79,10 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Mani
     return _finish(out, contents, tasks, done)
 
 
-def _plan(contents: Contents, dataset: str, shard_bytes: int) -> list[_Task]:
+def _plan(contents: Contents, num_bytes: Mapping[str, int], dataset: str, shard_bytes: int) -> list[_Task]:
     tasks = []
     for split, source in contents.splits.items():
-        num_shards = max(1, min(len(source), round(_estimated_bytes(source) / shard_bytes)))
+        num_shards = max(1, min(len(source), round(num_bytes[split] / shard_bytes)))
         edges = [len(source) * number // num_shards for number in range(num_shards + 1)]
         for number in range(num_shards):
             file = shard_file(FILE_TEMPLATE, dataset, split, number, num_shards)
@@ -146,9 +145,9 @@ def _write_shard(out: Path, source: Source, task: _Task, advance: Callable[[int,
             advance(len(numbers), num_bytes)
     finally:
         writer.close()
-    _sync(part)
+    sync(part)
     part.replace(path)
-    _sync(out)
+    sync(out)
     by_label = {str(label): counts[label] for label in sorted(counts)}
     return Shard(path.name, task.stop - task.start, path.stat().st_size, digest(path), by_label)
 
@@ -156,14 +155,6 @@ def _write_shard(out: Path, source: Source, task: _Task, advance: Callable[[int,
 def _chunks(task: _Task) -> Iterator[range]:
     for start in range(task.start, task.stop, _CHUNK):
         yield range(start, min(start + _CHUNK, task.stop))
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _finish(out: Path, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard]) -> Manifest:

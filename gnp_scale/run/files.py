@@ -38,11 +38,12 @@ def replace_file(path: Path | StorePath, data: bytes) -> None:
         raise
     # The new content is safe. Some file systems cannot sync a folder, and do not need to.
     with contextlib.suppress(OSError):
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:

@@ -3,13 +3,13 @@
 The library reports no error when it opens a missing or damaged file: `ok()` and the number of records tell.
 """
 
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from gnp_scale.data.containers.recent import Recent
 from gnp_scale.data.containers.record import Ids
 from gnp_scale.data.formats import DamagedFileError
 
@@ -28,8 +28,7 @@ class ArrayRecords:
     def __init__(self, paths: Sequence[str], lengths: Sequence[int]) -> None:
         self.paths, self.lengths = tuple(paths), tuple(lengths)
         self._start_S = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
+        self._readers = Recent(_MOST_OPEN, self._opened)
 
     def __len__(self) -> int:
         return int(self._start_S[-1])
@@ -56,22 +55,13 @@ class ArrayRecords:
         return found
 
     def _read_shard(self, shard: int, numbers: list[int]) -> Sequence[bytes | Exception]:
-        reader = self._reader(shard)
+        reader = self._readers.get(shard)
         try:
             return reader.read(numbers)
         except RuntimeError as error:
             if len(numbers) == 1:
                 return [error]
             return [self._read_shard(shard, [number])[0] for number in numbers]
-
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        with self._lock:
-            reader = self._readers.pop(shard, None) or self._opened(shard)
-            # The most recently used shard is the last. A reader that another thread uses is closed when it is done.
-            self._readers[shard] = reader
-            if len(self._readers) > _MOST_OPEN:
-                del self._readers[next(iter(self._readers))]
-        return reader
 
     def _opened(self, shard: int) -> ArrayRecordReader:
         reader = ArrayRecordReader(self.paths[shard], _RANDOM_ACCESS, file_reader_buffer_size=_BUFFER_BYTES)

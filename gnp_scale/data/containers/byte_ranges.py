@@ -7,7 +7,6 @@ once, with the CRC-32 of each record, and each read is compared with it.
 import io
 import json
 import os
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gnp_scale.data.containers.recent import Recent
 from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
@@ -58,8 +58,7 @@ class ByteRanges:
 
     def __init__(self, folder: Path, files: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
         self._folder, self.files, self.arrays = folder, tuple(files), arrays
-        self._open: dict[int, _File] = {}
-        self._lock = threading.Lock()
+        self._open = Recent(_MOST_OPEN, lambda file: _File(folder / self.files[file]))
 
     def __len__(self) -> int:
         return len(self.arrays["label"])
@@ -92,16 +91,7 @@ class ByteRanges:
         """The bytes of an entry in the file of this number."""
         if not self.files:
             return (self._folder / entry.file).read_bytes()
-        return os.pread(self._opened(file).descriptor, entry.num_bytes, entry.offset)
-
-    def _opened(self, file: int) -> _File:
-        with self._lock:
-            opened = self._open.pop(file, None) or _File(self._folder / self.files[file])
-            # The most recently used file is the last; one that another thread reads is closed when it is done.
-            self._open[file] = opened
-            if len(self._open) > _MOST_OPEN:
-                del self._open[next(iter(self._open))]
-        return opened
+        return os.pread(self._open.get(file).descriptor, entry.num_bytes, entry.offset)
 
 
 def indexed(

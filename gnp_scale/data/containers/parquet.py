@@ -5,7 +5,6 @@ A Parquet file is read by row groups, often of 100 images: to read single images
 """
 
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gnp_scale.config import ConfigError
+from gnp_scale.data.containers.recent import Recent
 from gnp_scale.data.containers.record import Contents, Ids, Record, split_name
 from gnp_scale.data.formats import DamagedFileError
 
@@ -28,8 +28,7 @@ class ParquetSplit:
         self._groups = [(path, group) for path in paths for group in range(_opened(path).num_row_groups)]
         lengths = [_opened(path).metadata.row_group(group).num_rows for path, group in self._groups]
         self._start_G = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._tables: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._tables = Recent(_MOST_GROUPS, self._read_group)
 
     def __len__(self) -> int:
         return int(self._start_G[-1])
@@ -47,8 +46,7 @@ class ParquetSplit:
         row = number - int(self._start_G[group])
         path, _ = self._groups[group]
         name = f"row {number} of {path.parent.name}/{path.name.partition('-')[0]}"
-        with self._lock:
-            table = self._table(group)
+        table = self._tables.get(group)
         if isinstance(table, Exception):
             return Record(b"", -1, name, f"its row group is damaged ({table})")
         image, label = table[self._image][row].as_py(), table[self._label][row].as_py()
@@ -59,18 +57,13 @@ class ParquetSplit:
             return Record(b"", -1, name, f"its label {label} is not one of {self._num_classes} classes")
         return Record(data, label, name)
 
-    def _table(self, group: int) -> Any:
-        table = self._tables.pop(group, None)
-        if table is None:
-            path, number = self._groups[group]
-            try:
-                table = _opened(path).read_row_group(number, columns=[self._image, self._label])
-            except OSError as error:
-                table = error
-        self._tables[group] = table
-        if len(self._tables) > _MOST_GROUPS:
-            del self._tables[next(iter(self._tables))]
-        return table
+    def _read_group(self, group: int) -> Any:
+        """The rows of a group, or the error with which it cannot be read."""
+        path, number = self._groups[group]
+        try:
+            return _opened(path).read_row_group(number, columns=[self._image, self._label])
+        except OSError as error:
+            return error
 
 
 def open_parquet(folder: Path) -> Contents | None:
