@@ -109,7 +109,7 @@ import sys
 from pathlib import Path
 from gnp_scale.data.prepare import prepare
 print("begins", flush=True)
-prepare(Path(sys.argv[1]), Path(sys.argv[2]), 100_000, 3)
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), 200_000, 3)
 """
 
 
@@ -120,15 +120,18 @@ def test_kills_at_any_moment_change_no_byte(source: Path, tmp_path: Path):
         folder = source / "train" / f"class-{number % 7}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(photograph(200, 200, seed=number), quality=95))
-    prepare(source, tmp_path / "expected" / "set", 100_000, 3)
+    prepare(source, tmp_path / "expected" / "set", 200_000, 3)
     out, draw, num_kills, code = tmp_path / "set", random.Random(0), 0, None
     while code is None:
         command = [sys.executable, "-c", KILLED, str(source), str(out)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
         assert process.stdout is not None
         process.stdout.readline()
-        # Later attempts last longer, so that one of them reaches the end.
-        time.sleep(draw.uniform(0, 0.1 * (1 + num_kills)))
+        # On a machine of any speed, each attempt writes a shard or a few, and some are killed.
+        num_before = len(list(out.glob("*.array_record-*-of-?????")))
+        while process.poll() is None and len(list(out.glob("*.array_record-*-of-?????"))) == num_before:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
         code = process.poll()
         process.kill()
         process.communicate()

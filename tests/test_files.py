@@ -221,7 +221,7 @@ def test_a_replacement_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatc
 
 
 def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_sync_folder", fail_with(errno.EINVAL))
+    monkeypatch.setattr(files, "sync", fail_with(errno.EINVAL))
     replace_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
 
