@@ -119,6 +119,9 @@ def _add_image_commands(data: Any) -> None:
         command.set_defaults(command=function, takes_flags=command is show)
     prepare.add_argument("out", metavar="OUT", help="a new folder, named as the data set")
     prepare.add_argument("--shard-mib", type=at_least(1), default=256, help="size of a shard (default: %(default)s)")
+    prepare.add_argument(
+        "--restart-markers", action="store_true", help="so that random crops of JPEGs are decoded alone (docs/data.md)"
+    )
     verify.add_argument("--decode", action="store_true", help="decode every image too")
     for command in (prepare, verify):
         command.add_argument("--num-threads", type=at_least(1), default=16, help="default: %(default)s")
@@ -265,7 +268,9 @@ def _prepare(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.data.prepare import prepare
 
     out = local_path("OUT", options.out)
-    prepare(_data_folder("SOURCE", options.folder), out, options.shard_mib << 20, options.num_threads)
+    source = _data_folder("SOURCE", options.folder)
+    markers = options.restart_markers
+    prepare(source, out, options.shard_mib << 20, options.num_threads, restart_markers=markers)
     print(_overview(open_folder(str(out))))
     return Exit.FINISHED
 

@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from gnp_scale.data.crops import Box, random_box
+from gnp_scale.data.restarts import cut
 
 # The threads here are those of the pipeline.
 cv2.setNumThreads(0)
@@ -39,7 +40,8 @@ def random_crop(data: bytes, draw_D: np.ndarray, min_area: float, out_HxWx3: np.
     """Decodes a random crop of an image, and resizes it into `out` (uint8), by bilinear interpolation.
 
     The crop is that of `random_box`. A crop of at least twice the size of `out` is decoded at a half, a quarter or an
-    eighth of its size. JPEGs are decoded with the fast DCT and upsampling, which change values by a few levels.
+    eighth of its size. JPEGs are decoded with the fast DCT and upsampling, which change values by a few levels. Of
+    JPEGs with an index of restart markers only the part around the crop is decoded.
 
     Raises:
         ImageError: the bytes cannot be decoded.
@@ -47,9 +49,7 @@ def random_crop(data: bytes, draw_D: np.ndarray, min_area: float, out_HxWx3: np.
     height, width, is_plain_jpeg = _header(data)
     box = random_box(height, width, draw_D, min_area)
     if is_plain_jpeg:
-        scale = _scale(min(box.height / out_HxWx3.shape[0], box.width / out_HxWx3.shape[1]))
-        pixels = _decoded_jpeg(data, fast=True, at_least=(-(-height // scale), -(-width // scale)))
-        box = _scaled(box, pixels.shape[0] / height, pixels.shape[1] / width)
+        pixels, box = _decoded_around(data, height, width, box, out_HxWx3.shape[:2])
     else:
         pixels = _decoded_by_pillow(data)
     crop = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
@@ -91,7 +91,7 @@ def pixels_of(data: bytes) -> np.ndarray:
     return _decoded_jpeg(data, fast=False) if is_plain_jpeg else _decoded_by_pillow(data)
 
 
-def _header(data: bytes) -> tuple[int, int, bool]:
+def _header(data: bytes | bytearray) -> tuple[int, int, bool]:
     """Height, width, and whether libjpeg-turbo converts it to RGB."""
     try:
         *size, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -104,7 +104,7 @@ def _header(data: bytes) -> tuple[int, int, bool]:
     return height, width, is_plain_jpeg
 
 
-def _decoded_jpeg(data: bytes, fast: bool, at_least: tuple[int, int] = (0, 0)) -> np.ndarray:
+def _decoded_jpeg(data: bytes | bytearray, fast: bool, at_least: tuple[int, int] = (0, 0)) -> np.ndarray:
     options: Any = {
         "fastdct": fast,
         "fastupsample": fast,
@@ -119,7 +119,7 @@ def _decoded_jpeg(data: bytes, fast: bool, at_least: tuple[int, int] = (0, 0)) -
         return simplejpeg.decode_jpeg(data, **options, strict=False)
 
 
-def _opened_by_pillow(data: bytes) -> Any:
+def _opened_by_pillow(data: bytes | bytearray) -> Any:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -142,8 +142,33 @@ def _decoded_by_pillow(data: bytes) -> np.ndarray:
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _scale(reduction: float) -> int:
-    """The largest of 1, 2, 4 and 8 that is at most `reduction`."""
+def _decoded_around(
+    data: bytes, height: int, width: int, box: Box, out_size: tuple[int, int]
+) -> tuple[np.ndarray, Box]:
+    """Pixels of a JPEG that contain a box, at a part of its size if `out_size` allows that, and the box in them."""
+    scale = _scale(box, out_size)
+    scaled = _scaled(box, -(-height // scale) / height, -(-width // scale) / width)
+    # The pixels of which those of the scaled box are made.
+    top, left = scaled.top * scale, scaled.left * scale
+    needed = Box(top, left, min(height - top, scaled.height * scale), min(width - left, scaled.width * scale))
+    part, place = cut(data, needed)
+    at_least = (0, 0)
+    if scale > 1:
+        part_height, part_width, _ = _header(part)
+        at_least = -(-part_height // scale), -(-part_width // scale)
+    pixels = _decoded_jpeg(part, fast=True, at_least=at_least)
+    box = Box(place.top // scale, place.left // scale, scaled.height, scaled.width)
+    if pixels.shape[0] < box.top + box.height or pixels.shape[1] < box.left + box.width:
+        raise ImageError("the index of its restart markers is wrong")
+    return pixels, box
+
+
+def _scale(box: Box, out_size: tuple[int, int]) -> int:
+    """The largest of 1, 2, 4 and 8 by which a box can be reduced and is no smaller than `out_size`."""
+    if min(box.height, box.width) < 8:
+        # Several scales would give the same number of pixels, and libjpeg-turbo would take another.
+        return 1
+    reduction = min(box.height / out_size[0], box.width / out_size[1])
     return next((scale for scale in (8, 4, 2) if scale <= reduction), 1)
 
 

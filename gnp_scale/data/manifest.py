@@ -33,6 +33,8 @@ class Manifest:
     source: str
     class_names: tuple[str, ...]
     splits: Mapping[str, tuple[Shard, ...]]
+    restart_markers: bool = False
+    """Whether they were added."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -45,7 +47,7 @@ class Manifest:
         try:
             stored = json.loads((folder / MANIFEST_FILE).read_text())
             splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in stored["splits"].items()}
-            return cls(stored["source"], tuple(stored["class_names"]), splits)
+            return cls(stored["source"], tuple(stored["class_names"]), splits, stored.get("restart_markers", False))
         except FileNotFoundError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ so after a kill the same command goes on, and ends with the same bytes.
 """
 
 import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +17,15 @@ from typing import NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from gnp_scale.config import ConfigError
+from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Source
 from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
+from gnp_scale.data.decode import ImageError, pixels_of
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
 from gnp_scale.data.progress import progress_of
+from gnp_scale.data.restarts import JPEGTRAN, with_restart_markers
 from gnp_scale.run.files import append_line, read_rows, replace_file, sync
 
 JOURNAL_FILE = "prepare.jsonl"
@@ -43,27 +46,34 @@ class _Task(NamedTuple):
     stop: int
 
 
-def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Manifest:
+def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int, *, restart_markers: bool = False) -> Manifest:
     """Writes the data set in `folder` into `out`, in shards of about `shard_bytes`; goes on after a kill.
 
+    `restart_markers` adds these to JPEGs, so that random crops are decoded alone.
+
     Raises:
-        ConfigError: there is no data set, `out` holds something else, or a record of the source is damaged.
+        ConfigError: there is no data set, `out` holds something else, a record of the source is damaged, or there is no
+            program that adds restart markers.
         OSError: something cannot be written.
     """
+    check(
+        not restart_markers or shutil.which(JPEGTRAN) is not None,
+        f"--restart-markers needs {JPEGTRAN}, which is not on this machine: install it (Debian: libjpeg-turbo-progs)",
+    )
     contents = open_folder(str(folder))
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
-        return _finished(out, contents)
+        return _finished(out, contents, restart_markers)
     num_bytes = {split: _estimated_bytes(source) for split, source in contents.splits.items()}
     tasks = _plan(contents, num_bytes, out.name, shard_bytes)
-    done = _begin(out, contents, tasks)
+    done = _begin(out, contents, tasks, restart_markers)
     lock = threading.Lock()
     with progress_of(f"Writing {out}", sum(num_bytes.values())) as advance:
         for shard in done.values():
             advance(shard.num_examples, shard.num_bytes)
 
         def write(task: _Task) -> None:
-            shard = _write_shard(out, contents.splits[task.split], task, advance)
+            shard = _write_shard(out, contents.splits[task.split], task, _marked if restart_markers else bytes, advance)
             with lock:
                 append_line(out / JOURNAL_FILE, json.dumps(asdict(shard)).encode())
                 done[shard.file] = shard
@@ -76,7 +86,7 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Mani
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    return _finish(out, contents, tasks, done)
+    return _finish(out, contents, tasks, done, restart_markers)
 
 
 def _plan(contents: Contents, num_bytes: Mapping[str, int], dataset: str, shard_bytes: int) -> list[_Task]:
@@ -96,7 +106,7 @@ def _estimated_bytes(source: Source) -> int:
     return len(source) * sum(len(record.data) for record in source.read(ids)) // len(ids)
 
 
-def _begin(out: Path, contents: Contents, tasks: Sequence[_Task]) -> dict[str, Shard]:
+def _begin(out: Path, contents: Contents, tasks: Sequence[_Task], restart_markers: bool) -> dict[str, Shard]:
     """Begins the journal of these tasks, or reads which of their shards are whole.
 
     Raises:
@@ -107,6 +117,7 @@ def _begin(out: Path, contents: Contents, tasks: Sequence[_Task]) -> dict[str, S
         "class_names": list(contents.class_names),
         "splits": _sizes(contents),
         "files": [task.file for task in tasks],
+        "restart_markers": restart_markers,
     }
     journal = out / JOURNAL_FILE
     rows = list(read_rows(journal)) if journal.exists() else []
@@ -118,7 +129,7 @@ def _begin(out: Path, contents: Contents, tasks: Sequence[_Task]) -> dict[str, S
         return {}
     if rows[0] != head:
         raise ConfigError(
-            f"{out} was begun from another data set, or with another size of shards: remove it, or give a new folder"
+            f"{out} was begun from another data set, or with other options: remove it, or give a new folder"
         )
     shards = [Shard(**row) for row in rows[1:]]
     return {shard.file: shard for shard in shards if _has_size(out / shard.file, shard.num_bytes)}
@@ -128,8 +139,23 @@ def _has_size(path: Path, num_bytes: int) -> bool:
     return path.exists() and path.stat().st_size == num_bytes
 
 
-def _write_shard(out: Path, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
-    """Writes a shard, and gives it its name when it is on the disk."""
+def _marked(data: bytes) -> bytes:
+    """An image with restart markers, or as it is if they would change its pixels, or if it cannot be decoded."""
+    marked = with_restart_markers(data)
+    try:
+        return marked if np.array_equal(pixels_of(marked), pixels_of(data)) else data
+    except ImageError:
+        return data
+
+
+def _write_shard(
+    out: Path,
+    source: Source,
+    task: _Task,
+    encode: Callable[[bytes], bytes],
+    advance: Callable[[int, int], None],
+) -> Shard:
+    """Writes a shard of images changed by `encode`, and gives it its name when it is on the disk."""
     part, path = out / f"{task.file}.part", out / task.file
     counts: Counter[int] = Counter()
     writer = ArrayRecordWriter(str(part), _OPTIONS)
@@ -139,7 +165,7 @@ def _write_shard(out: Path, source: Source, task: _Task, advance: Callable[[int,
             for record in source.read(numbers):
                 if record.problem:
                     raise ConfigError(f"{task.split} {record.name} cannot be used: {record.problem}; mend or remove it")
-                writer.write(example_proto.serialize(record.data, record.label, record.name))
+                writer.write(example_proto.serialize(encode(record.data), record.label, record.name))
                 counts[record.label] += 1
                 num_bytes += len(record.data)
             advance(len(numbers), num_bytes)
@@ -157,13 +183,15 @@ def _chunks(task: _Task) -> Iterator[range]:
         yield range(start, min(start + _CHUNK, task.stop))
 
 
-def _finish(out: Path, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard]) -> Manifest:
+def _finish(
+    out: Path, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard], restart_markers: bool
+) -> Manifest:
     """Writes the files that describe the data set, and removes the journal last."""
     splits = {split: tuple(done[task.file] for task in tasks if task.split == split) for split in contents.splits}
     lengths = {name: [(shard.num_examples, shard.num_bytes) for shard in shards] for name, shards in splits.items()}
     for name, text in description(out.name, contents.class_names, lengths).items():
         replace_file(out / name, text.encode())
-    manifest = Manifest(contents.form, contents.class_names, splits)
+    manifest = Manifest(contents.form, contents.class_names, splits, restart_markers)
     manifest.write(out)
     for part in out.glob("*.part"):
         part.unlink()
@@ -176,11 +204,13 @@ def is_prepared(out: Path) -> bool:
     return (out / MANIFEST_FILE).exists() and not (out / JOURNAL_FILE).exists()
 
 
-def _finished(out: Path, contents: Contents) -> Manifest:
+def _finished(out: Path, contents: Contents, restart_markers: bool) -> Manifest:
     manifest = Manifest.read(out)
     sizes = {name: sum(shard.num_examples for shard in shards) for name, shards in manifest.splits.items()}
     if manifest.class_names != contents.class_names or sizes != _sizes(contents):
         raise ConfigError(f"{out} holds another data set: give a new folder as OUT")
+    if manifest.restart_markers != restart_markers:
+        raise ConfigError(f"{out} was prepared with other options: give a new folder as OUT")
     return manifest
 
 
