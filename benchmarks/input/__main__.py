@@ -84,11 +84,14 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.absolute()
     with tempfile.TemporaryDirectory() as scratch:
-        shards = Path(scratch) / "shards"
+        shards, marked = Path(scratch) / "shards", Path(scratch) / "marked"
         prepare(folder, shards, 64 << 20, 4)
+        prepare(folder, marked, 64 << 20, 4, restart_markers=True)
+        ours = [sys.executable, "-m", "benchmarks.input.ours"]
         commands = {
-            "ours, ArrayRecord": [sys.executable, "-m", "benchmarks.input.ours", str(shards)],
-            "ours, folder": [sys.executable, "-m", "benchmarks.input.ours", str(folder)],
+            "ours, ArrayRecord with restart markers": [*ours, str(marked)],
+            "ours, ArrayRecord": [*ours, str(shards)],
+            "ours, folder": [*ours, str(folder)],
             "Grain, element by element": [sys.executable, "-m", "benchmarks.input.grain_elements", str(folder)],
         }
         for name, python, script in (
@@ -104,7 +107,7 @@ def main() -> None:
         f"{BATCH_SIZE} images. Each loader reads files, shuffles, crops at random to 224 x 224, mirrors, and batches",
         "as uint8. The ratio is the median of those within a round, with the smallest and the largest.",
         "",
-        "| threads | loader | images / CPU-s | images / s | ours, ArrayRecord / it, by CPU-s |",
+        "| threads | loader | images / CPU-s | images / s | the first / it, by CPU-s |",
         "|---|---|---|---|---|",
         *rows,
     ]
