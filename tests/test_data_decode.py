@@ -16,6 +16,7 @@ from PIL import Image
 from gnp_scale.data import decode
 from gnp_scale.data.crops import NUM_DRAWS, crop_draws, random_box
 from gnp_scale.data.decode import ImageError, centre_crop, pixels_of, random_crop
+from gnp_scale.data.restarts import with_index
 
 SIZES = [(60, 80), (80, 60), (64, 64), (9, 200), (200, 9), (1, 1), (1, 50), (500, 375)]
 
@@ -123,10 +124,13 @@ IMAGE = Image.fromarray(PHOTOGRAPH)
 SIXTEEN_BITS = Image.fromarray(np.arange(60 * 80, dtype=np.uint16).reshape(60, 80) * 13)
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6
+RESTARTS = with_index(jpeg(PHOTOGRAPH, subsampling="4:2:0", restart_marker_blocks=1), 5)
+assert RESTARTS is not None
 READABLE = {
     "a progressive JPEG": (jpeg(PHOTOGRAPH, progressive=True), None),
     "a grey JPEG": (saved(IMAGE.convert("L"), "JPEG"), None),
     "a CMYK JPEG": (saved(IMAGE.convert("CMYK"), "JPEG"), None),
+    "a JPEG with restart markers": (RESTARTS, None),
     "a JPEG with junk after it": (jpeg(PHOTOGRAPH) + b"junk" * 100, None),
     "a JPEG with junk before its end": (jpeg(PHOTOGRAPH)[:-2] + b"\x01\x02" * 9 + b"\xff\xd9", None),
     "a JPEG that EXIF rotates": (jpeg(PHOTOGRAPH, exif=ROTATED), None),
