@@ -1,4 +1,7 @@
-"""The networks by name. Each creates nested dicts of arrays, and converts them to a module inside a trace."""
+"""The networks by name. Each creates nested dicts of arrays, and converts them to a module inside a trace.
+
+A further network is a file with a `FAMILY`, and its entry in `_FAMILIES`.
+"""
 
 import difflib
 from collections.abc import Callable
@@ -10,7 +13,7 @@ import jax
 from flax import nnx
 
 from gnp_scale import mesh
-from gnp_scale.config import ConfigError, ModelConfig, check
+from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import resnet, vit, wide_resnet
 
 type Params = dict[str, Any]
@@ -18,17 +21,10 @@ type Params = dict[str, Any]
 type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
-# An option that a family does not use must keep its default, so that no user expects an effect.
-_ONLY_TRANSFORMERS = (
-    "patch_size", "pool", "depth", "width", "num_heads", "drop_path", "attention", "remat", "scan_layers",
-)  # fmt: skip
-_FAMILIES = {
-    **dict.fromkeys(vit.SIZES, (vit.VisionTransformer, ("stem", "num_bn_groups"))),
-    **dict.fromkeys(resnet.LAYOUTS, (resnet.ResNet, (*_ONLY_TRANSFORMERS, "dropout"))),
-    **dict.fromkeys(wide_resnet.LAYOUTS, (wide_resnet.WideResNet, (*_ONLY_TRANSFORMERS, "stem"))),
-}
+_FAMILIES = (vit.FAMILY, resnet.FAMILY, wide_resnet.FAMILY)
+_FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 
-NAMES = tuple(_FAMILIES)
+NAMES = tuple(_FAMILY_OF)
 
 
 @dataclass(frozen=True)
@@ -75,18 +71,12 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
         ConfigError: no network has this name; the network does not use an option that is set; or, for a transformer,
             the patches do not divide the image, the heads the width, or the tensor axis of the mesh the heads.
     """
-    if config.name not in _FAMILIES:
+    if config.name not in _FAMILY_OF:
         raise ConfigError(_unknown_name(config.name))
-    network, unused = _FAMILIES[config.name]
-    for option in unused:
-        value, default = getattr(config, option), getattr(ModelConfig, option)
-        check(
-            value == default,
-            f"model.{option} is {value}, which {config.name} does not use: leave it at {default}",
-        )
-    build = partial(network, config=config, image_shape=image_shape, num_classes=num_classes)
-    if config.name in vit.SIZES:
-        vit.check_shapes(config, image_shape)
+    family = _FAMILY_OF[config.name]
+    family.check(config, image_shape)
+    build = partial(family.network, config=config, image_shape=image_shape, num_classes=num_classes)
+    if not family.has_batch_norm:
         return Model(build)
     bn_group_size = batch_size // config.num_bn_groups
     return Model(partial(build, bn_group_size=bn_group_size), bn_group_size)
@@ -102,7 +92,7 @@ def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> s
         batch_size: Examples of a training step.
         num_parts: Parts of the batch that are computed in sequence.
     """
-    has_batch_norm = "num_bn_groups" not in _FAMILIES[config.name][1]
+    has_batch_norm = _FAMILY_OF[config.name].has_batch_norm
     num_devices = mesh.current_axis_size(mesh.AXES)
     num_groups = num_devices * num_parts
     can_be_cut = batch_size % num_groups == 0 and batch_size > num_groups

@@ -9,6 +9,7 @@ from jax.nn.initializers import zeros
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, shard_examples_over_all
+from gnp_scale.models.family import Family
 
 
 class Shortcut(nnx.Module):
@@ -113,3 +114,6 @@ class ResNet(nnx.Module):
         for block in self.blocks.values():
             x_BxHxWxC = block(x_BxHxWxC, train)
         return self.head(x_BxHxWxC)
+
+
+FAMILY = Family(LAYOUTS, ResNet, ("stem", "num_bn_groups"))

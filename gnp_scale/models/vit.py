@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import BATCH, on_mesh
+from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig
@@ -145,3 +146,22 @@ class VisionTransformer(nnx.Module):
         if platform() == "gpu":
             x_BxNxD = with_row_major_gradient(x_BxNxD)
         return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))
+
+
+FAMILY = Family(
+    SIZES,
+    VisionTransformer,
+    (
+        "patch_size",
+        "pool",
+        "depth",
+        "width",
+        "num_heads",
+        "dropout",
+        "drop_path",
+        "attention",
+        "remat",
+        "scan_layers",
+    ),
+    check_shapes,
+)

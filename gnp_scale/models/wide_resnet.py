@@ -9,6 +9,7 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples, shard_examples_over_all
+from gnp_scale.models.family import Family
 from gnp_scale.models.layers import dropout, fold
 
 LAYOUTS = {"wrn_16_4": (16, 4), "wrn_28_10": (28, 10), "wrn_40_10": (40, 10)}
@@ -69,3 +70,6 @@ class WideResNet(nnx.Module):
         for number, block in enumerate(self.blocks.values()):
             x_BxHxWxC = block(x_BxHxWxC, train, fold(key_B, number))
         return self.head(jax.nn.relu(self.norm(x_BxHxWxC, train)))
+
+
+FAMILY = Family(LAYOUTS, WideResNet, ("dropout", "num_bn_groups"))
