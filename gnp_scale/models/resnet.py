@@ -116,4 +116,20 @@ class ResNet(nnx.Module):
         return self.head(x_BxHxWxC)
 
 
+def torch_name(path: str) -> str:
+    """The name of a parameter or statistic in torchvision and timm."""
+    *modules, leaf = path.split("/")
+    leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var"}.get(leaf, leaf)
+    if modules[0] in ("conv", "norm"):
+        modules = [{"conv": "conv1", "norm": "bn1"}[modules[0]]]
+    elif modules[0] == "head":
+        modules = ["fc"]
+    else:
+        stage, number = modules[1].split("_")
+        names = {"shortcut": "downsample", "conv": "0", "norm": "1"}
+        inner = [names.get(name, name.replace("conv_", "conv").replace("norm_", "bn")) for name in modules[2:]]
+        modules = [f"layer{int(stage) + 1}", str(int(number)), *inner]
+    return ".".join((*modules, leaf))
+
+
 FAMILY = Family(LAYOUTS, ResNet, ("stem", "num_bn_groups"))

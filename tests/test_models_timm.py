@@ -1,0 +1,51 @@
+"""The same weights give the same logits as in timm (tests/fixtures/networks/make.py)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from network_weights import drawn, images
+
+from gnp_scale.config import ModelConfig
+from gnp_scale.models import registry, resnet
+from gnp_scale.models.torch_weights import TorchName, from_torch
+
+FOLDER = Path(__file__).parent / "fixtures" / "networks"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The small version of a network in `FOLDER`."""
+
+    config: ModelConfig
+    torch_name: TorchName
+    sizes: tuple[dict[str, Any], str, Any] | None = None
+    """A table of sizes, a name in it, and the small size that stands there during the test."""
+    tolerance: float = 1e-5
+    """Of the logits, relative to the largest."""
+
+
+CASES = {
+    "resnet": Case(
+        ModelConfig("resnet50"),
+        resnet.torch_name,
+        (resnet.LAYOUTS, "resnet50", (resnet.Bottleneck, (1, 2, 1, 1))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_those_of_timm(name: str, monkeypatch):
+    case = CASES[name]
+    if case.sizes is not None:
+        monkeypatch.setitem(*case.sizes)
+    stored = json.loads((FOLDER / f"{name}.json").read_text())
+    image, weights, expected = images(stored["size"]), drawn(stored["shapes"]), np.array(stored["logits"])
+    model = registry.create(case.config, image.shape[1:], expected.shape[1], len(image))
+    state = [from_torch(weights, tree, case.torch_name) for tree in jax.eval_shape(model.init, jax.random.key(0))]
+    logits = jax.jit(lambda *state: model.network(*state)(image, train=False))(*state)
+    np.testing.assert_allclose(logits, expected, atol=case.tolerance * np.abs(expected).max(), rtol=0)
