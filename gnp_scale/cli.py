@@ -89,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         "--num-devices", type=at_least(1), default=4, help="CPU devices, over all processes (default: 4)"
     )
     drill.add_argument("--seed", type=at_least(0), default=0, help="seed of the kills (default: %(default)s)")
+    drill.add_argument(
+        "--timeout-s",
+        type=at_least(1),
+        default=300,
+        help="in which each start of a run must end (default: %(default)s)",
+    )
     drill.set_defaults(command=_drill, takes_flags=True)
 
     data = commands.add_parser("data", help="get data sets").add_subparsers(required=True, metavar="COMMAND")
@@ -245,7 +251,7 @@ def _drill(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     counts = options.num_processes, options.num_kills, options.num_devices
     store = None if options.store is None else store_folder("--store", options.store)
-    return drill([options.recipe, *flags], folder, *counts, options.seed, store)
+    return drill([options.recipe, *flags], folder, *counts, options.seed, options.timeout_s, store)
 
 
 def _download(options: argparse.Namespace, flags: Sequence[str]) -> int:

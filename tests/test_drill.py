@@ -109,3 +109,11 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, capsys):
     assert run_drill(tmp_path, 1, 1) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (tmp_path / "precious").exists()
+
+
+def test_a_run_that_takes_too_long_is_named_in_one_line(tmp_path, capsys):
+    options = ["--run-dir", str(tmp_path / "drill"), "--num-processes", "1", "--num-devices", "1", "--timeout-s", "1"]
+    assert main(["drill", *SMALL, *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "has not ended within 1 s" in error
+    assert "\n" not in error

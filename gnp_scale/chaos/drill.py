@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from rich.table import Table
 from gnp_scale.chaos.faults import STAGES, Kill, Outcome
 from gnp_scale.chaos.local_processes import LocalJob
 from gnp_scale.checkpoint import fingerprint
-from gnp_scale.config import check
+from gnp_scale.config import ConfigError, check
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
@@ -32,22 +33,29 @@ from gnp_scale.run.store import Folder, StorePath
 _KILLS_OF_A_RUN = 4
 _STAGES, _EXAMPLES = "stages-{rank}.jsonl", "examples-{rank}.jsonl"
 _MAX_FAILURES = 3
-_END_TIMEOUT_S = 300.0
 _POLL_S = 0.002
 
 
 class Drill:
     """Drills of the recipe in `arguments`, in `folder`; with `store`, the runs themselves are there.
 
+    Each start of a run must end within `timeout_s`.
+
     Raises:
         ConfigError: the folder is not empty.
     """
 
     def __init__(
-        self, arguments: Sequence[str], folder: Path, num_devices: int, seed: int, store: StorePath | None = None
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        num_devices: int,
+        seed: int,
+        timeout_s: float,
+        store: StorePath | None = None,
     ) -> None:
         self._arguments, self._folder, self._num_devices, self._seed = arguments, folder, num_devices, seed
-        self._store = store
+        self._timeout_s, self._store = timeout_s, store
         check(not folder.exists() or not any(folder.iterdir()), f"{folder} is not empty: choose another --run-dir")
         check(store is None or not store.names(), f"{store} is not empty: choose another --store")
 
@@ -55,12 +63,12 @@ class Drill:
         """The outcomes of `num_kills` kills, and every difference from the undisturbed run.
 
         Raises:
-            ConfigError: the undisturbed run does not finish.
+            ConfigError: the undisturbed run does not finish, or a run does not end in time.
         """
         whole = self._folder / f"{num_processes}-whole"
         kills = Kill.draw(random.Random(f"{self._seed} {num_processes}"), num_processes)
         job = self._start(whole, num_processes)
-        check(set(job.exit_codes(_END_TIMEOUT_S)) == {0}, f"the run does not finish undisturbed: see {whole}")
+        check(set(self._codes(job, whole)) == {0}, f"the run does not finish undisturbed: see {whole}")
         visits_s = _visits_s(whole)
         outcomes: list[Outcome] = []
         differences = []
@@ -86,7 +94,7 @@ class Drill:
             job = self._start(folder, num_processes)
             stage = _send(kill, job, folder, visits_s) if kill is not None else None
             sent_s = time.monotonic()
-            codes = tuple(job.exit_codes(_END_TIMEOUT_S))
+            codes = self._codes(job, folder)
             if kill is not None and stage is not None:
                 outcomes.append(Outcome(kill, stage, num_processes, codes, time.monotonic() - sent_s))
                 append(self._folder / "kills.jsonl", outcomes[-1].record())
@@ -97,6 +105,15 @@ class Drill:
                 print(f"{folder.name}: a start ended with exit codes {codes} without a kill; see its logs", flush=True)
                 num_failures += 1
                 check(num_failures < _MAX_FAILURES, f"{folder} fails without a kill: see its logs")
+
+    def _codes(self, job: LocalJob, folder: Path) -> tuple[int, ...]:
+        try:
+            return tuple(job.exit_codes(self._timeout_s))
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(
+                f"{folder} has not ended within {self._timeout_s:g} s: see its logs; give fewer steps or a longer "
+                "--timeout-s"
+            ) from error
 
     def _start(self, folder: Path, num_processes: int) -> LocalJob:
         number = sum(1 for _ in folder.glob("logs-*")) + 1
@@ -177,18 +194,20 @@ def drill(
     num_kills: int,
     num_devices: int,
     seed: int,
+    timeout_s: float,
     store: StorePath | None = None,
 ) -> Exit:
     """Drills with each number of processes, `num_kills` kills in all; prints a table and every difference.
 
     Raises:
-        ConfigError: the undisturbed run does not finish, or the devices do not divide over the processes.
+        ConfigError: the undisturbed run does not finish, a run does not end in time, or the devices do not divide over
+            the processes.
     """
     for num_processes in process_counts:
         check(num_devices % num_processes == 0, f"{num_devices} devices do not divide over {num_processes} processes")
     # This process only reads checkpoints: it leaves the devices to the processes that it starts.
     jax.config.update("jax_platforms", "cpu")
-    runs = Drill(arguments, folder, num_devices, seed, store)
+    runs = Drill(arguments, folder, num_devices, seed, timeout_s, store)
     outcomes: list[Outcome] = []
     differences: list[str] = []
     for n, num_processes in enumerate(process_counts):

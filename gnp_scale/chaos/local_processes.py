@@ -58,6 +58,7 @@ class LocalJob:
         finally:
             for process in self.processes:
                 process.kill()
+                process.wait()
 
 
 def _free_port() -> int:
