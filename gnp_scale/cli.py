@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_image_commands(data: Any) -> None:
     """Adds the commands for data sets of encoded images."""
     index = data.add_parser("index", help="list the images of a folder or of tar files, with their checksums")
-    prepare = data.add_parser("prepare", help="write a data set in any form as ArrayRecord shards; resumable")
+    prepare = data.add_parser("prepare", help="write a data set in any form as shards for random access; resumable")
     verify = data.add_parser("verify", help="find damaged, missing and foreign files and wrong labels")
     show = data.add_parser("show", help="a picture of images, raw and augmented, and the classes", allow_abbrev=False)
     for command, function in ((index, _index), (prepare, _prepare), (verify, _verify), (show, _show)):
@@ -119,6 +119,12 @@ def _add_image_commands(data: Any) -> None:
         command.set_defaults(command=function, takes_flags=command is show)
     prepare.add_argument("out", metavar="OUT", help="a new folder, named as the data set")
     prepare.add_argument("--shard-mib", type=at_least(1), default=256, help="size of a shard (default: %(default)s)")
+    prepare.add_argument(
+        "--form",
+        choices=("arrayrecord", "webdataset"),
+        default="arrayrecord",
+        help="of the shards; webdataset (tar files) may be read by others (default: %(default)s)",
+    )
     verify.add_argument("--decode", action="store_true", help="decode every image too")
     for command in (prepare, verify):
         command.add_argument("--num-threads", type=at_least(1), default=16, help="default: %(default)s")
@@ -265,7 +271,8 @@ def _prepare(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.data.prepare import prepare
 
     out = local_path("OUT", options.out)
-    prepare(_data_folder("SOURCE", options.folder), out, options.shard_mib << 20, options.num_threads)
+    source = _data_folder("SOURCE", options.folder)
+    prepare(source, out, options.shard_mib << 20, options.num_threads, options.form)
     print(_overview(open_folder(str(out))))
     return Exit.FINISHED
 

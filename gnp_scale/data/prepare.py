@@ -1,4 +1,4 @@
-"""`gnp-scale data prepare`: a data set in any form to ArrayRecord shards, which carry the hash of each record.
+"""`gnp-scale data prepare`: a data set in any form to shards of ArrayRecord or WebDataset, with a hash of each record.
 
 Shards are written side by side, each under another name until it is whole. A journal has a line for each whole shard,
 so after a kill the same command goes on, and ends with the same bytes.
@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from gnp_scale.config import ConfigError
-from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Source
-from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
-from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
+from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest
 from gnp_scale.data.progress import progress_of
+from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
 from gnp_scale.run.files import append_line, read_rows, replace_file, sync
 
-JOURNAL_FILE = "prepare.jsonl"
-_OPTIONS = "group_size:1,uncompressed"
-"""Each record can be read alone; images are compressed already."""
 _CHUNK = 32
 """Records that a thread holds in memory."""
 _NUM_SAMPLED = 256
@@ -43,19 +38,21 @@ class _Task(NamedTuple):
     stop: int
 
 
-def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Manifest:
+def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int, form_name: str = "arrayrecord") -> Manifest:
     """Writes the data set in `folder` into `out`, in shards of about `shard_bytes`; goes on after a kill.
+
+    `form_name` is one of `SHARD_FORMS`.
 
     Raises:
         ConfigError: there is no data set, `out` holds something else, or a record of the source is damaged.
         OSError: something cannot be written.
     """
-    contents = open_folder(str(folder))
+    contents, form = open_folder(str(folder)), SHARD_FORMS[form_name]
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
-        return _finished(out, contents)
+        return _finished(out, contents, form)
     num_bytes = {split: _estimated_bytes(source) for split, source in contents.splits.items()}
-    tasks = _plan(contents, num_bytes, out.name, shard_bytes)
+    tasks = _plan(contents, num_bytes, shard_bytes, form, out.name)
     done = _begin(out, contents, tasks)
     lock = threading.Lock()
     with progress_of(f"Writing {out}", sum(num_bytes.values())) as advance:
@@ -63,7 +60,7 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Mani
             advance(shard.num_examples, shard.num_bytes)
 
         def write(task: _Task) -> None:
-            shard = _write_shard(out, contents.splits[task.split], task, advance)
+            shard = _write_shard(out, form, contents.splits[task.split], task, advance)
             with lock:
                 append_line(out / JOURNAL_FILE, json.dumps(asdict(shard)).encode())
                 done[shard.file] = shard
@@ -76,16 +73,18 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int) -> Mani
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    return _finish(out, contents, tasks, done)
+    return _finish(out, form, contents, tasks, done)
 
 
-def _plan(contents: Contents, num_bytes: Mapping[str, int], dataset: str, shard_bytes: int) -> list[_Task]:
+def _plan(
+    contents: Contents, num_bytes: Mapping[str, int], shard_bytes: int, form: ShardForm, dataset: str
+) -> list[_Task]:
     tasks = []
     for split, source in contents.splits.items():
         num_shards = max(1, min(len(source), round(num_bytes[split] / shard_bytes)))
         edges = [len(source) * number // num_shards for number in range(num_shards + 1)]
         for number in range(num_shards):
-            file = shard_file(FILE_TEMPLATE, dataset, split, number, num_shards)
+            file = form.file(dataset, split, number, num_shards)
             tasks.append(_Task(split, file, edges[number], edges[number + 1]))
     return tasks
 
@@ -128,18 +127,18 @@ def _has_size(path: Path, num_bytes: int) -> bool:
     return path.exists() and path.stat().st_size == num_bytes
 
 
-def _write_shard(out: Path, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
+def _write_shard(out: Path, form: ShardForm, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
     """Writes a shard, and gives it its name when it is on the disk."""
     part, path = out / f"{task.file}.part", out / task.file
     counts: Counter[int] = Counter()
-    writer = ArrayRecordWriter(str(part), _OPTIONS)
+    writer = form.open(part)
     try:
         for numbers in _chunks(task):
             num_bytes = 0
-            for record in source.read(numbers):
+            for number, record in zip(numbers, source.read(numbers), strict=True):
                 if record.problem:
                     raise ConfigError(f"{task.split} {record.name} cannot be used: {record.problem}; mend or remove it")
-                writer.write(example_proto.serialize(record.data, record.label, record.name))
+                writer.write(number, record)
                 counts[record.label] += 1
                 num_bytes += len(record.data)
             advance(len(numbers), num_bytes)
@@ -157,12 +156,12 @@ def _chunks(task: _Task) -> Iterator[range]:
         yield range(start, min(start + _CHUNK, task.stop))
 
 
-def _finish(out: Path, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard]) -> Manifest:
+def _finish(
+    out: Path, form: ShardForm, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard]
+) -> Manifest:
     """Writes the files that describe the data set, and removes the journal last."""
     splits = {split: tuple(done[task.file] for task in tasks if task.split == split) for split in contents.splits}
-    lengths = {name: [(shard.num_examples, shard.num_bytes) for shard in shards] for name, shards in splits.items()}
-    for name, text in description(out.name, contents.class_names, lengths).items():
-        replace_file(out / name, text.encode())
+    form.describe(out, contents, splits)
     manifest = Manifest(contents.form, contents.class_names, splits)
     manifest.write(out)
     for part in out.glob("*.part"):
@@ -176,11 +175,12 @@ def is_prepared(out: Path) -> bool:
     return (out / MANIFEST_FILE).exists() and not (out / JOURNAL_FILE).exists()
 
 
-def _finished(out: Path, contents: Contents) -> Manifest:
+def _finished(out: Path, contents: Contents, form: ShardForm) -> Manifest:
     manifest = Manifest.read(out)
     sizes = {name: sum(shard.num_examples for shard in shards) for name, shards in manifest.splits.items()}
-    if manifest.class_names != contents.class_names or sizes != _sizes(contents):
-        raise ConfigError(f"{out} holds another data set: give a new folder as OUT")
+    is_of_form = all(form.is_shard(shard.file) for shards in manifest.splits.values() for shard in shards)
+    if manifest.class_names != contents.class_names or sizes != _sizes(contents) or not is_of_form:
+        raise ConfigError(f"{out} holds another data set, or one in another form: give a new folder as OUT")
     return manifest
 
 

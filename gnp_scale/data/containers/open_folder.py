@@ -12,9 +12,10 @@ from gnp_scale.data.containers.parquet import open_parquet
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.containers.tfds import is_tfds, open_tfds
 from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.data.manifest import JOURNAL_FILE
 from gnp_scale.data.progress import progress_of
 from gnp_scale.run.environment import user_cache
-from gnp_scale.run.store import run_folder
+from gnp_scale.run.store import Folder, run_folder
 
 INDEX_FILE = ".gnp_scale_index.npz"
 MOST_BYTES = 4 << 30
@@ -33,6 +34,7 @@ def open_folder(folder: str) -> Contents:
         StoreError: the store that has it does not answer.
     """
     path = run_folder("data.root", folder)
+    _check_whole(path, (path / JOURNAL_FILE).exists())
     if is_tfds(path):
         return open_tfds(path)
     if not isinstance(path, Path):
@@ -42,13 +44,27 @@ def open_folder(folder: str) -> Contents:
     return open_parquet(path) or _indexed(path)
 
 
+def _check_whole(folder: Folder, has_journal: bool) -> None:
+    if has_journal:
+        raise ConfigError(f"{folder} is not finished: run the same gnp-scale data prepare again")
+
+
 def write_index(folder: Path) -> Contents:
     """Makes the index of the images in `folder`, and stores it there.
 
     Raises:
         ConfigError: there are no images, or the index cannot be stored.
     """
-    contents = _make_index(folder, *_listed(folder))
+    return store_index(folder, *_listed(folder))
+
+
+def store_index(folder: Path, form: str, listed: Listing) -> Contents:
+    """Makes the index of the images that are listed, and stores it in `folder`.
+
+    Raises:
+        ConfigError: it cannot be stored.
+    """
+    contents = _make_index(folder, form, listed)
     _store(folder / INDEX_FILE, contents)
     return contents
 
