@@ -123,7 +123,7 @@ def _add_image_commands(data: Any) -> None:
         "--form",
         choices=("arrayrecord", "webdataset"),
         default="arrayrecord",
-        help="of the shards; webdataset (tar files) may be read by others (default: %(default)s)",
+        help="of the shards; webdataset (tar files) is also read from s3:// (default: %(default)s)",
     )
     verify.add_argument("--decode", action="store_true", help="decode every image too")
     for command in (prepare, verify):
@@ -294,7 +294,8 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.data.show import show
     from gnp_scale.run.console import make_console
 
-    folder = _data_folder("FOLDER", options.folder).absolute()
+    text = options.folder
+    folder = store_folder("FOLDER", text) if "://" in text else _data_folder("FOLDER", text).absolute()
     config = Config(data=DataConfig(name=folder.name, root=str(folder.parent)))
     data = recipe.override(config, flags, "gnp-scale data show FOLDER [--out FILE]", ("--out",)).data
     show(data, local_path("--out", options.out), make_console())
@@ -302,6 +303,10 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 
 def _data_folder(option: str, text: str) -> Path:
+    if "://" in text:
+        raise ConfigError(
+            f"{option} is {text}: this command needs a local folder; give the one that is copied to the bucket"
+        )
     folder = local_path(option, text)
     if not folder.is_dir():
         raise ConfigError(f"{option} is {text}: there is no such folder")

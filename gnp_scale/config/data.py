@@ -39,7 +39,7 @@ class DataConfig:
     name: str = "digits"
     """digits, fashion_mnist, cifar10, cifar100, synthetic, or the name of a folder of encoded images in `root`."""
     root: str = "data"
-    """Folder that holds one folder for each data set: a path, or gs://bucket/folder."""
+    """Folder that holds one folder for each data set: a path, gs://bucket/folder or s3://bucket/folder."""
     batch_size: int = 128
     """Number of examples of a training step, over all devices."""
     eval_batch_size: int = 512
