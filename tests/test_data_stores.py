@@ -18,6 +18,7 @@ from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.containers import byte_ranges
 from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder, write_index
 from gnp_scale.data.containers.record import Source
+from gnp_scale.data.images import num_threads
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.data.prepare import prepare
 from gnp_scale.data.sources import load
@@ -132,6 +133,12 @@ def test_records_of_a_chunk_are_read_at_the_same_time(store, folder):
     source.read([number % NUM_TRAIN for number in range(16)])
     assert time.monotonic() - began_s < 1.6
     assert len([line for line in store.proxy.lines if ".PNG" in line and "GET" in line]) >= 17
+
+
+def test_a_bucket_has_more_threads_than_a_folder_unless_told_otherwise():
+    folder, bucket = DataConfig(), DataConfig(root="s3://bucket/data")
+    assert num_threads(bucket) == 4 * num_threads(folder)
+    assert num_threads(replace(bucket, num_threads=3)) == 3
 
 
 def test_a_store_that_is_silent_ends_the_read_and_replaces_no_image(store, folder):

@@ -97,7 +97,7 @@ class DataConfig:
     max_damaged: float = 0.001
     """Largest share of the images of a split that may be unusable; more of them end the run."""
     num_threads: int | None = None
-    """Threads of each process that read and decode images; by default one for each of its CPUs."""
+    """Threads of each process that read and decode images; by default one for each of its CPUs, four for a bucket."""
     prefetch_steps: int = 4
     """Number of batches that are read ahead."""
     synthetic_num_examples: int = 1024
