@@ -100,19 +100,14 @@ def local_path(option: str, text: str) -> Path:
 
 
 def data_root(option: str, text: str) -> str:
-    """The folder of data sets that was given as `option`: a local path, or a folder of a bucket of Google Cloud.
+    """The folder of data sets that was given as `option`: a local path, or a folder of a bucket on gs:// or s3://.
 
     Raises: ConfigError: it is neither.
     """
-    check(
-        not text.startswith("s3://"),
-        f"{option} is {text}, but ArrayRecord reads only local files and gs://: mount the bucket as a folder (for "
-        "example with mountpoint-s3) and give that",
-    )
-    bucket = text.removeprefix("gs://")
-    if bucket == text:
+    scheme, separator, bucket = text.partition("://")
+    if not separator or scheme not in ("gs", "s3"):
         return str(local_path(option, text))
-    check(bucket.strip("/") != "", f"{option} is {text}, which names no bucket: write it as gs://bucket/folder")
+    check(bucket.strip("/") != "", f"{option} is {text}, which names no bucket: write it as {scheme}://bucket/folder")
     return text.rstrip("/")
 
 

@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_image_commands(data: Any) -> None:
     """Adds the commands for data sets of encoded images."""
     index = data.add_parser("index", help="list the images of a folder or of tar files, with their checksums")
-    prepare = data.add_parser("prepare", help="write a data set in any form as ArrayRecord shards; resumable")
+    prepare = data.add_parser("prepare", help="write a data set in any form as shards for random access; resumable")
     verify = data.add_parser("verify", help="find damaged, missing and foreign files and wrong labels")
     show = data.add_parser("show", help="a picture of images, raw and augmented, and the classes", allow_abbrev=False)
     for command, function in ((index, _index), (prepare, _prepare), (verify, _verify), (show, _show)):
@@ -125,6 +125,12 @@ def _add_image_commands(data: Any) -> None:
         command.set_defaults(command=function, takes_flags=command is show)
     prepare.add_argument("out", metavar="OUT", help="a new folder, named as the data set")
     prepare.add_argument("--shard-mib", type=at_least(1), default=256, help="size of a shard (default: %(default)s)")
+    prepare.add_argument(
+        "--form",
+        choices=("arrayrecord", "webdataset"),
+        default="arrayrecord",
+        help="of the shards; webdataset (tar files) is also read from s3:// (default: %(default)s)",
+    )
     prepare.add_argument(
         "--restart-markers", action="store_true", help="so that random crops of JPEGs are decoded alone (docs/data.md)"
     )
@@ -275,8 +281,8 @@ def _prepare(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     out = local_path("OUT", options.out)
     source = _data_folder("SOURCE", options.folder)
-    markers = options.restart_markers
-    prepare(source, out, options.shard_mib << 20, options.num_threads, restart_markers=markers)
+    size, markers = options.shard_mib << 20, options.restart_markers
+    prepare(source, out, size, options.num_threads, options.form, restart_markers=markers)
     print(_overview(open_folder(str(out))))
     return Exit.FINISHED
 
@@ -298,7 +304,8 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.data.show import show
     from gnp_scale.run.console import make_console
 
-    folder = _data_folder("FOLDER", options.folder).absolute()
+    text = options.folder
+    folder = store_folder("FOLDER", text) if "://" in text else _data_folder("FOLDER", text).absolute()
     config = Config(data=DataConfig(name=folder.name, root=str(folder.parent)))
     data = recipe.override(config, flags, "gnp-scale data show FOLDER [--out FILE]", ("--out",)).data
     show(data, local_path("--out", options.out), make_console())
@@ -306,6 +313,10 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 
 def _data_folder(option: str, text: str) -> Path:
+    if "://" in text:
+        raise ConfigError(
+            f"{option} is {text}: this command needs a local folder; give the one that is copied to the bucket"
+        )
     folder = local_path(option, text)
     if not folder.is_dir():
         raise ConfigError(f"{option} is {text}: there is no such folder")

@@ -62,11 +62,11 @@ def local_stores() -> Iterator[dict[str, LocalStore]]:
         stores["s3"] = LocalStore("s3", Proxy(url), None)
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
         os.environ |= keys | {"AWS_ENDPOINT_URL": stores["s3"].proxy.url}
-    _forget_connections()
+    forget_connections()
     yield stores
     os.environ.clear()
     os.environ |= variables
-    _forget_connections()
+    forget_connections()
     if moto is not None:
         moto.communicate()
 
@@ -96,7 +96,7 @@ def _start_moto() -> tuple[subprocess.Popen[bytes], str]:
             return process, url
 
 
-def _forget_connections() -> None:
+def forget_connections() -> None:
     """The libraries keep file systems with the addresses of the environment at their first use."""
     from etils.epath.backend import fsspec_backend
 

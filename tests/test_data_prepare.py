@@ -1,26 +1,28 @@
 """`gnp-scale data`: what is prepared is what was there, whatever is killed, and verify finds whatever has changed."""
 
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from image_sets import NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
 from PIL import Image
 
 from gnp_scale.cli import main
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import prepare as module
-from gnp_scale.data.containers import example_proto
-from gnp_scale.data.containers.open_folder import open_folder, write_index
-from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
-from gnp_scale.data.prepare import JOURNAL_FILE, prepare
+from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder, write_index
+from gnp_scale.data.label_files import LabelFile
+from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest
+from gnp_scale.data.prepare import prepare
+from gnp_scale.data.shard_forms import SHARD_FORMS
 from gnp_scale.data.sources import load
 from gnp_scale.data.verify import verify
 
@@ -36,18 +38,24 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+@pytest.fixture(params=SHARD_FORMS)
+def to(request) -> str:
+    """The form of the shards."""
+    return request.param
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_what_is_prepared_is_what_was_there(form: str, source: Path, tmp_path: Path):
+def test_what_is_prepared_is_what_was_there(form: str, to: str, source: Path, tmp_path: Path):
     if form == "parquet":
         pytest.importorskip("pyarrow")
     path, out = WRITERS[form](source), tmp_path / "out"
-    manifest = prepare(path, out, shard_bytes=300, num_threads=3)
+    manifest = prepare(path, out, 300, 3, to)
     before, after = open_folder(str(path)), open_folder(str(out))
-    assert after.form == "tfds"
+    assert after.form == {"arrayrecord": "tfds", "webdataset": "webdataset"}[to]
     assert after.class_names == before.class_names
     assert list(after.splits) == list(before.splits)
     for name, split in before.splits.items():
@@ -59,14 +67,17 @@ def test_what_is_prepared_is_what_was_there(form: str, source: Path, tmp_path: P
     assert not list(out.glob("*.part"))
 
 
-def test_to_prepare_again_changes_nothing(source: Path, tmp_path: Path):
+def test_to_prepare_again_changes_nothing(to: str, source: Path, tmp_path: Path):
     write_folder(source)
-    manifest = prepare(source, tmp_path / "out", 300, 3)
+    manifest = prepare(source, tmp_path / "out", 300, 3, to)
     before = content(tmp_path / "out")
-    assert prepare(source, tmp_path / "out", 300, 1) == manifest
+    assert prepare(source, tmp_path / "out", 300, 1, to) == manifest
+    (other,) = SHARD_FORMS.keys() - {to}
+    with pytest.raises(ConfigError, match="holds another data set, or one prepared with other options"):
+        prepare(source, tmp_path / "out", 300, 1, other)
     assert content(tmp_path / "out") == before
     (tmp_path / "twin" / "out").mkdir(parents=True)
-    prepare(source, tmp_path / "twin" / "out", 300, 1)
+    prepare(source, tmp_path / "twin" / "out", 300, 1, to)
     assert content(tmp_path / "twin" / "out") == before
 
 
@@ -109,27 +120,27 @@ import sys
 from pathlib import Path
 from gnp_scale.data.prepare import prepare
 print("begins", flush=True)
-prepare(Path(sys.argv[1]), Path(sys.argv[2]), 200_000, 3)
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), 200_000, 3, sys.argv[3])
 """
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_change_no_byte(source: Path, tmp_path: Path):
+def test_kills_at_any_moment_change_no_byte(to: str, source: Path, tmp_path: Path):
     """SIGKILL after a random time, again and again until it is done: the same files as without a kill."""
     for number in range(150):
         folder = source / "train" / f"class-{number % 7}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(photograph(200, 200, seed=number), quality=95))
-    prepare(source, tmp_path / "expected" / "set", 200_000, 3)
+    prepare(source, tmp_path / "expected" / "set", 200_000, 3, to)
     out, draw, num_kills, code = tmp_path / "set", random.Random(0), 0, None
     while code is None:
-        command = [sys.executable, "-c", KILLED, str(source), str(out)]
+        command = [sys.executable, "-c", KILLED, str(source), str(out), to]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ)
         assert process.stdout is not None
         process.stdout.readline()
         # On a machine of any speed, each attempt writes a shard or a few, and some are killed.
-        num_before = len(list(out.glob("*.array_record-*-of-?????")))
-        while process.poll() is None and len(list(out.glob("*.array_record-*-of-?????"))) == num_before:
+        num_before = len(shards(out))
+        while process.poll() is None and len(shards(out)) == num_before:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.02))
         code = process.poll()
@@ -142,9 +153,9 @@ def test_kills_at_any_moment_change_no_byte(source: Path, tmp_path: Path):
 
 
 @pytest.fixture
-def prepared(source: Path, tmp_path: Path) -> Path:
+def prepared(to: str, source: Path, tmp_path: Path) -> Path:
     write_folder(source)
-    prepare(source, tmp_path / "numbers", 300, 1)
+    prepare(source, tmp_path / "numbers", 300, 1, to)
     return tmp_path / "numbers"
 
 
@@ -155,54 +166,114 @@ def flip(path: Path, offset: int) -> None:
 
 
 def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*-train.array_record-*"))
+    """Whole shards of training images."""
+    names = ("*-train.array_record-*-of-?????", "*-train-?????.tar")
+    return sorted(path for name in names for path in folder.glob(name))
 
 
-def relabel(path: Path, number: int) -> None:
+def relabel(path: Path, to: str) -> None:
     """Writes a shard anew, with right hashes and one wrong label."""
-    source = open_folder(str(path.parent)).splits["train"]
-    records = source.read(range(3))
+    records = open_folder(str(path.parent)).splits["train"].read(range(7))
     path.unlink()
-    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-    for place, record in enumerate(records):
-        label = (record.label + (place == number)) % 3
-        writer.write(example_proto.serialize(record.data, label, record.name))
+    writer = SHARD_FORMS[to].open(path)
+    for number, record in enumerate(records):
+        # The names in tar files would be longer each time.
+        named = record._replace(name=record.name.rpartition("/")[2])
+        writer.write(number, named._replace(label=(record.label + (number == 1)) % 3))
     writer.close()
 
 
-def test_verify_names_a_flipped_bit(prepared: Path):
+def test_verify_names_a_flipped_bit(to: str, prepared: Path):
     shard = shards(prepared)[1]
     flip(shard, shard.read_bytes().index(b"\x89PNG") + 30)
     _, problems = verify(prepared, 2, decodes=False)
     assert problems[0] == f"{shard.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs"
     assert len(problems) == 2
-    assert f"train: record 0 of {shard.name}: its container is damaged" in problems[1]
+    part = f"record 0 of {shard.name}: its container is damaged" if to == "arrayrecord" else "not those of the index"
+    assert part in problems[1]
 
 
 def test_verify_names_missing_truncated_and_foreign_shards(prepared: Path):
     first, second, *_ = shards(prepared)
+    foreign = f"{second.name.replace('00001', '00007')}"
+    (prepared / foreign).write_bytes(b"?")
     first.unlink()
-    second.write_bytes(second.read_bytes()[:70_000])
-    (prepared / "numbers-train.array_record-00007-of-00008").write_bytes(b"?")
+    second.write_bytes(second.read_bytes()[: 70_000 if "array_record" in second.name else 700])
     _, problems = verify(prepared, 2, decodes=False)
-    assert problems[0] == "numbers-train.array_record-00007-of-00008 does not belong to the data set"
+    assert problems[0] == f"{foreign} does not belong to the data set"
     assert f"{first.name} is missing" in problems
-    assert any(second.name in problem and "not a whole ArrayRecord file" in problem for problem in problems)
+    assert f"{second.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs" in problems
+    assert any(second.name in problem and "not a whole" in problem for problem in problems)
 
 
-def test_verify_names_a_wrong_label(source: Path, tmp_path: Path):
+def test_verify_names_a_wrong_label(to: str, source: Path, tmp_path: Path):
     write_folder(source)
-    prepare(source, tmp_path / "numbers", 10_000, 1)
-    (shard,) = shards(tmp_path / "numbers")
-    relabel(shard, 1)
-    _, problems = verify(tmp_path / "numbers", 2, decodes=False)
+    out = tmp_path / "numbers"
+    prepare(source, out, 10_000, 1, to)
+    (shard,) = shards(out)
+    relabel(shard, to)
+    _, problems = verify(out, 2, decodes=False)
     assert f"{shard.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs" in problems
+    if to == "webdataset":
+        assert problems[1:] == ["train: 00000001/4.png has another label or place than in the index"]
+        # An index of the wrong labels agrees with the tar file, and not with the manifest.
+        write_index(out)
+        assert verify(out, 2, decodes=False)[1][1:] == [f"{shard.name} has other labels than in {MANIFEST_FILE}"]
 
 
-def test_verify_names_other_class_names(prepared: Path):
-    names = prepared / "label.labels.txt"
+def test_verify_names_other_class_names(to: str, prepared: Path):
+    names = prepared / ("label.labels.txt" if to == "arrayrecord" else "classnames.txt")
     names.write_text(names.read_text().replace("two", "too"))
+    if to == "webdataset":
+        write_index(prepared)
     assert verify(prepared, 2, decodes=False)[1] == [f"the class names differ from those of {MANIFEST_FILE}"]
+
+
+def test_verify_names_a_missing_index_which_is_the_same_when_made_again(source: Path, tmp_path: Path):
+    write_folder(source)
+    out = tmp_path / "numbers"
+    prepare(source, out, 300, 1, "webdataset")
+    before = (out / INDEX_FILE).read_bytes()
+    (out / INDEX_FILE).unlink()
+    (problem,) = verify(out, 2, decodes=False)[1]
+    assert problem.startswith(f"{INDEX_FILE} is missing, without which no bucket is read: run gnp-scale data index")
+    write_index(out)
+    assert verify(out, 2, decodes=False)[1] == []
+    assert (out / INDEX_FILE).read_bytes() == before
+
+
+def test_members_of_tar_files_belong_to_nobody_and_are_named_by_content(source: Path, tmp_path: Path):
+    names = {
+        "a.b.jpg": ("jpg", jpeg(photograph(8, 8))),
+        "a.c.jpg": ("png", png(0)),
+        ".w.jpg": ("webp", encoded("WEBP")),
+        "ILSVRC2012_val_00000293.JPEG": ("bmp", encoded("BMP")),
+        "é\n.jpg": ("jpg", jpeg(photograph(8, 8))),
+    }
+    (source / "one").mkdir()
+    for name, (_, data) in names.items():
+        (source / "one" / name).write_bytes(data)
+    prepare(source, tmp_path / "out", 1 << 20, 1, "webdataset")
+    (shard,) = shards(tmp_path / "out")
+    with tarfile.open(shard) as tar:
+        members = tar.getmembers()
+    assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members} == {
+        (0, 0, 0, "", 0o644)
+    }
+    kinds = {member.name.rpartition("/")[2] for member in members if not member.name.endswith(".cls")}
+    assert kinds == {"a.jpg", "a.png", "image.webp", "ILSVRC2012_val_00000293.bmp", "é_.jpg"}
+    split = open_folder(str(tmp_path / "out")).splits["train"]
+    records = split.read(range(len(split)))
+    assert sorted(record.data for record in records) == sorted(data for _, data in names.values())
+    # Label files still find an image by its name.
+    labels = LabelFile(Path("real.json"), {"ILSVRC2012_val_00000293": [7]}, None, 1)
+    assert [labels.labels(record.name)[0] for record in records if "ILSVRC" in record.name] == [7]
+
+
+def encoded(name: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(photograph(8, 8)).save(file, name)
+    return file.getvalue()
 
 
 def test_verify_names_an_image_that_cannot_be_decoded(source: Path, tmp_path: Path):
@@ -239,6 +310,11 @@ def test_the_commands_print_one_line_and_tell_by_the_exit_code(source: Path, tmp
     shards(out)[0].unlink()
     assert main(["data", "verify", str(out)]) == 1
     assert capsys.readouterr().out.endswith(f"{out}: 10 examples, 1 problems\n")
+    tars = tmp_path / "tars"
+    assert main(["data", "prepare", str(source), str(tars), "--form", "webdataset"]) == 0
+    assert capsys.readouterr().out == "webdataset: train 7, validation 3 examples of 3 classes\n"
+    assert main(["data", "verify", str(tars)]) == 0
+    assert capsys.readouterr().out == f"{tars}: 10 examples, 0 problems\n"
     assert main(["data", "verify", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
 
@@ -255,15 +331,15 @@ def test_show_writes_a_picture_and_the_classes(source: Path, tmp_path: Path, cap
     assert "train: 7 examples, 3 classes of 2 to 3" in text
 
 
-def test_an_unfinished_folder_is_no_data_set(source: Path, tmp_path: Path, monkeypatch):
+def test_an_unfinished_folder_is_no_data_set(to: str, source: Path, tmp_path: Path, monkeypatch):
     write_folder(source)
     monkeypatch.setattr(module, "_finish", lambda *_: None)
-    prepare(source, tmp_path / "out", 300, 1)
+    prepare(source, tmp_path / "out", 300, 1, to)
     assert (tmp_path / "out" / JOURNAL_FILE).exists()
-    with pytest.raises(ConfigError, match="holds no data set"):
+    with pytest.raises(ConfigError, match="out is not finished: run the same gnp-scale data prepare again"):
         open_folder(str(tmp_path / "out"))
     monkeypatch.undo()
-    prepare(source, tmp_path / "out", 300, 1)
+    prepare(source, tmp_path / "out", 300, 1, to)
     assert len(open_folder(str(tmp_path / "out")).splits["train"]) == 7
 
 
@@ -296,7 +372,7 @@ def test_a_prepared_set_is_read_from_a_bucket(store, source: Path, tmp_path: Pat
     expected = load(DataConfig(name="numbers", root=str(tmp_path), image_size=8))
     chosen = np.array([6, 0, 3])
     np.testing.assert_array_equal(dataset.train.read(chosen, None)["image"], expected.train.read(chosen, None)["image"])
-    with pytest.raises(ConfigError, match=r"none has no dataset_info\.json"):
+    with pytest.raises(ConfigError, match=r"there is nothing below .*/none"):
         load(DataConfig(name="none", root=str(bucket)))
     (bucket / "numbers" / shards(out)[0].name).unlink()
     with pytest.raises(ConfigError, match=f"{shards(out)[0].name} is missing"):

@@ -169,23 +169,24 @@ def write_photographs(root: Path) -> Path:
 
 
 @needs_jpegtran
-def test_a_prepared_set_has_the_markers_and_the_same_images(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("form", ["arrayrecord", "webdataset"])
+def test_a_prepared_set_has_the_markers_and_the_same_images(form: str, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = write_photographs(tmp_path / "photographs")
     plain, with_markers = tmp_path / "plain", tmp_path / "markers"
-    prepare(source, plain, 1 << 14, 2)
-    prepare(source, with_markers, 1 << 14, 2, restart_markers=True)
+    prepare(source, plain, 1 << 14, 2, form)
+    prepare(source, with_markers, 1 << 14, 2, form, restart_markers=True)
     records = [open_folder(str(folder)).splits["train"].read(range(6)) for folder in (plain, with_markers)]
     for before, after in zip(*records, strict=True):
         assert (after.label, after.name, after.problem) == (before.label, before.name, "")
         np.testing.assert_array_equal(decode.pixels_of(after.data), decode.pixels_of(before.data))
-        assert (cut(after.data, Box(0, 0, 8, 8))[0] == after.data) == before.name.endswith("0.jpg")
+        assert (cut(after.data, Box(0, 0, 8, 8))[0] == after.data) == before.data.startswith(b"\x89PNG")
     assert verify(with_markers, 2, decodes=True) == (6, [])
     assert Manifest.read(with_markers).restart_markers
     # The same command again has nothing to do; the other one is refused.
-    prepare(source, with_markers, 1 << 14, 2, restart_markers=True)
+    prepare(source, with_markers, 1 << 14, 2, form, restart_markers=True)
     with pytest.raises(ConfigError, match="other options"):
-        prepare(source, with_markers, 1 << 14, 2)
+        prepare(source, with_markers, 1 << 14, 2, form)
 
 
 def test_without_jpegtran_nothing_is_written(tmp_path: Path, monkeypatch):

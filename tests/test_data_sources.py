@@ -36,6 +36,11 @@ def write_fashion_mnist(root: Path, gzipped: bool) -> dict[str, np.ndarray]:
     return arrays
 
 
+def test_a_small_set_is_not_read_from_a_bucket():
+    with pytest.raises(ConfigError, match=r"data\.root is s3://bucket/data, but cifar10 is read from a local folder"):
+        load(DataConfig("cifar10", root="s3://bucket/data"))
+
+
 @pytest.mark.parametrize("gzipped", [False, True])
 def test_fashion_mnist_is_what_the_files_hold(tmp_path: Path, gzipped: bool):
     arrays = write_fashion_mnist(tmp_path, gzipped)

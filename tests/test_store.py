@@ -24,6 +24,9 @@ def test_an_object_is_written_read_listed_and_deleted(store):
         b"0123456789",
     ]
     assert (folder / "below" / "b").read_bytes(tail_bytes=5) == b""
+    ranges = {(0, 3): b"012", (8, 2): b"89", (8, 5): b"89", (10, 1): b"", (99, 5): b"", (3, 0): b""}
+    waits = {place: (folder / "a").begin_read(*place) for place in ranges}
+    assert {place: wait() for place, wait in waits.items()} == ranges
     assert folder.names() == ["a", "below/"]
     assert (folder / "a").exists()
     assert not (folder / "below").exists()
@@ -34,6 +37,8 @@ def test_an_object_is_written_read_listed_and_deleted(store):
     assert folder.names() == []
     with pytest.raises(FileNotFoundError):
         (folder / "a").read_bytes()
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        (folder / "a").begin_read(0, 3)()
 
 
 def test_one_of_several_writers_creates_an_object(store):

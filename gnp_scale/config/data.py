@@ -39,7 +39,7 @@ class DataConfig:
     name: str = "digits"
     """digits, fashion_mnist, cifar10, cifar100, synthetic, or the name of a folder of encoded images in `root`."""
     root: str = "data"
-    """Folder that holds one folder for each data set: a path, or gs://bucket/folder."""
+    """Folder that holds one folder for each data set: a path, gs://bucket/folder or s3://bucket/folder."""
     batch_size: int = 128
     """Number of examples of a training step, over all devices."""
     eval_batch_size: int = 512
@@ -97,7 +97,7 @@ class DataConfig:
     max_damaged: float = 0.001
     """Largest share of the images of a split that may be unusable; more of them end the run."""
     num_threads: int | None = None
-    """Threads of each process that read and decode images; by default one for each of its CPUs."""
+    """Threads of each process that read and decode images; by default one for each of its CPUs, four for a bucket."""
     prefetch_steps: int = 4
     """Number of batches that are read ahead."""
     synthetic_num_examples: int = 1024

@@ -9,8 +9,11 @@ from typing import Any, Self
 
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.store import Folder, StoreError
 
 MANIFEST_FILE = "manifest.json"
+JOURNAL_FILE = "prepare.jsonl"
+"""Is there until a data set is prepared."""
 VERSION = 1
 
 
@@ -37,18 +40,19 @@ class Manifest:
     """Whether they were added."""
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Folder) -> Self:
         """The manifest in `folder`.
 
         Raises:
             FileNotFoundError: there is none.
             DamagedFileError: it cannot be read.
+            StoreError: the store that has it does not answer.
         """
         try:
             stored = json.loads((folder / MANIFEST_FILE).read_text())
             splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in stored["splits"].items()}
             return cls(stored["source"], tuple(stored["class_names"]), splits, stored.get("restart_markers", False))
-        except FileNotFoundError:
+        except (FileNotFoundError, StoreError):
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(f"{folder / MANIFEST_FILE} cannot be read: {error}") from error

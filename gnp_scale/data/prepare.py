@@ -1,4 +1,4 @@
-"""`gnp-scale data prepare`: a data set in any form to ArrayRecord shards, which carry the hash of each record.
+"""`gnp-scale data prepare`: a data set in any form to shards of ArrayRecord or WebDataset, with a hash of each record.
 
 Shards are written side by side, each under another name until it is whole. A journal has a line for each whole shard,
 so after a kill the same command goes on, and ends with the same bytes.
@@ -15,26 +15,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from gnp_scale.config import ConfigError, check
-from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.open_folder import open_folder
-from gnp_scale.data.containers.record import Contents, Source
-from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
+from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.decode import ImageError, pixels_of
-from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
+from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest
 from gnp_scale.data.progress import progress_of
 from gnp_scale.data.restarts import JPEGTRAN, with_restart_markers
+from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
 from gnp_scale.run.files import append_line, read_rows, replace_file, sync
 
-JOURNAL_FILE = "prepare.jsonl"
-_OPTIONS = "group_size:1,uncompressed"
-"""Each record can be read alone; images are compressed already."""
 _CHUNK = 32
 """Records that a thread holds in memory."""
 _NUM_SAMPLED = 256
 """Records from which the size of a split is estimated."""
+
+
+class _Output(NamedTuple):
+    """Where and how a data set is written."""
+
+    folder: Path
+    form: ShardForm
+    restart_markers: bool
+
+    def encoded(self, record: Record) -> Record:
+        """The record as it is written."""
+        return record._replace(data=_marked(record.data)) if self.restart_markers else record
 
 
 class _Task(NamedTuple):
@@ -46,10 +53,18 @@ class _Task(NamedTuple):
     stop: int
 
 
-def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int, *, restart_markers: bool = False) -> Manifest:
+def prepare(
+    folder: Path,
+    out: Path,
+    shard_bytes: int,
+    num_threads: int,
+    form_name: str = "arrayrecord",
+    *,
+    restart_markers: bool = False,
+) -> Manifest:
     """Writes the data set in `folder` into `out`, in shards of about `shard_bytes`; goes on after a kill.
 
-    `restart_markers` adds these to JPEGs, so that random crops are decoded alone.
+    `form_name` is one of `SHARD_FORMS`. `restart_markers` adds these to JPEGs, so that random crops are decoded alone.
 
     Raises:
         ConfigError: there is no data set, `out` holds something else, a record of the source is damaged, or there is no
@@ -60,20 +75,20 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int, *, rest
         not restart_markers or shutil.which(JPEGTRAN) is not None,
         f"--restart-markers needs {JPEGTRAN}, which is not on this machine: install it (Debian: libjpeg-turbo-progs)",
     )
-    contents = open_folder(str(folder))
+    contents, output = open_folder(str(folder)), _Output(out, SHARD_FORMS[form_name], restart_markers)
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
-        return _finished(out, contents, restart_markers)
+        return _finished(output, contents)
     num_bytes = {split: _estimated_bytes(source) for split, source in contents.splits.items()}
-    tasks = _plan(contents, num_bytes, out.name, shard_bytes)
-    done = _begin(out, contents, tasks, restart_markers)
+    tasks = _plan(output, contents, num_bytes, shard_bytes)
+    done = _begin(output, contents, tasks)
     lock = threading.Lock()
     with progress_of(f"Writing {out}", sum(num_bytes.values())) as advance:
         for shard in done.values():
             advance(shard.num_examples, shard.num_bytes)
 
         def write(task: _Task) -> None:
-            shard = _write_shard(out, contents.splits[task.split], task, _marked if restart_markers else bytes, advance)
+            shard = _write_shard(output, contents.splits[task.split], task, advance)
             with lock:
                 append_line(out / JOURNAL_FILE, json.dumps(asdict(shard)).encode())
                 done[shard.file] = shard
@@ -86,16 +101,16 @@ def prepare(folder: Path, out: Path, shard_bytes: int, num_threads: int, *, rest
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    return _finish(out, contents, tasks, done, restart_markers)
+    return _finish(output, contents, tasks, done)
 
 
-def _plan(contents: Contents, num_bytes: Mapping[str, int], dataset: str, shard_bytes: int) -> list[_Task]:
+def _plan(output: _Output, contents: Contents, num_bytes: Mapping[str, int], shard_bytes: int) -> list[_Task]:
     tasks = []
     for split, source in contents.splits.items():
         num_shards = max(1, min(len(source), round(num_bytes[split] / shard_bytes)))
         edges = [len(source) * number // num_shards for number in range(num_shards + 1)]
         for number in range(num_shards):
-            file = shard_file(FILE_TEMPLATE, dataset, split, number, num_shards)
+            file = output.form.file(output.folder.name, split, number, num_shards)
             tasks.append(_Task(split, file, edges[number], edges[number + 1]))
     return tasks
 
@@ -106,18 +121,19 @@ def _estimated_bytes(source: Source) -> int:
     return len(source) * sum(len(record.data) for record in source.read(ids)) // len(ids)
 
 
-def _begin(out: Path, contents: Contents, tasks: Sequence[_Task], restart_markers: bool) -> dict[str, Shard]:
+def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[str, Shard]:
     """Begins the journal of these tasks, or reads which of their shards are whole.
 
     Raises:
-        ConfigError: `out` holds another data set, or something else.
+        ConfigError: the folder holds another data set, or something else.
     """
+    out = output.folder
     head = {
         "form": contents.form,
         "class_names": list(contents.class_names),
         "splits": _sizes(contents),
         "files": [task.file for task in tasks],
-        "restart_markers": restart_markers,
+        "restart_markers": output.restart_markers,
     }
     journal = out / JOURNAL_FILE
     rows = list(read_rows(journal)) if journal.exists() else []
@@ -148,24 +164,18 @@ def _marked(data: bytes) -> bytes:
         return data
 
 
-def _write_shard(
-    out: Path,
-    source: Source,
-    task: _Task,
-    encode: Callable[[bytes], bytes],
-    advance: Callable[[int, int], None],
-) -> Shard:
-    """Writes a shard of images changed by `encode`, and gives it its name when it is on the disk."""
-    part, path = out / f"{task.file}.part", out / task.file
+def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
+    """Writes a shard, and gives it its name when it is on the disk."""
+    part, path = output.folder / f"{task.file}.part", output.folder / task.file
     counts: Counter[int] = Counter()
-    writer = ArrayRecordWriter(str(part), _OPTIONS)
+    writer = output.form.open(part)
     try:
         for numbers in _chunks(task):
             num_bytes = 0
-            for record in source.read(numbers):
+            for number, record in zip(numbers, source.read(numbers), strict=True):
                 if record.problem:
                     raise ConfigError(f"{task.split} {record.name} cannot be used: {record.problem}; mend or remove it")
-                writer.write(example_proto.serialize(encode(record.data), record.label, record.name))
+                writer.write(number, output.encoded(record))
                 counts[record.label] += 1
                 num_bytes += len(record.data)
             advance(len(numbers), num_bytes)
@@ -173,7 +183,7 @@ def _write_shard(
         writer.close()
     sync(part)
     part.replace(path)
-    sync(out)
+    sync(output.folder)
     by_label = {str(label): counts[label] for label in sorted(counts)}
     return Shard(path.name, task.stop - task.start, path.stat().st_size, digest(path), by_label)
 
@@ -183,15 +193,12 @@ def _chunks(task: _Task) -> Iterator[range]:
         yield range(start, min(start + _CHUNK, task.stop))
 
 
-def _finish(
-    out: Path, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard], restart_markers: bool
-) -> Manifest:
+def _finish(output: _Output, contents: Contents, tasks: Sequence[_Task], done: Mapping[str, Shard]) -> Manifest:
     """Writes the files that describe the data set, and removes the journal last."""
+    out = output.folder
     splits = {split: tuple(done[task.file] for task in tasks if task.split == split) for split in contents.splits}
-    lengths = {name: [(shard.num_examples, shard.num_bytes) for shard in shards] for name, shards in splits.items()}
-    for name, text in description(out.name, contents.class_names, lengths).items():
-        replace_file(out / name, text.encode())
-    manifest = Manifest(contents.form, contents.class_names, splits, restart_markers)
+    output.form.describe(out, contents, splits)
+    manifest = Manifest(contents.form, contents.class_names, splits, output.restart_markers)
     manifest.write(out)
     for part in out.glob("*.part"):
         part.unlink()
@@ -204,13 +211,15 @@ def is_prepared(out: Path) -> bool:
     return (out / MANIFEST_FILE).exists() and not (out / JOURNAL_FILE).exists()
 
 
-def _finished(out: Path, contents: Contents, restart_markers: bool) -> Manifest:
-    manifest = Manifest.read(out)
+def _finished(output: _Output, contents: Contents) -> Manifest:
+    manifest = Manifest.read(output.folder)
     sizes = {name: sum(shard.num_examples for shard in shards) for name, shards in manifest.splits.items()}
-    if manifest.class_names != contents.class_names or sizes != _sizes(contents):
-        raise ConfigError(f"{out} holds another data set: give a new folder as OUT")
-    if manifest.restart_markers != restart_markers:
-        raise ConfigError(f"{out} was prepared with other options: give a new folder as OUT")
+    has_form = all(output.form.is_shard(shard.file) for shards in manifest.splits.values() for shard in shards)
+    is_same = manifest.class_names == contents.class_names and sizes == _sizes(contents)
+    if not is_same or not has_form or manifest.restart_markers != output.restart_markers:
+        raise ConfigError(
+            f"{output.folder} holds another data set, or one prepared with other options: give a new folder as OUT"
+        )
     return manifest
 
 

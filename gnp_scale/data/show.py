@@ -19,6 +19,7 @@ from gnp_scale.data.crops import crop_draws
 from gnp_scale.data.images import load_images
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
 from gnp_scale.data.sources import Dataset
+from gnp_scale.run.store import run_folder
 
 NUM_IMAGES, NUM_STEPS = 10, 4
 _BORDER = 2
@@ -65,13 +66,14 @@ def _grid(image_RxBxHxWxC: np.ndarray) -> np.ndarray:
     return padded.transpose(0, 2, 1, 3, 4).reshape(num_rows * height, num_columns * width, channels)
 
 
-def _class_counts(folder: str, contents: Contents) -> dict[str, np.ndarray]:
+def _class_counts(path: str, contents: Contents) -> dict[str, np.ndarray]:
     """The number of examples of each class, for each split; from the manifest if there is one."""
     num_classes = len(contents.class_names)
-    if not (Path(folder) / MANIFEST_FILE).exists():
+    folder = run_folder("data.root", path)
+    if not (folder / MANIFEST_FILE).exists():
         return {name: np.bincount(source.labels(), minlength=num_classes) for name, source in contents.splits.items()}
     count_of = {}
-    for name, shards in Manifest.read(Path(folder)).splits.items():
+    for name, shards in Manifest.read(folder).splits.items():
         count_of[name] = np.zeros(num_classes, np.int64)
         for shard in shards:
             for label, count in shard.class_counts.items():

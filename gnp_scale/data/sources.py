@@ -149,6 +149,9 @@ def load(config: DataConfig) -> Dataset:
     try:
         return readers[config.name]()
     except FileNotFoundError as error:
+        if "://" in config.root:
+            reason = f"data.root is {config.root}, but {config.name} is read from a local folder: give one"
+            raise ConfigError(reason) from error
         folder = Path(config.root) / config.name
         raise ConfigError(
             f"data set {config.name} is not in {folder}: {command} ({error.filename} is missing)"

@@ -6,15 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from gnp_scale.data import decode
 from gnp_scale.data.containers.byte_ranges import ByteRanges
-from gnp_scale.data.containers.listings import FORMS
-from gnp_scale.data.containers.open_folder import open_folder
+from gnp_scale.data.containers.listings import FORMS, samples
+from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.containers.tfds import TfdsSplit
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
 from gnp_scale.data.progress import progress_of
+from gnp_scale.data.shard_forms import SHARD_FORMS
 
 _CHUNK = 32
 """Records that a thread holds in memory."""
@@ -37,7 +40,8 @@ class _Part(NamedTuple):
 def verify(folder: Path, num_threads: int, *, decodes: bool) -> tuple[int, list[str]]:
     """The number of examples in `folder`, and what is wrong with them, a line for each problem.
 
-    In a prepared data set, the records of a shard whose digest is right are read only to decode their images.
+    In a prepared data set of ArrayRecord, the records of a shard whose digest is right are read only to decode them.
+    Those of a WebDataset are compared with its index too.
 
     Raises:
         ConfigError: there is no data set.
@@ -47,7 +51,7 @@ def verify(folder: Path, num_threads: int, *, decodes: bool) -> tuple[int, list[
     problems = list(_strangers(folder, contents, manifest))
     num_examples = sum(len(source) for source in contents.splits.values())
     with progress_of(f"Reading {folder}", None) as advance, ThreadPoolExecutor(num_threads) as pool:
-        futures = [pool.submit(_check, part, advance, decodes) for part in _parts(contents, manifest)]
+        futures = [pool.submit(_check, part, advance, decodes) for part in _parts(folder, contents, manifest)]
         for future in futures:
             problems += future.result()
     return num_examples, problems
@@ -58,13 +62,15 @@ def _strangers(folder: Path, contents: Contents, manifest: Manifest | None) -> I
     if manifest is not None:
         if manifest.class_names != contents.class_names:
             yield f"the class names differ from those of {MANIFEST_FILE}"
+        if contents.form == "webdataset" and not (folder / INDEX_FILE).exists():
+            yield f"{INDEX_FILE} is missing, without which no bucket is read: run gnp-scale data index {folder}"
         known = {shard.file for shards in manifest.splits.values() for shard in shards}
-        found = {path.name for path in folder.iterdir() if ".array_record" in path.name}
+        forms = [form for form in SHARD_FORMS.values() if any(map(form.is_shard, known))]
+        found = {path.name for path in folder.iterdir() if any(form.is_shard(path.name) for form in forms)}
         yield from (f"{name} does not belong to the data set" for name in sorted(found - known))
         for name, shards in manifest.splits.items():
-            lengths = [shard.num_examples for shard in shards]
-            source = contents.splits.get(name)
-            if not isinstance(source, TfdsSplit) or list(source.records.lengths) != lengths:
+            due = [(shard.file, shard.num_examples) for shard in shards]
+            if name not in contents.splits or [(file, len(ids)) for file, ids in _shards(contents.splits[name])] != due:
                 yield f"the shards of split {name} differ from those of {MANIFEST_FILE}"
     elif contents.form in FORMS:
         _, listing = FORMS[contents.form](folder) or ((), {})
@@ -75,34 +81,53 @@ def _strangers(folder: Path, contents: Contents, manifest: Manifest | None) -> I
         yield from (f"{name} is not in the index: run gnp-scale data index again" for name in sorted(listed))
 
 
-def _parts(contents: Contents, manifest: Manifest | None) -> Iterator[_Part]:
+def _shards(source: Source) -> list[tuple[str, range]]:
+    """The files of a prepared split, and the numbers of their records."""
+    if isinstance(source, TfdsSplit):
+        files, lengths = [Path(path).name for path in source.records.paths], source.records.lengths
+    else:
+        assert isinstance(source, ByteRanges)
+        files, lengths = source.files, np.bincount(source.arrays["file"], minlength=len(source.files)).tolist()
+    ends = np.cumsum(lengths).tolist()
+    return [(file, range(end - length, end)) for file, length, end in zip(files, lengths, ends, strict=True)]
+
+
+def _parts(folder: Path, contents: Contents, manifest: Manifest | None) -> Iterator[_Part]:
     for name, source in contents.splits.items():
-        if not isinstance(source, TfdsSplit):
+        if manifest is None and not isinstance(source, TfdsSplit):
             for start in range(0, len(source), _PART):
                 yield _Part(name, source, range(start, min(start + _PART, len(source))))
             continue
         shards = {} if manifest is None else {shard.file: shard for shard in manifest.splits.get(name, ())}
-        start = 0
-        for path, length in zip(source.records.paths, source.records.lengths, strict=True):
-            yield _Part(name, source, range(start, start + length), Path(path), shards.get(Path(path).name))
-            start += length
+        for file, numbers in _shards(source):
+            yield _Part(name, source, numbers, folder / file, shards.get(file))
 
 
 def _check(part: _Part, advance: Advance, decodes: bool) -> list[str]:
     problems = []
+    is_indexed = isinstance(part.source, ByteRanges)
     if part.path is not None and part.shard is not None:
         if not part.path.exists():
             return [f"{part.path.name} is missing"]
-        if digest(part.path) == part.shard.sha256:
-            if not decodes:
-                advance(len(part.numbers), part.shard.num_bytes)
-                return []
-        else:
+        if digest(part.path) != part.shard.sha256:
             problems.append(f"{part.path.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs")
+        elif not decodes and not is_indexed:
+            advance(len(part.numbers), part.shard.num_bytes)
+            return []
     try:
+        if part.path is not None and is_indexed:
+            problems += _check_index(part.path, part)
         return problems + _check_records(part, advance, decodes)
     except DamagedFileError as error:
         return [*problems, str(error)]
+
+
+def _check_index(path: Path, part: _Part) -> list[str]:
+    """Where a tar file has other examples or labels than the index, which training reads."""
+    assert isinstance(part.source, ByteRanges)
+    indexed = {part.source.entry(number) for number in part.numbers}
+    differ = {entry.name for entry in indexed ^ set(samples(path.parent, path.name))}
+    return [f"{part.split}: {name} has another label or place than in the index" for name in sorted(differ)]
 
 
 def _check_records(part: _Part, advance: Advance, decodes: bool) -> list[str]:

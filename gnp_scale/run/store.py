@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "config_kwargs": {
             "connect_timeout": 10,
             "read_timeout": _REQUEST_S,
+            # Threads read many images at the same time; gcsfs has 100.
+            "max_pool_connections": 128,
             # Attempts with growing pauses, also after 429 and 503.
             "retries": {"mode": "standard", "total_max_attempts": 8},
         },
@@ -37,6 +40,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses of answers after which the same request may succeed."""
+_BEYOND_THE_END = 416
+"""The status of a range that begins after the end of an object."""
 _DENIED = (
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -111,6 +116,27 @@ class StorePath:
             return self._request("_cat_file", self.url)
         return self._request("_cat_file", self.url, start=size_bytes - tail_bytes, end=size_bytes)
 
+    def begin_read(self, start: int, num_bytes: int) -> Callable[[], bytes]:
+        """Asks for `num_bytes` bytes from `start`; fewer if the object ends before. The result waits for them.
+
+        Many reads may be under way at the same time. Raises, when waiting: FileNotFoundError: there is no object.
+        """
+        if num_bytes == 0:
+            return lambda: b""
+        wait = self._begin("_cat_file", self.url, start=start, end=start + num_bytes)
+
+        def read() -> bytes:
+            try:
+                return wait()
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
+            except StoreError as error:
+                if error.__cause__ is not None and _status(error.__cause__) == _BEYOND_THE_END:
+                    return b""
+                raise
+
+        return read
+
     def read_text(self) -> str:
         """The object as text; raises what `read_bytes` raises."""
         return self.read_bytes().decode()
@@ -171,18 +197,28 @@ class StorePath:
         return None if info["type"] == "directory" else int(info["size"])
 
     def _request(self, operation: str, *arguments: Any, **options: Any) -> Any:
+        return self._begin(operation, *arguments, **options)()
+
+    def _begin(self, operation: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
+        """Begins a request; the result waits for its answer."""
         files = _files(self.scheme)
         # Cancelled at the deadline: a write must not arrive after a later one.
         request = asyncio.wait_for(getattr(files, operation)(*arguments, **options), self.deadline_s)
-        try:
-            return asyncio.run_coroutine_threadsafe(request, files.loop).result()
-        except (FileNotFoundError, FileExistsError):
-            raise
-        except TimeoutError:
-            raise StoreError(f"{self.scheme}:// has not answered for {self.deadline_s:g} s", is_lasting=False) from None
-        except Exception as error:
-            # There is no list of the errors of the two packages, and of the libraries below them.
-            raise StoreError(_reason(error), is_lasting=_is_lasting(error)) from error
+        future = asyncio.run_coroutine_threadsafe(request, files.loop)
+
+        def wait() -> Any:
+            try:
+                return future.result()
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except TimeoutError:
+                reason = f"{self.scheme}:// has not answered for {self.deadline_s:g} s"
+                raise StoreError(reason, is_lasting=False) from None
+            except Exception as error:
+                # There is no list of the errors of the two packages, and of the libraries below them.
+                raise StoreError(_reason(error), is_lasting=_is_lasting(error)) from error
+
+        return wait
 
 
 type Folder = Path | StorePath

@@ -1,7 +1,8 @@
 """Records that are ranges of bytes of files: images in folders and in tar files, with a checksum of each.
 
 A flipped bit in a JPEG decodes without an error, and neither tar files nor folders have checksums. So an index is made
-once, with the CRC-32 of each record, and each read is compared with it.
+once, with the CRC-32 of each record, and each read is compared with it. The files may be objects of a store, where each
+record is one request.
 """
 
 import io
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gnp_scale.config import ConfigError
 from gnp_scale.data.containers.recent import Recent
 from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.store import Folder, StoreError, StorePath
 
 VERSION = 1
 _KEYS = ("file", "offset", "num_bytes", "label", "name", "crc")
@@ -50,22 +53,75 @@ class _File:
             os.close(self.descriptor)
 
 
+class _LocalFiles:
+    """Bytes of `files` in a folder. With no `files`, each record is a whole file, which is opened for each read."""
+
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        self._folder, self._is_open = folder, bool(files)
+        self._open = Recent(_MOST_OPEN, lambda file: _File(folder / files[file]))
+
+    def begin_read(self, entry: Entry, file: int) -> Callable[[], bytes]:
+        """A function that reads the bytes of an entry, in the file of this number; it raises OSError."""
+        if not self._is_open:
+            return (self._folder / entry.file).read_bytes
+        return lambda: os.pread(self._open.get(file).descriptor, entry.num_bytes, entry.offset)
+
+
+class _StoredFiles:
+    """Bytes of the objects of a folder on a store."""
+
+    def __init__(self, folder: StorePath) -> None:
+        self._folder = folder
+
+    def begin_read(self, entry: Entry, file: int) -> Callable[[], bytes]:
+        """Asks for the bytes of an entry; the result waits for them.
+
+        It raises FileNotFoundError if there is no such object, and ConfigError or StoreError if the store fails: then
+        no other example may take the place of this one.
+        """
+        path = self._folder / entry.file
+        wait = path.begin_read(entry.offset, entry.num_bytes)
+
+        def read() -> bytes:
+            try:
+                return wait()
+            except StoreError as error:
+                raise unreadable(path, error) from error
+
+        return read
+
+
+def unreadable(path: Folder, error: StoreError) -> ConfigError | StoreError:
+    """What to raise after `error`: a restart helps only if the store did not answer."""
+    if error.is_lasting:
+        return ConfigError(f"{path} cannot be read ({error}): check the bucket, and the credentials in the environment")
+    reason = f"{path} cannot be read ({error}): start the same command again when its store answers"
+    return StoreError(reason, is_lasting=False)
+
+
 class ByteRanges:
     """The records of a split in `files` of `folder`, by arrays with one entry for each record.
 
     With no `files`, each record is a whole file, with the name of the record.
     """
 
-    def __init__(self, folder: Path, files: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
-        self._folder, self.files, self.arrays = folder, tuple(files), arrays
-        self._open = Recent(_MOST_OPEN, lambda file: _File(folder / self.files[file]))
+    def __init__(self, folder: Folder, files: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
+        self.files, self.arrays = tuple(files), arrays
+        self._bytes = _LocalFiles(folder, self.files) if isinstance(folder, Path) else _StoredFiles(folder)
 
     def __len__(self) -> int:
         return len(self.arrays["label"])
 
     def read(self, ids: Ids) -> list[Record]:
-        """The records `ids`."""
-        return [self._record(int(number)) for number in ids]
+        """The records `ids`. A store is asked for all of them at the same time.
+
+        Raises:
+            ConfigError: the store refuses.
+            StoreError: the store does not answer.
+        """
+        entries = [(int(number), self.entry(int(number))) for number in ids]
+        waits = [self._bytes.begin_read(entry, int(self.arrays["file"][number])) for number, entry in entries]
+        return [self._record(number, entry, wait) for (number, entry), wait in zip(entries, waits, strict=True)]
 
     def labels(self) -> np.ndarray:
         """The labels of all records."""
@@ -78,20 +134,19 @@ class ByteRanges:
         file = self.files[at["file"]] if self.files else name
         return Entry(file, int(at["offset"]), int(at["num_bytes"]), int(at["label"]), name)
 
-    def _record(self, number: int) -> Record:
-        entry = self.entry(number)
+    def crc(self, number: int) -> int:
+        """The CRC-32 of the bytes of a record, which are read. Raises: OSError."""
+        return zlib.crc32(self._bytes.begin_read(self.entry(number), int(self.arrays["file"][number]))())
+
+    def _record(self, number: int, entry: Entry, wait: Callable[[], bytes]) -> Record:
         try:
-            data = self.bytes_at(entry, int(self.arrays["file"][number]))
+            data = wait()
+        except StoreError:
+            raise
         except OSError as error:
             return Record(b"", entry.label, entry.name, f"it cannot be read ({error.strerror or error})")
         problem = "" if zlib.crc32(data) == self.arrays["crc"][number] else "its bytes are not those of the index"
         return Record(data, entry.label, entry.name, problem)
-
-    def bytes_at(self, entry: Entry, file: int) -> bytes:
-        """The bytes of an entry in the file of this number."""
-        if not self.files:
-            return (self._folder / entry.file).read_bytes()
-        return os.pread(self._open.get(file).descriptor, entry.num_bytes, entry.offset)
 
 
 def indexed(
@@ -121,7 +176,7 @@ def indexed(
     def check(start: int) -> None:
         numbers = range(start, min(start + _CHUNK, len(listed)))
         for number in numbers:
-            arrays["crc"][number] = zlib.crc32(source.bytes_at(listed[number], int(arrays["file"][number])))
+            arrays["crc"][number] = source.crc(number)
         on_read(len(numbers), sum(listed[number].num_bytes for number in numbers))
 
     with ThreadPoolExecutor(num_threads) as pool:
@@ -151,20 +206,23 @@ def save(path: Path, contents: Contents) -> None:
     replace_file(path, text.getvalue())
 
 
-def load(path: Path, folder: Path) -> Contents:
+def load(path: Folder, folder: Folder) -> Contents:
     """The data set in `folder`, by its index.
 
     Raises:
         DamagedFileError: the index cannot be read.
+        StoreError: the store that has it does not answer.
     """
     try:
         # Without pickles an index cannot contain code.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with io.BytesIO(path.read_bytes()) as file, np.load(file, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes())
             splits = {
                 name: ByteRanges(folder, files, {key: stored[f"{name}/{key}"] for key in _KEYS})
                 for name, files in header["splits"].items()
             }
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, zlib.error, EOFError, zipfile.BadZipFile) as error:
         raise DamagedFileError(f"{path} is not a whole index ({error}): remove it") from error
     return Contents(header["form"], tuple(header["class_names"]), splits)

@@ -24,6 +24,8 @@ type Listing = tuple[Sequence[str], Mapping[str, list[Entry]]]
 """Names of the classes, and the entries of each split."""
 
 IMAGENET_TRAIN, IMAGENET_VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+CLASS_NAMES_FILE = "classnames.txt"
+"""Of a WebDataset: a line for each class."""
 IMAGENET_DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _SPLIT_FOLDERS = ("train", "validation", "test", *SPLIT_NAMES)
 
@@ -105,12 +107,17 @@ def webdataset(folder: Path) -> Listing | None:
     for shard in shards:
         words = shard.stem.replace("_", "-").lower().split("-")
         split = next((split_name(word) for word in reversed(words) if word in _SPLIT_FOLDERS), "train")
-        splits.setdefault(split, []).extend(_samples(folder, shard.name))
+        splits.setdefault(split, []).extend(samples(folder, shard.name))
     num_classes = 1 + max((entry.label for entries in splits.values() for entry in entries), default=0)
-    return _names_in(folder / "classnames.txt", num_classes), splits
+    return _names_in(folder / CLASS_NAMES_FILE, num_classes), splits
 
 
-def _samples(folder: Path, shard: str) -> Iterator[Entry]:
+def samples(folder: Path, shard: str) -> Iterator[Entry]:
+    """The examples in a shard of a WebDataset.
+
+    Raises:
+        DamagedFileError: it is no whole tar file, or a label is no number.
+    """
     image: Entry | None = None
     label: int | None = None
     key = None

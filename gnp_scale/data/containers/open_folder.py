@@ -10,15 +10,21 @@ from gnp_scale.data.containers.byte_ranges import Entry
 from gnp_scale.data.containers.listings import FORMS, Listing
 from gnp_scale.data.containers.parquet import open_parquet
 from gnp_scale.data.containers.record import Contents
-from gnp_scale.data.containers.tfds import is_tfds, open_tfds
+from gnp_scale.data.containers.tfds import INFO_FILE, is_tfds, open_tfds
 from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.data.manifest import JOURNAL_FILE
 from gnp_scale.data.progress import progress_of
 from gnp_scale.run.environment import user_cache
-from gnp_scale.run.store import run_folder
+from gnp_scale.run.store import Folder, StoreError, StorePath, run_folder
 
 INDEX_FILE = ".gnp_scale_index.npz"
 MOST_BYTES = 4 << 30
 """Of images that are indexed without being asked; a larger set takes minutes, which a run may not wait."""
+_UPLOAD = {
+    "s3": "aws s3 cp --recursive {folder.name} {folder}",
+    "gs": "gcloud storage cp -r {folder.name} {folder.parent}/",
+}
+"""Commands that copy a data set into a bucket, with the index, whose name begins with a dot."""
 _NUM_THREADS = 16
 """Threads that read a data set for its index; they wait for disks and servers most of the time."""
 
@@ -26,20 +32,54 @@ _NUM_THREADS = 16
 def open_folder(folder: str) -> Contents:
     """The data set in `folder`: that of TensorFlow Datasets or `gnp-scale data prepare`, Parquet, or one of `FORMS`.
 
-    For the latter an index is made at the first time, for which all images are read once.
+    For the latter an index is made at the first time, for which all images are read once. On a store it must be there.
 
     Raises:
         ConfigError: there is no data set, or it lacks something.
         StoreError: the store that has it does not answer.
     """
     path = run_folder("data.root", folder)
+    if isinstance(path, StorePath):
+        try:
+            return _open_stored(path)
+        except StoreError as error:
+            raise byte_ranges.unreadable(path, error) from error
+    _check_whole(path, (path / JOURNAL_FILE).exists())
     if is_tfds(path):
         return open_tfds(path)
-    if not isinstance(path, Path):
-        raise ConfigError(f"{folder} has no dataset_info.json: put there what gnp-scale data prepare has written")
     if not path.is_dir():
         raise FileNotFoundError(2, "no such folder", folder)
     return open_parquet(path) or _indexed(path)
+
+
+def _open_stored(folder: StorePath) -> Contents:
+    names = folder.names()
+    _check_whole(folder, JOURNAL_FILE in names)
+    if INDEX_FILE in names:
+        return byte_ranges.load(folder / INDEX_FILE, folder)
+    if INFO_FILE in names and folder.scheme == "gs":
+        return open_tfds(folder)
+    prepare = f"gnp-scale data prepare SOURCE {folder.name} --form webdataset"
+    upload = _UPLOAD[folder.scheme].format(folder=folder)
+    if INFO_FILE in names:
+        raise ConfigError(
+            f"{folder} has ArrayRecord shards, which are read from local disks and gs:// only: run {prepare}, and "
+            f"{upload}"
+        )
+    if names:
+        raise ConfigError(
+            f"{folder} has no index ({INDEX_FILE}): run gnp-scale data index {folder.name} on a local copy, and "
+            f"{upload}"
+        )
+    raise ConfigError(
+        f"there is nothing below {folder}: name a bucket that exists and a data set in it, or run {prepare}, and "
+        f"{upload}"
+    )
+
+
+def _check_whole(folder: Folder, has_journal: bool) -> None:
+    if has_journal:
+        raise ConfigError(f"{folder} is not finished: run the same gnp-scale data prepare again")
 
 
 def write_index(folder: Path) -> Contents:
@@ -48,7 +88,16 @@ def write_index(folder: Path) -> Contents:
     Raises:
         ConfigError: there are no images, or the index cannot be stored.
     """
-    contents = _make_index(folder, *_listed(folder))
+    return store_index(folder, *_listed(folder))
+
+
+def store_index(folder: Path, form: str, listed: Listing) -> Contents:
+    """Makes the index of the images that are listed, and stores it in `folder`.
+
+    Raises:
+        ConfigError: it cannot be stored.
+    """
+    contents = _make_index(folder, form, listed)
     _store(folder / INDEX_FILE, contents)
     return contents
 
