@@ -205,6 +205,7 @@ def test_held_out_examples_are_not_trained_on(root: Path):
     write_set(root, {"train": 8})
     dataset = load_images(DataConfig(name="set", root=str(root), image_size=8, holdout=0.25))
     assert not set(dataset.train.ids) & set(dataset.test.ids)
+    assert dataset.class_names == ("class-0", "class-1")
     with pytest.raises(ConfigError, match=r"hold a part out of training with data\.holdout"):
         load_images(DataConfig(name="set", root=str(root), image_size=8))
 
