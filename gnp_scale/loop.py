@@ -39,7 +39,7 @@ from gnp_scale.run.run_dir import check_reach, claimed
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
 from gnp_scale.training.compilation import Programs
-from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
+from gnp_scale.training.evaluate import Evaluation, make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import Batch, augmented_images, make_train_step
@@ -140,7 +140,7 @@ def evaluate_run(config: Config, run_dir: Folder) -> tuple[int, dict[str, float]
         with stages.enter(Stage.COMPILE, step):
             eval_step = trace_eval_step(task).compile()
         with stages.enter(Stage.EVALUATE, step):
-            return step, make_evaluate(task, lambda: eval_step)(state)
+            return step, make_evaluate(task, lambda: eval_step)(state).scores
 
 
 def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
@@ -248,7 +248,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if config.train.evaluates_after(step):
                 reporter.release()
                 with throughput.paused(Stage.EVALUATE, step, after=metrics):
-                    scores = evaluate(state)
+                    scores = _scores(evaluate(state), step, writer, task)
                 reporter.report(step, scores)
 
             stops = run.stop.reached(step)
@@ -261,6 +261,13 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if stops:
                 return step
     return num_steps
+
+
+def _scores(evaluation: Evaluation, step: int, writer: MetricWriter, task: Task) -> dict[str, float]:
+    """The scores of the evaluation after `step`, of which TensorBoard may get pictures."""
+    if writer.board is not None and task.config.train.shows_guesses_after(step):
+        writer.board.guesses(step, evaluation.guesses(), task.dataset)
+    return evaluation.scores
 
 
 def _close_record(files: GrowingFiles, code: Exit) -> None:

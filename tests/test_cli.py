@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from launcher import Job, run
+from test_confusion import shown_values
 
 from gnp_scale import __version__, recipe
 from gnp_scale.checkpoint import fingerprint
@@ -229,6 +230,17 @@ def test_two_processes_of_two_devices_are_one_of_four(whole_run):
         np.testing.assert_allclose(one[early]["train/loss"], two[early]["train/loss"], rtol=1e-6)
     losses = np.array([[row["train/loss"] for row in rows] for rows in (one, two)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_table_of_confusions_counts_every_image_once_in_any_number_of_processes(whole_run, num_processes):
+    """Also those that another process has read."""
+    values, step = shown_values(whole_run(num_processes)), 40
+    (text,) = values["eval/confusions/text_summary"][step]
+    num_right = round(read_metrics(whole_run(num_processes))[-1]["eval/top1"] * 360)
+    assert text.decode().startswith(f"The first guess is right for {num_right} of 360 images.")
+    assert list(values["eval/worst_images"]) == [20, step]
 
 
 @pytest.mark.slow
