@@ -246,7 +246,11 @@ def test_the_table_of_confusions_counts_every_image_once_in_any_number_of_proces
 @pytest.mark.slow
 def test_eval_and_fingerprint_speak_of_the_newest_checkpoint(tmp_path, whole_run):
     run_dir = whole_run(1)
-    scores = json.loads(run(tmp_path / "eval", "eval", str(run_dir), num_devices=NUM_DEVICES).splitlines()[-1])
+    pictures = tmp_path / "pictures"
+    printed = run(tmp_path / "eval", "eval", str(run_dir), "--pictures", str(pictures), num_devices=NUM_DEVICES)
+    scores = json.loads(printed.splitlines()[-1])
     assert scores == {"step": 40} | {k: v for k, v in read_metrics(run_dir)[-1].items() if k.startswith("eval/")}
+    assert "most frequent confusions: " in printed
+    assert sorted(path.name for path in pictures.iterdir()) == ["confusion.png", "worst.png"]
     printed = run(tmp_path / "fingerprint", "fingerprint", str(run_dir), "--step", "40", num_devices=1)
     assert printed.split() == [fingerprint(run_dir)[1], "step", "40"]

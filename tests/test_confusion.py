@@ -18,7 +18,7 @@ from gnp_scale.loop import train
 from gnp_scale.monitoring import confusion
 from gnp_scale.monitoring.confusion import NO_GUESS, Confusion, Guesses
 from gnp_scale.monitoring.metrics import read_metrics
-from gnp_scale.monitoring.pictures import matrix_picture, worst_picture
+from gnp_scale.monitoring.pictures import make_folder, matrix_picture, worst_picture, write_pictures
 from gnp_scale.training import evaluate
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
@@ -150,6 +150,7 @@ def test_ties_have_one_order():
     assert guesses.confusions(9) == [Confusion(2, 0, 2, 2), Confusion(0, 1, 1, 2), Confusion(0, 2, 1, 2)]
     assert guesses.worst(9).tolist() == [4, 1, 3, 0], "right, missing and uncounted guesses are not there"
     assert guesses.worst(2).tolist() == [4, 1]
+    assert confusion.line(guesses, str, 1) == "most frequent confusions: 2 -> 0 (2 of 2 images)"
 
 
 AWKWARD = ("a|b<i>c</i>", "line\nbreak", "\udce4*\N{SNOWMAN}*", "", "_" * 200)
@@ -231,6 +232,25 @@ def test_the_worst_images_stand_in_a_grid(side: int, channels: int):
     assert single.shape == (128 + 2 * 16 + 4, 128 + 4, 3)
     lost[:] = UNREADABLE
     assert worst_picture(guesses, awkward_set(Split(split.image, lost))) is None
+
+
+def test_without_a_wrong_guess_there_is_one_picture(tmp_path):
+    label = np.arange(5, dtype=np.int32)
+    guesses = Guesses(label, label, np.zeros(5, np.float32), np.ones(5, np.float32), 5)
+    assert confusion.line(guesses, str, 5) == "no class is taken for another"
+    write_pictures(tmp_path, guesses, awkward_set(Failing(np.zeros(0), np.zeros(0))))
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+
+
+def test_a_folder_that_refuses_pictures_is_named(tmp_path, capfd):
+    label = np.arange(5, dtype=np.int32)
+    guesses = Guesses(label, label, np.zeros(5, np.float32), np.ones(5, np.float32), 5)
+    write_pictures(tmp_path / "gone", guesses, awkward_set(None))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "confusion.png cannot be written (No such file or directory)" in line
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file cannot be made"):
+        make_folder(tmp_path / "file")
 
 
 @pytest.mark.parametrize(("num_steps", "every"), [(1, 100), (100, 100), (1000, 100), (1001, 100), (95, 1), (7, 2)])

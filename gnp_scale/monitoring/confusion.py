@@ -101,6 +101,15 @@ class Guesses:
         return (self.label >= 0) & (self.guess != NO_GUESS) & (self.label != self.guess)
 
 
+def line(guesses: Guesses, name_of: NameOf, most: int) -> str:
+    """The most frequent confusions, for people."""
+    found = [
+        f"{name_of(each.label)} -> {name_of(each.guess)} ({each.count} of {each.num_images} images)"
+        for each in guesses.confusions(most)
+    ]
+    return f"most frequent confusions: {', '.join(found)}" if found else "no class is taken for another"
+
+
 def tables(guesses: Guesses, name_of: NameOf) -> str:
     """The most frequent confusions, and the classes with the lowest accuracy, as Markdown."""
     right_K, all_K = guesses.per_class()

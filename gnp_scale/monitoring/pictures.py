@@ -4,6 +4,7 @@ H rows, W columns and C channels of an image; R rows of a matrix.
 """
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -81,6 +82,32 @@ def worst_picture(guesses: Guesses, dataset: Dataset) -> np.ndarray | None:
         if label != UNREADABLE
     ]
     return _grid(tiles) if tiles else None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of `write_pictures`.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}): choose another folder for pictures") from error
+
+
+def write_pictures(folder: Path, guesses: Guesses, dataset: Dataset) -> None:
+    """Writes `confusion.png` and, if there are wrong guesses, `worst.png` into `folder`, unless the disk refuses."""
+    pictures = {
+        "confusion.png": matrix_picture(guesses, dataset.class_name),
+        "worst.png": worst_picture(guesses, dataset),
+    }
+    for name, picture in pictures.items():
+        if picture is not None:
+            try:
+                Image.fromarray(picture).save(folder / name)
+            except OSError as error:
+                say(f"{folder / name} cannot be written ({error.strerror or error})")
 
 
 def _shaded(strength_RxR: np.ndarray) -> np.ndarray:
