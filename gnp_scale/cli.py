@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run", allow_abbrev=False)
     evaluate.add_argument("run_dir", metavar="RUN", help="folder of the run (flags of data and mesh may follow)")
+    evaluate.add_argument("--pictures", metavar="FOLDER", help="draw the confusion matrix and the worst images there")
     evaluate.set_defaults(command=_eval, takes_flags=True)
 
     fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
@@ -214,6 +215,7 @@ def _existing_run(text: str) -> Folder:
 
 def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     run_dir = _existing_run(options.run_dir)
+    pictures = None if options.pictures is None else local_path("--pictures", options.pictures)
     _import_jax()
     from gnp_scale import recipe
     from gnp_scale.run import processes
@@ -222,12 +224,12 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
-    config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN")
+    config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--pictures FOLDER]", ("--pictures",))
     processes.start()
     processes.check_devices()
     from gnp_scale.loop import evaluate_run
 
-    step, scores = evaluate_run(config, run_dir)
+    step, scores = evaluate_run(config, run_dir, pictures)
     if processes.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED

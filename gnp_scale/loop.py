@@ -16,11 +16,14 @@ from gnp_scale import PROCESS_START_S, recipe
 from gnp_scale.checkpoint import Checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
+from gnp_scale.data.sources import Dataset
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.models import registry
+from gnp_scale.monitoring.confusion import Guesses, line
 from gnp_scale.monitoring.metrics import MetricWriter
+from gnp_scale.monitoring.pictures import make_folder, write_pictures
 from gnp_scale.monitoring.progress import ProgressBar, print_summary
 from gnp_scale.monitoring.reporter import Reporter
 from gnp_scale.monitoring.throughput import Throughput
@@ -39,12 +42,14 @@ from gnp_scale.run.run_dir import check_reach, claimed
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
 from gnp_scale.training.compilation import Programs
-from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
+from gnp_scale.training.evaluate import Evaluation, make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import Batch, augmented_images, make_train_step
 
 _EVALUATION = "evaluation"
+_NUM_TOLD = 5
+"""Confusions that `gnp-scale eval` prints."""
 type _Name = StepKind | str
 """The name of a program: the kind of a step, or the evaluation."""
 
@@ -124,13 +129,18 @@ def _tell_end(run: _Run, last: int | None) -> Exit:
     return Exit.FINISHED
 
 
-def evaluate_run(config: Config, run_dir: Folder) -> tuple[int, dict[str, float]]:
+def evaluate_run(config: Config, run_dir: Folder, pictures: Path | None = None) -> tuple[int, dict[str, float]]:
     """(step, scores) of the newest checkpoint in `run_dir`, evaluated as `config` says; writes nothing there.
 
+    Prints the most frequent confusions, and puts pictures of them into the folder `pictures` if it is given.
+
     Raises:
-        ConfigError: there is no checkpoint, or the configuration is wrong for the data or the machine.
+        ConfigError: there is no checkpoint, the configuration is wrong for the data or the machine, or `pictures`
+            cannot be made.
     """
     stages = Stages()
+    if pictures is not None and is_main_process():
+        make_folder(pictures)
     with Watchdog(stages, None), jax.set_mesh(make_mesh(config.mesh)):
         check_agreement(config)
         task = Task.of(config)
@@ -140,7 +150,16 @@ def evaluate_run(config: Config, run_dir: Folder) -> tuple[int, dict[str, float]
         with stages.enter(Stage.COMPILE, step):
             eval_step = trace_eval_step(task).compile()
         with stages.enter(Stage.EVALUATE, step):
-            return step, make_evaluate(task, lambda: eval_step)(state)
+            scores, guesses = make_evaluate(task, lambda: eval_step)(state)
+            if is_main_process():
+                _tell_guesses(guesses(), task.dataset, pictures)
+            return step, scores
+
+
+def _tell_guesses(guesses: Guesses, dataset: Dataset, pictures: Path | None) -> None:
+    announce(line(guesses, dataset.class_name, _NUM_TOLD))
+    if pictures is not None:
+        write_pictures(pictures, guesses, dataset)
 
 
 def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
@@ -248,7 +267,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if config.train.evaluates_after(step):
                 reporter.release()
                 with throughput.paused(Stage.EVALUATE, step, after=metrics):
-                    scores = evaluate(state)
+                    scores = _scores(evaluate(state), step, writer, task)
                 reporter.report(step, scores)
 
             stops = run.stop.reached(step)
@@ -261,6 +280,13 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if stops:
                 return step
     return num_steps
+
+
+def _scores(evaluation: Evaluation, step: int, writer: MetricWriter, task: Task) -> dict[str, float]:
+    """The scores of the evaluation after `step`, of which TensorBoard may get pictures."""
+    if writer.board is not None and task.config.train.shows_guesses_after(step):
+        writer.board.guesses(step, evaluation.guesses(), task.dataset)
+    return evaluation.scores
 
 
 def _close_record(files: GrowingFiles, code: Exit) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from launcher import Job, run
+from test_confusion import shown_values
 
 from gnp_scale import __version__, recipe
 from gnp_scale.checkpoint import fingerprint
@@ -232,9 +233,24 @@ def test_two_processes_of_two_devices_are_one_of_four(whole_run):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_table_of_confusions_counts_every_image_once_in_any_number_of_processes(whole_run, num_processes):
+    """Also those that another process has read."""
+    values, step = shown_values(whole_run(num_processes)), 40
+    (text,) = values["eval/confusions/text_summary"][step]
+    num_right = round(read_metrics(whole_run(num_processes))[-1]["eval/top1"] * 360)
+    assert text.decode().startswith(f"The first guess is right for {num_right} of 360 images.")
+    assert list(values["eval/worst_images"]) == [20, step]
+
+
+@pytest.mark.slow
 def test_eval_and_fingerprint_speak_of_the_newest_checkpoint(tmp_path, whole_run):
     run_dir = whole_run(1)
-    scores = json.loads(run(tmp_path / "eval", "eval", str(run_dir), num_devices=NUM_DEVICES).splitlines()[-1])
+    pictures = tmp_path / "pictures"
+    printed = run(tmp_path / "eval", "eval", str(run_dir), "--pictures", str(pictures), num_devices=NUM_DEVICES)
+    scores = json.loads(printed.splitlines()[-1])
     assert scores == {"step": 40} | {k: v for k, v in read_metrics(run_dir)[-1].items() if k.startswith("eval/")}
+    assert "most frequent confusions: " in printed
+    assert sorted(path.name for path in pictures.iterdir()) == ["confusion.png", "worst.png"]
     printed = run(tmp_path / "fingerprint", "fingerprint", str(run_dir), "--step", "40", num_devices=1)
     assert printed.split() == [fingerprint(run_dir)[1], "step", "40"]

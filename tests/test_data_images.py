@@ -205,6 +205,7 @@ def test_held_out_examples_are_not_trained_on(root: Path):
     write_set(root, {"train": 8})
     dataset = load_images(DataConfig(name="set", root=str(root), image_size=8, holdout=0.25))
     assert not set(dataset.train.ids) & set(dataset.test.ids)
+    assert dataset.class_names == ("class-0", "class-1")
     with pytest.raises(ConfigError, match=r"hold a part out of training with data\.holdout"):
         load_images(DataConfig(name="set", root=str(root), image_size=8))
 
@@ -229,7 +230,7 @@ def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, se
     data = config(name="set", root=str(root), image_size=8, eval_labels=str(root / "real.json"))
     task = Task.of(Config(data=data, model=ModelConfig("vit_mu", patch_size=4)))
     state = task.init_state()
-    scores = make_evaluate(task, lambda: trace_eval_step(task).compile())(state)
+    scores = make_evaluate(task, lambda: trace_eval_step(task).compile())(state).scores
     # As many as the devices can share.
     rows = task.dataset.test.read(np.minimum(np.arange(8), 5), None)
     with jax.numpy_rank_promotion("allow"):

@@ -49,6 +49,7 @@ def test_fashion_mnist_is_what_the_files_hold(tmp_path: Path, gzipped: bool):
         np.testing.assert_array_equal(split.image[..., 0], arrays[f"{prefix}-images-idx3-ubyte"])
         np.testing.assert_array_equal(split.label, arrays[f"{prefix}-labels-idx1-ubyte"])
     assert dataset.image_shape == (28, 28, 1)
+    assert (dataset.class_name(0), dataset.class_name(9)) == ("T-shirt/top", "Ankle boot")
 
 
 def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, np.ndarray]:
@@ -64,6 +65,7 @@ def write_cifar(root: Path, name: str, monkeypatch) -> dict[str, np.ndarray]:
         record_NxR[:, : layout.num_label_bytes] %= 10
         (folder / file).write_bytes(record_NxR.tobytes())
         records[file] = record_NxR
+    (folder / layout.names_file).write_text("".join(f"class-{label}\n" for label in range(layout.num_classes)) + "\n")
     return records
 
 
@@ -80,6 +82,17 @@ def test_cifar_is_what_the_files_hold(name, tmp_path: Path, monkeypatch):
             np.testing.assert_array_equal(split.image[:, row, column, channel], record_NxR[:, byte])
     assert dataset.image_shape == (32, 32, 3)
     assert dataset.num_classes == {"cifar10": 10, "cifar100": 100}[name]
+    assert dataset.class_names == tuple(f"class-{label}" for label in range(dataset.num_classes))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"one\ntwo\n", b"\xff" * 5], ids=["gone", "empty", "two", "no text"])
+def test_cifar_is_read_without_the_names_of_its_classes(content: bytes | None, tmp_path: Path, monkeypatch):
+    write_cifar(tmp_path, "cifar10", monkeypatch)
+    file = tmp_path / "cifar10" / CIFAR_LAYOUTS["cifar10"].folder / CIFAR_LAYOUTS["cifar10"].names_file
+    file.unlink() if content is None else file.write_bytes(content)
+    dataset = load(DataConfig(name="cifar10", root=str(tmp_path)))
+    assert dataset.class_names == ()
+    assert dataset.class_name(3) == "3"
 
 
 def test_digits_are_split_by_class():

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from gnp_scale.config import Config
+from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.monitoring import tensorboard
+from gnp_scale.monitoring.confusion import Guesses
 from gnp_scale.monitoring.metrics import MetricWriter, read_metrics
 from gnp_scale.monitoring.tensorboard import CHARTS, visible
 
@@ -37,6 +39,9 @@ NAMES = {
 }
 TAGS = [f"{group}/{name}" for group, names in NAMES.items() for name in names]
 DEADLINE_S = 90
+TEST = Split(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 1, 2], np.int32))
+DATASET = Dataset("three", TEST, TEST, 3, (0.5,), (0.25,), class_names=("cat", "dog", "eel"))
+GUESSES = Guesses(TEST.label, np.array([0, 1, 0, 0], np.int32), np.ones(4, np.float32), np.ones(4, np.float32), 3)
 
 
 class Server:
@@ -75,6 +80,13 @@ class Server:
     def points(self, tag):
         return [(step, value) for _, step, value in self.json("scalars/scalars", run=".", tag=tag)]
 
+    def image(self, tag, step):
+        """The only picture of this name, which must be of `step`."""
+        (shown,) = self.json("images/images", run=".", tag=tag, sample=0)
+        assert shown["step"] == step
+        png = self.get("images/individualImage", **dict(urllib.parse.parse_qsl(shown["query"])))
+        return np.asarray(Image.open(io.BytesIO(png)))
+
     def close(self):
         self.process.terminate()
         self.process.wait(timeout=30)
@@ -91,11 +103,14 @@ def run_dir(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
     with MetricWriter(run_dir, is_writer=True, start_step=0) as writer:
         log_steps(writer, range(1, 6), offset=100)
+        assert writer.board is not None
+        writer.board.guesses(4, GUESSES, DATASET)
     with MetricWriter(run_dir, is_writer=True, start_step=2) as writer:
         assert writer.board is not None
         writer.board.config(Config())
         writer.board.images(2, "train/images", np.zeros((3, 8, 8, 1), np.float32), [0.5], [0.25])
         log_steps(writer, range(3, 7), offset=0)
+        writer.board.guesses(4, GUESSES, DATASET)
     return run_dir
 
 
@@ -139,7 +154,7 @@ def test_charts_of_the_penalty_find_their_metrics(server):
 
 
 def test_configuration_is_shown_as_a_block_of_json(server):
-    assert server.json("text/tags")["."] == ["config/text_summary"]
+    assert sorted(server.json("text/tags")["."]) == ["config/text_summary", "eval/confusions/text_summary"]
     (text,) = server.json("text/text", run=".", tag="config/text_summary")
     assert "<code" in text["text"]
     assert "learning_rate" in text["text"]
@@ -165,10 +180,8 @@ def test_hparams_show_the_configuration_beside_the_accuracy(server, run_dir):
 
 
 def test_images_arrive_enlarged_and_unnormalised(server):
-    assert list(server.json("images/tags")["."]) == ["train/images"]
-    (shown,) = server.json("images/images", run=".", tag="train/images", sample=0)
-    png = server.get("images/individualImage", **dict(urllib.parse.parse_qsl(shown["query"])))
-    image = np.asarray(Image.open(io.BytesIO(png)))
+    assert sorted(server.json("images/tags")["."]) == ["eval/confusion_matrix", "eval/worst_images", "train/images"]
+    image = server.image("train/images", step=2)
     assert image.shape == (128, 3 * 128, 3)
     assert (image == 128).all(), "a normalised 0 with mean 0.5 is middle grey"
 
@@ -183,6 +196,17 @@ def test_each_start_has_a_file_that_is_read_after_the_others(tmp_path, monkeypat
             names += sorted(path.name for path in set(tmp_path.iterdir()) - before if "tfevents" in path.name)
     assert len(names) == 6
     assert names == sorted(names)
+
+
+def test_guesses_of_a_step_that_was_repeated_are_shown_once(server):
+    """As a table, the accuracies of the classes, the matrix and the images."""
+    (text,) = server.json("text/text", run=".", tag="eval/confusions/text_summary")
+    assert text["step"] == 4
+    assert "<td>dog</td>\n<td>cat</td>\n<td>1</td>\n<td>50.0%</td>" in text["text"]
+    ((_, step, buckets),) = server.json("histograms/histograms", run=".", tag="eval/class_accuracy")
+    assert (step, sum(count for *_, count in buckets)) == (4, 3)
+    assert server.image("eval/confusion_matrix", step=4).shape[2] == 3
+    assert server.image("eval/worst_images", step=4).shape == (164, 264, 3)
 
 
 @pytest.mark.parametrize(

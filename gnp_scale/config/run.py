@@ -8,6 +8,9 @@ from gnp_scale.checks import check, check_values
 Kernels = Literal["auto", "xla", "triton", "pallas"]
 DivergencePolicy = Literal["stop", "skip", "rollback"]
 
+MOST_SHOWN = 10
+"""Evaluations of a run of which TensorBoard gets pictures."""
+
 
 @dataclass(frozen=True)
 class MeshConfig:
@@ -71,6 +74,15 @@ class TrainConfig:
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows `step`."""
         return step % self.eval_every_steps == 0 or step == self.num_steps
+
+    def shows_guesses_after(self, step: int) -> bool:
+        """Whether TensorBoard gets pictures of the evaluation after `step`.
+
+        That is the last one, and of more than ten evaluations nine others, evenly spaced: TensorBoard shows ten
+        pictures of a name, and the size of its files is bounded.
+        """
+        number, last = -(-step // self.eval_every_steps), -(-self.num_steps // self.eval_every_steps)
+        return MOST_SHOWN * number // last > MOST_SHOWN * (number - 1) // last
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,8 @@ def load_images(config: DataConfig) -> Dataset:
     answers = read_label_file(Path(config.eval_labels), num_classes) if config.eval_labels else None
     test = ImageSplit("evaluation", source, ids, config, answers)
     num_answers = 0 if answers is None else answers.num_answers
-    return Dataset(config.name, train, test, num_classes, IMAGENET_MEAN, IMAGENET_STD, num_answers)
+    statistics = IMAGENET_MEAN, IMAGENET_STD
+    return Dataset(config.name, train, test, num_classes, *statistics, num_answers, contents.class_names)
 
 
 def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:

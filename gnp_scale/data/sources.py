@@ -75,11 +75,18 @@ class Dataset:
     std: tuple[float, ...]
     num_answers: int = 0
     """Columns of `answers` in batches for evaluation: all right labels of an image. 0: there are no such batches."""
+    class_names: tuple[str, ...] = ()
+    """In the order of the labels; empty if the data set has none."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         return self.train.image_shape
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, in one line of text; its label if it has none."""
+        name = self.class_names[label] if self.class_names else ""
+        return " ".join(name.encode(errors="replace").decode().split()) or str(label)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -104,6 +111,8 @@ class CifarLayout:
     std: tuple[float, ...]
     num_train: int = 50_000
     num_test: int = 10_000
+    names_file: str = ""
+    """The names of the classes, one in each line."""
 
 
 # Means and standard deviations over all pixels of the training images, as published in most recipes.
@@ -116,6 +125,7 @@ CIFAR_LAYOUTS = {
         num_classes=10,
         mean=(0.49139968, 0.48215841, 0.44653091),
         std=(0.24703223, 0.24348513, 0.26158784),
+        names_file="batches.meta.txt",
     ),
     "cifar100": CifarLayout(
         folder="cifar-100-binary",
@@ -125,9 +135,15 @@ CIFAR_LAYOUTS = {
         num_classes=100,
         mean=(0.50707516, 0.48654887, 0.44091784),
         std=(0.26733429, 0.25643846, 0.27615047),
+        names_file="fine_label_names.txt",
     ),
 }
 FASHION_MNIST_MEAN, FASHION_MNIST_STD = (0.28604060,), (0.35302424,)
+FASHION_MNIST_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+"""As in its own description (github.com/zalandoresearch/fashion-mnist)."""
 
 
 def load(config: DataConfig) -> Dataset:
@@ -200,7 +216,8 @@ def _fashion_mnist(folder: Path) -> Dataset:
         return Split(image_NxHxW[..., None], checked_labels(label_N, 10, len(image_NxHxW), folder))
 
     train, test = read_split("train"), read_split("t10k")
-    return Dataset("fashion_mnist", train, test, 10, FASHION_MNIST_MEAN, FASHION_MNIST_STD)
+    statistics = FASHION_MNIST_MEAN, FASHION_MNIST_STD
+    return Dataset("fashion_mnist", train, test, 10, *statistics, class_names=FASHION_MNIST_NAMES)
 
 
 def _plain_or_gzipped(path: Path) -> Path:
@@ -217,7 +234,14 @@ def _cifar(name: str, root: Path) -> Dataset:
 
     train = read_split(layout.train_files, layout.num_train)
     test = read_split(layout.test_files, layout.num_test)
-    return Dataset(name, train, test, layout.num_classes, layout.mean, layout.std)
+    names = _names_in(folder / layout.names_file, layout.num_classes)
+    return Dataset(name, train, test, layout.num_classes, layout.mean, layout.std, class_names=names)
+
+
+def _names_in(file: Path, num_classes: int) -> tuple[str, ...]:
+    """The names of the classes; none if the file has been removed or changed, because nothing depends on them."""
+    names = file.read_text(errors="replace").split() if file.exists() else []
+    return tuple(names) if len(names) == num_classes else ()
 
 
 def _synthetic(config: DataConfig) -> Dataset:

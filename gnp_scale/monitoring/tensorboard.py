@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run: scalars, the configuration, example images and the charts of the penalty."""
+"""TensorBoard event files of a run: scalars, the configuration, images, guesses, and the charts of the penalty."""
 
 import socket
 import struct
@@ -14,6 +14,9 @@ from tensorboardX.record_writer import masked_crc32c
 
 from gnp_scale import recipe
 from gnp_scale.config import Config
+from gnp_scale.data.sources import Dataset
+from gnp_scale.monitoring.confusion import Guesses, tables
+from gnp_scale.monitoring.pictures import matrix_picture, worst_picture
 from gnp_scale.run.files import RecordFile
 from gnp_scale.run.layout import EVENTS_PATTERN
 
@@ -27,6 +30,7 @@ CHARTS = {
 }
 _SMALLEST_SIDE = 128  # pixels at which a single image can be recognised on a screen
 _MAX_IMAGES = 16
+_ACCURACY_BINS = np.linspace(0, 1, 21)
 
 
 class TensorBoard:
@@ -66,6 +70,21 @@ class TensorBoard:
         """Shows the first images of a normalised batch, `(pixel / 255 - mean) / std` with a value for each channel."""
         grid_BxHxWxC = visible(image_BxHxWxC[:_MAX_IMAGES], mean, std)
         self._add_values(step, summary.image(name, grid_BxHxWxC, dataformats="NHWC"))
+
+    def guesses(self, step: int, guesses: Guesses, dataset: Dataset) -> None:
+        """Shows which classes are taken for which, the accuracy of each class, and the images guessed worst."""
+        right_K, all_K = guesses.per_class()
+        accuracy = (right_K / np.maximum(all_K, 1))[all_K > 0]
+        pictures = {
+            "eval/confusion_matrix": matrix_picture(guesses, dataset.class_name),
+            "eval/worst_images": worst_picture(guesses, dataset),
+        }
+        self._add_values(
+            step,
+            summary.text("eval/confusions", tables(guesses, dataset.class_name)),
+            summary.histogram("eval/class_accuracy", accuracy, _ACCURACY_BINS),
+            *(summary.image(name, x, dataformats="HWC") for name, x in pictures.items() if x is not None),
+        )
 
     def sync(self) -> None:
         """Waits until the disk has the written events."""

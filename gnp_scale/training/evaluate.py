@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from gnp_scale import losses
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
+from gnp_scale.data.sources import UNREADABLE
 from gnp_scale.mesh import REPLICATED, sharding
+from gnp_scale.monitoring.confusion import NO_GUESS, Guesses
 from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
@@ -22,6 +24,15 @@ _ANSWERED = ("real", "answered")
 """With several right answers: images for which the first guess is one of them, and images that have any."""
 
 
+class Evaluation(NamedTuple):
+    """The result of one evaluation."""
+
+    scores: dict[str, float]
+    """`eval/*` by name."""
+    guesses: Callable[[], Guesses]
+    """Fetches what was guessed for each image, the same in every process."""
+
+
 def trace_eval_step(task: Task) -> jax.stages.Lowered:
     """The traced program of one batch of an evaluation; shape errors are raised here."""
     total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(REPLICATED))
@@ -29,8 +40,9 @@ def trace_eval_step(task: Task) -> jax.stages.Lowered:
     return _make_eval_step(task).lower(*task.abstract_state().evaluated, task.abstract_eval_batch(), totals)
 
 
-def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], dict[str, float]]:
-    """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats, and accuracies on the test images.
+def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], Evaluation]:
+    """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats, and accuracies on the test images; and
+    the first guess for each of them.
 
     With `data.eval_labels` also `eval/real`: the share of images with right answers whose first guess is one of them
     (arXiv 2006.07159).
@@ -42,15 +54,17 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainSta
         get_step: Returns the compiled program of `trace_eval_step`; called at each evaluation.
     """
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: TrainState) -> Evaluation:
         eval_step, totals = get_step(), _zero_totals(_names(task))
+        guessed: list[dict[str, jax.Array]] = []
         for batch in eval_batches(task.dataset.test, task.config.data):
-            totals = eval_step(*state.evaluated, batch, totals)
+            totals, guessed_B = eval_step(*state.evaluated, batch, totals)
+            guessed.append(guessed_B)
         sums = jax.device_get(totals)
         scores = {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
         if task.dataset.num_answers:
             scores["eval/real"] = float(sums["real"] / sums["answered"])
-        return scores
+        return Evaluation(scores, partial(Guesses.of, guessed, len(task.dataset.test), task.dataset.num_classes))
 
     return evaluate
 
@@ -61,10 +75,15 @@ def _names(task: Task) -> tuple[str, ...]:
 
 
 def _make_eval_step(task: Task) -> Any:
-    """Adds the loss and the correct answers of a batch to the sums; the mask excludes padding."""
+    """Adds the loss and the correct answers of a batch to the sums; the mask excludes padding.
+
+    Also returns the columns of `Guesses` for the batch, replicated: 16 bytes for an image.
+    """
 
     @partial(jax.jit, donate_argnames="totals", compiler_options=compiler_options())
-    def eval_step(params: Any, batch_stats: Any, batch: dict[str, jax.Array], totals: Totals) -> Totals:
+    def eval_step(
+        params: Any, batch_stats: Any, batch: dict[str, jax.Array], totals: Totals
+    ) -> tuple[Totals, dict[str, jax.Array]]:
         image = normalise(batch["image"], task.dataset)
         logits_BxK = task.model.network(params, batch_stats)(image, train=False)
         target_BxK = jax.nn.one_hot(batch["label"], task.dataset.num_classes)
@@ -78,9 +97,27 @@ def _make_eval_step(task: Task) -> Any:
             values |= _answered(logits_BxK, batch["answers"])
         # Padded images have values too. Use `where`, because 0 * NaN is not 0.
         is_real = batch["mask"] > 0
-        return {name: totals[name] + jnp.sum(jnp.where(is_real, value, 0.0)) for name, value in values.items()}
+        sums = {name: totals[name] + jnp.sum(jnp.where(is_real, value, 0.0)) for name, value in values.items()}
+        return sums, jax.sharding.reshard(_guessed(logits_BxK, batch), REPLICATED)
 
     return eval_step
+
+
+def _guessed(logits_BxK: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The class of the largest logit, of equal ones the first, as in `top_k_correct`; its probability, and the loss.
+
+    Nothing is shared with the sums, whose order, and so their last bits, XLA would choose by what else uses a value.
+    """
+    logits_BxK = jax.lax.optimization_barrier(logits_BxK)
+    is_number_B = ~jnp.any(jnp.isnan(logits_BxK), axis=-1)
+    log_share_BxK = jax.nn.log_softmax(logits_BxK.astype(jnp.float32))
+    is_label_BxK = jax.nn.one_hot(batch["label"], logits_BxK.shape[-1], dtype=bool)
+    return {
+        "label": jnp.where(batch["mask"] > 0, batch["label"], UNREADABLE),
+        "guess": jnp.where(is_number_B, jnp.argmax(logits_BxK, axis=-1).astype(jnp.int32), NO_GUESS),
+        "loss": -jnp.sum(jnp.where(is_label_BxK, log_share_BxK, 0.0), axis=-1),
+        "confidence": jnp.exp(jnp.max(log_share_BxK, axis=-1)),
+    }
 
 
 def _answered(logits_BxK: jax.Array, answer_BxR: jax.Array) -> Totals:
