@@ -98,6 +98,12 @@ def test_before_the_first_batch_only_its_records_are_read(start: int, set_mesh):
     assert sorted(source.read_ids[:BATCH_SIZE]) == sorted(expected.tolist())
 
 
+def test_cpus_use_the_images_without_a_copy():
+    image_BxHxWx3 = split(Memory()).read(np.arange(BATCH_SIZE), None)["image"]
+    (shard,) = jax.device_put(image_BxHxWx3).addressable_shards
+    assert shard.data.unsafe_buffer_pointer() == image_BxHxWx3.ctypes.data
+
+
 def test_an_epoch_reads_each_example_once_and_crops_it_anew(set_mesh):
     set_mesh()
     source = Memory(NUM_EXAMPLES - 5)
