@@ -238,7 +238,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
     ):
         with stages.enter(Stage.DATA, start + 1):
             # After the first batch, threads read ahead while programs are being compiled.
-            batches = itertools.chain(list(itertools.islice(stream, 1)), stream)
+            first = list(itertools.islice(stream, 1))
         with stages.enter(Stage.COMPILE, start):
             num_passes = np.array([task.gnp.num_passes(kind) for kind in StepKind])[kinds]
             throughput = Throughput(
@@ -252,7 +252,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
 
         for step in range(start + 1, num_steps + 1):
             with throughput.waiting_for_data(step):
-                batch = next(batches)
+                batch = first.pop() if first else next(stream)
             state, metrics = compiled[kinds[step - 1]](state, batch)
             if step == start + 1:
                 jax.block_until_ready(metrics)
@@ -260,6 +260,8 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if step == 1:
                 with throughput.paused(Stage.COMPILE, step, after=metrics):
                     _show_inputs(writer, task, batch)
+            # The devices free it after the step.
+            del batch
             bar.advance(step)
             reporter.hold(step, metrics, is_logged=step % config.train.log_every_steps == 0)
 

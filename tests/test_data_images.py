@@ -19,7 +19,7 @@ from gnp_scale.data.augment import normalise
 from gnp_scale.data.containers.record import Record
 from gnp_scale.data.images import ImageSplit, held_out, load_images
 from gnp_scale.data.label_files import read_label_file
-from gnp_scale.data.pipeline import eval_batches, train_batches
+from gnp_scale.data.pipeline import batch_indices, eval_batches, train_batches
 from gnp_scale.data.sources import UNREADABLE, load
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
@@ -84,6 +84,24 @@ def test_a_batch_depends_on_seed_and_step_alone(shape, num_threads: int, set_mes
         ):
             np.testing.assert_array_equal(batch["label"], due["label"])
             np.testing.assert_array_equal(batch["image"], due["image"])
+
+
+@pytest.mark.parametrize("start", [0, 1_000_000])
+def test_before_the_first_batch_only_its_records_are_read(start: int, set_mesh):
+    """Neither those of earlier steps nor, until it is there, of later ones."""
+    set_mesh()
+    source = Memory()
+    stream = train_batches(Set(source), config(num_threads=3), 3, start, 100)
+    next(stream)
+    stream.close()
+    expected = batch_indices(3, NUM_EXAMPLES, BATCH_SIZE, start)
+    assert sorted(source.read_ids[:BATCH_SIZE]) == sorted(expected.tolist())
+
+
+def test_cpus_use_the_images_without_a_copy():
+    image_BxHxWx3 = split(Memory()).read(np.arange(BATCH_SIZE), None)["image"]
+    (shard,) = jax.device_put(image_BxHxWx3).addressable_shards
+    assert shard.data.unsafe_buffer_pointer() == image_BxHxWx3.ctypes.data
 
 
 def test_an_epoch_reads_each_example_once_and_crops_it_anew(set_mesh):

@@ -2,8 +2,10 @@
 
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnp_scale.config import ConfigError, DataConfig
-from gnp_scale.data.pipeline import batch_indices, check_divisible, eval_batches, row_bounds, train_batches
+from gnp_scale.data.pipeline import batch_indices, check_divisible, eval_batches, row_bounds, train_batches, train_rows
 from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.mesh import batch_spec, sharding
 
@@ -185,6 +187,69 @@ def test_a_failed_read_reaches_the_consumer(config, set_mesh):
     shorter = Split(split.image[:5], split.label)
     with pytest.raises(IndexError):
         list(train_batches(Dataset("short", shorter, split, 37, (0.0,), (1.0,)), config, 0, 0, 3))
+
+
+def test_the_batches_before_a_failed_read_are_delivered(dataset, config, set_mesh):
+    """Even if the failure is there before they are asked for."""
+    set_mesh()
+    has_failed = threading.Event()
+
+    class Failing(Split):
+        def read(self, chosen_B, draw_BxD):
+            if chosen_B.tolist() == batch_indices(0, NUM_EXAMPLES, 16, 3).tolist():
+                has_failed.set()
+                raise OSError("gone")
+            return super().read(chosen_B, draw_BxD)
+
+    failing = Failing(dataset.train.image, dataset.train.label)
+    batches = train_batches(replace(dataset, train=failing), config, 0, 1, 5)
+    expected = [batch_indices(0, NUM_EXAMPLES, 16, step).tolist() for step in (1, 2)]
+    seen = labels([next(batches)])
+    assert has_failed.wait(5)
+    seen += labels([next(batches)])
+    assert seen == expected
+    with pytest.raises(OSError, match="gone"):
+        next(batches)
+
+
+def test_batches_go_to_the_devices_before_they_are_asked_for(dataset, monkeypatch, set_mesh):
+    placed, place = [], jax.make_array_from_process_local_data
+
+    def noted(*arguments):
+        placed.append(place(*arguments))
+        return placed[-1]
+
+    monkeypatch.setattr(jax, "make_array_from_process_local_data", noted)
+    set_mesh()
+    batches = train_batches(dataset, DataConfig(batch_size=4, prefetch_steps=2), 0, 0, 100)
+    next(batches)
+    wait_until(lambda: len(placed) >= 3)
+    time.sleep(0.05)
+    batches.close()
+    expected = [batch_indices(0, NUM_EXAMPLES, 4, step).tolist() for step in range(3)]
+    assert sorted(labels(placed)) == sorted(expected)
+
+
+def test_a_stream_keeps_no_batch(dataset, config, set_mesh):
+    set_mesh()
+    batches = train_batches(dataset, config, 0, 0, 100)
+    for _ in range(3):
+        taken = weakref.ref(next(batches)["image"])
+        assert taken() is None
+    batches.close()
+
+
+def test_rows_on_the_host_are_those_of_the_batches(dataset, config, set_mesh):
+    set_mesh(1, 8, 1)
+    on_host = list(train_rows(dataset, config, seed=7, start_step=2, num_steps=3))
+    assert {type(array) for rows in on_host for array in rows.values()} == {np.ndarray}
+    assert labels(on_host) == labels(train_batches(dataset, config, seed=7, start_step=2, num_steps=3))
+
+
+def test_a_stream_may_be_empty(dataset, config, set_mesh):
+    set_mesh()
+    assert list(train_batches(dataset, config, seed=0, start_step=3, num_steps=0)) == []
+    assert list(eval_batches(numbered_split(0), config)) == []
 
 
 def test_as_many_batches_as_asked_are_read_ahead(set_mesh):

@@ -1,6 +1,7 @@
 """What the start of a run does only once, and what it does in parallel."""
 
 import threading
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -69,6 +70,22 @@ def test_the_first_batch_is_read_while_programs_are_compiled(tmp_path, monkeypat
     monkeypatch.setattr(loop, "train_batches", noted)
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_late)
     assert train(SMALL, tmp_path) == Exit.FINISHED
+
+
+@pytest.mark.slow
+def test_a_run_keeps_no_batch_that_it_has_used(tmp_path, monkeypatch):
+    read, used = loop.train_batches, []
+
+    def noted(*arguments):
+        for batch in read(*arguments):
+            assert all(array() is None for array in used)
+            used.append(weakref.ref(batch["image"]))
+            yield batch
+            del batch
+
+    monkeypatch.setattr(loop, "train_batches", noted)
+    assert train(SMALL, tmp_path) == Exit.FINISHED
+    assert len(used) == SMALL.train.num_steps
 
 
 class Traced:

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 
 from benchmarks.input.protocol import BATCH_SIZE, IMAGE_SIZE, MIN_AREA, serve
 from gnp_scale.config import DataConfig, MeshConfig
-from gnp_scale.data.pipeline import train_batches
+from gnp_scale.data.pipeline import train_rows
 from gnp_scale.data.sources import load
 from gnp_scale.mesh import make_mesh
 
@@ -27,11 +28,10 @@ def batches(folder: Path, num_threads: int) -> Iterator[np.ndarray]:
     )
     flips = np.random.default_rng(0)
     with jax.set_mesh(make_mesh(MeshConfig())):
-        for batch in train_batches(load(config), config, 0, 0, 1 << 30):
-            image_BxHxWx3 = np.array(batch["image"])
-            flipped_B = flips.random(BATCH_SIZE) < 0.5
-            image_BxHxWx3[flipped_B] = image_BxHxWx3[flipped_B][:, :, ::-1]
-            yield image_BxHxWx3
+        for rows in train_rows(load(config), config, 0, 0, 1 << 30):
+            for row in np.flatnonzero(flips.random(BATCH_SIZE) < 0.5):
+                cv2.flip(rows["image"][row], 1, rows["image"][row])
+            yield rows["image"]
 
 
 if __name__ == "__main__":

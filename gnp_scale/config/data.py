@@ -99,7 +99,7 @@ class DataConfig:
     num_threads: int | None = None
     """Threads of each process that read and decode images; by default one for each of its CPUs, four for a bucket."""
     prefetch_steps: int = 4
-    """Number of batches that are read ahead."""
+    """Number of batches that are read and sent to the devices before they are needed."""
     synthetic_num_examples: int = 1024
     synthetic_image_size: int = 32
     synthetic_num_classes: int = 10

@@ -6,6 +6,7 @@ step still depends on the seed and the step alone. In evaluation it does not cou
 B examples, H rows, W columns, D draws, N examples of a split.
 """
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ _PER_CPU_OF_BUCKETS = 4
 """Threads: 16 images take 35 ms to decode, and up to 100 ms to arrive."""
 _MOST_NAMED = 20
 """Images whose problems are printed."""
+_ALIGNMENT_BYTES = 64
+"""Of arrays that JAX uses on CPUs as they are; others it copies."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class ImageSplit:
         Raises:
             ConfigError: too many images cannot be used.
         """
-        image_BxHxWx3 = np.empty((len(chosen_B), *self.image_shape), np.uint8)
+        image_BxHxWx3 = _aligned((len(chosen_B), *self.image_shape))
         label_B = np.empty(len(chosen_B), np.int32)
         answer_BxR = np.full((len(chosen_B), self.answers.num_answers if self.answers else 0), -1, np.int32)
 
@@ -134,6 +137,14 @@ def num_threads(config: DataConfig) -> int:
     """`config.num_threads`, or one for each CPU that this process may use; more for a bucket, as they wait for it."""
     threads_per_cpu = _PER_CPU_OF_BUCKETS if "://" in config.root else 1
     return config.num_threads or threads_per_cpu * len(os.sched_getaffinity(0))
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """A new array of bytes, which JAX need not copy to give it to a CPU. Nobody may write into it after that."""
+    num_bytes = math.prod(shape)
+    buffer = np.empty(num_bytes + _ALIGNMENT_BYTES, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT_BYTES
+    return buffer[start : start + num_bytes].reshape(shape)
 
 
 def load_images(config: DataConfig) -> Dataset:

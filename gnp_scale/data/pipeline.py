@@ -39,14 +39,17 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
         ConfigError: the devices cannot share the batch equally.
     """
     check_divisible(config)
-    split = dataset.train
+    placement = _Placement(config.batch_size)
+    read = _train_reader(dataset.train, config, seed, placement.row)
+    steps = range(start_step, start_step + num_steps)
+    return _ahead(lambda step: placement.place(read(step)), steps, config.prefetch_steps)
 
-    def read(step: int, row: np.ndarray) -> Rows:
-        place = repeated(step * config.batch_size + row, config.batch_size, config.num_repeats)
-        chosen = examples_at(seed, len(split), place)
-        return split.read(chosen, crop_draws(seed, step, config.batch_size)[row])
 
-    return _stream(read, range(start_step, start_step + num_steps), config.batch_size, config)
+def train_rows(dataset: Dataset, config: DataConfig, seed: int, start_step: int, num_steps: int) -> Generator[Rows]:
+    """As `train_batches`, but arrays on the host, with the rows of this process."""
+    check_divisible(config)
+    read = _train_reader(dataset.train, config, seed, _Placement(config.batch_size).row)
+    return _ahead(read, range(start_step, start_step + num_steps), config.prefetch_steps)
 
 
 def eval_batches(split: Examples, config: DataConfig) -> Batches:
@@ -59,16 +62,17 @@ def eval_batches(split: Examples, config: DataConfig) -> Batches:
         ConfigError: the devices cannot share the batch equally.
     """
     check_divisible(config)
+    placement = _Placement(config.eval_batch_size)
     num_examples = len(split)
 
-    def read(step: int, row: np.ndarray) -> Rows:
-        place = step * config.eval_batch_size + row
-        rows = split.read(np.minimum(place, num_examples - 1), None)
-        counts = (place < num_examples) & (rows["label"] != UNREADABLE)
+    def read(step: int) -> Rows:
+        position = step * config.eval_batch_size + placement.row
+        rows = split.read(np.minimum(position, num_examples - 1), None)
+        counts = (position < num_examples) & (rows["label"] != UNREADABLE)
         return rows | {"label": np.maximum(rows["label"], 0), "mask": counts.astype(np.float32)}
 
     num_batches = -(-num_examples // config.eval_batch_size)
-    return _stream(read, range(num_batches), config.eval_batch_size, config)
+    return _ahead(lambda step: placement.place(read(step)), range(num_batches), config.prefetch_steps)
 
 
 def batch_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:
@@ -98,29 +102,44 @@ def row_bounds(rows: NamedSharding, batch_size: int, devices: Iterable[jax.Devic
     return {device: index_of[device][0].indices(batch_size)[:2] for device in devices}
 
 
-def _stream(read: Callable[[int, np.ndarray], Rows], steps: range, batch_size: int, config: DataConfig) -> Batches:
-    """Batches of `steps`, read ahead: `read` returns the rows of a step that lie on this process."""
-    mesh = jax.sharding.get_mesh()
-    bounds = row_bounds(sharding(batch_spec()), batch_size, mesh.local_devices)
-    # Devices along the tensor axis hold the same rows, which are read once.
-    distinct = sorted(set(bounds.values()))
-    row = np.concatenate([np.arange(*bound) for bound in distinct])
+def _train_reader(split: Examples, config: DataConfig, seed: int, row: np.ndarray) -> Callable[[int], Rows]:
+    """Reads the rows `row` of the batch of a step."""
 
-    def read_step(step: int) -> Rows:
-        return read(step, row)
+    def read(step: int) -> Rows:
+        position = repeated(step * config.batch_size + row, config.batch_size, config.num_repeats)
+        chosen = examples_at(seed, len(split), position)
+        return split.read(chosen, crop_draws(seed, step, config.batch_size)[row])
 
-    options = grain.ReadOptions(min(_NUM_READERS, config.prefetch_steps), config.prefetch_steps)
-    batches = grain.MapDataset.range(steps.start, steps.stop).map(read_step).to_iter_dataset(options)
+    return read
 
-    def place(rows: np.ndarray) -> jax.Array:
-        shape = (batch_size, *rows.shape[1:])
-        spec = NamedSharding(mesh, batch_spec(len(shape)))
+
+class _Placement:
+    """Where the rows of a global batch lie on the current mesh."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size, self._mesh = batch_size, jax.sharding.get_mesh()
+        bounds = row_bounds(sharding(batch_spec()), batch_size, self._mesh.local_devices)
+        # Devices along the tensor axis hold the same rows, which are read once.
+        self.row = np.concatenate([np.arange(*bound) for bound in sorted(set(bounds.values()))])
+        """The rows of this process."""
+
+    def place(self, rows: Rows) -> Batch:
+        """Starts to copy the rows of this process to its devices."""
+        shapes = {name: (self._batch_size, *array.shape[1:]) for name, array in rows.items()}
+        shardings = {name: NamedSharding(self._mesh, batch_spec(len(shape))) for name, shape in shapes.items()}
         with jax.transfer_guard_host_to_device("allow"):
-            return jax.make_array_from_process_local_data(spec, rows, shape)
+            return jax.make_array_from_process_local_data(shardings, rows, shapes)
 
-    def place_all() -> Batches:
-        with contextlib.closing(iter(batches)) as read_batches:
-            for batch in read_batches:
-                yield {name: place(rows) for name, rows in batch.items()}
 
-    return place_all()
+def _ahead[T](make: Callable[[int], T], steps: range, num_ahead: int) -> Generator[T]:
+    """`make(step)` for all `steps`, in order; threads make `num_ahead` of them before they are asked for."""
+    if not steps:
+        return
+    options = grain.ReadOptions(min(_NUM_READERS, num_ahead), num_ahead)
+    later = grain.MapDataset.range(steps.start + 1, steps.stop).map(make).to_iter_dataset(options)
+    with contextlib.closing(iter(later)) as iterator:
+        # Alone: with others beside it, it would take twice the time.
+        first = [make(steps[0])]
+        iterator.start_prefetch()
+        yield first.pop()
+        yield from iterator
