@@ -4,6 +4,8 @@ import itertools
 import json
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -117,3 +119,12 @@ def test_a_run_that_takes_too_long_is_named_in_one_line(tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert "has not ended within 1 s" in error
     assert "\n" not in error
+
+
+def test_a_drill_under_nohup_still_hangs_up_its_runs(tmp_path):
+    """nohup lets its processes ignore SIGHUP, which a drill sends."""
+    show = "import signal, runpy, sys; from gnp_scale import cli; cli.main = lambda _: print(signal.getsignal(1)) or 0"
+    run = 'sys.argv = ["worker", "s", "e"]; runpy.run_module("gnp_scale.chaos.worker", run_name="__main__")'
+    command = ["nohup", sys.executable, "-c", f"{show}; {run}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr

@@ -7,6 +7,7 @@ returns to, and the `time`. A line of EXAMPLES holds the `step` and the `crc32` 
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import zlib
@@ -23,6 +24,8 @@ from gnp_scale.run.stages import Stage
 
 def main() -> int:
     """Runs the command line after the two file names."""
+    # Under nohup, SIGHUP is ignored, also by the processes of a drill, which sends it.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     rank = os.environ.get("JAX_PROCESS_ID", "0")
     stages_file, examples_file = (Path(name.replace("{rank}", rank)) for name in sys.argv[1:3])
 
