@@ -13,6 +13,7 @@ from gnp_scale.models import registry
 IMAGENET = ((224, 224, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
+HYSTS = "hysts/pytorch_image_classification, the model's number of parameters"
 TORCHVISION = "torchvision, the model's number of parameters"
 
 
@@ -42,6 +43,9 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("wrn_16_4", None, CIFAR10, 2.75e6, 1e4, "as quoted in later papers"),
         ("wrn_28_10", None, CIFAR10, 36.5e6, 1e5, "arXiv 1605.07146, table 4"),
         ("wrn_40_10", None, CIFAR10, 55.8e6, 1e5, "as quoted in later papers"),
+        ("shake_shake_26_2x32d", None, CIFAR10, 2_923_162, 1, HYSTS),
+        ("shake_shake_26_2x64d", None, CIFAR10, 11_653_978, 1, HYSTS),
+        ("shake_shake_26_2x96d", None, CIFAR10, 26_192_922, 1, HYSTS),
     ],
 )
 def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):
@@ -76,6 +80,7 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
         (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
         (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
+        (ModelConfig("shake_shake_26_2x32d", shake_drop=0.5), "model.shake_drop is 0.5, which shake_shake_26_2x32d"),
     ],
 )
 def test_create_refuses_in_one_line(config, message):

@@ -1,18 +1,32 @@
-"""Shake-Shake and ShakeDrop: the coefficients of the forward and the backward pass."""
+"""Shake-Shake and ShakeDrop: the coefficients of both passes, and when gradients are those of the computed loss."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from gnp_scale.config import ModelConfig
+from gnp_scale.gnp import Gnp, penalize
 from gnp_scale.mesh import AXES, P
+from gnp_scale.models import registry, shake_shake
 from gnp_scale.models.shake import _scaled, shake_drop
 from gnp_scale.models.shake import shake_shake as mix
+from gnp_scale.monitoring.flops import flops
 
 NUM_EXAMPLES = 20_000
+STEP = 1e-3
+SHAKE_SHAKE = ModelConfig("shake_shake_26_2x32d")
+NETWORKS = pytest.mark.parametrize("network", [SHAKE_SHAKE], ids=lambda config: config.name)
+
+
+@pytest.fixture
+def small_layouts(monkeypatch):
+    monkeypatch.setitem(shake_shake.LAYOUTS, SHAKE_SHAKE.name, (8, 4))
 
 
 def keys(seed: int = 0) -> jax.Array:
@@ -80,6 +94,49 @@ def test_derivatives_of_a_scaled_branch_in_float64_are_the_backward_coefficients
         np.testing.assert_array_equal(tangent, dx_BxN * backward_B[:, None])
 
 
+def loss_of(config: ModelConfig):
+    """A loss of parameters and keys, with parameters and keys."""
+    model = registry.create(config, (8, 8, 3), 10, 16)
+    params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+    image = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
+    weight = jax.random.normal(jax.random.key(2), (16, 10))
+
+    def loss(params, key_B):
+        return jnp.mean(weight * model.network(params, batch_stats)(image, train=True, key_B=key_B))
+
+    return loss, params, jax.random.split(jax.random.key(3), 16)
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_only_consistent_gradients_agree_with_finite_differences(network, small_layouts):
+    """The derivative of the loss along its gradient is the norm of the gradient."""
+    errors = {}
+    for gradient in ("published", "consistent"):
+        loss, params, key_B = loss_of(replace(network, shake_gradient=gradient))
+        value_and_grad = jax.jit(jax.value_and_grad(loss))
+        grads = value_and_grad(params, key_B)[1]
+        length = optax.tree.norm(grads)
+        up, down = (
+            value_and_grad(optax.tree.add_scale(params, step / length, grads), key_B)[0] for step in (STEP, -STEP)
+        )
+        errors[gradient] = abs((up - down) / (2 * STEP) / length - 1)
+    # The loss has a kink wherever the input of a ReLU changes its sign.
+    assert errors["consistent"] < 0.02
+    assert errors["published"] > 0.1
+
+
+@pytest.mark.slow
+@NETWORKS
+def test_both_gradients_of_a_step_have_the_same_coefficients(network, small_layouts):
+    """With a tiny step between them, the two gradients are equal: other coefficients would turn the second one."""
+    loss, params, key_B = loss_of(network)
+    step = jax.jit(penalize(loss, Gnp(r=1e-5, alpha=0.5)))
+    one, other = step(params, key_B), step(params, key_B[::-1])
+    assert one.telemetry["cosine"] > 0.99
+    assert optax.tree.vdot(one.grad, other.grad) < 0.8 * optax.tree.norm(one.grad) * optax.tree.norm(other.grad)
+
+
 def test_coefficients_do_not_depend_on_the_mesh(set_mesh):
     key_B = jax.random.split(jax.random.key(0), 8)
     x_BxN = jnp.ones((8, 3))
@@ -90,3 +147,16 @@ def test_coefficients_do_not_depend_on_the_mesh(set_mesh):
     for a, b in zip(got, expected, strict=True):
         assert jax.typeof(a).sharding == jax.typeof(x_BxN).sharding
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("shake_shake_26_2x96d", 3.777e9)],
+)
+def test_number_of_multiply_adds_is_the_published_one(name, published):
+    """Of one image, counted by PyTorch with the zeros around images, which are up to a tenth and not counted here."""
+    model = registry.create(ModelConfig(name), (32, 32, 3), 10, 1)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    num_flops = flops(lambda params, stats, image: model.network(params, stats)(image, train=False), *state, image)
+    assert 0.9 * published < num_flops / 2 < published
