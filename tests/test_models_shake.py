@@ -13,7 +13,7 @@ import pytest
 from gnp_scale.config import ModelConfig
 from gnp_scale.gnp import Gnp, penalize
 from gnp_scale.mesh import AXES, P
-from gnp_scale.models import registry, shake_shake
+from gnp_scale.models import pyramidnet, registry, shake_shake
 from gnp_scale.models.shake import _scaled, shake_drop
 from gnp_scale.models.shake import shake_shake as mix
 from gnp_scale.monitoring.flops import flops
@@ -21,12 +21,14 @@ from gnp_scale.monitoring.flops import flops
 NUM_EXAMPLES = 20_000
 STEP = 1e-3
 SHAKE_SHAKE = ModelConfig("shake_shake_26_2x32d")
-NETWORKS = pytest.mark.parametrize("network", [SHAKE_SHAKE], ids=lambda config: config.name)
+SHAKE_DROP = ModelConfig("pyramidnet_272_200", shake_drop=0.9)
+NETWORKS = pytest.mark.parametrize("network", [SHAKE_SHAKE, SHAKE_DROP], ids=lambda config: config.name)
 
 
 @pytest.fixture
 def small_layouts(monkeypatch):
     monkeypatch.setitem(shake_shake.LAYOUTS, SHAKE_SHAKE.name, (8, 4))
+    monkeypatch.setitem(pyramidnet.LAYOUTS, SHAKE_DROP.name, (pyramidnet.Bottleneck, 11, 6))
 
 
 def keys(seed: int = 0) -> jax.Array:
@@ -151,7 +153,7 @@ def test_coefficients_do_not_depend_on_the_mesh(set_mesh):
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("shake_shake_26_2x96d", 3.777e9)],
+    [("shake_shake_26_2x96d", 3.777e9), ("pyramidnet_272_200", 4.489e9)],
 )
 def test_number_of_multiply_adds_is_the_published_one(name, published):
     """Of one image, counted by PyTorch with the zeros around images, which are up to a tenth and not counted here."""

@@ -12,7 +12,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import registry, resnet, shake_shake
+from gnp_scale.models import pyramidnet, registry, resnet, shake_shake
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -47,6 +47,16 @@ CASES = {
         ModelConfig("shake_shake_26_2x32d"),
         own_name,
         (shake_shake.LAYOUTS, "shake_shake_26_2x32d", (14, 8)),
+    ),
+    "pyramidnet_bottleneck": Case(
+        ModelConfig("pyramidnet_272_200", shake_drop=0.5),
+        own_name,
+        (pyramidnet.LAYOUTS, "pyramidnet_272_200", (pyramidnet.Bottleneck, 20, 10)),
+    ),
+    "pyramidnet_basic": Case(
+        ModelConfig("pyramidnet_110_270", shake_drop=0.5),
+        own_name,
+        (pyramidnet.LAYOUTS, "pyramidnet_110_270", (pyramidnet.BasicBlock, 14, 18)),
     ),
 }
 
