@@ -13,6 +13,8 @@ from gnp_scale.models import registry
 IMAGENET = ((224, 224, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
+HYSTS = "hysts/pytorch_image_classification, the model's number of parameters"
+DYHAN0920 = "dyhan0920/PyramidNet-PyTorch, the model's number of parameters"
 TORCHVISION = "torchvision, the model's number of parameters"
 
 
@@ -42,6 +44,15 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("wrn_16_4", None, CIFAR10, 2.75e6, 1e4, "as quoted in later papers"),
         ("wrn_28_10", None, CIFAR10, 36.5e6, 1e5, "arXiv 1605.07146, table 4"),
         ("wrn_40_10", None, CIFAR10, 55.8e6, 1e5, "as quoted in later papers"),
+        ("shake_shake_26_2x32d", None, CIFAR10, 2_923_162, 1, HYSTS),
+        ("shake_shake_26_2x64d", None, CIFAR10, 11_653_978, 1, HYSTS),
+        ("shake_shake_26_2x96d", None, CIFAR10, 26_192_922, 1, HYSTS),
+        ("pyramidnet_110_48", None, CIFAR10, 1_772_706, 1, DYHAN0920),
+        ("pyramidnet_110_270", None, CIFAR10, 28_485_477, 1, DYHAN0920),
+        ("pyramidnet_164_48", None, CIFAR10, 1_715_442, 1, DYHAN0920),
+        ("pyramidnet_164_270", None, CIFAR10, 27_216_021, 1, DYHAN0920),
+        ("pyramidnet_200_240", None, CIFAR10, 26_752_702, 1, DYHAN0920),
+        ("pyramidnet_272_200", None, CIFAR10, 26_210_842, 1, DYHAN0920),
     ],
 )
 def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):
@@ -54,14 +65,20 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
 
 @pytest.mark.parametrize("name", registry.NAMES)
 def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_mesh):
+    """Except kernels of PyramidNets whose dimensions are all odd."""
     set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # 3 heads do not divide over 2 devices.
     whole = [
         leaf.shape
         for leaf in leaves_of(ModelConfig(name), *IMAGENET)
-        if math.prod(leaf.shape) >= 2**16 and not any(leaf.sharding.spec)
+        if math.prod(leaf.shape) >= 2**16 and not any(leaf.sharding.spec) and any(dim % 2 == 0 for dim in leaf.shape)
     ]
     assert not whole
     assert all(leaf.dtype == jnp.float32 for leaf in leaves_of(ModelConfig(name, dtype="bfloat16"), *IMAGENET))
+
+
+def test_pyramidnets_refuse_images_that_cannot_be_halved_twice():
+    with pytest.raises(ConfigError, match="halves images twice, which 30x32 does not allow"):
+        registry.create(ModelConfig("pyramidnet_110_48"), (30, 32, 3), 10, 16)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +93,8 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
         (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
         (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
+        (ModelConfig("shake_shake_26_2x32d", shake_drop=0.5), "model.shake_drop is 0.5, which shake_shake_26_2x32d"),
+        (ModelConfig("pyramidnet_110_48", shake_gradient="consistent"), "has no effect without ShakeDrop"),
     ],
 )
 def test_create_refuses_in_one_line(config, message):

@@ -10,7 +10,7 @@ import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
-from gnp_scale.models import registry, resnet, wide_resnet
+from gnp_scale.models import pyramidnet, registry, resnet, shake_shake, wide_resnet
 from gnp_scale.models.registry import batch_stats_of
 
 EPS = np.finfo(np.float32).eps
@@ -20,6 +20,8 @@ TRANSFORMER = ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_pat
 PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
 RESNET = ModelConfig("resnet18", num_bn_groups=2)
 WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
+SHAKE_SHAKE = ModelConfig("shake_shake_26_2x32d", num_bn_groups=2)
+PYRAMIDNET = ModelConfig("pyramidnet_110_48", num_bn_groups=2, shake_drop=0.5)
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -28,6 +30,8 @@ def small_layouts(monkeypatch):
     """Few and narrow blocks, because a program for 8 devices is slow to compile."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
+    monkeypatch.setitem(shake_shake.LAYOUTS, "shake_shake_26_2x32d", (8, 4))
+    monkeypatch.setitem(pyramidnet.LAYOUTS, "pyramidnet_110_48", (pyramidnet.BasicBlock, 8, 5))
 
 
 def place(x):
@@ -71,12 +75,12 @@ def run(config: ModelConfig):
     return jax.tree.map(np.asarray, {"logits": logits, "grads": grads, "stats": stats})
 
 
-def assert_close(got, expected, num_ulps: int) -> None:
-    """Each entry is within `num_ulps` units in the last place of the largest entry of its leaf."""
+def assert_close(got, expected, num_ulps: int, smallest: float = 0) -> None:
+    """Each entry is within `num_ulps` units in the last place of the largest entry of its leaf, or of `smallest`."""
 
     def compare(path, a, b):
         np.testing.assert_allclose(
-            a, b, rtol=0, atol=num_ulps * EPS * np.abs(b).max(), err_msg=jax.tree_util.keystr(path)
+            a, b, rtol=0, atol=num_ulps * EPS * max(np.abs(b).max(), smallest), err_msg=jax.tree_util.keystr(path)
         )
 
     jax.tree.map_with_path(compare, got, expected)
@@ -85,7 +89,12 @@ def assert_close(got, expected, num_ulps: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
-    [TRANSFORMER, PARALLEL, RESNET, pytest.param(WIDE, marks=pytest.mark.long)],
+    [
+        TRANSFORMER,
+        PARALLEL,
+        RESNET,
+        *(pytest.param(config, marks=pytest.mark.long) for config in (WIDE, SHAKE_SHAKE, PYRAMIDNET)),
+    ],
     ids=lambda config: config.name,
 )
 def test_numbers_do_not_depend_on_the_mesh(config):
@@ -94,7 +103,8 @@ def test_numbers_do_not_depend_on_the_mesh(config):
         with jax.set_mesh(make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])):
             # A mesh changes only the order of sums. Another order changes a sum of n float32 terms by about sqrt(n)
             # ulps. A bias of a convolutional network sums n = 16 * 8 * 8 terms, and several layers add their errors.
-            assert_close(run(config), expected, num_ulps=64)
+            # In a PyramidNet, normalisation removes the biases of a stream: their gradients are only rounding errors.
+            assert_close(run(config), expected, num_ulps=64, smallest=2**-7 if config is PYRAMIDNET else 0)
 
 
 @pytest.mark.slow
@@ -201,7 +211,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(con
         assert 0 < np.linalg.norm(a - b) < error * np.linalg.norm(a)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, WIDE], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, WIDE, SHAKE_SHAKE, PYRAMIDNET], ids=lambda config: config.name)
 def test_evaluation_drops_nothing_and_leaves_the_batch_statistics(config):
     model, params, batch_stats = init(config)
     image = jnp.ones((2, *IMAGE_SHAPE))

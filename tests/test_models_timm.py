@@ -1,4 +1,5 @@
-"""The same weights give the same logits as in timm (tests/fixtures/networks/make.py)."""
+"""The same weights give the same logits as in PyTorch: as in timm (tests/fixtures/networks/make.py), or, for networks
+that timm does not have, as in a plain implementation (make_shake.py)."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import registry, resnet
+from gnp_scale.models import pyramidnet, registry, resnet, shake_shake
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -29,11 +30,33 @@ class Case:
     """Of the logits, relative to the largest."""
 
 
+def own_name(path: str) -> str:
+    """The name in a network of PyTorch whose modules have our names."""
+    *modules, leaf = path.split("/")
+    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var"}
+    return ".".join((*modules, names.get(leaf, leaf)))
+
+
 CASES = {
     "resnet": Case(
         ModelConfig("resnet50"),
         resnet.torch_name,
         (resnet.LAYOUTS, "resnet50", (resnet.Bottleneck, (1, 2, 1, 1))),
+    ),
+    "shake_shake": Case(
+        ModelConfig("shake_shake_26_2x32d"),
+        own_name,
+        (shake_shake.LAYOUTS, "shake_shake_26_2x32d", (14, 8)),
+    ),
+    "pyramidnet_bottleneck": Case(
+        ModelConfig("pyramidnet_272_200", shake_drop=0.5),
+        own_name,
+        (pyramidnet.LAYOUTS, "pyramidnet_272_200", (pyramidnet.Bottleneck, 20, 10)),
+    ),
+    "pyramidnet_basic": Case(
+        ModelConfig("pyramidnet_110_270", shake_drop=0.5),
+        own_name,
+        (pyramidnet.LAYOUTS, "pyramidnet_110_270", (pyramidnet.BasicBlock, 14, 18)),
     ),
 }
 

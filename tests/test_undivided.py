@@ -13,11 +13,15 @@ from gnp_scale.mesh import AXES, FSDP, MOST_SILENT_MIB, P, divisible_spec, undiv
 from gnp_scale.models import registry, vit
 
 # The largest power of 2 for `fsdp` with at most 16 MiB replicated: the largest that divides the width of a transformer
-# (1408 is 11 * 128), or the channels of most kernels of a convolutional network (640 is 5 * 128).
+# (1408 is 11 * 128), or the channels of most kernels of a convolutional network (640 is 5 * 128). Each width of a
+# PyramidNet is another number, and half of them are odd.
 LARGEST = {
     "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_h": 256, "vit_g": 128,
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
     "resnet152": 256, "resnet200": 256, "wrn_16_4": 4096, "wrn_28_10": 64, "wrn_40_10": 64,
+    "shake_shake_26_2x32d": 4096, "shake_shake_26_2x64d": 256, "shake_shake_26_2x96d": 64, "pyramidnet_110_48": 4096,
+    "pyramidnet_110_270": 1, "pyramidnet_164_48": 4096, "pyramidnet_164_270": 1, "pyramidnet_200_240": 1,
+    "pyramidnet_272_200": 1,
 }  # fmt: skip
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 type Kernels = Counter[tuple[P, tuple[int, ...]]]

@@ -6,6 +6,7 @@ from typing import Literal
 from gnp_scale.checks import check, check_values
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
+ShakeGradient = Literal["published", "consistent"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class ModelConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     """Probability that the last block is dropped; it rises linearly from 0 at the first."""
+    shake_drop: float = 0.0
+    """Probability that ShakeDrop scales the last block of a PyramidNet at random; it is proportional to the number of
+    the block. The published one is 0.5; 0 is no ShakeDrop."""
+    shake_gradient: ShakeGradient = "published"
+    """Random coefficients of Shake-Shake and ShakeDrop in a backward pass. "published": drawn anew, so that the result
+    is not the gradient of any function. "consistent": those of the forward pass, so that it is the gradient of the
+    loss. In both cases, all passes of a step have the same coefficients."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
     attention: AttentionImplementation = "auto"
@@ -46,7 +54,7 @@ class ModelConfig:
         for name in ("patch_size", "num_bn_groups"):
             value = getattr(self, name)
             check(value >= 1, f"model.{name} is {value}: it must be at least 1")
-        for name in ("dropout", "drop_path"):
+        for name in ("dropout", "drop_path", "shake_drop"):
             value = getattr(self, name)
             check(0 <= value < 1, f"model.{name} is {value}: it must be in [0, 1)")
         for name in ("depth", "width", "num_heads"):

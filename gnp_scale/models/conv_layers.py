@@ -144,18 +144,22 @@ def _exact_einsum(formula: str, member_BxG: jax.Array, x: jax.Array, out_shardin
     return jnp.einsum(formula, member_BxG, x, precision=jax.lax.Precision.HIGHEST, out_sharding=out_sharding)
 
 
+head_init = normal(0.01)
+"""As in arXiv 1706.02677, section 5.1."""
+
+torch_head_init = variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform weights of at most 1 / sqrt(fan_in), as of a dense layer of Torch."""
+
+
 class Head(nnx.Module):
-    """Average over the image and a dense layer, in float32.
+    """Average over the image and a dense layer, in float32."""
 
-    Normal weights of standard deviation 0.01 (arXiv 1706.02677, section 5.1).
-    """
-
-    def __init__(self, key: jax.Array, num_channels: int, num_classes: int) -> None:
+    def __init__(self, key: jax.Array, num_channels: int, num_classes: int, init: Initializer = head_init) -> None:
         self.dense = Dense(
             key,
             "bc,ck->bk",
             (num_channels, num_classes),
-            init=normal(0.01),
+            init=init,
             spec=P(SHARDS, None),
             out_spec=P(AXES, None),
             gathered=SHARDS,

@@ -14,14 +14,14 @@ from flax import nnx
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import resnet, vit, wide_resnet
+from gnp_scale.models import pyramidnet, resnet, shake_shake, vit, wide_resnet
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
 type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
-_FAMILIES = (vit.FAMILY, resnet.FAMILY, wide_resnet.FAMILY)
+_FAMILIES = (vit.FAMILY, resnet.FAMILY, wide_resnet.FAMILY, shake_shake.FAMILY, pyramidnet.FAMILY)
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 
 NAMES = tuple(_FAMILY_OF)
@@ -46,7 +46,8 @@ class Model:
 
         The images are floats. Images and logits are sharded over `mesh.BATCH`. With `train=True` the network normalises
         with the statistics of the batch and updates the running ones; read these afterwards with
-        `batch_stats_of(network)`. Dropout and drop path act only if `key_B`, a key for each example, is given.
+        `batch_stats_of(network)`. Dropout, drop path, Shake-Shake and ShakeDrop draw from `key_B`, a key for each
+        example; without keys they do not act.
         """
         return nnx.merge(self._graph, params, batch_stats)
 
