@@ -13,6 +13,7 @@ from gnp_scale.models import registry
 IMAGENET = ((224, 224, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
+AKAMASTER = "akamaster/pytorch_resnet_cifar10, the model's number of parameters"
 TORCHVISION = "torchvision, the model's number of parameters"
 
 
@@ -42,6 +43,11 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("wrn_16_4", None, CIFAR10, 2.75e6, 1e4, "as quoted in later papers"),
         ("wrn_28_10", None, CIFAR10, 36.5e6, 1e5, "arXiv 1605.07146, table 4"),
         ("wrn_40_10", None, CIFAR10, 55.8e6, 1e5, "as quoted in later papers"),
+        ("resnet20", None, CIFAR10, 269_722, 1, AKAMASTER),
+        ("resnet32", None, CIFAR10, 464_154, 1, AKAMASTER),
+        ("resnet44", None, CIFAR10, 658_586, 1, AKAMASTER),
+        ("resnet56", None, CIFAR10, 853_018, 1, AKAMASTER),
+        ("resnet110", None, CIFAR10, 1_727_962, 1, AKAMASTER),
     ],
 )
 def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):

@@ -10,7 +10,7 @@ import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
-from gnp_scale.models import registry, resnet, wide_resnet
+from gnp_scale.models import cifar_resnet, registry, resnet, wide_resnet
 from gnp_scale.models.registry import batch_stats_of
 
 EPS = np.finfo(np.float32).eps
@@ -20,6 +20,7 @@ TRANSFORMER = ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_pat
 PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
 RESNET = ModelConfig("resnet18", num_bn_groups=2)
 WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
+CIFAR_RESNET = ModelConfig("resnet20", num_bn_groups=2)
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -28,6 +29,7 @@ def small_layouts(monkeypatch):
     """Few and narrow blocks, because a program for 8 devices is slow to compile."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
+    monkeypatch.setitem(cifar_resnet.LAYOUTS, "resnet20", 1)
 
 
 def place(x):
@@ -95,6 +97,14 @@ def test_numbers_do_not_depend_on_the_mesh(config):
             # A mesh changes only the order of sums. Another order changes a sum of n float32 terms by about sqrt(n)
             # ulps. A bias of a convolutional network sums n = 16 * 8 * 8 terms, and several layers add their errors.
             assert_close(run(config), expected, num_ulps=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CIFAR_RESNET], ids=lambda config: config.name)
+def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
+    expected = run(config)
+    set_mesh(2, 2, 2)
+    assert_close(run(config), expected, num_ulps=64)
 
 
 @pytest.mark.slow

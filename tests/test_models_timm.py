@@ -1,4 +1,4 @@
-"""The same weights give the same logits as in timm (tests/fixtures/networks/make.py)."""
+"""The same weights give the same logits as in PyTorch, mostly timm (tests/fixtures/networks/make.py)."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import registry, resnet
+from gnp_scale.models import cifar_resnet, registry, resnet
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -35,6 +35,7 @@ CASES = {
         resnet.torch_name,
         (resnet.LAYOUTS, "resnet50", (resnet.Bottleneck, (1, 2, 1, 1))),
     ),
+    "cifar_resnet": Case(ModelConfig("resnet20"), cifar_resnet.torch_name, (cifar_resnet.LAYOUTS, "resnet20", 2)),
 }
 
 
