@@ -48,6 +48,10 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("resnet44", None, CIFAR10, 658_586, 1, AKAMASTER),
         ("resnet56", None, CIFAR10, 853_018, 1, AKAMASTER),
         ("resnet110", None, CIFAR10, 1_727_962, 1, AKAMASTER),
+        ("vgg16", None, IMAGENET, 138_357_544, 1, TIMM),
+        ("vgg16_bn", None, IMAGENET, 138_365_992, 1, TIMM),
+        ("vgg19", None, IMAGENET, 143_667_240, 1, TIMM),
+        ("vgg19_bn", None, IMAGENET, 143_678_248, 1, TIMM),
     ],
 )
 def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):
@@ -89,6 +93,13 @@ def test_create_refuses_in_one_line(config, message):
         registry.create(config, *IMAGENET, 16)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn"])
+def test_images_of_which_nothing_would_remain_are_refused(name):
+    registry.create(ModelConfig(name), (32, 32, 3), 10, 16)
+    with pytest.raises(ConfigError, match=f"{name} .* images of 40x31 are too small, choose another network"):
+        registry.create(ModelConfig(name), (40, 31, 3), 10, 16)
 
 
 def test_heads_must_divide_over_the_tensor_axis(set_mesh):

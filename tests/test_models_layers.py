@@ -162,17 +162,21 @@ def test_the_variance_loses_digits_only_where_the_running_mean_is_far_from_the_m
     np.testing.assert_allclose(got, expected, rtol=bound)
 
 
-@pytest.mark.parametrize("shape", [(8, 12, 12, 3), (8, 7, 9, 3), (8, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((8, 12, 12, 3), 3), ((8, 7, 9, 3), 3), ((8, 1, 2, 3), 3), ((8, 12, 12, 3), 2), ((8, 7, 2, 3), 2)],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_of_max_pool_is_that_of_xla(shape, dtype, set_mesh):
+def test_the_gradient_of_max_pool_is_that_of_xla(shape, size, dtype, set_mesh):
     """With integers, many entries of a window are equal and all sums are exact."""
     set_mesh(replica=2, fsdp=2, tensor=2)
     rng = np.random.default_rng(0)
     x_BxHxWxC = jax.device_put(jnp.asarray(rng.integers(-3, 1, shape), dtype), sharding(batch_spec(4, AXES)))
-    dy_BxHxWxC = rng.integers(-9, 9, jax.eval_shape(max_pool, x_BxHxWxC).shape)
+    dy_BxHxWxC = rng.integers(-9, 9, jax.eval_shape(partial(max_pool, size=size), x_BxHxWxC).shape)
 
     def gradient(pool):
-        return jax.jit(jax.grad(lambda x: jnp.sum(pool(x).astype(jnp.float32) * dy_BxHxWxC)))(x_BxHxWxC)
+        return jax.jit(jax.grad(lambda x: jnp.sum(pool(x, size).astype(jnp.float32) * dy_BxHxWxC)))(x_BxHxWxC)
 
     got = gradient(max_pool)
     assert got.dtype == dtype

@@ -10,7 +10,7 @@ import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
-from gnp_scale.models import cifar_resnet, registry, resnet, wide_resnet
+from gnp_scale.models import cifar_resnet, registry, resnet, vgg, wide_resnet
 from gnp_scale.models.registry import batch_stats_of
 
 EPS = np.finfo(np.float32).eps
@@ -21,6 +21,7 @@ PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
 RESNET = ModelConfig("resnet18", num_bn_groups=2)
 WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
 CIFAR_RESNET = ModelConfig("resnet20", num_bn_groups=2)
+VGG = ModelConfig("vgg16", dropout=0.1)
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -30,6 +31,8 @@ def small_layouts(monkeypatch):
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
     monkeypatch.setitem(cifar_resnet.LAYOUTS, "resnet20", 1)
+    monkeypatch.setitem(vgg.LAYOUTS, "vgg16", ((1, 8), (1, 16)))
+    monkeypatch.setattr(vgg, "HIDDEN", 32)
 
 
 def place(x):
@@ -100,7 +103,7 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CIFAR_RESNET], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG], ids=lambda config: config.name)
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
     expected = run(config)
     set_mesh(2, 2, 2)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import cifar_resnet, registry, resnet
+from gnp_scale.models import cifar_resnet, registry, resnet, vgg
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -29,6 +30,7 @@ class Case:
     """Of the logits, relative to the largest."""
 
 
+SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))
 CASES = {
     "resnet": Case(
         ModelConfig("resnet50"),
@@ -36,6 +38,9 @@ CASES = {
         (resnet.LAYOUTS, "resnet50", (resnet.Bottleneck, (1, 2, 1, 1))),
     ),
     "cifar_resnet": Case(ModelConfig("resnet20"), cifar_resnet.torch_name, (cifar_resnet.LAYOUTS, "resnet20", 2)),
+    "vgg": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
+    "vgg_bn": Case(ModelConfig("vgg16_bn"), partial(vgg.torch_name, "vgg16_bn"), SMALL_VGG),
+    "vgg_large": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
 }
 
 

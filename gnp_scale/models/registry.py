@@ -14,7 +14,7 @@ from flax import nnx
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import cifar_resnet, resnet, vit, wide_resnet
+from gnp_scale.models import cifar_resnet, resnet, vgg, vit, wide_resnet
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
@@ -26,6 +26,8 @@ _FAMILIES = (
     resnet.FAMILY,
     wide_resnet.FAMILY,
     cifar_resnet.FAMILY,
+    vgg.FAMILY,
+    vgg.BN_FAMILY,
 )
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 
@@ -73,8 +75,9 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
     """The network of `config` for images of `image_shape` (height, width, channels), trained with `batch_size`.
 
     Raises:
-        ConfigError: no network has this name; the network does not use an option that is set; or, for a transformer,
-            the patches do not divide the image, the heads the width, or the tensor axis of the mesh the heads.
+        ConfigError: no network has this name; the network does not use an option that is set; the image is too small;
+            or, for a transformer, the patches do not divide the image, the heads the width, or the tensor axis of the
+            mesh the heads.
     """
     if config.name not in _FAMILY_OF:
         raise ConfigError(_unknown_name(config.name))
