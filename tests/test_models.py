@@ -48,6 +48,12 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("resnet44", None, CIFAR10, 658_586, 1, AKAMASTER),
         ("resnet56", None, CIFAR10, 853_018, 1, AKAMASTER),
         ("resnet110", None, CIFAR10, 1_727_962, 1, AKAMASTER),
+        ("mixer_s", 32, IMAGENET, 19_104_624, 1, TIMM),
+        ("mixer_s", 16, IMAGENET, 18_528_264, 1, TIMM),
+        ("mixer_b", 32, IMAGENET, 60_293_428, 1, TIMM),
+        ("mixer_b", 16, IMAGENET, 59_880_472, 1, TIMM),
+        ("mixer_l", 32, IMAGENET, 206_939_264, 1, TIMM),
+        ("mixer_l", 16, IMAGENET, 208_196_168, 1, TIMM),
         ("vgg16", None, IMAGENET, 138_357_544, 1, TIMM),
         ("vgg16_bn", None, IMAGENET, 138_365_992, 1, TIMM),
         ("vgg19", None, IMAGENET, 143_667_240, 1, TIMM),
@@ -57,7 +63,8 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
 def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):
     config = ModelConfig(name)
     if patch_size is not None:
-        config = replace(config, patch_size=patch_size, pool="token")
+        pool = "average" if name.startswith("mixer") else "token"
+        config = replace(config, patch_size=patch_size, pool=pool)
     num_params = sum(math.prod(leaf.shape) for leaf in leaves_of(config, *task))
     assert round(num_params / unit) == round(published / unit), source
 

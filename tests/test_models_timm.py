@@ -12,7 +12,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import cifar_resnet, registry, resnet, vgg
+from gnp_scale.models import cifar_resnet, mixer, registry, resnet, vgg
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -40,6 +40,11 @@ CASES = {
     "cifar_resnet": Case(ModelConfig("resnet20"), cifar_resnet.torch_name, (cifar_resnet.LAYOUTS, "resnet20", 2)),
     "vgg": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
     "vgg_bn": Case(ModelConfig("vgg16_bn"), partial(vgg.torch_name, "vgg16_bn"), SMALL_VGG),
+    "mixer": Case(
+        ModelConfig("mixer_s", patch_size=8),
+        mixer.torch_name,
+        (mixer.SIZES, "mixer_s", mixer.MixerConfig(16, 2, 8, 64)),
+    ),
     "vgg_large": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
 }
 
