@@ -54,6 +54,11 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("mixer_b", 16, IMAGENET, 59_880_472, 1, TIMM),
         ("mixer_l", 32, IMAGENET, 206_939_264, 1, TIMM),
         ("mixer_l", 16, IMAGENET, 208_196_168, 1, TIMM),
+        ("convnext_t", None, IMAGENET, 28_589_128, 1, TIMM),
+        ("convnext_s", None, IMAGENET, 50_223_688, 1, TIMM),
+        ("convnext_b", None, IMAGENET, 88_591_464, 1, TIMM),
+        ("convnext_l", None, IMAGENET, 197_767_336, 1, TIMM),
+        ("convnext_xl", None, IMAGENET, 350_196_968, 1, TIMM),
         ("vgg16", None, IMAGENET, 138_357_544, 1, TIMM),
         ("vgg16_bn", None, IMAGENET, 138_365_992, 1, TIMM),
         ("vgg19", None, IMAGENET, 143_667_240, 1, TIMM),
@@ -102,7 +107,7 @@ def test_create_refuses_in_one_line(config, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["vgg16_bn"])
+@pytest.mark.parametrize("name", ["vgg16_bn", "convnext_t"])
 def test_images_of_which_nothing_would_remain_are_refused(name):
     registry.create(ModelConfig(name), (32, 32, 3), 10, 16)
     with pytest.raises(ConfigError, match=f"{name} .* images of 40x31 are too small, choose another network"):

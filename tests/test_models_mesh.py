@@ -10,7 +10,7 @@ import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
-from gnp_scale.models import cifar_resnet, mixer, registry, resnet, vgg, wide_resnet
+from gnp_scale.models import cifar_resnet, convnext, mixer, registry, resnet, vgg, wide_resnet
 from gnp_scale.models.registry import batch_stats_of
 
 EPS = np.finfo(np.float32).eps
@@ -23,6 +23,7 @@ WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
 CIFAR_RESNET = ModelConfig("resnet20", num_bn_groups=2)
 VGG = ModelConfig("vgg16", dropout=0.1)
 MIXER = ModelConfig("mixer_s", patch_size=2, drop_path=0.1)
+CONVNEXT = ModelConfig("convnext_t", drop_path=0.1)
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -34,6 +35,7 @@ def small_layouts(monkeypatch):
     monkeypatch.setitem(cifar_resnet.LAYOUTS, "resnet20", 1)
     monkeypatch.setitem(vgg.LAYOUTS, "vgg16", ((1, 8), (1, 16)))
     monkeypatch.setattr(vgg, "HIDDEN", 32)
+    monkeypatch.setitem(convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 1), (8, 16)))
     monkeypatch.setitem(mixer.SIZES, "mixer_s", mixer.MixerConfig(32, 2, 16, 64))
 
 
@@ -105,7 +107,7 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT], ids=lambda config: config.name)
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
     def run_without_rounding():
         # LayerNorm removes the bias of a token: its gradient is 0 but for rounding.

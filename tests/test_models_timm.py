@@ -12,7 +12,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import cifar_resnet, mixer, registry, resnet, vgg
+from gnp_scale.models import cifar_resnet, convnext, mixer, registry, resnet, vgg
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -44,6 +44,11 @@ CASES = {
         ModelConfig("mixer_s", patch_size=8),
         mixer.torch_name,
         (mixer.SIZES, "mixer_s", mixer.MixerConfig(16, 2, 8, 64)),
+    ),
+    "convnext": Case(
+        ModelConfig("convnext_t"),
+        convnext.torch_name,
+        (convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 2, 1, 1), (8, 16, 24, 32))),
     ),
     "vgg_large": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
 }

@@ -19,6 +19,7 @@ LARGEST = {
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
     "resnet152": 256, "resnet200": 256, "wrn_16_4": 4096, "wrn_28_10": 64, "wrn_40_10": 64,
     "resnet20": 4096, "resnet32": 4096, "resnet44": 4096, "resnet56": 4096, "resnet110": 4096,
+    "convnext_t": 512, "convnext_s": 256, "convnext_b": 1024, "convnext_l": 512, "convnext_xl": 1024,
     "mixer_s": 1024, "mixer_b": 256, "mixer_l": 512,
     "vgg16": 512, "vgg19": 512, "vgg16_bn": 512, "vgg19_bn": 512,
 }  # fmt: skip

@@ -14,7 +14,7 @@ from flax import nnx
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import cifar_resnet, mixer, resnet, vgg, vit, wide_resnet
+from gnp_scale.models import cifar_resnet, convnext, mixer, resnet, vgg, vit, wide_resnet
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
@@ -29,6 +29,7 @@ _FAMILIES = (
     vgg.FAMILY,
     vgg.BN_FAMILY,
     mixer.FAMILY,
+    convnext.FAMILY,
 )
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 
