@@ -9,6 +9,7 @@ import pytest
 
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import registry
+from gnp_scale.monitoring.flops import flops
 
 IMAGENET = ((224, 224, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
@@ -72,6 +73,26 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
         config = replace(config, patch_size=patch_size, pool=pool)
     num_params = sum(math.prod(leaf.shape) for leaf in leaves_of(config, *task))
     assert round(num_params / unit) == round(published / unit), source
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "published", "tolerance"),
+    [
+        ("mixer_s", 32, 1.002e9, 0.0005),
+        ("mixer_b", 16, 12.602e9, 0.0005),
+        # timm counts products with the zeros around an image, too.
+        ("vgg16", None, 15.470e9, 0.04),
+        ("convnext_t", None, 4.456e9, 0.01),
+        ("convnext_b", None, 15.355e9, 0.01),
+    ],
+)
+def test_number_of_multiplications_is_that_of_timm(name, patch_size, published, tolerance):
+    config = ModelConfig(name) if patch_size is None else ModelConfig(name, patch_size=patch_size)
+    model = registry.create(config, *IMAGENET, 16)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    num_products = flops(lambda state, image: model.network(*state)(image, train=False), state, image) / 2
+    assert num_products == pytest.approx(published, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", registry.NAMES)

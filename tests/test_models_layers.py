@@ -12,7 +12,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
-from gnp_scale.models import registry, transformer, vit
+from gnp_scale.models import convnext, mixer, registry, transformer, vgg, vit
 from gnp_scale.models.attention import attend
 from gnp_scale.models.conv_layers import BatchNorm, _max_pool, max_pool
 from gnp_scale.models.layers import Dense, LayerNorm, add_bias, drop_path, dropout, fold
@@ -300,6 +300,42 @@ def test_every_draw_of_a_layer_and_an_example_has_a_key_of_its_own(name, monkeyp
     model.network(*model.init(jax.random.key(0)))(jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
     draws_per_block = 5 if name == "vit_mu" else 3
     assert len(set(seen)) == len(seen) == 5 * (1 + 3 * draws_per_block)
+
+
+@pytest.mark.parametrize(
+    ("module", "sizes", "config", "num_draws"),
+    [
+        (vgg, {"vgg16": ((1, 8), (1, 8))}, ModelConfig("vgg16", dropout=0.1), 2),
+        (mixer, {"mixer_s": mixer.MixerConfig(8, 3, 4, 32)}, ModelConfig("mixer_s", patch_size=4, drop_path=0.1), 6),
+        (
+            convnext,
+            {"convnext_t": convnext.ConvNeXtConfig((2, 1), (4, 8))},
+            ModelConfig("convnext_t", drop_path=0.1),
+            3,
+        ),
+    ],
+    ids=["vgg", "mixer", "convnext"],
+)
+def test_every_draw_of_a_further_network_has_a_key_of_its_own(module, sizes, config, num_draws, monkeypatch):
+    used = []
+    name = "dropout" if config.dropout else "drop_path"
+
+    def recorded(x, rate, key_B):
+        used.append(jax.random.key_data(key_B))
+        return x
+
+    monkeypatch.setattr(module, name, recorded)
+    for network, size in sizes.items():
+        monkeypatch.setitem(module.LAYOUTS if module is vgg else module.SIZES, network, size)
+    model = registry.create(config, (8, 8, 3), 10, 16)
+
+    @jax.jit
+    def draws(key_B):
+        model.network(*model.init(jax.random.key(0)))(jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
+        return jnp.concatenate(used)
+
+    seen = draws(jax.random.split(jax.random.key(0), 5)).tolist()
+    assert len(set(map(tuple, seen))) == len(seen) == 5 * num_draws
 
 
 def test_dropout_masks_do_not_depend_on_the_mesh(set_mesh):

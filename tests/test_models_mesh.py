@@ -24,6 +24,7 @@ CIFAR_RESNET = ModelConfig("resnet20", num_bn_groups=2)
 VGG = ModelConfig("vgg16", dropout=0.1)
 MIXER = ModelConfig("mixer_s", patch_size=2, drop_path=0.1)
 CONVNEXT = ModelConfig("convnext_t", drop_path=0.1)
+SLOW = [pytest.param(config, marks=pytest.mark.slow) for config in (VGG, MIXER, CONVNEXT)]
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -33,10 +34,10 @@ def small_layouts(monkeypatch):
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
     monkeypatch.setitem(cifar_resnet.LAYOUTS, "resnet20", 1)
-    monkeypatch.setitem(vgg.LAYOUTS, "vgg16", ((1, 8), (1, 16)))
+    monkeypatch.setitem(vgg.LAYOUTS, "vgg16", ((3, 8), (1, 16)))
     monkeypatch.setattr(vgg, "HIDDEN", 32)
-    monkeypatch.setitem(convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 1), (8, 16)))
-    monkeypatch.setitem(mixer.SIZES, "mixer_s", mixer.MixerConfig(32, 2, 16, 64))
+    monkeypatch.setitem(convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 1), (8, 32)))
+    monkeypatch.setitem(mixer.SIZES, "mixer_s", mixer.MixerConfig(32, 2, 24, 64))
 
 
 def place(x):
@@ -141,7 +142,7 @@ def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
         assert all(shard.data.nbytes == leaf.nbytes // 8 for shard in leaf.addressable_shards)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, RESNET, *SLOW], ids=lambda config: config.name)
 def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     set_mesh(fsdp=8)
     model, params, batch_stats = init(config)
@@ -150,7 +151,8 @@ def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     }
     kept = [leaf for leaf in residuals_of(loss_fn(model, batch_stats), params) if leaf.shape in kernels]
     assert len(kept) >= len(kernels)
-    assert all(leaf.sharding.spec == kernels[leaf.shape] for leaf in kept)
+    different = [(leaf, kernels[leaf.shape]) for leaf in kept if leaf.sharding.spec != kernels[leaf.shape]]
+    assert not different
 
 
 def residuals_of(loss, params) -> list[jax.ShapeDtypeStruct]:
@@ -212,7 +214,10 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
 # bfloat16 has 8 bits: an entry has a relative error of 2^-9, and the errors of a few layers add up. ReLUs add errors of
 # gradients: an input within 2^-9 of 0 (one in 2^8) may change sign, and so its whole gradient: sqrt(2^-8) a layer.
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "grad_error"), [(TRANSFORMER, 2**-5), (RESNET, 2**-3)])
+@pytest.mark.parametrize(
+    ("config", "grad_error"),
+    [(TRANSFORMER, 2**-5), (RESNET, 2**-3), (VGG, 2**-3), (MIXER, 2**-5), (CONVNEXT, 2**-5)],
+)
 def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(config, grad_error):
     exact = run(config)
     rounded = run(replace(config, dtype="bfloat16"))
@@ -222,7 +227,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(con
         assert 0 < np.linalg.norm(a - b) < error * np.linalg.norm(a)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, WIDE], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, WIDE, *SLOW], ids=lambda config: config.name)
 def test_evaluation_drops_nothing_and_leaves_the_batch_statistics(config):
     model, params, batch_stats = init(config)
     image = jnp.ones((2, *IMAGE_SHAPE))
