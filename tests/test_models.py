@@ -9,12 +9,14 @@ import pytest
 
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import registry
+from gnp_scale.monitoring.flops import flops
 
 IMAGENET = ((224, 224, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
 HYSTS = "hysts/pytorch_image_classification, the model's number of parameters"
 DYHAN0920 = "dyhan0920/PyramidNet-PyTorch, the model's number of parameters"
+AKAMASTER = "akamaster/pytorch_resnet_cifar10, the model's number of parameters"
 TORCHVISION = "torchvision, the model's number of parameters"
 
 
@@ -53,14 +55,55 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("pyramidnet_164_270", None, CIFAR10, 27_216_021, 1, DYHAN0920),
         ("pyramidnet_200_240", None, CIFAR10, 26_752_702, 1, DYHAN0920),
         ("pyramidnet_272_200", None, CIFAR10, 26_210_842, 1, DYHAN0920),
+        ("resnet20", None, CIFAR10, 269_722, 1, AKAMASTER),
+        ("resnet32", None, CIFAR10, 464_154, 1, AKAMASTER),
+        ("resnet44", None, CIFAR10, 658_586, 1, AKAMASTER),
+        ("resnet56", None, CIFAR10, 853_018, 1, AKAMASTER),
+        ("resnet110", None, CIFAR10, 1_727_962, 1, AKAMASTER),
+        ("mixer_s", 32, IMAGENET, 19_104_624, 1, TIMM),
+        ("mixer_s", 16, IMAGENET, 18_528_264, 1, TIMM),
+        ("mixer_b", 32, IMAGENET, 60_293_428, 1, TIMM),
+        ("mixer_b", 16, IMAGENET, 59_880_472, 1, TIMM),
+        ("mixer_l", 32, IMAGENET, 206_939_264, 1, TIMM),
+        ("mixer_l", 16, IMAGENET, 208_196_168, 1, TIMM),
+        ("convnext_t", None, IMAGENET, 28_589_128, 1, TIMM),
+        ("convnext_s", None, IMAGENET, 50_223_688, 1, TIMM),
+        ("convnext_b", None, IMAGENET, 88_591_464, 1, TIMM),
+        ("convnext_l", None, IMAGENET, 197_767_336, 1, TIMM),
+        ("convnext_xl", None, IMAGENET, 350_196_968, 1, TIMM),
+        ("vgg16", None, IMAGENET, 138_357_544, 1, TIMM),
+        ("vgg16_bn", None, IMAGENET, 138_365_992, 1, TIMM),
+        ("vgg19", None, IMAGENET, 143_667_240, 1, TIMM),
+        ("vgg19_bn", None, IMAGENET, 143_678_248, 1, TIMM),
     ],
 )
 def test_number_of_parameters_is_the_published_one(name, patch_size, task, published, unit, source):
     config = ModelConfig(name)
     if patch_size is not None:
-        config = replace(config, patch_size=patch_size, pool="token")
+        pool = "average" if name.startswith("mixer") else "token"
+        config = replace(config, patch_size=patch_size, pool=pool)
     num_params = sum(math.prod(leaf.shape) for leaf in leaves_of(config, *task))
     assert round(num_params / unit) == round(published / unit), source
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "published", "tolerance"),
+    [
+        ("mixer_s", 32, 1.002e9, 0.0005),
+        ("mixer_b", 16, 12.602e9, 0.0005),
+        # timm counts products with the zeros around an image, too.
+        ("vgg16", None, 15.470e9, 0.04),
+        ("convnext_t", None, 4.456e9, 0.01),
+        ("convnext_b", None, 15.355e9, 0.01),
+    ],
+)
+def test_number_of_multiplications_is_that_of_timm(name, patch_size, published, tolerance):
+    config = ModelConfig(name) if patch_size is None else ModelConfig(name, patch_size=patch_size)
+    model = registry.create(config, *IMAGENET, 16)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    num_products = flops(lambda state, image: model.network(*state)(image, train=False), state, image) / 2
+    assert num_products == pytest.approx(published, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", registry.NAMES)
@@ -102,6 +145,13 @@ def test_create_refuses_in_one_line(config, message):
         registry.create(config, *IMAGENET, 16)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "convnext_t"])
+def test_images_of_which_nothing_would_remain_are_refused(name):
+    registry.create(ModelConfig(name), (32, 32, 3), 10, 16)
+    with pytest.raises(ConfigError, match=f"{name} .* images of 40x31 are too small, choose another network"):
+        registry.create(ModelConfig(name), (40, 31, 3), 10, 16)
 
 
 def test_heads_must_divide_over_the_tensor_axis(set_mesh):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
-from gnp_scale.models import registry, transformer, vit
+from gnp_scale.models import convnext, mixer, registry, transformer, vgg, vit
 from gnp_scale.models.attention import attend
 from gnp_scale.models.conv_layers import BatchNorm, _max_pool, max_pool
 from gnp_scale.models.layers import Dense, LayerNorm, add_bias, drop_path, dropout, fold
@@ -162,17 +162,21 @@ def test_the_variance_loses_digits_only_where_the_running_mean_is_far_from_the_m
     np.testing.assert_allclose(got, expected, rtol=bound)
 
 
-@pytest.mark.parametrize("shape", [(8, 12, 12, 3), (8, 7, 9, 3), (8, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((8, 12, 12, 3), 3), ((8, 7, 9, 3), 3), ((8, 1, 2, 3), 3), ((8, 12, 12, 3), 2), ((8, 7, 2, 3), 2)],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_of_max_pool_is_that_of_xla(shape, dtype, set_mesh):
+def test_the_gradient_of_max_pool_is_that_of_xla(shape, size, dtype, set_mesh):
     """With integers, many entries of a window are equal and all sums are exact."""
     set_mesh(replica=2, fsdp=2, tensor=2)
     rng = np.random.default_rng(0)
     x_BxHxWxC = jax.device_put(jnp.asarray(rng.integers(-3, 1, shape), dtype), sharding(batch_spec(4, AXES)))
-    dy_BxHxWxC = rng.integers(-9, 9, jax.eval_shape(max_pool, x_BxHxWxC).shape)
+    dy_BxHxWxC = rng.integers(-9, 9, jax.eval_shape(partial(max_pool, size=size), x_BxHxWxC).shape)
 
     def gradient(pool):
-        return jax.jit(jax.grad(lambda x: jnp.sum(pool(x).astype(jnp.float32) * dy_BxHxWxC)))(x_BxHxWxC)
+        return jax.jit(jax.grad(lambda x: jnp.sum(pool(x, size).astype(jnp.float32) * dy_BxHxWxC)))(x_BxHxWxC)
 
     got = gradient(max_pool)
     assert got.dtype == dtype
@@ -296,6 +300,42 @@ def test_every_draw_of_a_layer_and_an_example_has_a_key_of_its_own(name, monkeyp
     model.network(*model.init(jax.random.key(0)))(jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
     draws_per_block = 5 if name == "vit_mu" else 3
     assert len(set(seen)) == len(seen) == 5 * (1 + 3 * draws_per_block)
+
+
+@pytest.mark.parametrize(
+    ("module", "sizes", "config", "num_draws"),
+    [
+        (vgg, {"vgg16": ((1, 8), (1, 8))}, ModelConfig("vgg16", dropout=0.1), 2),
+        (mixer, {"mixer_s": mixer.MixerConfig(8, 3, 4, 32)}, ModelConfig("mixer_s", patch_size=4, drop_path=0.1), 6),
+        (
+            convnext,
+            {"convnext_t": convnext.ConvNeXtConfig((2, 1), (4, 8))},
+            ModelConfig("convnext_t", drop_path=0.1),
+            3,
+        ),
+    ],
+    ids=["vgg", "mixer", "convnext"],
+)
+def test_every_draw_of_a_further_network_has_a_key_of_its_own(module, sizes, config, num_draws, monkeypatch):
+    used = []
+    name = "dropout" if config.dropout else "drop_path"
+
+    def recorded(x, rate, key_B):
+        used.append(jax.random.key_data(key_B))
+        return x
+
+    monkeypatch.setattr(module, name, recorded)
+    for network, size in sizes.items():
+        monkeypatch.setitem(module.LAYOUTS if module is vgg else module.SIZES, network, size)
+    model = registry.create(config, (8, 8, 3), 10, 16)
+
+    @jax.jit
+    def draws(key_B):
+        model.network(*model.init(jax.random.key(0)))(jnp.zeros((5, 8, 8, 3)), train=True, key_B=key_B)
+        return jnp.concatenate(used)
+
+    seen = draws(jax.random.split(jax.random.key(0), 5)).tolist()
+    assert len(set(map(tuple, seen))) == len(seen) == 5 * num_draws
 
 
 def test_dropout_masks_do_not_depend_on_the_mesh(set_mesh):

@@ -10,7 +10,17 @@ import pytest
 
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.mesh import FSDP, TENSOR, P, batch_spec, make_mesh, sharding
-from gnp_scale.models import pyramidnet, registry, resnet, shake_shake, wide_resnet
+from gnp_scale.models import (
+    cifar_resnet,
+    convnext,
+    mixer,
+    pyramidnet,
+    registry,
+    resnet,
+    shake_shake,
+    vgg,
+    wide_resnet,
+)
 from gnp_scale.models.registry import batch_stats_of
 
 EPS = np.finfo(np.float32).eps
@@ -22,6 +32,11 @@ RESNET = ModelConfig("resnet18", num_bn_groups=2)
 WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
 SHAKE_SHAKE = ModelConfig("shake_shake_26_2x32d", num_bn_groups=2)
 PYRAMIDNET = ModelConfig("pyramidnet_110_48", num_bn_groups=2, shake_drop=0.5)
+CIFAR_RESNET = ModelConfig("resnet20", num_bn_groups=2)
+VGG = ModelConfig("vgg16", dropout=0.1)
+MIXER = ModelConfig("mixer_s", patch_size=2, drop_path=0.1)
+CONVNEXT = ModelConfig("convnext_t", drop_path=0.1)
+SLOW = [pytest.param(config, marks=pytest.mark.slow) for config in (VGG, MIXER, CONVNEXT)]
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -32,6 +47,11 @@ def small_layouts(monkeypatch):
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
     monkeypatch.setitem(shake_shake.LAYOUTS, "shake_shake_26_2x32d", (8, 4))
     monkeypatch.setitem(pyramidnet.LAYOUTS, "pyramidnet_110_48", (pyramidnet.BasicBlock, 8, 5))
+    monkeypatch.setitem(cifar_resnet.LAYOUTS, "resnet20", 1)
+    monkeypatch.setitem(vgg.LAYOUTS, "vgg16", ((3, 8), (1, 16)))
+    monkeypatch.setattr(vgg, "HIDDEN", 32)
+    monkeypatch.setitem(convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 1), (8, 32)))
+    monkeypatch.setitem(mixer.SIZES, "mixer_s", mixer.MixerConfig(32, 2, 24, 64))
 
 
 def place(x):
@@ -108,6 +128,18 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT], ids=lambda config: config.name)
+def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
+    def run_without_rounding():
+        # LayerNorm removes the bias of a token: its gradient is 0 but for rounding.
+        return jax.tree.map(lambda x: np.where(np.abs(x).max() > 1e-6, x, 0), run(config))
+
+    expected = run_without_rounding()
+    set_mesh(2, 2, 2)
+    assert_close(run_without_rounding(), expected, num_ulps=64)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 4, 2)])
 def test_kernels_stored_along_another_dimension_give_the_same_numbers(shape, set_mesh):
     """No mesh divides a width of 34: the MLP is sharded along its hidden channels, and attention is replicated."""
@@ -130,7 +162,7 @@ def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
         assert all(shard.data.nbytes == leaf.nbytes // 8 for shard in leaf.addressable_shards)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, RESNET, *SLOW], ids=lambda config: config.name)
 def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     set_mesh(fsdp=8)
     model, params, batch_stats = init(config)
@@ -139,7 +171,8 @@ def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     }
     kept = [leaf for leaf in residuals_of(loss_fn(model, batch_stats), params) if leaf.shape in kernels]
     assert len(kept) >= len(kernels)
-    assert all(leaf.sharding.spec == kernels[leaf.shape] for leaf in kept)
+    different = [(leaf, kernels[leaf.shape]) for leaf in kept if leaf.sharding.spec != kernels[leaf.shape]]
+    assert not different
 
 
 def residuals_of(loss, params) -> list[jax.ShapeDtypeStruct]:
@@ -201,7 +234,10 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
 # bfloat16 has 8 bits: an entry has a relative error of 2^-9, and the errors of a few layers add up. ReLUs add errors of
 # gradients: an input within 2^-9 of 0 (one in 2^8) may change sign, and so its whole gradient: sqrt(2^-8) a layer.
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "grad_error"), [(TRANSFORMER, 2**-5), (RESNET, 2**-3)])
+@pytest.mark.parametrize(
+    ("config", "grad_error"),
+    [(TRANSFORMER, 2**-5), (RESNET, 2**-3), (VGG, 2**-3), (MIXER, 2**-5), (CONVNEXT, 2**-5)],
+)
 def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(config, grad_error):
     exact = run(config)
     rounded = run(replace(config, dtype="bfloat16"))
@@ -211,7 +247,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(con
         assert 0 < np.linalg.norm(a - b) < error * np.linalg.norm(a)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, WIDE, SHAKE_SHAKE, PYRAMIDNET], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, WIDE, SHAKE_SHAKE, PYRAMIDNET, *SLOW], ids=lambda config: config.name)
 def test_evaluation_drops_nothing_and_leaves_the_batch_statistics(config):
     model, params, batch_stats = init(config)
     image = jnp.ones((2, *IMAGE_SHAPE))

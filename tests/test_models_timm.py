@@ -3,6 +3,7 @@ that timm does not have, as in a plain implementation (make_shake.py)."""
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import pyramidnet, registry, resnet, shake_shake
+from gnp_scale.models import cifar_resnet, convnext, mixer, pyramidnet, registry, resnet, shake_shake, vgg
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -37,6 +38,7 @@ def own_name(path: str) -> str:
     return ".".join((*modules, names.get(leaf, leaf)))
 
 
+SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))
 CASES = {
     "resnet": Case(
         ModelConfig("resnet50"),
@@ -58,6 +60,20 @@ CASES = {
         own_name,
         (pyramidnet.LAYOUTS, "pyramidnet_110_270", (pyramidnet.BasicBlock, 14, 18)),
     ),
+    "cifar_resnet": Case(ModelConfig("resnet20"), cifar_resnet.torch_name, (cifar_resnet.LAYOUTS, "resnet20", 2)),
+    "vgg": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
+    "vgg_bn": Case(ModelConfig("vgg16_bn"), partial(vgg.torch_name, "vgg16_bn"), SMALL_VGG),
+    "mixer": Case(
+        ModelConfig("mixer_s", patch_size=8),
+        mixer.torch_name,
+        (mixer.SIZES, "mixer_s", mixer.MixerConfig(16, 2, 8, 64)),
+    ),
+    "convnext": Case(
+        ModelConfig("convnext_t"),
+        convnext.torch_name,
+        (convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 2, 1, 1), (8, 16, 24, 32))),
+    ),
+    "vgg_large": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
 }
 
 

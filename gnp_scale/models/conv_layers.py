@@ -18,29 +18,65 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import check
 from gnp_scale.mesh import AXES, BATCH, on_mesh
-from gnp_scale.models.layers import SHARDS, Dense, param, with_gathered_kernel
+from gnp_scale.models.layers import SHARDS, Dense, add_bias, param, with_gathered_kernel
+
+HE_NORMAL = variance_scaling(2.0, "fan_out", "normal")
+"""Normal weights of variance 2 / fan_out (arXiv 1502.01852, equation 14)."""
+HEAD_INIT = normal(0.01)
+"""Of the head (arXiv 1706.02677, section 5.1)."""
+TORCH_HEAD_INIT = variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform weights of at most 1 / sqrt(fan_in), as of a dense layer of Torch."""
 
 
 class Conv(nnx.Module):
-    """A convolution with a square kernel, padded by `size // 2` on every side, without bias.
+    """A convolution with a square kernel.
 
-    Normal weights of variance 2 / fan_out (arXiv 1502.01852, equation 14), as in the published ResNets and
-    WideResNets.
+    The initial weights of `HE_NORMAL` are those of the published ResNets and WideResNets. A bias starts at 0.
+
+    Args:
+        key: Random key of the kernel.
+        size: Height and width of the kernel.
+        num_in: Channels of the input.
+        num_out: Channels of the output.
+        stride: Distance of the windows.
+        padding: Zeros on every side of the image; `size // 2` when None.
+        num_groups: The channels are cut into so many groups; each output channel sees those of its own group.
+        init: Initializer of the kernel.
+        use_bias: Whether there is a bias.
     """
 
-    def __init__(self, key: jax.Array, size: int, num_in: int, num_out: int, stride: int = 1) -> None:
-        self.stride, self.padding = stride, size // 2
-        init = variance_scaling(2.0, "fan_out", "normal")
-        self.kernel = param(key, init, (size, size, num_in, num_out), P(None, None, None, SHARDS))
+    def __init__(
+        self,
+        key: jax.Array,
+        size: int,
+        num_in: int,
+        num_out: int,
+        stride: int = 1,
+        *,
+        padding: int | None = None,
+        num_groups: int = 1,
+        init: Initializer = HE_NORMAL,
+        use_bias: bool = False,
+    ) -> None:
+        self.stride, self.num_groups = stride, num_groups
+        self.padding = size // 2 if padding is None else padding
+        self.kernel = param(key, init, (size, size, num_in // num_groups, num_out), P(None, None, None, SHARDS))
+        self.bias = param(key, zeros, (num_out,), P(None)) if use_bias else None
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        convolve = partial(
-            jax.lax.conv_general_dilated,
+        y_BxHxWxC = with_gathered_kernel(self.convolve, SHARDS)(x_BxHxWxC, self.kernel[...])
+        return y_BxHxWxC if self.bias is None else add_bias(y_BxHxWxC, self.bias[...])
+
+    def convolve(self, x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The convolution of `x_BxHxWxC` with the gathered kernel."""
+        return jax.lax.conv_general_dilated(
+            x_BxHxWxC,
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=((self.padding, self.padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.num_groups,
         )
-        return with_gathered_kernel(convolve, SHARDS)(x_BxHxWxC, self.kernel[...])
 
 
 class BatchNorm(nnx.Module):
@@ -144,17 +180,10 @@ def _exact_einsum(formula: str, member_BxG: jax.Array, x: jax.Array, out_shardin
     return jnp.einsum(formula, member_BxG, x, precision=jax.lax.Precision.HIGHEST, out_sharding=out_sharding)
 
 
-head_init = normal(0.01)
-"""As in arXiv 1706.02677, section 5.1."""
-
-torch_head_init = variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform weights of at most 1 / sqrt(fan_in), as of a dense layer of Torch."""
-
-
 class Head(nnx.Module):
     """Average over the image and a dense layer, in float32."""
 
-    def __init__(self, key: jax.Array, num_channels: int, num_classes: int, init: Initializer = head_init) -> None:
+    def __init__(self, key: jax.Array, num_channels: int, num_classes: int, *, init: Initializer = HEAD_INIT) -> None:
         self.dense = Dense(
             key,
             "bc,ck->bk",
@@ -166,49 +195,64 @@ class Head(nnx.Module):
         )
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        x_BxC = jnp.mean(x_BxHxWxC.astype(jnp.float32), axis=(1, 2))
+        return self.classify(average(x_BxHxWxC))
+
+    def classify(self, x_BxC: jax.Array) -> jax.Array:
+        """The logits of images whose average is `x_BxC`."""
         return shard_examples(self.dense(x_BxC), BATCH)
 
 
-def max_pool(x_BxHxWxC: jax.Array) -> jax.Array:
-    """Maximum over windows of 3x3, with stride 2; the first of equal entries gets the gradient.
+def average(x_BxHxWxC: jax.Array) -> jax.Array:
+    """The average over each image, in float32 (B x C)."""
+    return jnp.mean(x_BxHxWxC.astype(jnp.float32), axis=(1, 2))
+
+
+def max_pool(x_BxHxWxC: jax.Array, size: int = 3) -> jax.Array:
+    """Maximum over windows of `size` x `size`, with stride 2; the first of equal entries gets the gradient.
+
+    An image is padded for windows of 3x3, and not for those of 2x2, which omit the last row of an odd number.
 
     XLA's own gradient is the fastest on a TPU. On a GPU it is a scatter: its sums depend on the order of threads, and
     it moves twice as many bytes. On a CPU it takes three times as long as this one.
     """
-    return _max_pool(x_BxHxWxC) if platform() == "tpu" else _max_pool_with_gradient(x_BxHxWxC)
+    return _max_pool(x_BxHxWxC, size) if platform() == "tpu" else _max_pool_with_gradient(x_BxHxWxC, size)
 
 
-def _max_pool(x_BxHxWxC: jax.Array) -> jax.Array:
-    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
-    return jax.lax.reduce_window(x_BxHxWxC, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+def _max_pool(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
+    window, strides = (1, size, size, 1), (1, 2, 2, 1)
+    return jax.lax.reduce_window(x_BxHxWxC, -jnp.inf, jax.lax.max, window, strides, _padding(size))
 
 
-@jax.custom_vjp
-def _max_pool_with_gradient(x_BxHxWxC: jax.Array) -> jax.Array:
-    return _max_pool(x_BxHxWxC)
+def _padding(size: int) -> tuple[tuple[int, int], ...]:
+    return ((0, 0), *(((size - 1) // 2,) * 2,) * 2, (0, 0))
 
 
-def _max_pool_forward(x_BxHxWxC: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y_BxHxWxC = _max_pool(x_BxHxWxC)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool_with_gradient(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
+    return _max_pool(x_BxHxWxC, size)
+
+
+def _max_pool_forward(x_BxHxWxC: jax.Array, size: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y_BxHxWxC = _max_pool(x_BxHxWxC, size)
     return y_BxHxWxC, (x_BxHxWxC, y_BxHxWxC)
 
 
-def _max_pool_backward(kept: tuple[jax.Array, jax.Array], dy_BxHxWxC: jax.Array) -> tuple[jax.Array]:
+def _max_pool_backward(size: int, kept: tuple[jax.Array, jax.Array], dy_BxHxWxC: jax.Array) -> tuple[jax.Array]:
     x, y = kept
-    num_examples, height, width, num_channels = x.shape
     # Entry (i, j) of all windows is an image of the size of y: the padded x from (i, j) on, with stride 2.
     rows, columns = 2 * y.shape[1] - 1, 2 * y.shape[2] - 1
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    padded = jnp.pad(x, _padding(size), constant_values=-jnp.inf)
+    num_examples, height, width, num_channels = padded.shape
     is_taken, dx = jnp.zeros_like(y, bool), jnp.zeros_like(padded, jnp.float32)
-    for i, j in itertools.product(range(3), repeat=2):
+    for i, j in itertools.product(range(size), repeat=2):
         entry = jax.lax.slice(padded, (0, i, j, 0), (num_examples, i + rows, j + columns, num_channels), (1, 2, 2, 1))
         is_first = (entry == y) & ~is_taken
         is_taken |= is_first
         share = jnp.where(is_first, dy_BxHxWxC.astype(jnp.float32), 0)
-        around = ((0, 0, 0), (i, height + 2 - i - rows, 1), (j, width + 2 - j - columns, 1), (0, 0, 0))
+        around = ((0, 0, 0), (i, height - i - rows, 1), (j, width - j - columns, 1), (0, 0, 0))
         dx += jax.lax.pad(share, jnp.float32(0), around)
-    return (dx[:, 1:-1, 1:-1].astype(x.dtype),)
+    margin = (size - 1) // 2
+    return (dx[:, margin : height - margin, margin : width - margin].astype(x.dtype),)
 
 
 _max_pool_with_gradient.defvjp(_max_pool_forward, _max_pool_backward)

@@ -14,6 +14,16 @@ def _no_check(config: ModelConfig, image_shape: ImageShape) -> None:
     """Any image and any values of the options fit."""
 
 
+def check_patches(config: ModelConfig, image_shape: ImageShape) -> None:
+    """Raises ConfigError unless the patches divide the image."""
+    height, width, _ = image_shape
+    patch = config.patch_size
+    check(
+        height % patch == 0 and width % patch == 0,
+        f"model.patch_size is {patch}, which does not divide images of {height}x{width}: change it",
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """Networks that are built by the same code."""

@@ -14,12 +14,12 @@ from flax import nnx
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES, batch_spec, on_mesh
 from gnp_scale.models.conv_layers import (
+    TORCH_HEAD_INIT,
     BatchNorm,
     Conv,
     Head,
     shard_examples,
     shard_examples_over_all,
-    torch_head_init,
 )
 from gnp_scale.models.family import Family, ImageShape
 from gnp_scale.models.layers import fold
@@ -108,7 +108,7 @@ class PyramidNet(nnx.Module):
             num_out = block.expansion * width
         self.blocks = nnx.Dict(blocks)
         self.norm_2 = BatchNorm(key, num_out, bn_group_size)
-        self.head = Head(head_key, num_out, num_classes, torch_head_init)
+        self.head = Head(head_key, num_out, num_classes, init=TORCH_HEAD_INIT)
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
         key_B = shard_examples(key_B, AXES) if train and key_B is not None else None

@@ -14,14 +14,35 @@ from flax import nnx
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import pyramidnet, resnet, shake_shake, vit, wide_resnet
+from gnp_scale.models import (
+    cifar_resnet,
+    convnext,
+    mixer,
+    pyramidnet,
+    resnet,
+    shake_shake,
+    vgg,
+    vit,
+    wide_resnet,
+)
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
 type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
-_FAMILIES = (vit.FAMILY, resnet.FAMILY, wide_resnet.FAMILY, shake_shake.FAMILY, pyramidnet.FAMILY)
+_FAMILIES = (
+    vit.FAMILY,
+    resnet.FAMILY,
+    wide_resnet.FAMILY,
+    cifar_resnet.FAMILY,
+    vgg.FAMILY,
+    vgg.BN_FAMILY,
+    mixer.FAMILY,
+    convnext.FAMILY,
+    shake_shake.FAMILY,
+    pyramidnet.FAMILY,
+)
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 
 NAMES = tuple(_FAMILY_OF)
@@ -69,8 +90,9 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
     """The network of `config` for images of `image_shape` (height, width, channels), trained with `batch_size`.
 
     Raises:
-        ConfigError: no network has this name; the network does not use an option that is set; or, for a transformer,
-            the patches do not divide the image, the heads the width, or the tensor axis of the mesh the heads.
+        ConfigError: no network has this name; the network does not use an option that is set; the image is too small;
+            or, for a transformer, the patches do not divide the image, the heads the width, or the tensor axis of the
+            mesh the heads.
     """
     if config.name not in _FAMILY_OF:
         raise ConfigError(_unknown_name(config.name))

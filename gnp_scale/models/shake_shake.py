@@ -10,12 +10,12 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
 from gnp_scale.models.conv_layers import (
+    TORCH_HEAD_INIT,
     BatchNorm,
     Conv,
     Head,
     shard_examples,
     shard_examples_over_all,
-    torch_head_init,
 )
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import fold
@@ -109,7 +109,7 @@ class ShakeShake(nnx.Module):
                     block_key, config, num_in, num_out, stride, bn_group_size
                 )
         self.blocks = nnx.Dict(blocks)
-        self.head = Head(head_key, num_out, num_classes, torch_head_init)
+        self.head = Head(head_key, num_out, num_classes, init=TORCH_HEAD_INIT)
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
         key_B = shard_examples(key_B, AXES) if train and key_B is not None else None

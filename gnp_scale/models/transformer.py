@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from gnp_kernels.dispatch import platform
 from jax.nn.initializers import xavier_uniform
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
@@ -19,7 +18,7 @@ from gnp_scale.config import check
 from gnp_scale.config.model import AttentionImplementation
 from gnp_scale.mesh import BATCH, FSDP, TENSOR
 from gnp_scale.models.attention import attend
-from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold
+from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold, gelu
 
 TOKENS = P(BATCH, None, None)
 
@@ -141,9 +140,7 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        # Otherwise XLA for GPUs stores an intermediate result of the GELU as well. A TPU is slower with this.
-        gelu = jax.checkpoint(jax.nn.gelu) if platform() == "gpu" else jax.nn.gelu
-        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD)), self.dropout_rate, key_B)
+        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), approximate=True), self.dropout_rate, key_B)
         return self.out_proj(x_BxNxF)
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import BATCH, on_mesh
-from gnp_scale.models.family import Family
+from gnp_scale.models.family import Family, check_patches
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig
@@ -49,12 +49,8 @@ def size_of(config: ModelConfig) -> ViTConfig:
 
 def check_shapes(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
     """Raises ConfigError unless the patches divide the image and the heads divide the width."""
-    height, width, _ = image_shape
-    size, patch = size_of(config), config.patch_size
-    check(
-        height % patch == 0 and width % patch == 0,
-        f"model.patch_size is {patch}, which does not divide images of {height}x{width}: change it",
-    )
+    check_patches(config, image_shape)
+    size = size_of(config)
     check(
         size.width % size.num_heads == 0,
         f"{size.num_heads} attention heads do not divide a width of {size.width}: "
