@@ -9,8 +9,10 @@ import pytest
 
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import registry
+from gnp_scale.monitoring.flops import flops
 
 IMAGENET = ((224, 224, 3), 1000)
+IMAGENET_384 = ((384, 384, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
 TORCHVISION = "torchvision, the model's number of parameters"
@@ -33,6 +35,14 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("vit_g", 14, IMAGENET, 1.01e9, 1e7, "arXiv 2106.04560, table 2"),
         ("vit_gg", 14, IMAGENET, 1.84e9, 1e7, "arXiv 2106.04560, table 2"),
         ("vit_22b", 14, IMAGENET, 22e9, 1e9, "arXiv 2302.05442, abstract"),
+        ("deit3_s", 16, IMAGENET, 22_059_496, 1, TIMM),
+        ("deit3_m", 16, IMAGENET, 38_849_512, 1, TIMM),
+        ("deit3_b", 16, IMAGENET, 86_585_320, 1, TIMM),
+        ("deit3_l", 16, IMAGENET, 304_374_760, 1, TIMM),
+        ("deit3_h", 14, IMAGENET, 632_126_440, 1, TIMM),
+        ("deit3_s", 16, IMAGENET_384, 22_205_416, 1, TIMM),
+        ("deit3_b", 16, IMAGENET_384, 86_877_160, 1, TIMM),
+        ("deit3_l", 16, IMAGENET_384, 304_763_880, 1, TIMM),
         ("resnet18", None, IMAGENET, 11_689_512, 1, TORCHVISION),
         ("resnet34", None, IMAGENET, 21_797_672, 1, TORCHVISION),
         ("resnet50", None, IMAGENET, 25_557_032, 1, TORCHVISION),
@@ -50,6 +60,22 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
         config = replace(config, patch_size=patch_size, pool="token")
     num_params = sum(math.prod(leaf.shape) for leaf in leaves_of(config, *task))
     assert round(num_params / unit) == round(published / unit), source
+
+
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        (ModelConfig("deit3_s", pool="token"), 4.599),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_number_of_multiplications_is_that_of_timm(config, published):
+    """Billions for one image of 224x224, of convolutions and matrix products, as counted in PyTorch."""
+    model = registry.create(config, *IMAGENET, 1)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *IMAGENET[0]), jnp.float32)
+    count = flops(lambda *state: model.network(*state[:2])(state[2], train=False), *state, image) / 2
+    assert round(count / 1e9, 3) == published
 
 
 @pytest.mark.parametrize("name", registry.NAMES)

@@ -17,6 +17,7 @@ EPS = np.finfo(np.float32).eps
 IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
 
 TRANSFORMER = ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_path=0.1)
+DEIT = ModelConfig("deit3_s", patch_size=2, depth=2, width=32, num_heads=2, pool="token", drop_path=0.1)
 PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
 RESNET = ModelConfig("resnet18", num_bn_groups=2)
 WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
@@ -85,7 +86,7 @@ def assert_close(got, expected, num_ulps: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
-    [TRANSFORMER, PARALLEL, RESNET, pytest.param(WIDE, marks=pytest.mark.long)],
+    [TRANSFORMER, DEIT, PARALLEL, RESNET, pytest.param(WIDE, marks=pytest.mark.long)],
     ids=lambda config: config.name,
 )
 def test_numbers_do_not_depend_on_the_mesh(config):

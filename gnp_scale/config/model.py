@@ -16,7 +16,8 @@ class ModelConfig:
     """A name of `gnp_scale.models.registry`."""
     patch_size: int = 16
     pool: Literal["average", "token"] = "average"
-    """The input of a vision transformer's classifier: the average over tokens or a class token."""
+    """The input of a vision transformer's classifier: the average over tokens or a class token.
+    DeiT-III was published with a class token."""
     stem: Literal["cifar", "imagenet"] = "imagenet"
     """The first layer of a ResNet: a 3x3 convolution, or a 7x7 one with stride and max-pooling."""
     depth: int | None = None
@@ -26,7 +27,8 @@ class ModelConfig:
     num_heads: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
-    """Probability that the last block is dropped; it rises linearly from 0 at the first."""
+    """Probability that the last block is dropped; it rises linearly from 0 at the first. In DeiT-III it is that of
+    every block."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
     attention: AttentionImplementation = "auto"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.trees import upcast
-from jax.nn.initializers import Initializer, ones, zeros
+from jax.nn.initializers import Initializer, constant, ones, zeros
 from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
@@ -65,6 +65,8 @@ class Dense(nnx.Module):
         out_spec: Sharding of the output. A contraction over shards ends in an all-reduce.
         gathered: Axes over which the kernel is gathered for use.
         use_bias: Whether there is a bias.
+        initial_scale: Initial value of a learned factor of each output (LayerScale, arXiv 2103.17239); None for no
+            factor. It multiplies kernel and bias, which have fewer numbers than the outputs.
     """
 
     def __init__(
@@ -78,17 +80,25 @@ class Dense(nnx.Module):
         out_spec: P,
         gathered: tuple[str, ...] = (FSDP,),
         use_bias: bool = True,
+        initial_scale: float | None = None,
     ) -> None:
         kernel_letters, out_letters = formula.split(",")[1].split("->")
         bias_shape = tuple(size for letter, size in zip(kernel_letters, shape, strict=True) if letter in out_letters)
         self.formula, self.out_spec, self.gathered = formula, out_spec, gathered
         self.kernel = param(key, init, shape, spec)
-        self.bias = param(key, zeros, bias_shape, P(*out_spec[-len(bias_shape) :])) if use_bias else None
+        vector_spec = P(*out_spec[-len(bias_shape) :])
+        self.bias = param(key, zeros, bias_shape, vector_spec) if use_bias else None
+        self.scale = None if initial_scale is None else param(key, constant(initial_scale), bias_shape, vector_spec)
 
     def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
         contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        y_Bx = with_gathered_kernel(contract, self.gathered)(x_Bx, self.kernel[...])
-        return add_bias(y_Bx, self.bias[...]) if with_bias and self.bias is not None else y_Bx
+        y_Bx = with_gathered_kernel(contract, self.gathered)(x_Bx, self._scaled(self.kernel[...]))
+        return add_bias(y_Bx, self._scaled(self.bias[...])) if with_bias and self.bias is not None else y_Bx
+
+    def _scaled(self, weight: jax.Array) -> jax.Array:
+        if self.scale is None:
+            return weight
+        return weight * jnp.expand_dims(self.scale[...], range(weight.ndim - self.scale.ndim))
 
 
 class LayerNorm(nnx.Module):

@@ -5,12 +5,13 @@ value. Heads and hidden channels are sharded over `tensor`; tokens are not shard
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.dispatch import platform
-from jax.nn.initializers import xavier_uniform
+from jax.nn.initializers import Initializer, normal, xavier_uniform
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
@@ -34,11 +35,30 @@ class ViTConfig:
     num_heads: int
     parallel: bool = False
     """Blocks of ViT-22B: attention and MLP in parallel, normalised queries and keys, norms without mean and bias."""
+    deit: bool = False
+    """GELU and initial values of DeiT (arXiv 2012.12877): see `initializer` and `gelu`."""
+    layer_scale: float | None = None
+    """Initial factor of the results of attention and MLP (LayerScale, arXiv 2103.17239); None for no factors."""
     attention: AttentionImplementation = "auto"
 
 
+def initializer(size: ViTConfig, other: Initializer) -> Initializer:
+    """Normal of standard deviation 0.02 in DeiT, elsewhere `other`.
+
+    The authors of DeiT truncate at -2 and 2, which are 100 standard deviations.
+    """
+    return normal(0.02) if size.deit else other
+
+
+def gelu(x: jax.Array, size: ViTConfig) -> jax.Array:
+    """The exact GELU in DeiT; elsewhere the approximation by tanh, as in big_vision."""
+    function = partial(jax.nn.gelu, approximate=not size.deit)
+    # Otherwise XLA for GPUs stores an intermediate result of the GELU as well. A TPU is slower with this.
+    return (jax.checkpoint(function) if platform() == "gpu" else function)(x)
+
+
 class Block(nnx.Module):
-    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
+    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)); both may have a learned factor for each channel."""
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         attention_key, mlp_key = jax.random.split(key)
@@ -93,7 +113,7 @@ class Attention(nnx.Module):
             in_key,
             "bnd,dthk->bnthk",
             (width, 3, num_heads, width // num_heads),
-            init=xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1),
+            init=initializer(size, xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)),
             spec=P(FSDP, None, TENSOR, None),
             out_spec=P(BATCH, None, None, TENSOR, None),
             use_bias=not size.parallel,
@@ -104,10 +124,11 @@ class Attention(nnx.Module):
             out_key,
             "bnhk,hkd->bnd",
             (num_heads, width // num_heads, width),
-            init=xavier_uniform(in_axis=(0, 1), out_axis=2),
+            init=initializer(size, xavier_uniform(in_axis=(0, 1), out_axis=2)),
             spec=P(TENSOR, None, FSDP),
             out_spec=TOKENS,
             use_bias=not size.parallel,
+            initial_scale=size.layer_scale,
         )
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
@@ -123,27 +144,31 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two dense layers with a GELU (tanh approximation, as in big_vision) between them."""
+    """Two dense layers with a GELU between them."""
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         in_key, out_key = jax.random.split(key)
-        self.dropout_rate = dropout_rate
+        self.size, self.dropout_rate = size, dropout_rate
         self.in_proj = Dense(
             in_key,
             "bnd,df->bnf",
             (size.width, size.mlp),
-            init=xavier_uniform(),
+            init=initializer(size, xavier_uniform()),
             spec=P(FSDP, TENSOR),
             out_spec=P(BATCH, None, TENSOR),
         )
         self.out_proj = Dense(
-            out_key, "bnf,fd->bnd", (size.mlp, size.width), init=xavier_uniform(), spec=P(TENSOR, FSDP), out_spec=TOKENS
+            out_key,
+            "bnf,fd->bnd",
+            (size.mlp, size.width),
+            init=initializer(size, xavier_uniform()),
+            spec=P(TENSOR, FSDP),
+            out_spec=TOKENS,
+            initial_scale=size.layer_scale,
         )
 
     def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        # Otherwise XLA for GPUs stores an intermediate result of the GELU as well. A TPU is slower with this.
-        gelu = jax.checkpoint(jax.nn.gelu) if platform() == "gpu" else jax.nn.gelu
-        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD)), self.dropout_rate, key_B)
+        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), self.size), self.dropout_rate, key_B)
         return self.out_proj(x_BxNxF)
 
 

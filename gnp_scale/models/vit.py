@@ -1,4 +1,4 @@
-"""Vision transformers (arXiv 2010.11929), and ViT-22B (arXiv 2302.05442) with parallel blocks.
+"""Vision transformers (arXiv 2010.11929), DeiT-III (arXiv 2204.07118) and ViT-22B (arXiv 2302.05442).
 
 Shapes: B examples, H height, W width and C channels of an image, N tokens, D width, K classes.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.dispatch import platform
 from gnp_kernels.trees import upcast
-from jax.nn.initializers import lecun_normal, normal, zeros
+from jax.nn.initializers import lecun_normal, normal, variance_scaling, zeros
 from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
@@ -20,7 +20,7 @@ from gnp_scale.mesh import BATCH, on_mesh
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
-from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig
+from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig, initializer
 
 SIZES = {
     "vit_mu": ViTConfig(32, 1, 128, 2),  # For tests, as in big_vision.
@@ -33,6 +33,12 @@ SIZES = {
     "vit_h": ViTConfig(1280, 32, 5120, 16),
     "vit_g": ViTConfig(1408, 40, 6144, 16),  # ViT-g: 1.0 billion parameters.
     "vit_gg": ViTConfig(1664, 48, 8192, 16),  # ViT-G: 1.8 billion.
+    # Table 1 of arXiv 2204.07118, and M as in its authors' code; LayerScale as there. They use class tokens.
+    "deit3_s": ViTConfig(384, 12, 1536, 6, deit=True, layer_scale=1e-6),
+    "deit3_m": ViTConfig(512, 12, 2048, 8, deit=True, layer_scale=1e-6),
+    "deit3_b": ViTConfig(768, 12, 3072, 12, deit=True, layer_scale=1e-6),
+    "deit3_l": ViTConfig(1024, 24, 4096, 16, deit=True, layer_scale=1e-6),
+    "deit3_h": ViTConfig(1280, 32, 5120, 16, deit=True, layer_scale=1e-6),
     # Table 1 of arXiv 2302.05442.
     "vit_22b": ViTConfig(6144, 48, 24576, 48, parallel=True),
 }
@@ -68,6 +74,10 @@ class VisionTransformer(nnx.Module):
     Parameters are initialised as in big_vision: kernels Xavier-uniform, embedding LeCun-normal, positions normal with
     standard deviation 1 / sqrt(D), class token and head zero. The class token has its own position (arXiv 2010.11929,
     equation 1).
+
+    DeiT-III follows its authors' code instead: the class token has no position, every block the same probability of
+    being dropped, and parameters are initialised by `initializer`, except the embedding, which has the uniform kernel
+    of PyTorch's convolutions, and biases, which are zero.
     """
 
     def __init__(
@@ -75,29 +85,32 @@ class VisionTransformer(nnx.Module):
     ) -> None:
         size = size_of(config)
         patch, width = config.patch_size, size.width
-        embed_key, position_key, blocks_key = jax.random.split(key, 3)
-        num_tokens = (image_shape[0] // patch) * (image_shape[1] // patch) + (config.pool == "token")
+        embed_key, position_key, blocks_key, token_key, head_key = jax.random.split(key, 5)
+        num_patches = (image_shape[0] // patch) * (image_shape[1] // patch)
+        num_positions = num_patches + (config.pool == "token" and not size.deit)
         self.config, self.size = config, size
         self.block = ParallelBlock if size.parallel else Block
+        axes: dict[str, Any] = {"in_axis": (0, 1, 2), "out_axis": 3}
         self.embed = Dense(
             embed_key,
             "bhpwqc,pqcd->bhwd",
             (patch, patch, image_shape[2], width),
-            init=lecun_normal(in_axis=(0, 1, 2), out_axis=3),
+            init=variance_scaling(1 / 3, "fan_in", "uniform", **axes) if size.deit else lecun_normal(**axes),
             spec=P(None, None, None, SHARDS),
             out_spec=P(BATCH, None, None, None),
             gathered=SHARDS,
         )
         if config.pool == "token":
-            self.token = param(key, zeros, (1, width), P(None, SHARDS))
-        self.position = param(position_key, normal(width**-0.5), (num_tokens, width), P(None, SHARDS))
+            self.token = param(token_key, initializer(size, zeros), (1, width), P(None, SHARDS))
+        init = initializer(size, normal(width**-0.5))
+        self.position = param(position_key, init, (num_positions, width), P(None, SHARDS))
         self.blocks = self._make_blocks(jax.random.split(blocks_key, size.depth))
         self.norm = RMSNorm(key, width) if size.parallel else LayerNorm(key, width)
         self.head = Dense(
-            key,
+            head_key,
             "bd,dc->bc",
             (width, num_classes),
-            init=zeros,
+            init=initializer(size, zeros),
             spec=P(SHARDS, None),
             out_spec=P(BATCH, None),
             gathered=SHARDS,
@@ -116,7 +129,8 @@ class VisionTransformer(nnx.Module):
         key_B = key_B if train else None
         x_BxNxD = self._embed_patches(image_BxHxWxC.astype(config.dtype))
         x_BxNxD = dropout(x_BxNxD, config.dropout, fold(key_B, depth))
-        drop_rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else None
+        first_rate = config.drop_path if self.size.deit else 0.0
+        drop_rates = jnp.linspace(first_rate, config.drop_path, depth) if config.drop_path else None
         run = self.block.__call__
         if config.remat:
             run = jax.checkpoint(run, prevent_cse=not config.scan_layers)
@@ -137,6 +151,9 @@ class VisionTransformer(nnx.Module):
         shape = (num_examples, height // patch, patch, width // patch, patch, channels)
         patches = jnp.reshape(image_BxHxWxC, shape, out_sharding=on_mesh(mesh.batch_spec(len(shape))))
         x_BxNxD = self.embed(patches).reshape(num_examples, -1, self.size.width)
+        position_NxD = mesh.gather(self.position[...], SHARDS)
+        if self.size.deit:
+            x_BxNxD = add_bias(x_BxNxD, position_NxD)
         if self.config.pool == "token":
             token_1xD = mesh.gather(self.token[...], SHARDS)
             shape = (num_examples, 1, self.size.width)
@@ -145,7 +162,34 @@ class VisionTransformer(nnx.Module):
             x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
         if platform() == "gpu":
             x_BxNxD = with_row_major_gradient(x_BxNxD)
-        return add_bias(x_BxNxD, mesh.gather(self.position[...], SHARDS))
+        return x_BxNxD if self.size.deit else add_bias(x_BxNxD, position_NxD)
+
+
+def torch_name(path: str) -> str:
+    """The name of a parameter in timm."""
+    *modules, leaf = path.split("/")
+    if not modules:
+        return {"token": "cls_token", "position": "pos_embed"}[leaf]
+    if modules[0] == "embed":
+        modules = ["patch_embed", "proj"]
+    elif modules[0] == "blocks":
+        block = f"blocks.{int(modules[1])}"
+        inner = "/".join(modules[2:])
+        if leaf == "scale" and inner in _TORCH_SCALES:
+            return f"{block}.{_TORCH_SCALES[inner]}"
+        modules = [block, _TORCH_NAMES[inner]]
+    return ".".join((*modules, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)))
+
+
+_TORCH_SCALES = {"attention/out_proj": "ls1.gamma", "mlp/out_proj": "ls2.gamma"}
+_TORCH_NAMES = {
+    "norm_attention": "norm1",
+    "attention/in_proj": "attn.qkv",
+    "attention/out_proj": "attn.proj",
+    "norm_mlp": "norm2",
+    "mlp/in_proj": "mlp.fc1",
+    "mlp/out_proj": "mlp.fc2",
+}
 
 
 FAMILY = Family(
