@@ -13,6 +13,7 @@ from gnp_scale.monitoring.flops import flops
 
 IMAGENET = ((224, 224, 3), 1000)
 IMAGENET_384 = ((384, 384, 3), 1000)
+IMAGENET_448 = ((448, 448, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
 TORCHVISION = "torchvision, the model's number of parameters"
@@ -43,6 +44,14 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("deit3_s", 16, IMAGENET_384, 22_205_416, 1, TIMM),
         ("deit3_b", 16, IMAGENET_384, 86_877_160, 1, TIMM),
         ("deit3_l", 16, IMAGENET_384, 304_763_880, 1, TIMM),
+        ("cait_xxs24", None, IMAGENET, 11_956_264, 1, TIMM),
+        ("cait_xxs36", None, IMAGENET, 17_299_720, 1, TIMM),
+        ("cait_xs24", None, IMAGENET_384, 26_670_088, 1, TIMM),
+        ("cait_s24", None, IMAGENET, 46_916_200, 1, TIMM),
+        ("cait_s24", None, IMAGENET_384, 47_062_120, 1, TIMM),
+        ("cait_s36", None, IMAGENET_384, 68_366_632, 1, TIMM),
+        ("cait_m36", None, IMAGENET_384, 271_221_352, 1, TIMM),
+        ("cait_m48", None, IMAGENET_448, 356_460_520, 1, TIMM),
         ("resnet18", None, IMAGENET, 11_689_512, 1, TORCHVISION),
         ("resnet34", None, IMAGENET, 21_797_672, 1, TORCHVISION),
         ("resnet50", None, IMAGENET, 25_557_032, 1, TORCHVISION),
@@ -66,6 +75,7 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
     ("config", "published"),
     [
         (ModelConfig("deit3_s", pool="token"), 4.599),
+        (ModelConfig("cait_xxs24"), 2.523),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -73,9 +83,14 @@ def test_number_of_multiplications_is_that_of_timm(config, published):
     """Billions for one image of 224x224, of convolutions and matrix products, as counted in PyTorch."""
     model = registry.create(config, *IMAGENET, 1)
     state = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, *IMAGENET[0]), jnp.float32)
-    count = flops(lambda *state: model.network(*state[:2])(state[2], train=False), *state, image) / 2
-    assert round(count / 1e9, 3) == published
+
+    def forward(params, batch_stats, image):
+        return model.network(params, batch_stats)(image, train=False)
+
+    # The second image adds no products of parameters alone.
+    images = (jax.ShapeDtypeStruct((number, *IMAGENET[0]), jnp.float32) for number in (1, 2))
+    one, two = (flops(forward, *state, image) for image in images)
+    assert round((two - one) / 2e9, 3) == published
 
 
 @pytest.mark.parametrize("name", registry.NAMES)

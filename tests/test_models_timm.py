@@ -11,7 +11,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import registry, resnet, vit
+from gnp_scale.models import cait, registry, resnet, vit
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -29,15 +29,16 @@ class Case:
     """Of the logits, relative to the largest."""
 
 
-SMALL_VIT = {"patch_size": 8, "width": 24, "depth": 2, "num_heads": 3, "pool": "token"}
+SMALL_VIT = {"patch_size": 8, "width": 24, "depth": 2, "num_heads": 3}
 CASES = {
-    "deit3": Case(ModelConfig("deit3_s", **SMALL_VIT), vit.torch_name),
+    "cait": Case(ModelConfig("cait_xxs24", **SMALL_VIT), cait.torch_name),
+    "deit3": Case(ModelConfig("deit3_s", pool="token", **SMALL_VIT), vit.torch_name),
     "resnet": Case(
         ModelConfig("resnet50"),
         resnet.torch_name,
         (resnet.LAYOUTS, "resnet50", (resnet.Bottleneck, (1, 2, 1, 1))),
     ),
-    "vit": Case(ModelConfig("vit_ti", **SMALL_VIT), vit.torch_name),
+    "vit": Case(ModelConfig("vit_ti", pool="token", **SMALL_VIT), vit.torch_name),
 }
 
 

@@ -36,7 +36,7 @@ class ViTConfig:
     parallel: bool = False
     """Blocks of ViT-22B: attention and MLP in parallel, normalised queries and keys, norms without mean and bias."""
     deit: bool = False
-    """GELU and initial values of DeiT (arXiv 2012.12877): see `initializer` and `gelu`."""
+    """As DeiT (arXiv 2012.12877): with the exact GELU, not the approximation of big_vision, and as `initializer`."""
     layer_scale: float | None = None
     """Initial factor of the results of attention and MLP (LayerScale, arXiv 2103.17239); None for no factors."""
     attention: AttentionImplementation = "auto"
@@ -50,9 +50,9 @@ def initializer(size: ViTConfig, other: Initializer) -> Initializer:
     return normal(0.02) if size.deit else other
 
 
-def gelu(x: jax.Array, size: ViTConfig) -> jax.Array:
-    """The exact GELU in DeiT; elsewhere the approximation by tanh, as in big_vision."""
-    function = partial(jax.nn.gelu, approximate=not size.deit)
+def gelu(x: jax.Array, *, exact: bool) -> jax.Array:
+    """The GELU, or its approximation by tanh."""
+    function = partial(jax.nn.gelu, approximate=not exact)
     # Otherwise XLA for GPUs stores an intermediate result of the GELU as well. A TPU is slower with this.
     return (jax.checkpoint(function) if platform() == "gpu" else function)(x)
 
@@ -64,9 +64,13 @@ class Block(nnx.Module):
         attention_key, mlp_key = jax.random.split(key)
         self.dropout_rate = dropout_rate
         self.norm_attention = LayerNorm(key, size.width)
-        self.attention = Attention(attention_key, size)
+        self.attention = self.make_attention(attention_key, size)
         self.norm_mlp = LayerNorm(key, size.width)
         self.mlp = Mlp(mlp_key, size, dropout_rate)
+
+    def make_attention(self, key: jax.Array, size: ViTConfig) -> "Attention":
+        """The attention over the tokens."""
+        return Attention(key, size)
 
     def __call__(
         self, x_BxNxD: jax.Array, number: ArrayLike, drop_rate: jax.Array | None, key_B: jax.Array | None
@@ -140,7 +144,11 @@ class Attention(nnx.Module):
         query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = parts
         if self.norm_query is not None and self.norm_key is not None:
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
-        return self.out_proj(attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, self.implementation))
+        return self.out_proj(self.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+
+    def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+        """For each query the weighted average of the values (B x N x H x K)."""
+        return attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, self.implementation)
 
 
 class Mlp(nnx.Module):
@@ -148,7 +156,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         in_key, out_key = jax.random.split(key)
-        self.size, self.dropout_rate = size, dropout_rate
+        self.exact_gelu, self.dropout_rate = size.deit, dropout_rate
         self.in_proj = Dense(
             in_key,
             "bnd,df->bnf",
@@ -168,7 +176,7 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), self.size), self.dropout_rate, key_B)
+        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), exact=self.exact_gelu), self.dropout_rate, key_B)
         return self.out_proj(x_BxNxF)
 
 

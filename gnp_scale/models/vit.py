@@ -3,6 +3,7 @@
 Shapes: B examples, H height, W width and C channels of an image, N tokens, D width, K classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from gnp_scale.mesh import BATCH, on_mesh
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
+from gnp_scale.models.torch_weights import name_by_table
 from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig, initializer
 
 SIZES = {
@@ -44,19 +46,21 @@ SIZES = {
 }
 
 
-def size_of(config: ModelConfig) -> ViTConfig:
+def size_of(config: ModelConfig, sizes: Mapping[str, ViTConfig] = SIZES) -> ViTConfig:
     """The size that `config` names, with its overrides; with another width, the MLP is four times as wide."""
-    size = SIZES[config.name]
+    size = sizes[config.name]
     if config.width is not None:
         size = replace(size, width=config.width, mlp=4 * config.width)
     depth, num_heads = config.depth or size.depth, config.num_heads or size.num_heads
     return replace(size, depth=depth, num_heads=num_heads, attention=config.attention)
 
 
-def check_shapes(config: ModelConfig, image_shape: tuple[int, int, int]) -> None:
+def check_shapes(
+    config: ModelConfig, image_shape: tuple[int, int, int], sizes: Mapping[str, ViTConfig] = SIZES
+) -> None:
     """Raises ConfigError unless the patches divide the image and the heads divide the width."""
     height, width, _ = image_shape
-    size, patch = size_of(config), config.patch_size
+    size, patch = size_of(config, sizes), config.patch_size
     check(
         height % patch == 0 and width % patch == 0,
         f"model.patch_size is {patch}, which does not divide images of {height}x{width}: change it",
@@ -80,16 +84,18 @@ class VisionTransformer(nnx.Module):
     of PyTorch's convolutions, and biases, which are zero.
     """
 
+    sizes: Mapping[str, ViTConfig] = SIZES
+
     def __init__(
         self, key: jax.Array, config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int
     ) -> None:
-        size = size_of(config)
+        size = size_of(config, self.sizes)
         patch, width = config.patch_size, size.width
         embed_key, position_key, blocks_key, token_key, head_key = jax.random.split(key, 5)
         num_patches = (image_shape[0] // patch) * (image_shape[1] // patch)
         num_positions = num_patches + (config.pool == "token" and not size.deit)
         self.config, self.size = config, size
-        self.block = ParallelBlock if size.parallel else Block
+        self.block = self.block_type(size)
         axes: dict[str, Any] = {"in_axis": (0, 1, 2), "out_axis": 3}
         self.embed = Dense(
             embed_key,
@@ -116,6 +122,10 @@ class VisionTransformer(nnx.Module):
             gathered=SHARDS,
         )
 
+    def block_type(self, size: ViTConfig) -> type[Block] | type[ParallelBlock]:
+        """The class of the blocks."""
+        return ParallelBlock if size.parallel else Block
+
     def _make_blocks(self, keys: jax.Array) -> Any:
         def make(key: jax.Array) -> Block | ParallelBlock:
             return self.block(key, self.size, self.config.dropout)
@@ -141,9 +151,12 @@ class VisionTransformer(nnx.Module):
             for number, block in enumerate(self.blocks.values()):
                 x_BxNxD = with_stored_gradient(x_BxNxD)
                 x_BxNxD = run(block, x_BxNxD, number, None if drop_rates is None else drop_rates[number], key_B)
+        return self.head(self.pool(x_BxNxD))
+
+    def pool(self, x_BxNxD: jax.Array) -> jax.Array:
+        """The input of the head (float32 B x D) from the output of the blocks."""
         x_BxNxD = self.norm(x_BxNxD).astype(jnp.float32)
-        x_BxD = x_BxNxD[:, 0] if config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
-        return self.head(x_BxD)
+        return x_BxNxD[:, 0] if self.config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
 
     def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
         num_examples, height, width, channels = image_BxHxWxC.shape
@@ -155,41 +168,43 @@ class VisionTransformer(nnx.Module):
         if self.size.deit:
             x_BxNxD = add_bias(x_BxNxD, position_NxD)
         if self.config.pool == "token":
-            token_1xD = mesh.gather(self.token[...], SHARDS)
-            shape = (num_examples, 1, self.size.width)
-            # Broadcast in float32, then cast to the type of the tokens: its gradient is a float32 sum over examples.
-            token_Bx1xD = jnp.broadcast_to(upcast(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
-            x_BxNxD = jnp.concatenate([token_Bx1xD.astype(x_BxNxD.dtype), x_BxNxD], axis=1)
+            x_BxNxD = jnp.concatenate([self.token_like(x_BxNxD), x_BxNxD], axis=1)
         if platform() == "gpu":
             x_BxNxD = with_row_major_gradient(x_BxNxD)
         return x_BxNxD if self.size.deit else add_bias(x_BxNxD, position_NxD)
+
+    def token_like(self, x_BxNxD: jax.Array) -> jax.Array:
+        """The class token (B x 1 x D) for the examples of `x_BxNxD`, in its type."""
+        token_1xD = mesh.gather(self.token[...], SHARDS)
+        shape = (len(x_BxNxD), *token_1xD.shape)
+        # Broadcast in float32, then cast to the type of the tokens: its gradient is a float32 sum over examples.
+        token_Bx1xD = jnp.broadcast_to(upcast(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
+        return token_Bx1xD.astype(x_BxNxD.dtype)
+
+
+BLOCK_TORCH_NAMES = {
+    "norm_attention": "norm1",
+    "attention/in_proj": "attn.qkv",
+    "attention/out_proj": "attn.proj",
+    "attention/out_proj/scale": "ls1.gamma",
+    "norm_mlp": "norm2",
+    "mlp/in_proj": "mlp.fc1",
+    "mlp/out_proj": "mlp.fc2",
+    "mlp/out_proj/scale": "ls2.gamma",
+}
+_TORCH_NAMES = {"embed": "patch_embed.proj", "norm": "norm", "head": "head"}
 
 
 def torch_name(path: str) -> str:
     """The name of a parameter in timm."""
     *modules, leaf = path.split("/")
-    if not modules:
-        return {"token": "cls_token", "position": "pos_embed"}[leaf]
-    if modules[0] == "embed":
-        modules = ["patch_embed", "proj"]
-    elif modules[0] == "blocks":
-        block = f"blocks.{int(modules[1])}"
-        inner = "/".join(modules[2:])
-        if leaf == "scale" and inner in _TORCH_SCALES:
-            return f"{block}.{_TORCH_SCALES[inner]}"
-        modules = [block, _TORCH_NAMES[inner]]
-    return ".".join((*modules, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)))
-
-
-_TORCH_SCALES = {"attention/out_proj": "ls1.gamma", "mlp/out_proj": "ls2.gamma"}
-_TORCH_NAMES = {
-    "norm_attention": "norm1",
-    "attention/in_proj": "attn.qkv",
-    "attention/out_proj": "attn.proj",
-    "norm_mlp": "norm2",
-    "mlp/in_proj": "mlp.fc1",
-    "mlp/out_proj": "mlp.fc2",
-}
+    match modules:
+        case []:
+            return {"token": "cls_token", "position": "pos_embed"}[leaf]
+        case ["blocks", number, *inner]:
+            return f"blocks.{int(number)}.{name_by_table(inner, leaf, BLOCK_TORCH_NAMES)}"
+        case _:
+            return name_by_table(modules, leaf, _TORCH_NAMES)
 
 
 FAMILY = Family(
