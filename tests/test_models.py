@@ -52,6 +52,12 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("cait_s36", None, IMAGENET_384, 68_366_632, 1, TIMM),
         ("cait_m36", None, IMAGENET_384, 271_221_352, 1, TIMM),
         ("cait_m48", None, IMAGENET_448, 356_460_520, 1, TIMM),
+        ("swin_t", None, IMAGENET, 28_288_354, 1, TIMM),
+        ("swin_s", None, IMAGENET, 49_606_258, 1, TIMM),
+        ("swin_b", None, IMAGENET, 87_768_224, 1, TIMM),
+        ("swin_b", None, IMAGENET_384, 87_903_584, 1, TIMM),
+        ("swin_l", None, IMAGENET, 196_532_476, 1, TIMM),
+        ("swin_l", None, IMAGENET_384, 196_735_516, 1, TIMM),
         ("resnet18", None, IMAGENET, 11_689_512, 1, TORCHVISION),
         ("resnet34", None, IMAGENET, 21_797_672, 1, TORCHVISION),
         ("resnet50", None, IMAGENET, 25_557_032, 1, TORCHVISION),
@@ -76,6 +82,7 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
     [
         (ModelConfig("deit3_s", pool="token"), 4.599),
         (ModelConfig("cait_xxs24"), 2.523),
+        (ModelConfig("swin_t"), 4.491),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -116,6 +123,7 @@ def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_
         (ModelConfig("resnet50", remat=True), "model.remat is True, which resnet50 does not use"),
         (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
+        (ModelConfig("swin_t", patch_size=4), "model.patch_size is 4, which swin_t does not use"),
         (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
     ],
 )

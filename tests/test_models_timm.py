@@ -11,7 +11,7 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import cait, registry, resnet, vit
+from gnp_scale.models import cait, registry, resnet, swin, vit
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -38,6 +38,7 @@ CASES = {
         resnet.torch_name,
         (resnet.LAYOUTS, "resnet50", (resnet.Bottleneck, (1, 2, 1, 1))),
     ),
+    "swin": Case(ModelConfig("swin_t"), swin.torch_name, (swin.LAYOUTS, "swin_t", (32, (2, 1, 2, 1)))),
     "vit": Case(ModelConfig("vit_ti", pool="token", **SMALL_VIT), vit.torch_name),
 }
 

@@ -19,6 +19,7 @@ LARGEST = {
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
     "deit3_s": 128, "deit3_m": 512, "deit3_b": 256, "deit3_l": 1024, "deit3_h": 256, "cait_xxs24": 64,
     "cait_xxs36": 64, "cait_xs24": 32, "cait_s24": 128, "cait_s36": 128, "cait_m36": 256, "cait_m48": 256,
+    "swin_t": 128, "swin_s": 128, "swin_b": 512, "swin_l": 256,
     "resnet152": 256, "resnet200": 256, "wrn_16_4": 4096, "wrn_28_10": 64, "wrn_40_10": 64,
 }  # fmt: skip
 KEY = jax.eval_shape(lambda: jax.random.key(0))

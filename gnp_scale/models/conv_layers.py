@@ -147,15 +147,15 @@ def _exact_einsum(formula: str, member_BxG: jax.Array, x: jax.Array, out_shardin
 class Head(nnx.Module):
     """Average over the image and a dense layer, in float32.
 
-    Normal weights of standard deviation 0.01 (arXiv 1706.02677, section 5.1).
+    Normal weights of standard deviation `std`, by default as in arXiv 1706.02677, section 5.1.
     """
 
-    def __init__(self, key: jax.Array, num_channels: int, num_classes: int) -> None:
+    def __init__(self, key: jax.Array, num_channels: int, num_classes: int, std: float = 0.01) -> None:
         self.dense = Dense(
             key,
             "bc,ck->bk",
             (num_channels, num_classes),
-            init=normal(0.01),
+            init=normal(std),
             spec=P(SHARDS, None),
             out_spec=P(AXES, None),
             gathered=SHARDS,

@@ -14,14 +14,14 @@ from flax import nnx
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import cait, resnet, vit, wide_resnet
+from gnp_scale.models import cait, resnet, swin, vit, wide_resnet
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
 type BatchStats = dict[str, Any]
 """Nested dicts of float32 arrays; empty for networks without batch normalisation."""
 
-_FAMILIES = (vit.FAMILY, cait.FAMILY, resnet.FAMILY, wide_resnet.FAMILY)
+_FAMILIES = (vit.FAMILY, cait.FAMILY, swin.FAMILY, resnet.FAMILY, wide_resnet.FAMILY)
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 
 NAMES = tuple(_FAMILY_OF)
