@@ -134,6 +134,11 @@ def test_create_refuses_in_one_line(config, message):
     assert "\n" not in str(error.value)
 
 
+def test_swin_refuses_images_that_do_not_divide_into_its_windows():
+    with pytest.raises(ConfigError, match="multiples of 32, and these are 224x200: change"):
+        registry.create(ModelConfig("swin_t"), (224, 200, 3), 1000, 16)
+
+
 def test_heads_must_divide_over_the_tensor_axis(set_mesh):
     model = registry.create(ModelConfig("vit_ti"), *IMAGENET, 16)
     image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)

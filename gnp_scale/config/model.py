@@ -27,8 +27,8 @@ class ModelConfig:
     num_heads: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
-    """Probability that the last block is dropped; it rises linearly from 0 at the first. In DeiT-III it is that of
-    every block."""
+    """Probability that the last block is dropped; it rises linearly from 0 at the first. In DeiT-III and CaiT it is
+    that of every block."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
     attention: AttentionImplementation = "auto"
