@@ -12,6 +12,8 @@ from gnp_scale.models import registry
 from gnp_scale.monitoring.flops import flops
 
 IMAGENET = ((224, 224, 3), 1000)
+IMAGENET_384 = ((384, 384, 3), 1000)
+IMAGENET_448 = ((448, 448, 3), 1000)
 CIFAR10 = ((32, 32, 3), 10)
 TIMM = "pytorch-image-models, the model's number of parameters"
 HYSTS = "hysts/pytorch_image_classification, the model's number of parameters"
@@ -37,6 +39,28 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("vit_g", 14, IMAGENET, 1.01e9, 1e7, "arXiv 2106.04560, table 2"),
         ("vit_gg", 14, IMAGENET, 1.84e9, 1e7, "arXiv 2106.04560, table 2"),
         ("vit_22b", 14, IMAGENET, 22e9, 1e9, "arXiv 2302.05442, abstract"),
+        ("deit3_s", 16, IMAGENET, 22_059_496, 1, TIMM),
+        ("deit3_m", 16, IMAGENET, 38_849_512, 1, TIMM),
+        ("deit3_b", 16, IMAGENET, 86_585_320, 1, TIMM),
+        ("deit3_l", 16, IMAGENET, 304_374_760, 1, TIMM),
+        ("deit3_h", 14, IMAGENET, 632_126_440, 1, TIMM),
+        ("deit3_s", 16, IMAGENET_384, 22_205_416, 1, TIMM),
+        ("deit3_b", 16, IMAGENET_384, 86_877_160, 1, TIMM),
+        ("deit3_l", 16, IMAGENET_384, 304_763_880, 1, TIMM),
+        ("cait_xxs24", None, IMAGENET, 11_956_264, 1, TIMM),
+        ("cait_xxs36", None, IMAGENET, 17_299_720, 1, TIMM),
+        ("cait_xs24", None, IMAGENET_384, 26_670_088, 1, TIMM),
+        ("cait_s24", None, IMAGENET, 46_916_200, 1, TIMM),
+        ("cait_s24", None, IMAGENET_384, 47_062_120, 1, TIMM),
+        ("cait_s36", None, IMAGENET_384, 68_366_632, 1, TIMM),
+        ("cait_m36", None, IMAGENET_384, 271_221_352, 1, TIMM),
+        ("cait_m48", None, IMAGENET_448, 356_460_520, 1, TIMM),
+        ("swin_t", None, IMAGENET, 28_288_354, 1, TIMM),
+        ("swin_s", None, IMAGENET, 49_606_258, 1, TIMM),
+        ("swin_b", None, IMAGENET, 87_768_224, 1, TIMM),
+        ("swin_b", None, IMAGENET_384, 87_903_584, 1, TIMM),
+        ("swin_l", None, IMAGENET, 196_532_476, 1, TIMM),
+        ("swin_l", None, IMAGENET_384, 196_735_516, 1, TIMM),
         ("resnet18", None, IMAGENET, 11_689_512, 1, TORCHVISION),
         ("resnet34", None, IMAGENET, 21_797_672, 1, TORCHVISION),
         ("resnet50", None, IMAGENET, 25_557_032, 1, TORCHVISION),
@@ -87,23 +111,32 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
 
 
 @pytest.mark.parametrize(
-    ("name", "patch_size", "published", "tolerance"),
+    ("config", "published", "tolerance"),
     [
-        ("mixer_s", 32, 1.002e9, 0.0005),
-        ("mixer_b", 16, 12.602e9, 0.0005),
+        (ModelConfig("deit3_s", pool="token"), 4.599e9, 0.0005),
+        (ModelConfig("cait_xxs24"), 2.523e9, 0.0005),
+        (ModelConfig("swin_t"), 4.491e9, 0.0005),
+        (ModelConfig("mixer_s", patch_size=32), 1.002e9, 0.0005),
+        (ModelConfig("mixer_b"), 12.602e9, 0.0005),
         # timm counts products with the zeros around an image, too.
-        ("vgg16", None, 15.470e9, 0.04),
-        ("convnext_t", None, 4.456e9, 0.01),
-        ("convnext_b", None, 15.355e9, 0.01),
+        (ModelConfig("vgg16"), 15.470e9, 0.04),
+        (ModelConfig("convnext_t"), 4.456e9, 0.01),
+        (ModelConfig("convnext_b"), 15.355e9, 0.01),
     ],
+    ids=lambda value: getattr(value, "name", ""),
 )
-def test_number_of_multiplications_is_that_of_timm(name, patch_size, published, tolerance):
-    config = ModelConfig(name) if patch_size is None else ModelConfig(name, patch_size=patch_size)
+def test_number_of_multiplications_is_that_of_timm(config, published, tolerance):
+    """For one image of 224x224, of convolutions and matrix products."""
     model = registry.create(config, *IMAGENET, 16)
     state = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    num_products = flops(lambda state, image: model.network(*state)(image, train=False), state, image) / 2
-    assert num_products == pytest.approx(published, rel=tolerance)
+
+    def forward(params, batch_stats, image):
+        return model.network(params, batch_stats)(image, train=False)
+
+    # The second image adds no products of parameters alone.
+    images = (jax.ShapeDtypeStruct((number, *IMAGENET[0]), jnp.float32) for number in (1, 2))
+    one, two = (flops(forward, *state, image) for image in images)
+    assert (two - one) / 2 == pytest.approx(published, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", registry.NAMES)
@@ -135,6 +168,7 @@ def test_pyramidnets_refuse_images_that_cannot_be_halved_twice():
         (ModelConfig("resnet50", remat=True), "model.remat is True, which resnet50 does not use"),
         (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
+        (ModelConfig("swin_t", patch_size=4), "model.patch_size is 4, which swin_t does not use"),
         (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
         (ModelConfig("shake_shake_26_2x32d", shake_drop=0.5), "model.shake_drop is 0.5, which shake_shake_26_2x32d"),
         (ModelConfig("pyramidnet_110_48", shake_gradient="consistent"), "has no effect without ShakeDrop"),
@@ -152,6 +186,11 @@ def test_images_of_which_nothing_would_remain_are_refused(name):
     registry.create(ModelConfig(name), (32, 32, 3), 10, 16)
     with pytest.raises(ConfigError, match=f"{name} .* images of 40x31 are too small, choose another network"):
         registry.create(ModelConfig(name), (40, 31, 3), 10, 16)
+
+
+def test_swin_refuses_images_that_do_not_divide_into_its_windows():
+    with pytest.raises(ConfigError, match="multiples of 32, and these are 224x200: change"):
+        registry.create(ModelConfig("swin_t"), (224, 200, 3), 1000, 16)
 
 
 def test_heads_must_divide_over_the_tensor_axis(set_mesh):

@@ -13,10 +13,11 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import convnext, mixer, registry, transformer, vgg, vit
-from gnp_scale.models.attention import attend
+from gnp_scale.models.attention import attend, by_xla
 from gnp_scale.models.conv_layers import BatchNorm, _max_pool, max_pool
 from gnp_scale.models.layers import Dense, LayerNorm, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig
+from gnp_scale.models.windows import from_windows, shift_mask, to_windows
 from gnp_scale.monitoring.flops import flops
 
 
@@ -102,6 +103,42 @@ def test_attention_and_its_gradient_are_those_of_the_formula(set_mesh):
             np.testing.assert_allclose(
                 got, expected, rtol=0, atol=16 * np.finfo(np.float32).eps * np.abs(expected).max()
             )
+
+
+def test_attention_with_a_bias_and_its_gradient_are_those_of_the_formula(set_mesh):
+    """The bias is that of some windows; its gradient is the sum over the examples, which are on several devices."""
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    with jax.enable_x64():
+        query, key, value, d_out = (
+            jax.device_put(
+                jax.random.normal(jax.random.key(n), (8, 3, 7, 2, 4), jnp.float64), sharding(batch_spec(5, AXES))
+            )
+            for n in range(4)
+        )
+        bias = jax.random.normal(jax.random.key(4), (1, 3, 2, 7, 7), jnp.float64)
+
+        def formula(query, key, value, bias):
+            logits = jnp.einsum("bmqhk,bmshk->bmhqs", query, key) / np.sqrt(4) + bias
+            return jnp.einsum("bmhqs,bmshk->bmqhk", jax.nn.softmax(logits), value)
+
+        def of(attention):
+            return jax.jit(lambda *x: (attention(*x), *jax.vjp(attention, *x)[1](d_out)))(query, key, value, bias)
+
+        for got, expected in zip(of(by_xla), of(formula), strict=True):
+            np.testing.assert_allclose(
+                got, expected, rtol=0, atol=16 * np.finfo(np.float32).eps * np.abs(expected).max()
+            )
+
+
+def test_tokens_of_a_shifted_window_see_only_their_neighbours():
+    """In an image of 4x6 tokens with windows of 2x3, shifted by 1x1: distances in the image are less than a window."""
+    row, column = np.meshgrid(np.arange(4), np.arange(6), indexing="ij")
+    place_HxWx2 = np.roll(np.stack([row, column], axis=-1), (-1, -1), (0, 1))
+    place_MxNx2 = np.asarray(to_windows(jnp.asarray(place_HxWx2)[None], (2, 3)))[0]
+    np.testing.assert_array_equal(from_windows(jnp.asarray(place_MxNx2)[None], (4, 6), (2, 3))[0], place_HxWx2)
+    distance = np.abs(place_MxNx2[:, :, None] - place_MxNx2[:, None, :])
+    mask_MxNxN = shift_mask((4, 6), (2, 3), (1, 1))
+    np.testing.assert_array_equal(mask_MxNxN == 0, np.all(distance < (2, 3), axis=-1))
 
 
 def test_attention_stands_logits_that_float32_cannot_exponentiate():
@@ -336,6 +373,19 @@ def test_every_draw_of_a_further_network_has_a_key_of_its_own(module, sizes, con
 
     seen = draws(jax.random.split(jax.random.key(0), 5)).tolist()
     assert len(set(map(tuple, seen))) == len(seen) == 5 * num_draws
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("vit_mu", [0, 0.2]), ("deit3_s", [0.2, 0.2]), ("cait_s24", [0.2, 0.2])]
+)
+def test_which_blocks_are_dropped_is_as_published(name, expected, monkeypatch):
+    seen = []
+    monkeypatch.setattr(transformer, "drop_path", lambda x, rate, key_B: seen.append(float(rate)) or x)
+    config = ModelConfig(name, patch_size=4, depth=2, width=16, num_heads=2, drop_path=0.2)
+    model = registry.create(config, (4, 4, 3), 10, 16)
+    key_B = jax.random.split(jax.random.key(0), 2)
+    model.network(*model.init(jax.random.key(0)))(jnp.zeros((2, 4, 4, 3)), train=True, key_B=key_B)
+    np.testing.assert_allclose(seen, np.repeat(expected, 2), rtol=1e-6)
 
 
 def test_dropout_masks_do_not_depend_on_the_mesh(set_mesh):

@@ -18,6 +18,7 @@ from gnp_scale.models import (
     registry,
     resnet,
     shake_shake,
+    swin,
     vgg,
     wide_resnet,
 )
@@ -27,7 +28,10 @@ EPS = np.finfo(np.float32).eps
 IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
 
 TRANSFORMER = ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_path=0.1)
+DEIT = ModelConfig("deit3_s", patch_size=2, depth=2, width=32, num_heads=2, pool="token", drop_path=0.1)
+CAIT = ModelConfig("cait_xxs24", patch_size=2, depth=1, width=32, num_heads=2, drop_path=0.1)
 PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
+SWIN = ModelConfig("swin_t", dropout=0.1, drop_path=0.1)
 RESNET = ModelConfig("resnet18", num_bn_groups=2)
 WIDE = ModelConfig("wrn_16_4", num_bn_groups=2, dropout=0.1)
 SHAKE_SHAKE = ModelConfig("shake_shake_26_2x32d", num_bn_groups=2)
@@ -44,6 +48,7 @@ MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 def small_layouts(monkeypatch):
     """Few and narrow blocks, because a program for 8 devices is slow to compile."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+    monkeypatch.setitem(swin.LAYOUTS, "swin_t", (32, (2, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
     monkeypatch.setitem(shake_shake.LAYOUTS, "shake_shake_26_2x32d", (8, 4))
     monkeypatch.setitem(pyramidnet.LAYOUTS, "pyramidnet_110_48", (pyramidnet.BasicBlock, 8, 5))
@@ -59,9 +64,13 @@ def place(x):
     return x if jax.sharding.get_mesh().empty else jax.device_put(x, sharding(batch_spec(x.ndim)))
 
 
+def image_shape(config: ModelConfig) -> tuple[int, int, int]:
+    return (64, 64, 3) if config.name == SWIN.name else IMAGE_SHAPE
+
+
 def init(config: ModelConfig):
     """Model, parameters moved from their initial values (a zero head passes no gradient back), and batch statistics."""
-    model = registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
+    model = registry.create(config, image_shape(config), NUM_CLASSES, NUM_EXAMPLES)
     params, batch_stats = jax.jit(model.init)(jax.random.key(0))
 
     def move(w: jax.Array) -> jax.Array:
@@ -71,10 +80,10 @@ def init(config: ModelConfig):
     return model, jax.tree.map(move, params), batch_stats
 
 
-def loss_fn(model: registry.Model, batch_stats):
+def loss_fn(model: registry.Model, batch_stats, image_shape=IMAGE_SHAPE):
     """A function from parameters to the loss, the logits and the new batch statistics."""
     rng = np.random.default_rng(0)
-    image = place(rng.normal(size=(NUM_EXAMPLES, *IMAGE_SHAPE)).astype(np.float32))
+    image = place(rng.normal(size=(NUM_EXAMPLES, *image_shape)).astype(np.float32))
     weight = place(rng.normal(size=(NUM_EXAMPLES, NUM_CLASSES)).astype(np.float32))
     key_B = place(jax.random.split(jax.random.key(1), NUM_EXAMPLES))
 
@@ -89,7 +98,7 @@ def loss_fn(model: registry.Model, batch_stats):
 def run(config: ModelConfig):
     """Logits, gradients and batch statistics of one training pass, as NumPy arrays."""
     model, params, batch_stats = init(config)
-    grads, (logits, stats) = jax.jit(jax.grad(loss_fn(model, batch_stats), has_aux=True))(params)
+    grads, (logits, stats) = jax.jit(jax.grad(loss_fn(model, batch_stats, image_shape(config)), has_aux=True))(params)
     assert jax.tree.map(jax.typeof, grads) == jax.tree.map(jax.typeof, params)
     assert jax.tree.map(jax.typeof, stats) == jax.tree.map(jax.typeof, batch_stats)
     return jax.tree.map(np.asarray, {"logits": logits, "grads": grads, "stats": stats})
@@ -113,7 +122,7 @@ def assert_close(got, expected, num_ulps: int, smallest: float = 0) -> None:
         TRANSFORMER,
         PARALLEL,
         RESNET,
-        *(pytest.param(config, marks=pytest.mark.long) for config in (WIDE, SHAKE_SHAKE, PYRAMIDNET)),
+        *(pytest.param(config, marks=pytest.mark.long) for config in (DEIT, CAIT, SWIN, WIDE, SHAKE_SHAKE, PYRAMIDNET)),
     ],
     ids=lambda config: config.name,
 )
@@ -162,14 +171,15 @@ def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
         assert all(shard.data.nbytes == leaf.nbytes // 8 for shard in leaf.addressable_shards)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, RESNET, *SLOW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, CAIT, SWIN, RESNET, *SLOW], ids=lambda config: config.name)
 def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     set_mesh(fsdp=8)
     model, params, batch_stats = init(config)
     kernels = {
         leaf.shape: leaf.sharding.spec for path, leaf in jax.tree.leaves_with_path(params) if "kernel" in str(path)
     }
-    kept = [leaf for leaf in residuals_of(loss_fn(model, batch_stats), params) if leaf.shape in kernels]
+    loss = loss_fn(model, batch_stats, image_shape(config))
+    kept = [leaf for leaf in residuals_of(loss, params) if leaf.shape in kernels]
     assert len(kept) >= len(kernels)
     different = [(leaf, kernels[leaf.shape]) for leaf in kept if leaf.sharding.spec != kernels[leaf.shape]]
     assert not different

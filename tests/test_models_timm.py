@@ -13,7 +13,19 @@ import pytest
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import cifar_resnet, convnext, mixer, pyramidnet, registry, resnet, shake_shake, vgg
+from gnp_scale.models import (
+    cait,
+    cifar_resnet,
+    convnext,
+    mixer,
+    pyramidnet,
+    registry,
+    resnet,
+    shake_shake,
+    swin,
+    vgg,
+    vit,
+)
 from gnp_scale.models.torch_weights import TorchName, from_torch
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
@@ -39,7 +51,10 @@ def own_name(path: str) -> str:
 
 
 SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))
+SMALL_VIT = {"patch_size": 8, "width": 24, "depth": 2, "num_heads": 3}
 CASES = {
+    "cait": Case(ModelConfig("cait_xxs24", **SMALL_VIT), cait.torch_name),
+    "deit3": Case(ModelConfig("deit3_s", pool="token", **SMALL_VIT), vit.torch_name),
     "resnet": Case(
         ModelConfig("resnet50"),
         resnet.torch_name,
@@ -74,6 +89,8 @@ CASES = {
         (convnext.SIZES, "convnext_t", convnext.ConvNeXtConfig((1, 2, 1, 1), (8, 16, 24, 32))),
     ),
     "vgg_large": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
+    "swin": Case(ModelConfig("swin_t"), swin.torch_name, (swin.LAYOUTS, "swin_t", (32, (2, 1, 2, 1)))),
+    "vit": Case(ModelConfig("vit_ti", pool="token", **SMALL_VIT), vit.torch_name),
 }
 
 

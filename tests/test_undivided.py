@@ -18,6 +18,9 @@ from gnp_scale.models import registry, vit
 LARGEST = {
     "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_h": 256, "vit_g": 128,
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
+    "deit3_s": 128, "deit3_m": 512, "deit3_b": 256, "deit3_l": 1024, "deit3_h": 256, "cait_xxs24": 64,
+    "cait_xxs36": 64, "cait_xs24": 32, "cait_s24": 128, "cait_s36": 128, "cait_m36": 256, "cait_m48": 256,
+    "swin_t": 128, "swin_s": 128, "swin_b": 512, "swin_l": 256,
     "resnet152": 256, "resnet200": 256, "wrn_16_4": 4096, "wrn_28_10": 64, "wrn_40_10": 64,
     "shake_shake_26_2x32d": 4096, "shake_shake_26_2x64d": 256, "shake_shake_26_2x96d": 64, "pyramidnet_110_48": 4096,
     "pyramidnet_110_270": 1, "pyramidnet_164_48": 4096, "pyramidnet_164_270": 1, "pyramidnet_200_240": 1,

@@ -17,7 +17,8 @@ class ModelConfig:
     """A name of `gnp_scale.models.registry`."""
     patch_size: int = 16
     pool: Literal["average", "token"] = "average"
-    """The input of a vision transformer's classifier: the average over tokens or a class token."""
+    """The input of a vision transformer's classifier: the average over tokens or a class token.
+    DeiT-III was published with a class token."""
     stem: Literal["cifar", "imagenet"] = "imagenet"
     """The first layer of a ResNet: a 3x3 convolution, or a 7x7 one with stride and max-pooling."""
     depth: int | None = None
@@ -27,7 +28,8 @@ class ModelConfig:
     num_heads: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
-    """Probability that the last block is dropped; it rises linearly from 0 at the first."""
+    """Probability that the last block is dropped; it rises linearly from 0 at the first. In DeiT-III and CaiT it is
+    that of every block."""
     shake_drop: float = 0.0
     """Probability that ShakeDrop scales the last block of a PyramidNet at random; it is proportional to the number of
     the block. The published one is 0.5; 0 is no ShakeDrop."""

@@ -13,10 +13,9 @@ from gnp_kernels.dispatch import device_kind
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError
 from gnp_scale.config.model import AttentionImplementation
-from gnp_scale.mesh import BATCH, TENSOR, P, on_mesh
+from gnp_scale.mesh import TENSOR, P
 from gnp_scale.run.environment import DETERMINISTIC_FLAGS, is_deterministic
 
-_HEADS, _WEIGHTS = P(BATCH, None, TENSOR, None), P(BATCH, TENSOR, None, None)
 # cuDNN has flash attention from this capability on, for heads of at most so many channels on all such GPUs.
 _CUDNN_CAPABILITY, _CUDNN_CHANNELS = "8.0", 128
 
@@ -85,41 +84,54 @@ def _pallas(query_BxNxHxK: jax.Array) -> Attend | str:
 
 
 @jax.custom_vjp
-def by_xla(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+def by_xla(
+    query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
     """Logits, exponentials and sums are float32. The exponentials, at most 1, are rounded to the type of the query.
 
     They are rounded once and kept for the backward pass. The K channels of the output, not the N exponentials, are
     divided by their sum. For float32 arrays, only the order of the operations differs from the formula.
+
+    Args:
+        query_BxNxHxK: Queries; B may be several dimensions, such as examples and windows.
+        key_BxNxHxK: Keys.
+        value_BxNxHxK: Values.
+        bias: Is added to the logits (B x H x N x N): float32, and of their shape except that dimensions may be 1.
     """
-    return _forward(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)[0]
+    return _forward(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, bias)[0]
 
 
-type _Kept = tuple[jax.Array, ...]
+type _Kept = tuple[tuple[jax.Array, ...], jax.Array | None]
 
 
-def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, _Kept]:
-    logits = _einsum("bqhk,bshk->bhqs", query, key, _WEIGHTS, jnp.float32) * query.shape[-1] ** -0.5
+def _forward(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, _Kept]:
+    heads, weights = _specs(query)
+    logits = _einsum("...qhk,...shk->...hqs", query, key, weights, jnp.float32) * query.shape[-1] ** -0.5
+    if bias is not None:
+        logits += bias
     exponential = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     inverse_BxNxHx1 = _swapped(1 / jnp.sum(exponential, axis=-1))
     exponential = exponential.astype(query.dtype)
-    out = _einsum("bhqs,bshk->bqhk", exponential, value, _HEADS, jnp.float32) * inverse_BxNxHx1
+    out = _einsum("...hqs,...shk->...qhk", exponential, value, heads, jnp.float32) * inverse_BxNxHx1
     out = out.astype(query.dtype)
-    return out, (query, key, value, exponential, inverse_BxNxHx1, out)
+    return out, ((query, key, value, exponential, inverse_BxNxHx1, out), bias)
 
 
-def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(kept: _Kept, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """With weights w, d_logits = w * (d_w - sum(w * d_w)), where sum(w * d_w) = sum(out * d_out) (arXiv 2205.14135)."""
-    query, key, value, exponential, inverse_BxNxHx1, out = kept
+    (query, key, value, exponential, inverse_BxNxHx1, out), bias = kept
+    heads, weights = _specs(query)
     scaled = d_out.astype(jnp.float32) * inverse_BxNxHx1
     product_BxHxNx1 = _swapped(jnp.sum(scaled * out, axis=-1))
     scaled = scaled.astype(query.dtype)
-    d_value = _einsum("bhqs,bqhk->bshk", exponential, scaled, _HEADS)
-    d_weights = _einsum("bqhk,bshk->bhqs", scaled, value, _WEIGHTS, jnp.float32)
-    d_logits = exponential * (d_weights - product_BxHxNx1) * query.shape[-1] ** -0.5
-    d_logits = d_logits.astype(query.dtype)
-    d_query = _einsum("bhqs,bshk->bqhk", d_logits, key, _HEADS)
-    d_key = _einsum("bhqs,bqhk->bshk", d_logits, query, _HEADS)
-    return d_query, d_key, d_value
+    d_value = _einsum("...hqs,...qhk->...shk", exponential, scaled, heads)
+    d_weights = _einsum("...qhk,...shk->...hqs", scaled, value, weights, jnp.float32)
+    d_logits = exponential * (d_weights - product_BxHxNx1)
+    d_bias = None if bias is None else _sum_to(d_logits, bias.shape)
+    d_logits = (d_logits * query.shape[-1] ** -0.5).astype(query.dtype)
+    d_query = _einsum("...hqs,...shk->...qhk", d_logits, key, heads)
+    d_key = _einsum("...hqs,...qhk->...shk", d_logits, query, heads)
+    return d_query, d_key, d_value, d_bias
 
 
 by_xla.defvjp(_forward, _backward)
@@ -129,10 +141,26 @@ _WAYS: dict[str, Callable[[jax.Array], Attend | str]] = {"cudnn": _cudnn, "palla
 """What computes an attention, from its queries; or what it needs that they lack. "auto" takes the first that fits."""
 
 
-def _einsum(formula: str, a: jax.Array, b: jax.Array, spec: P, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    return jnp.einsum(formula, a, b, preferred_element_type=dtype, out_sharding=on_mesh(spec))
+def _specs(query_BxNxHxK: jax.Array) -> tuple[P | None, P | None]:
+    """The shardings of the heads, as that of the queries, and of the weights; None without a mesh."""
+    spec = jax.typeof(query_BxNxHxK).sharding.spec
+    if jax.sharding.get_abstract_mesh().empty:
+        return None, None
+    *examples, _, heads, _ = spec
+    return spec, P(*examples, heads, None, None)
+
+
+def _einsum(
+    formula: str, a: jax.Array, b: jax.Array, spec: P | None, dtype: jax.typing.DTypeLike | None = None
+) -> jax.Array:
+    return jnp.einsum(formula, a, b, preferred_element_type=dtype, out_sharding=spec)
+
+
+def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The sum over the dimensions that have size 1 in `shape`."""
+    return jnp.sum(x, axis=[dim for dim, size in enumerate(shape) if size == 1], keepdims=True)
 
 
 def _swapped(x_BxMxN: jax.Array) -> jax.Array:
     """Swaps heads and tokens, and appends a dimension for channels or keys."""
-    return jnp.swapaxes(x_BxMxN, 1, 2)[..., None]
+    return jnp.swapaxes(x_BxMxN, -2, -1)[..., None]

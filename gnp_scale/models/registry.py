@@ -15,12 +15,14 @@ from flax import nnx
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import (
+    cait,
     cifar_resnet,
     convnext,
     mixer,
     pyramidnet,
     resnet,
     shake_shake,
+    swin,
     vgg,
     vit,
     wide_resnet,
@@ -33,6 +35,8 @@ type BatchStats = dict[str, Any]
 
 _FAMILIES = (
     vit.FAMILY,
+    cait.FAMILY,
+    swin.FAMILY,
     resnet.FAMILY,
     wide_resnet.FAMILY,
     cifar_resnet.FAMILY,

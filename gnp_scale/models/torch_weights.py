@@ -1,6 +1,6 @@
 """Weights of the same network in PyTorch: other names, and kernels with the output first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,18 @@ import numpy as np
 
 type TorchName = Callable[[str], str]
 """From the path of a parameter or statistic, such as "blocks/00/mlp/in_proj/kernel", to its name in a state dict."""
+
+
+def name_by_table(modules: Sequence[str], leaf: str, table: Mapping[str, str]) -> str:
+    """The name of `leaf` in nested `modules`, from a table of the names of leaves, or of the modules that have them.
+
+    >>> name_by_table(["mlp", "in_proj"], "kernel", {"mlp/in_proj": "mlp.fc1"})
+    'mlp.fc1.weight'
+    """
+    module = "/".join(modules)
+    if (path := f"{module}/{leaf}") in table:
+        return table[path]
+    return ".".join((table[module], "weight" if leaf in ("kernel", "scale") else leaf))
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], abstract: Any, torch_name: TorchName) -> Any:

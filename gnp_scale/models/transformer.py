@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import xavier_uniform
+from jax.nn.initializers import Initializer, normal, xavier_uniform
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
@@ -33,19 +33,35 @@ class ViTConfig:
     num_heads: int
     parallel: bool = False
     """Blocks of ViT-22B: attention and MLP in parallel, normalised queries and keys, norms without mean and bias."""
+    deit: bool = False
+    """As DeiT (arXiv 2012.12877): with the exact GELU, not the approximation of big_vision, and as `initializer`."""
+    layer_scale: float | None = None
+    """Initial factor of the results of attention and MLP (LayerScale, arXiv 2103.17239); None for no factors."""
     attention: AttentionImplementation = "auto"
 
 
+def initializer(size: ViTConfig, other: Initializer) -> Initializer:
+    """Normal of standard deviation 0.02 in DeiT, elsewhere `other`.
+
+    The authors of DeiT truncate at -2 and 2, which are 100 standard deviations.
+    """
+    return normal(0.02) if size.deit else other
+
+
 class Block(nnx.Module):
-    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x))."""
+    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)); both may have a learned factor for each channel."""
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         attention_key, mlp_key = jax.random.split(key)
         self.dropout_rate = dropout_rate
         self.norm_attention = LayerNorm(key, size.width)
-        self.attention = Attention(attention_key, size)
+        self.attention = self.make_attention(attention_key, size)
         self.norm_mlp = LayerNorm(key, size.width)
         self.mlp = Mlp(mlp_key, size, dropout_rate)
+
+    def make_attention(self, key: jax.Array, size: ViTConfig) -> "Attention":
+        """The attention over the tokens."""
+        return Attention(key, size)
 
     def __call__(
         self, x_BxNxD: jax.Array, number: ArrayLike, drop_rate: jax.Array | None, key_B: jax.Array | None
@@ -92,7 +108,7 @@ class Attention(nnx.Module):
             in_key,
             "bnd,dthk->bnthk",
             (width, 3, num_heads, width // num_heads),
-            init=xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1),
+            init=initializer(size, xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)),
             spec=P(FSDP, None, TENSOR, None),
             out_spec=P(BATCH, None, None, TENSOR, None),
             use_bias=not size.parallel,
@@ -103,10 +119,11 @@ class Attention(nnx.Module):
             out_key,
             "bnhk,hkd->bnd",
             (num_heads, width // num_heads, width),
-            init=xavier_uniform(in_axis=(0, 1), out_axis=2),
+            init=initializer(size, xavier_uniform(in_axis=(0, 1), out_axis=2)),
             spec=P(TENSOR, None, FSDP),
             out_spec=TOKENS,
             use_bias=not size.parallel,
+            initial_scale=size.layer_scale,
         )
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
@@ -118,29 +135,39 @@ class Attention(nnx.Module):
         query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = parts
         if self.norm_query is not None and self.norm_key is not None:
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
-        return self.out_proj(attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, self.implementation))
+        return self.out_proj(self.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+
+    def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+        """For each query the weighted average of the values (B x N x H x K)."""
+        return attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK, self.implementation)
 
 
 class Mlp(nnx.Module):
-    """Two dense layers with a GELU (tanh approximation, as in big_vision) between them."""
+    """Two dense layers with a GELU between them."""
 
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         in_key, out_key = jax.random.split(key)
-        self.dropout_rate = dropout_rate
+        self.exact_gelu, self.dropout_rate = size.deit, dropout_rate
         self.in_proj = Dense(
             in_key,
             "bnd,df->bnf",
             (size.width, size.mlp),
-            init=xavier_uniform(),
+            init=initializer(size, xavier_uniform()),
             spec=P(FSDP, TENSOR),
             out_spec=P(BATCH, None, TENSOR),
         )
         self.out_proj = Dense(
-            out_key, "bnf,fd->bnd", (size.mlp, size.width), init=xavier_uniform(), spec=P(TENSOR, FSDP), out_spec=TOKENS
+            out_key,
+            "bnf,fd->bnd",
+            (size.mlp, size.width),
+            init=initializer(size, xavier_uniform()),
+            spec=P(TENSOR, FSDP),
+            out_spec=TOKENS,
+            initial_scale=size.layer_scale,
         )
 
     def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), approximate=True), self.dropout_rate, key_B)
+        x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), approximate=not self.exact_gelu), self.dropout_rate, key_B)
         return self.out_proj(x_BxNxF)
 
 

@@ -1,0 +1,213 @@
+"""Class-attention transformers, CaiT (arXiv 2103.17239): patches talk first, then a class token reads them.
+
+Shapes: B examples, N tokens, D width, H and G heads, K channels of a head; Q x S: queries x keys.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import normal, zeros
+from jax.sharding import PartitionSpec as P
+
+from gnp_scale.config import ModelConfig
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
+from gnp_scale.models import vit
+from gnp_scale.models.attention import attend
+from gnp_scale.models.family import Family
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, param
+from gnp_scale.models.torch_weights import name_by_table
+from gnp_scale.models.transformer import TOKENS, Attention, Block, Mlp, ViTConfig, check_heads
+
+NUM_CLASS_BLOCKS = 2
+
+# Table 3 of arXiv 2103.17239. The initial factors of LayerScale are those of the authors' code: it differs from section
+# 2 of the paper for XXS36.
+SIZES = {
+    "cait_xxs24": ViTConfig(192, 24, 768, 4, deit=True, layer_scale=1e-5),
+    "cait_xxs36": ViTConfig(192, 36, 768, 4, deit=True, layer_scale=1e-5),
+    "cait_xs24": ViTConfig(288, 24, 1152, 6, deit=True, layer_scale=1e-5),
+    "cait_s24": ViTConfig(384, 24, 1536, 8, deit=True, layer_scale=1e-5),
+    "cait_s36": ViTConfig(384, 36, 1536, 8, deit=True, layer_scale=1e-6),
+    "cait_m36": ViTConfig(768, 36, 3072, 16, deit=True, layer_scale=1e-6),
+    "cait_m48": ViTConfig(768, 48, 3072, 16, deit=True, layer_scale=1e-6),
+}
+_WEIGHTS, _HEADS = P(BATCH, TENSOR, None, None), P(BATCH, None, TENSOR, None)
+
+
+class HeadMixing(nnx.Module):
+    """A linear map of the heads, the same for each pair of a query and a key (arXiv 2003.02436).
+
+    The result has the type of the input. If heads are sharded over `tensor`, it ends in a reduce-scatter of the numbers
+    of all heads.
+    """
+
+    def __init__(self, key: jax.Array, num_heads: int) -> None:
+        self.kernel = param(key, normal(0.02), (num_heads, num_heads), P(TENSOR, None))
+        self.bias = param(key, zeros, (num_heads,), P(TENSOR))
+
+    def __call__(self, x_BxHxQxS: jax.Array, *, with_bias: bool = True) -> jax.Array:
+        dtype = x_BxHxQxS.dtype
+        kernel_HxG = self.kernel[...].astype(dtype)
+        mixed_BxGxQxS = jnp.einsum("bhqs,hg->bgqs", x_BxHxQxS, kernel_HxG, out_sharding=on_mesh(_WEIGHTS))
+        if not with_bias:
+            return mixed_BxGxQxS
+        return (mixed_BxGxQxS.astype(jnp.float32) + self.bias[...][None, :, None, None]).astype(dtype)
+
+
+@jax.custom_vjp
+def _products(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array) -> jax.Array:
+    """Products of queries and keys in float32; their gradient is rounded to the type of the queries."""
+    return jnp.einsum(
+        "bqhk,bshk->bhqs",
+        query_BxNxHxK,
+        key_BxNxHxK,
+        preferred_element_type=jnp.float32,
+        out_sharding=on_mesh(_WEIGHTS),
+    )
+
+
+def _products_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    query, key = kept
+    gradient = gradient.astype(query.dtype)
+    d_query = jnp.einsum("bhqs,bshk->bqhk", gradient, key, out_sharding=on_mesh(_HEADS))
+    return d_query, jnp.einsum("bhqs,bqhk->bshk", gradient, query, out_sharding=on_mesh(_HEADS))
+
+
+_products.defvjp(lambda query, key: (_products(query, key), (query, key)), _products_backward)
+
+
+class TalkingHeads(Attention):
+    """Attention whose heads are mixed before and after the softmax; logits are float32.
+
+    A softmax does not depend on a number that is added to all its inputs, so the bias of the first mixing, which the
+    published network has, is not added.
+    """
+
+    def __init__(self, key: jax.Array, size: ViTConfig) -> None:
+        attention_key, logits_key, weights_key = jax.random.split(key, 3)
+        super().__init__(attention_key, size)
+        self.mix_logits = HeadMixing(logits_key, size.num_heads)
+        self.mix_weights = HeadMixing(weights_key, size.num_heads)
+
+    def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+        """For each query the average of the values, with weights that several heads agree on (B x N x H x K)."""
+        logits_BxHxQxS = _products(query_BxNxHxK, key_BxNxHxK) * query_BxNxHxK.shape[-1] ** -0.5
+        weights_BxHxQxS = jax.nn.softmax(self.mix_logits(logits_BxHxQxS, with_bias=False))
+        weights_BxHxQxS = self.mix_weights(weights_BxHxQxS.astype(query_BxNxHxK.dtype))
+        return jnp.einsum("bhqs,bshk->bqhk", weights_BxHxQxS, value_BxNxHxK, out_sharding=on_mesh(_HEADS))
+
+
+class TalkingBlock(Block):
+    """A block of the patches."""
+
+    def make_attention(self, key: jax.Array, size: ViTConfig) -> Attention:
+        """The attention over the patches."""
+        return TalkingHeads(key, size)
+
+
+class ClassAttention(nnx.Module):
+    """Multi-head attention of the first token to all tokens (arXiv 2103.17239, section 3).
+
+    The bias of the keys, which the published network has, is not added: it changes all logits by the same number.
+    """
+
+    def __init__(self, key: jax.Array, size: ViTConfig) -> None:
+        width, num_heads = size.width, size.num_heads
+        self.num_heads = num_heads
+        shape = (width, num_heads, width // num_heads)
+        spec = P(FSDP, TENSOR, None)
+        query_key, key_key, value_key, out_key = jax.random.split(key, 4)
+        make = partial(Dense, formula="bnd,dhk->bnhk", shape=shape, init=normal(0.02), spec=spec, out_spec=_HEADS)
+        self.query, self.key, self.value = make(query_key), make(key_key), make(value_key)
+        self.out_proj = Dense(
+            out_key,
+            "bnhk,hkd->bnd",
+            (num_heads, width // num_heads, width),
+            init=normal(0.02),
+            spec=P(TENSOR, None, FSDP),
+            out_spec=TOKENS,
+            initial_scale=size.layer_scale,
+        )
+
+    def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
+        """Its result for the first token (B x 1 x D)."""
+        check_heads(self.num_heads)
+        key_BxNxHxK = self.key(x_BxNxD, with_bias=False)
+        return self.out_proj(attend(self.query(x_BxNxD[:, :1]), key_BxNxHxK, self.value(x_BxNxD), "xla"))
+
+
+class ClassBlock(nnx.Module):
+    """token + ClassAttention(LayerNorm(token and patches)), then token + MLP(LayerNorm(token)); drops nothing."""
+
+    def __init__(self, key: jax.Array, size: ViTConfig) -> None:
+        attention_key, mlp_key = jax.random.split(key)
+        self.norm_attention = LayerNorm(key, size.width)
+        self.attention = ClassAttention(attention_key, size)
+        self.norm_mlp = LayerNorm(key, size.width)
+        self.mlp = Mlp(mlp_key, size, dropout_rate=0.0)
+
+    def __call__(self, token_Bx1xD: jax.Array, x_BxNxD: jax.Array) -> jax.Array:
+        all_BxNxD = jnp.concatenate([token_Bx1xD, x_BxNxD], axis=1)
+        token_Bx1xD += self.attention(self.norm_attention(all_BxNxD))
+        return token_Bx1xD + self.mlp(self.norm_mlp(token_Bx1xD), None)
+
+
+class Cait(vit.VisionTransformer):
+    """Blocks of the patches, then two blocks that update a class token alone, which is the input of the head.
+
+    Parameters are initialised as in DeiT-III. All blocks of the patches have the same probability of being dropped.
+    """
+
+    sizes: Mapping[str, ViTConfig] = SIZES
+
+    def __init__(
+        self, key: jax.Array, config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int
+    ) -> None:
+        patches_key, token_key, *class_keys = jax.random.split(key, 2 + NUM_CLASS_BLOCKS)
+        super().__init__(patches_key, config, image_shape, num_classes)
+        self.token = param(token_key, normal(0.02), (1, self.size.width), P(None, SHARDS))
+        self.class_blocks = nnx.Dict({f"{number}": ClassBlock(key, self.size) for number, key in enumerate(class_keys)})
+
+    def block_type(self, size: ViTConfig) -> type[Block]:
+        """The class of the blocks of the patches."""
+        return TalkingBlock
+
+    def pool(self, x_BxNxD: jax.Array) -> jax.Array:
+        """The class token after its blocks (float32 B x D)."""
+        token_Bx1xD = self.token_like(x_BxNxD)
+        for block in self.class_blocks.values():
+            token_Bx1xD = block(token_Bx1xD, x_BxNxD)
+        return self.norm(token_Bx1xD).astype(jnp.float32)[:, 0]
+
+
+_BLOCK_TORCH_NAMES = {
+    **vit.BLOCK_TORCH_NAMES,
+    "attention/query": "attn.q",
+    "attention/key": "attn.k",
+    "attention/value": "attn.v",
+    "attention/mix_logits": "attn.proj_l",
+    "attention/mix_weights": "attn.proj_w",
+    "attention/out_proj/scale": "gamma_1",
+    "mlp/out_proj/scale": "gamma_2",
+}
+_TORCH_STACKS = {"blocks": "blocks", "class_blocks": "blocks_token_only"}
+
+
+def torch_name(path: str) -> str:
+    """The name of a parameter in timm."""
+    match path.split("/"):
+        case ["blocks" | "class_blocks" as stack, number, *inner, leaf]:
+            return f"{_TORCH_STACKS[stack]}.{int(number)}.{name_by_table(inner, leaf, _BLOCK_TORCH_NAMES)}"
+        case _:
+            return vit.torch_name(path)
+
+
+FAMILY = Family(
+    SIZES,
+    Cait,
+    ("patch_size", "depth", "width", "num_heads", "dropout", "drop_path", "remat", "scan_layers"),
+    partial(vit.check_shapes, sizes=SIZES),
+)
