@@ -23,8 +23,7 @@ from gnp_scale.models.transformer import TOKENS, Attention, Block, Mlp, ViTConfi
 
 NUM_CLASS_BLOCKS = 2
 
-# Table 3 of arXiv 2103.17239. The initial factors of LayerScale are those of the authors' code: it differs from section
-# 2 of the paper for XXS36.
+# The sizes of arXiv 2103.17239, with the initial factors of LayerScale of its authors' code, as in timm.
 SIZES = {
     "cait_xxs24": ViTConfig(192, 24, 768, 4, deit=True, layer_scale=1e-5),
     "cait_xxs36": ViTConfig(192, 36, 768, 4, deit=True, layer_scale=1e-5),

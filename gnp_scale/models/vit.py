@@ -35,7 +35,7 @@ SIZES = {
     "vit_h": ViTConfig(1280, 32, 5120, 16),
     "vit_g": ViTConfig(1408, 40, 6144, 16),  # ViT-g: 1.0 billion parameters.
     "vit_gg": ViTConfig(1664, 48, 8192, 16),  # ViT-G: 1.8 billion.
-    # Table 1 of arXiv 2204.07118, and M as in its authors' code; LayerScale as there. They use class tokens.
+    # The sizes of arXiv 2204.07118 as in its authors' code and timm. They were published with class tokens.
     "deit3_s": ViTConfig(384, 12, 1536, 6, deit=True, layer_scale=1e-6),
     "deit3_m": ViTConfig(512, 12, 2048, 8, deit=True, layer_scale=1e-6),
     "deit3_b": ViTConfig(768, 12, 3072, 12, deit=True, layer_scale=1e-6),
