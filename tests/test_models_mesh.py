@@ -139,13 +139,10 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT], ids=lambda config: config.name)
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
-    def run_without_rounding():
-        # LayerNorm removes the bias of a token: its gradient is 0 but for rounding.
-        return jax.tree.map(lambda x: np.where(np.abs(x).max() > 1e-6, x, 0), run(config))
-
-    expected = run_without_rounding()
+    expected = run(config)
     set_mesh(2, 2, 2)
-    assert_close(run_without_rounding(), expected, num_ulps=64)
+    # LayerNorm removes the bias of a token in a Mixer: its gradient is only a rounding error.
+    assert_close(run(config), expected, num_ulps=64, smallest=2**-7 if config is MIXER else 0)
 
 
 @pytest.mark.slow

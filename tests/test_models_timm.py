@@ -1,5 +1,5 @@
 """The same weights give the same logits as in PyTorch: as in timm (tests/fixtures/networks/make.py), or, for networks
-that timm does not have, as in a plain implementation (make_shake.py)."""
+that timm does not have, as in a plain implementation (reference.py, make_shake.py)."""
 
 import json
 from dataclasses import dataclass
