@@ -84,11 +84,13 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.absolute()
     with tempfile.TemporaryDirectory() as scratch:
-        shards, marked = Path(scratch) / "shards", Path(scratch) / "marked"
+        shards, marked, tar = (Path(scratch) / name for name in ("shards", "marked", "tar"))
         prepare(folder, shards, 64 << 20, 4)
         prepare(folder, marked, 64 << 20, 4, restart_markers=True)
+        prepare(folder, tar, 64 << 20, 4, "webdataset", restart_markers=True)
         ours = [sys.executable, "-m", "benchmarks.input.ours"]
         commands = {
+            "ours, tar with restart markers": [*ours, str(tar)],
             "ours, ArrayRecord with restart markers": [*ours, str(marked)],
             "ours, ArrayRecord": [*ours, str(shards)],
             "ours, folder": [*ours, str(folder)],

@@ -8,6 +8,7 @@ record is one request.
 import io
 import json
 import os
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,10 +48,8 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        # Unlike `__del__`, this also works while Python ends.
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 class _LocalFiles:
