@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from launcher import Job, run
 
@@ -63,6 +63,7 @@ SPANS = st.lists(
 
 
 @given(SPANS)
+@example([(536870912.0, 0.00152127559, 0.0, 0, 0)])  # The clock rounds so short a time by 3e-5 of it.
 def test_no_jump_of_the_clock_makes_time_negative(spans):
     """A record that lacks starts does not either: then more steps are lost than it contains."""
     run_history = RunHistory(
@@ -71,7 +72,7 @@ def test_no_jump_of_the_clock_makes_time_negative(spans):
             for began, train, other, from_step, step in spans
         )
     )
-    assert 0 <= run_history.goodput <= 1 + 1e-6
+    assert 0 <= run_history.goodput <= 1
     assert run_history.wall_s >= 0
     assert all(seconds >= 0 for seconds in run_history.stage_s.values())
     assert sum(run_history.stage_s.values()) == pytest.approx(run_history.wall_s, abs=1e-3)

@@ -94,7 +94,9 @@ class RunHistory:
     @property
     def goodput(self) -> float:
         """Seconds in updates that were kept / seconds since the run first started."""
-        return (self.stage_s[Stage.TRAIN] - self.lost_s) / self.wall_s if self.wall_s else 0.0
+        kept_s = self.stage_s[Stage.TRAIN] - self.lost_s
+        # The clock's seconds since 1970 are rounded, so a short wall time may be too short.
+        return min(1.0, kept_s / self.wall_s) if self.wall_s else 0.0
 
 
 class Recorder:
