@@ -158,6 +158,8 @@ def _has_size(path: Path, num_bytes: int) -> bool:
 def _marked(data: bytes) -> bytes:
     """An image with restart markers, or as it is if they would change its pixels, or if it cannot be decoded."""
     marked = with_restart_markers(data)
+    if marked is data:
+        return data
     try:
         return marked if np.array_equal(pixels_of(marked), pixels_of(data)) else data
     except ImageError:
