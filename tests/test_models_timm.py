@@ -26,7 +26,7 @@ from gnp_scale.models import (
     vgg,
     vit,
 )
-from gnp_scale.models.torch_weights import TorchName, from_torch
+from gnp_scale.models.torch_weights import TorchName, from_torch, leaf_name
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
 
@@ -46,8 +46,7 @@ class Case:
 def own_name(path: str) -> str:
     """The name in a network of PyTorch whose modules have our names."""
     *modules, leaf = path.split("/")
-    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var"}
-    return ".".join((*modules, names.get(leaf, leaf)))
+    return ".".join((*modules, leaf_name(leaf)))
 
 
 SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))

@@ -6,7 +6,6 @@ Shapes: B examples, H height, W width, C channels, F hidden channels of a block.
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 from jax.sharding import PartitionSpec as P
@@ -15,8 +14,9 @@ from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES
 from gnp_scale.models.conv_layers import Conv, Head, average, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family
-from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, drop_path, fold, gelu
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, drop_path, fold, gelu, rising_rates
 from gnp_scale.models.layouts import with_stored_gradient
+from gnp_scale.models.torch_weights import leaf_name
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ class ConvNeXt(nnx.Module):
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
         key_B = shard_examples(key_B, AXES) if train and key_B is not None else None
-        rate, number = self.config.drop_path, 0
-        drop_rates = jnp.linspace(0.0, rate, self.num_blocks) if rate else [None] * self.num_blocks
+        drop_rates, number = rising_rates(self.config.drop_path, self.num_blocks), 0
         x_BxHxWxC = self.norm(self.conv(shard_examples_over_all(image_BxHxWxC.astype(self.config.dtype))))
         for stage, blocks in self.stages.items():
             if stage in self.downsamplings:
@@ -142,7 +141,6 @@ class ConvNeXt(nnx.Module):
 def torch_name(path: str) -> str:
     """The name of a parameter in timm."""
     *modules, leaf = path.split("/")
-    leaf = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
     match modules:
         case ["downsamplings", stage, name]:
             place = f"stages.{stage}.downsample.{['norm', 'conv'].index(name)}"
@@ -153,7 +151,7 @@ def torch_name(path: str) -> str:
             place = f"stages.{stage}.blocks.{int(number)}.{names[name]}"
         case _:
             place = {"conv": "stem.0", "norm": "stem.1", "norm_head": "head.norm", "head": "head.fc"}[modules[0]]
-    return f"{place}.{leaf}"
+    return f"{place}.{leaf_name(leaf)}"
 
 
 FAMILY = Family(SIZES, ConvNeXt, ("drop_path",), check_shapes)

@@ -6,7 +6,7 @@ use. Vectors (biases, scales) are small and replicated, unless the layer compute
 Shapes: B examples; `x_Bx` has any dimensions after the examples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -160,6 +160,11 @@ def dropout(x_Bx: jax.Array, rate: float, key_B: jax.Array | None) -> jax.Array:
     spec = on_mesh(P(*jax.typeof(x_Bx).sharding.spec[1:]))
     draw = partial(jax.random.bernoulli, p=1 - rate, shape=x_Bx.shape[1:], out_sharding=spec)
     return jnp.where(jax.vmap(draw)(key_B), x_Bx / (1 - rate), 0)
+
+
+def rising_rates(last: float, num_blocks: int) -> Sequence[jax.Array | None] | jax.Array:
+    """The rate of `drop_path` of each block: linear from 0 at the first to `last`; None for each if that is 0."""
+    return jnp.linspace(0.0, last, num_blocks) if last else [None] * num_blocks
 
 
 def drop_path(x_Bx: jax.Array, rate: jax.Array | None, key_B: jax.Array | None) -> jax.Array:

@@ -12,13 +12,13 @@ from flax import nnx
 from jax.nn.initializers import lecun_normal, zeros
 from jax.sharding import PartitionSpec as P
 
-from gnp_scale import mesh
 from gnp_scale.config import ModelConfig
-from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
+from gnp_scale.mesh import BATCH, FSDP, TENSOR
 from gnp_scale.models.family import Family, check_patches
-from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, drop_path, fold, gelu
+from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, drop_path, fold, gelu, rising_rates
 from gnp_scale.models.layouts import with_stored_gradient
-from gnp_scale.models.transformer import TOKENS
+from gnp_scale.models.torch_weights import leaf_name
+from gnp_scale.models.transformer import TOKENS, cut_patches
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,13 @@ class MlpMixer(nnx.Module):
 
     def __call__(self, image_BxHxWxC: jax.Array, *, train: bool, key_B: jax.Array | None = None) -> jax.Array:
         key_B = key_B if train else None
-        rate, depth = self.config.drop_path, self.size.depth
-        drop_rates = jnp.linspace(0.0, rate, depth) if rate else [None] * depth
-        x_BxNxD = self._embed_patches(image_BxHxWxC.astype(self.config.dtype))
+        drop_rates = rising_rates(self.config.drop_path, self.size.depth)
+        patches = cut_patches(image_BxHxWxC.astype(self.config.dtype), self.config.patch_size)
+        x_BxNxD = self.embed(patches).reshape(len(patches), -1, self.size.width)
         for number, block in enumerate(self.blocks.values()):
             x_BxNxD = block(with_stored_gradient(x_BxNxD), drop_rates[number], fold(key_B, number))
         x_BxD = jnp.mean(self.norm(x_BxNxD).astype(jnp.float32), axis=1)
         return self.head(x_BxD)
-
-    def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
-        num_examples, height, width, channels = image_BxHxWxC.shape
-        patch = self.config.patch_size
-        shape = (num_examples, height // patch, patch, width // patch, patch, channels)
-        patches = jnp.reshape(image_BxHxWxC, shape, out_sharding=on_mesh(mesh.batch_spec(len(shape))))
-        return self.embed(patches).reshape(num_examples, -1, self.size.width)
 
 
 def torch_name(path: str) -> str:
@@ -154,7 +147,7 @@ def torch_name(path: str) -> str:
         "out_proj": "fc2",
     }
     modules = [names.get(name, str(int(name)) if name.isdigit() else name) for name in modules]
-    return ".".join((*modules, {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)))
+    return ".".join((*modules, leaf_name(leaf)))
 
 
 FAMILY = Family(SIZES, MlpMixer, ("patch_size", "drop_path"), check_patches)

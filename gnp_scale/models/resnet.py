@@ -10,6 +10,7 @@ from jax.nn.initializers import zeros
 from gnp_scale.config import ModelConfig
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, shard_examples_over_all
 from gnp_scale.models.family import Family
+from gnp_scale.models.torch_weights import leaf_name
 
 
 class Shortcut(nnx.Module):
@@ -119,7 +120,6 @@ class ResNet(nnx.Module):
 def torch_name(path: str) -> str:
     """The name of a parameter or statistic in torchvision and timm."""
     *modules, leaf = path.split("/")
-    leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var"}.get(leaf, leaf)
     if modules[0] in ("conv", "norm"):
         modules = [{"conv": "conv1", "norm": "bn1"}[modules[0]]]
     elif modules[0] == "head":
@@ -129,7 +129,7 @@ def torch_name(path: str) -> str:
         names = {"shortcut": "downsample", "conv": "0", "norm": "1"}
         inner = [names.get(name, name.replace("conv_", "conv").replace("norm_", "bn")) for name in modules[2:]]
         modules = [f"layer{int(stage) + 1}", str(int(number)), *inner]
-    return ".".join((*modules, leaf))
+    return ".".join((*modules, leaf_name(leaf)))
 
 
 FAMILY = Family(LAYOUTS, ResNet, ("stem", "num_bn_groups"))

@@ -17,7 +17,7 @@ from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES
 from gnp_scale.models.conv_layers import Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family, ImageShape
-from gnp_scale.models.layers import LayerNorm, drop_path, dropout, fold, gelu
+from gnp_scale.models.layers import LayerNorm, drop_path, dropout, fold, gelu, rising_rates
 from gnp_scale.models.layouts import with_stored_gradient
 from gnp_scale.models.torch_weights import name_by_table
 from gnp_scale.models.windows import Pair, WindowAttention, dense, from_windows, reshaped, shift_mask, to_windows
@@ -158,13 +158,13 @@ class SwinTransformer(nnx.Module):
         key_B = shard_examples(key_B, AXES) if train and key_B is not None else None
         x_BxHxWxC = self.patches(shard_examples_over_all(image_BxHxWxC.astype(config.dtype)))
         x_BxHxWxC = dropout(x_BxHxWxC, config.dropout, fold(key_B, depth))
-        drop_rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else None
+        drop_rates = rising_rates(config.drop_path, depth)
         run = jax.checkpoint(Block.__call__) if config.remat else Block.__call__
         for number, (name, block) in enumerate(self.blocks.items()):
             if name.endswith("_00") and name != "0_00":
                 x_BxHxWxC = self.merging[name.removesuffix("_00")](x_BxHxWxC)
             x_BxHxWxC = with_stored_gradient(x_BxHxWxC)
-            x_BxHxWxC = run(block, x_BxHxWxC, number, None if drop_rates is None else drop_rates[number], key_B)
+            x_BxHxWxC = run(block, x_BxHxWxC, number, drop_rates[number], key_B)
         return self.head(self.norm(x_BxHxWxC))
 
 

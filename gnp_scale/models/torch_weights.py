@@ -9,6 +9,13 @@ import numpy as np
 type TorchName = Callable[[str], str]
 """From the path of a parameter or statistic, such as "blocks/00/mlp/in_proj/kernel", to its name in a state dict."""
 
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var"}
+
+
+def leaf_name(leaf: str) -> str:
+    """The name of a parameter or statistic within its module."""
+    return _LEAVES.get(leaf, leaf)
+
 
 def name_by_table(modules: Sequence[str], leaf: str, table: Mapping[str, str]) -> str:
     """The name of `leaf` in nested `modules`, from a table of the names of leaves, or of the modules that have them.
@@ -19,7 +26,7 @@ def name_by_table(modules: Sequence[str], leaf: str, table: Mapping[str, str]) -
     module = "/".join(modules)
     if (path := f"{module}/{leaf}") in table:
         return table[path]
-    return ".".join((table[module], "weight" if leaf in ("kernel", "scale") else leaf))
+    return ".".join((table[module], leaf_name(leaf)))
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], abstract: Any, torch_name: TorchName) -> Any:

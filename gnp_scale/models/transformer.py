@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from gnp_scale import mesh
 from gnp_scale.config import check
 from gnp_scale.config.model import AttentionImplementation
-from gnp_scale.mesh import BATCH, FSDP, TENSOR
+from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
 from gnp_scale.models.attention import attend
 from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold, gelu
 
@@ -46,6 +46,13 @@ def initializer(size: ViTConfig, other: Initializer) -> Initializer:
     The authors of DeiT truncate at -2 and 2, which are 100 standard deviations.
     """
     return normal(0.02) if size.deit else other
+
+
+def cut_patches(image_BxHxWxC: jax.Array, size: int) -> jax.Array:
+    """The patches of an image, as B x rows x `size` x columns x `size` x C."""
+    num_examples, height, width, channels = image_BxHxWxC.shape
+    shape = (num_examples, height // size, size, width // size, size, channels)
+    return jnp.reshape(image_BxHxWxC, shape, out_sharding=on_mesh(mesh.batch_spec(len(shape))))
 
 
 class Block(nnx.Module):

@@ -23,6 +23,7 @@ from gnp_scale.models.conv_layers import (
 )
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, dropout, fold
+from gnp_scale.models.torch_weights import leaf_name
 
 # Configurations D and E of table 1 of arXiv 1409.1556.
 LAYOUTS = {
@@ -147,7 +148,7 @@ def _bins(size: int) -> np.ndarray:
 def torch_name(name: str, path: str) -> str:
     """The name in timm of a parameter or statistic of network `name`."""
     *modules, leaf = path.split("/")
-    leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "variance": "running_var"}.get(leaf, leaf)
+    leaf = leaf_name(leaf)
     dense = {"dense_1": "pre_logits.fc1", "dense_2": "pre_logits.fc2", "head": "head.fc"}
     if modules[0] in dense:
         return f"{dense[modules[0]]}.{leaf}"

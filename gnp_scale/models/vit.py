@@ -22,7 +22,7 @@ from gnp_scale.models.family import Family, check_patches
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
 from gnp_scale.models.torch_weights import name_by_table
-from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig, initializer
+from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig, cut_patches, initializer
 
 SIZES = {
     "vit_mu": ViTConfig(32, 1, 128, 2),  # For tests, as in big_vision.
@@ -155,10 +155,7 @@ class VisionTransformer(nnx.Module):
         return x_BxNxD[:, 0] if self.config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
 
     def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
-        num_examples, height, width, channels = image_BxHxWxC.shape
-        patch = self.config.patch_size
-        shape = (num_examples, height // patch, patch, width // patch, patch, channels)
-        patches = jnp.reshape(image_BxHxWxC, shape, out_sharding=on_mesh(mesh.batch_spec(len(shape))))
+        num_examples, patches = len(image_BxHxWxC), cut_patches(image_BxHxWxC, self.config.patch_size)
         x_BxNxD = self.embed(patches).reshape(num_examples, -1, self.size.width)
         position_NxD = mesh.gather(self.position[...], SHARDS)
         if self.size.deit:
