@@ -33,6 +33,7 @@ LAYERS = (
     {"checkpoint"},
     {"loop", "bench"},
     {"chaos"},
+    {"commands"},
     {"cli"},
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

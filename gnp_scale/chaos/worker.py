@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gnp_scale import cli
+from gnp_scale.commands import train
 from gnp_scale.resilience import preemption
 from gnp_scale.run import stages
 from gnp_scale.run.history import append
@@ -55,7 +56,7 @@ def main() -> int:
             pipeline.train_batches = _recorded(pipeline.train_batches, examples_file)
 
     stages.Stages = ToldStages
-    cli.StopRequest = ToldStopRequest
+    train.StopRequest = ToldStopRequest
     return cli.main(sys.argv[3:])
 
 

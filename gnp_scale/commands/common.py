@@ -1,0 +1,41 @@
+"""What several commands share."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from gnp_scale.checks import split_recipe
+from gnp_scale.config import ConfigError
+from gnp_scale.run.store import Folder, run_folder
+
+
+def default_run_dir(options: argparse.Namespace, prefix: str = "") -> Path:
+    """The folder of a run of the recipe, if the command names none."""
+    path, function = split_recipe(options.recipe)
+    return Path("runs") / f"{prefix}{Path(path).stem}-{function}"
+
+
+def import_jax() -> Any:
+    """Imports JAX, which reads environment variables and refuses some values of them."""
+    try:
+        import jax
+    except ValueError as error:
+        names = ", ".join(name for name in os.environ if name.startswith("JAX_"))
+        raise ConfigError(f"JAX does not start with the variables {names}: {error}") from error
+    return jax
+
+
+def on_cpu() -> None:
+    """Keeps this process away from the accelerators, which a run may be using."""
+    import_jax().config.update("jax_platforms", "cpu")
+
+
+def existing_run(text: str) -> Folder:
+    """The folder of the run that `text` names.
+
+    Raises: ConfigError: it names none.
+    """
+    if ".py:" in text:
+        raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or that of --run-dir")
+    return run_folder("RUN", text)

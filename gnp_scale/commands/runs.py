@@ -1,0 +1,67 @@
+"""The commands for a run that exists: `gnp-scale eval | status | fingerprint`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gnp_scale.arguments import at_least
+from gnp_scale.checks import local_path
+from gnp_scale.commands.common import existing_run, import_jax, on_cpu
+from gnp_scale.config import ConfigError
+from gnp_scale.exit_codes import Exit
+
+
+def add(commands: Any) -> None:
+    """Adds the commands to the parsers `commands`."""
+    evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run", allow_abbrev=False)
+    evaluate.add_argument("run_dir", metavar="RUN", help="folder of the run (flags of data and mesh may follow)")
+    evaluate.add_argument("--pictures", metavar="FOLDER", help="draw the confusion matrix and the worst images there")
+    evaluate.set_defaults(command=_eval, takes_flags=True)
+
+    fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
+    fingerprint.add_argument("run_dir", metavar="RUN", help="folder of the run")
+    fingerprint.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
+    fingerprint.set_defaults(command=_fingerprint, takes_flags=False)
+
+    status = commands.add_parser("status", help="the state of a run, and how it spent its time")
+    status.add_argument("run_dir", metavar="RUN", help="folder of the run, which may be running")
+    status.set_defaults(command=_status, takes_flags=False)
+
+
+def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    run_dir = existing_run(options.run_dir)
+    pictures = None if options.pictures is None else local_path("--pictures", options.pictures)
+    import_jax()
+    from gnp_scale import recipe
+    from gnp_scale.run import processes
+    from gnp_scale.run.run_dir import stored_config
+
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
+            raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
+    config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--pictures FOLDER]", ("--pictures",))
+    processes.start()
+    processes.check_devices()
+    from gnp_scale.loop import evaluate_run
+
+    step, scores = evaluate_run(config, run_dir, pictures)
+    if processes.is_main_process():
+        print(json.dumps({"step": step, **scores}))
+    return Exit.FINISHED
+
+
+def _status(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    from gnp_scale.run.status import print_status
+
+    print_status(existing_run(options.run_dir))
+    return Exit.FINISHED
+
+
+def _fingerprint(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    on_cpu()
+    from gnp_scale.checkpoint import fingerprint
+
+    step, digest = fingerprint(existing_run(options.run_dir), options.step)
+    print(f"{digest}  step {step}")
+    return Exit.FINISHED
