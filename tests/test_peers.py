@@ -1,12 +1,13 @@
 """The peers of `make bench-peers` are the same networks: they compute the same numbers in another way."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks.peers import linen
+from benchmarks.peers import forward, linen
 from benchmarks.peers.steps import make_config, peer_state, peer_step
 from benchmarks.tasks import KINDS
 from gnp_scale.config import MeshConfig, ModelConfig
@@ -67,3 +68,17 @@ def test_an_update_gives_the_same_numbers(task, kind):
     for name, difference in jax.tree.leaves_with_path(jax.tree.map(lambda a, b: np.abs(a - b).max(), got, expected)):
         # The bias of the keys moves all logits of a query equally: its gradient is rounding, which AdamW normalises.
         assert difference < 1e-5 or name[-2:] == KEY_BIAS, name
+
+
+@pytest.mark.parametrize("name", forward.PLAIN)
+def test_a_plain_network_has_the_same_parameters_and_flops(name):
+    """So that its cycles are those of the same work."""
+    size = forward.PLAIN[name][1]
+    image = jax.ShapeDtypeStruct((forward.BATCH_SIZE, size, size, 3), np.float32)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])), jax.numpy_rank_promotion("allow"):
+        own, state = forward.own_pass(ModelConfig(name), size, 10)
+        theirs, variables = forward.plain_pass(ModelConfig(name), size, 10)
+        num_own, num_theirs = (sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (state, variables))
+        assert num_own == num_theirs
+        # Swin looks up its position biases by a matrix product.
+        assert flops(own, *state, image) == pytest.approx(flops(theirs, variables, image), rel=3e-5)
