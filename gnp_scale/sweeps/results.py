@@ -60,9 +60,6 @@ def read_result(run_dir: Folder, name: str) -> Result:
             raise
         raise ConfigError(f"{run_dir} cannot be read ({error}): give the folder of a run") from error
     state = state_now(run_dir, history).partition(":")[0]
-    if not history.starts and rows:
-        # Version 0.1.0 kept no record of starts.
-        state = FINISHED if rows[-1]["step"] == config.train.num_steps else "not finished"
     evaluations = {int(row["step"]): row for row in rows if TOP1 in row}
     step_ms = [row["perf/step_ms"] for row in rows if "perf/step_ms" in row]
     hours = sum(start.time - start.began for start in history.starts) / 3600 if history.starts else None
