@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +82,10 @@ def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) ->
     commands = {name: [*train, *sweep.arguments(name, folder)] for name in names}
     queue = Queue(folder, commands, lambda name: _is_finished(folder / name), num_jobs)
     has_ended = queue.run()
-    _report(folder)
-    failed = {name: code for name, code in queue.codes.items() if code not in (Exit.FINISHED, Exit.PREEMPTED)}
-    for name, code in failed.items():
-        say(f"{name}: {meaning(code)}: {last_line(folder, name)}")
+    states = {name: meaning(code) for name, code in queue.codes.items() if code != Exit.FINISHED}
+    _report(folder, states)
+    for name, state in states.items():
+        say(f"{name}: {state}: {last_line(folder, name)}")
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED
@@ -99,7 +99,7 @@ def _is_finished(run_dir: Path) -> bool:
     return bool(starts) and starts[-1].exit == Exit.FINISHED
 
 
-def _report(folder: Path) -> int:
+def _report(folder: Path, states: Mapping[str, str] | None = None) -> int:
     from gnp_scale.sweeps.record import read
     from gnp_scale.sweeps.report import write
     from gnp_scale.sweeps.results import results_of
@@ -107,7 +107,7 @@ def _report(folder: Path) -> int:
     sweep = read(folder)
     check(sweep is not None, f"{folder} holds no sweep: name its folder with --sweep-dir, or add --grid to begin one")
     assert sweep is not None
-    print(write(results_of(folder, sweep), sweep.keys, folder), end="")
+    print(write(results_of(folder, sweep, states or {}), sweep.keys, folder), end="")
     return Exit.FINISHED
 
 

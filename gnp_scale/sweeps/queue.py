@@ -152,7 +152,7 @@ def is_in_use(run_dir: Path) -> bool:
 _MEANINGS: Mapping[int, str] = {
     Exit.FINISHED: "finished",
     Exit.WRONG_CONFIG: "wrong configuration",
-    Exit.PREEMPTED: "stopped and saved",
+    Exit.PREEMPTED: "stopped",
     Exit.HUNG: "hung",
     Exit.DIVERGED: "diverged",
     Exit.INTERRUPTED: "stopped without saving",

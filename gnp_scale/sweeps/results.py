@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gnp_scale.checks import check
@@ -66,14 +66,19 @@ def read_result(run_dir: Folder, name: str) -> Result:
     return Result(name, config, state, evaluations, statistics.median(step_ms) if step_ms else None, hours)
 
 
-def results_of(folder: Path, sweep: Sweep) -> list[Result]:
-    """What each point of the sweep in `folder` has reached, also of those that have not been started."""
-    return [
+def results_of(folder: Path, sweep: Sweep, states: Mapping[str, str]) -> list[Result]:
+    """What each point of the sweep in `folder` has reached, also of those that have not been started.
+
+    `states` has those of points that have just ended: the folder of a run does not record a start that was refused, or
+    stopped before it trained.
+    """
+    found = [
         read_result(folder / name, name)
         if (folder / name / CONFIG_FILE).exists()
         else Result(name, sweep.config_of(name), NOT_STARTED, {}, None, None)
         for name in sweep.points
     ]
+    return [replace(result, state=states.get(result.name, result.state)) for result in found]
 
 
 def find_results(arguments: Sequence[str]) -> list[Result]:
