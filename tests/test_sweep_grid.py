@@ -88,12 +88,12 @@ VALUES = st.one_of(
     st.none(),
     st.integers(),
     st.floats(allow_nan=False),
-    st.text(max_size=8),
-    st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
+    st.text(max_size=4),
+    st.lists(st.floats(0, 1, width=16), max_size=2).map(tuple),
 )
 
 
-@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
+@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=2))
 def test_a_name_is_a_safe_name_of_a_folder_from_which_the_values_can_be_read(values):
     name = name_of(values)
     assert re.fullmatch(r"[A-Za-z0-9._+~=,-]+", name)

@@ -46,11 +46,9 @@ def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
     default = default_run_dir(options, "sweep-")
     folder = default if options.sweep_dir is None else local_path("--sweep-dir", options.sweep_dir)
     check(options.slurm or not options.sbatch, "--sbatch is for --slurm: add that, or leave it out")
-    if options.report and not options.grid:
-        return _report(folder)
-    sweep, names = keep(folder, _asked_for(options, flags))
     if options.report:
         return _report(folder)
+    sweep, names = keep(folder, _asked_for(options, flags))
     unfinished = [name for name in names if not _is_finished(folder / name)]
     say(f"{len(names)} points, of which {len(names) - len(unfinished)} are finished, in {folder}")
     if options.slurm and unfinished:
