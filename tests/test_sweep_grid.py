@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnp_scale import recipe
@@ -104,6 +104,12 @@ def test_a_name_is_a_safe_name_of_a_folder_from_which_the_values_can_be_read(val
     assert read_back == {key: text_of(value) for key, value in values.items()}
 
 
+def test_a_name_has_no_separators_of_paths_and_all_digits_of_a_number():
+    assert name_of({"data.root": "a/b ~%"}) == "data.root=a~2fb~20~7e~25"
+    assert name_of({"gnp.r": 0.1 + 0.2}) == "gnp.r=0.30000000000000004"
+
+
+@settings(max_examples=20)
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=3, unique=True))
 def test_every_float_reaches_its_point_exactly(values):
     assert [
