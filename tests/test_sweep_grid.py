@@ -77,6 +77,11 @@ def test_a_wrong_axis_is_one_line(axes):
     assert "\n" not in str(error.value)
 
 
+def test_a_misspelt_flag_may_mean_one_of_the_command_itself():
+    with pytest.raises(ConfigError, match=r"there is no option --run-dir: did you mean --sweep-dir\?"):
+        points("gnp.r=0.1", flags=["--run-dir", "x"])
+
+
 def test_a_flag_must_not_contradict_an_axis():
     with pytest.raises(ConfigError, match=r"--model\.no-scan-layers is also an axis"):
         points("model.scan_layers=true,false", flags=["--model.no-scan-layers"])

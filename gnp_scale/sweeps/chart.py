@@ -17,6 +17,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 20, 64
 _TEXT, _LINE = 14, 20
 _TICK, _CAP, _DOT, _SEED_DOT = 5, 5, 5, 2
 _NUM_TICKS = 6
+_BESIDE, _ALL_BESIDE = 6, 30
+"""Pixels between the marks of two lines at the same x, and at most between those of the first and the last line."""
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
 _GRID, _FADED = "#e4e4e4", "#9a9a9a"
 
@@ -65,7 +67,8 @@ def draw(chart: Chart) -> Image.Image:
     _draw_axes(pen, chart, ticks, space)
     for number, (label, marks) in enumerate(chart.lines.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        _draw_line(pen, sorted(marks, key=lambda mark: mark.x), colour, space, joins=chart.joins)
+        shift = min(_BESIDE, _ALL_BESIDE / len(chart.lines)) * (number - (len(chart.lines) - 1) / 2)
+        _draw_line(pen, sorted(marks, key=lambda mark: mark.x), colour, space, shift, joins=chart.joins)
         if label:
             y = _HEIGHT + _LINE * number
             pen.line([(_LEFT, y), (_LEFT + 24, y)], colour, 2)
@@ -125,8 +128,8 @@ def _draw_axes(pen: "_Pen", chart: Chart, y_ticks: Sequence[float], space: _Spac
     pen.upward_text((14, (_TOP + bottom) / 2), chart.y_label)
 
 
-def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, *, joins: bool) -> None:
-    places = [(space.x(mark.x), space.y(mark.mean)) for mark in marks]
+def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, shift: float, *, joins: bool) -> None:
+    places = [(space.x(mark.x) + shift, space.y(mark.mean)) for mark in marks]
     if joins:
         for pair in itertools.pairwise(places):
             pen.line(pair, colour, 2)

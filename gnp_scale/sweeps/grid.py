@@ -12,6 +12,8 @@ type Values = Mapping[str, Any]
 """The values of a point, by keys such as `gnp.r`."""
 
 _KEPT = "._+-"
+_OTHER_FLAGS = ("--grid", "--sweep-dir", "--jobs", "--report", "--slurm", "--sbatch", "--kernels")
+"""Of `gnp-scale sweep`, which a misspelt flag may have meant."""
 _LONGEST_NAME = 200
 """Characters; file systems allow 255 bytes, and a log has a longer name."""
 
@@ -57,7 +59,8 @@ def make_points(base: Config, flags: Sequence[str], axes: Sequence[str]) -> dict
 
 def _override(base: Config, flags: Sequence[str], texts: Mapping[str, str]) -> Config:
     known = recipe.flatten(base)
-    return recipe.override(base, [*flags, *flags_of({key: _read(key, text, known) for key, text in texts.items()})])
+    values = {key: _read(key, text, known) for key, text in texts.items()}
+    return recipe.override(base, [*flags, *flags_of(values)], others=_OTHER_FLAGS)
 
 
 def _read(key: str, text: str, known: Values) -> Any:
