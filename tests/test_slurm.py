@@ -89,22 +89,20 @@ def test_an_array_runs_each_line_of_flags_in_a_folder_of_its_own(cluster, stub_p
     ]
 
 
-# Replaces the trainer: a run of seed 1 diverges as long as there is no file `mended`; others leave the record of a run
-# that is finished.
+# Replaces the trainer: a run waits for the file `go`. That of seed 1 then diverges, as long as there is no file `mended`;
+# others leave the record of a run that is finished.
 SWEEP_STUB = """#!/usr/bin/env bash
-echo "$SLURM_ARRAY_TASK_ID ${!#}" >>STARTS
-sleep 1
-if [[ "$*" == *"--train.seed 1"* && ! -e MENDED ]]; then exit 77; fi
+echo "$SLURM_ARRAY_TASK_ID ${!#}" >>FOLDER/starts
+until [[ -e FOLDER/go ]]; do sleep 0.1; done
+if [[ "$*" == *"--train.seed 1"* && ! -e FOLDER/mended ]]; then exit 77; fi
 mkdir -p "${!#}"
-cp RECORD "${!#}/goodput.jsonl"
+cp FOLDER/run/goodput.jsonl "${!#}/goodput.jsonl"
 """
 
 
 def test_a_sweep_is_an_array_job_and_a_further_one_for_what_is_not_finished(cluster, tmp_path):
-    starts, mended, record = (tmp_path / name for name in ("starts", "mended", "record"))
     make_run(tmp_path / "run", Config(), {})
-    record.write_bytes((tmp_path / "run" / "goodput.jsonl").read_bytes())
-    stub = SWEEP_STUB.replace("STARTS", str(starts)).replace("MENDED", str(mended)).replace("RECORD", str(record))
+    stub = SWEEP_STUB.replace("FOLDER", str(tmp_path))
     env = cluster.env | {"PATH": f"{_program(tmp_path, 'gnp-scale', stub)}:{os.environ['PATH']}"}
     folder, grid = tmp_path / "a sweep", ("--grid", "gnp.r=0.1,0.2", "--grid", "train.seed=0,1")
 
@@ -121,13 +119,15 @@ def test_a_sweep_is_an_array_job_and_a_further_one_for_what_is_not_finished(clus
     again = sweep("--slurm", *grid)
     assert again.returncode == 2
     assert re.search(r"[1-4] tasks of job \d+ of this sweep are in the queue", again.stderr)
+    (tmp_path / "go").touch()
     wait(first)
     names = [f"gnp.r={r},train.seed={seed}" for r in (0.1, 0.2) for seed in (0, 1)]
     expected = [f"{number} {folder / name}" for number, name in enumerate(names, 1)]
+    starts = tmp_path / "starts"
     assert sorted(starts.read_text().splitlines()) == expected
     assert "starting again would not help" in (folder / "slurm" / "2.log").read_text()
 
-    mended.touch()
+    (tmp_path / "mended").touch()
     wait(sweep("--slurm", *grid))
     assert sorted(starts.read_text().splitlines()[4:]) == [expected[1], expected[3]]
 
