@@ -89,8 +89,8 @@ def test_an_array_runs_each_line_of_flags_in_a_folder_of_its_own(cluster, stub_p
     ]
 
 
-# Replaces the trainer: a run waits for the file `go`. That of seed 1 then diverges, as long as there is no file `mended`;
-# others leave the record of a run that is finished.
+# Replaces the trainer: a run waits for the file `go`. That of seed 1 then diverges, as long as there is no file
+# `mended`; others leave the record of a run that is finished.
 SWEEP_STUB = """#!/usr/bin/env bash
 echo "$SLURM_ARRAY_TASK_ID ${!#}" >>FOLDER/starts
 until [[ -e FOLDER/go ]]; do sleep 0.1; done
