@@ -23,6 +23,10 @@ examples:
     gnp-scale eval runs/digits-quickstart
   see the state of a run, also while it is running:
     gnp-scale status runs/digits-quickstart
+  train all combinations of some values, and again to go on after a stop:
+    gnp-scale sweep configs/digits.py:quickstart --grid gnp.r=0.05,0.1 --grid train.seed=0,1,2
+  compare runs in a table, with intervals over seeds, and in a plot:
+    gnp-scale compare runs/a runs/b --out runs/comparison
   kill runs at random, and compare their results with an undisturbed run:
     gnp-scale drill configs/digits.py:quickstart --num-kills 3 --train.num-steps 60 --optim.warmup-steps 10
 """

@@ -123,7 +123,7 @@ def help_text(capsys, monkeypatch):
 
 def test_every_example_of_the_help_is_a_command(help_text):
     lines = [line.split() for line in help_text("--help").splitlines() if line.startswith("    gnp-scale ")]
-    assert {words[1] for words in lines} == {"train", "eval", "status", "drill"}
+    assert {words[1] for words in lines} == {"train", "eval", "status", "sweep", "compare", "drill"}
     for _, *words in lines:
         options, flags = _parser().parse_known_args(words)
         if options.takes_flags and flags != ["--help"]:

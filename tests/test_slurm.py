@@ -2,13 +2,16 @@
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from run_folders import make_run
 from slurm_cluster import INSTALL, SlurmCluster, missing_programs
 
 from gnp_scale.checkpoint import fingerprint
+from gnp_scale.config import Config
 
 ROOT = Path(__file__).parent.parent
 TRAIN = "launch/slurm/train.sbatch"
@@ -84,6 +87,49 @@ def test_an_array_runs_each_line_of_flags_in_a_folder_of_its_own(cluster, stub_p
         ["grace 20, devices : train 0 --run-dir runs/sweep/1 --gnp.alpha 0.2"],
         ["grace 20, devices : train 0 --run-dir runs/sweep/2 --gnp.alpha 0.4 --train.seed 1"],
     ]
+
+
+# Replaces the trainer: a run waits for the file `go`. That of seed 1 then diverges, as long as there is no file
+# `mended`; others leave the record of a run that is finished.
+SWEEP_STUB = """#!/usr/bin/env bash
+echo "$SLURM_ARRAY_TASK_ID ${!#}" >>FOLDER/starts
+until [[ -e FOLDER/go ]]; do sleep 0.1; done
+if [[ "$*" == *"--train.seed 1"* && ! -e FOLDER/mended ]]; then exit 77; fi
+mkdir -p "${!#}"
+cp FOLDER/run/goodput.jsonl "${!#}/goodput.jsonl"
+"""
+
+
+def test_a_sweep_is_an_array_job_and_a_further_one_for_what_is_not_finished(cluster, tmp_path):
+    make_run(tmp_path / "run", Config(), {})
+    stub = SWEEP_STUB.replace("FOLDER", str(tmp_path))
+    env = cluster.env | {"PATH": f"{_program(tmp_path, 'gnp-scale', stub)}:{os.environ['PATH']}"}
+    folder, grid = tmp_path / "a sweep", ("--grid", "gnp.r=0.1,0.2", "--grid", "train.seed=0,1")
+
+    def sweep(*options):
+        command = (sys.executable, "-m", "gnp_scale.cli", "sweep", RECIPE[0], "--sweep-dir", str(folder), *options)
+        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+
+    def wait(done):
+        number = done.stdout.strip()
+        assert done.returncode == 0, done.stderr
+        cluster.wait_until(lambda: not cluster.run("squeue", "--noheader", "--jobs", number))
+
+    first = sweep("--slurm", *grid, "--sbatch=--comment=mine", "--jobs", "2")
+    again = sweep("--slurm", *grid)
+    assert again.returncode == 2
+    assert re.search(r"[1-4] tasks of job \d+ of this sweep are in the queue", again.stderr)
+    (tmp_path / "go").touch()
+    wait(first)
+    names = [f"gnp.r={r},train.seed={seed}" for r in (0.1, 0.2) for seed in (0, 1)]
+    expected = [f"{number} {folder / name}" for number, name in enumerate(names, 1)]
+    starts = tmp_path / "starts"
+    assert sorted(starts.read_text().splitlines()) == expected
+    assert "starting again would not help" in (folder / "slurm" / "2.log").read_text()
+
+    (tmp_path / "mended").touch()
+    wait(sweep("--slurm", *grid))
+    assert sorted(starts.read_text().splitlines()[4:]) == [expected[1], expected[3]]
 
 
 def test_a_job_leaves_an_unhealthy_node_before_it_trains(cluster, stub_path, tmp_path):

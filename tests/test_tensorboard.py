@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnp_scale.config import Config
+from gnp_scale import recipe
+from gnp_scale.config import Config, GnpConfig, OptimConfig
 from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.monitoring import tensorboard
 from gnp_scale.monitoring.confusion import Guesses
@@ -160,23 +161,58 @@ def test_configuration_is_shown_as_a_block_of_json(server):
     assert "learning_rate" in text["text"]
 
 
-def test_hparams_show_the_configuration_beside_the_accuracy(server, run_dir):
-    experiment = server.json("hparams/experiment", {"experimentName": ""})
-    assert [metric["name"]["tag"] for metric in experiment["metricInfos"]] == ["eval/top1"]
-    (group,) = server.json(
-        "hparams/session_groups",
-        {
-            "experimentName": "",
-            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
-            "colParams": [{"metric": {"tag": "eval/top1"}}, {"hparam": "gnp.alpha"}, {"hparam": "model.name"}],
-            "startIndex": 0,
-            "sliceSize": 10,
-        },
-    )["sessionGroups"]
-    assert group["hparams"]["gnp.alpha"] == 0.8
-    assert group["hparams"]["model.name"] == Config().model.name
-    (metric,) = group["metricValues"]
-    assert (metric["trainingStep"], metric["value"]) == (6, read_metrics(run_dir)[-1]["eval/top1"])
+def log_run(run_dir, config, top1):
+    """A run that is killed, starts again from the beginning, and is resumed once more."""
+    for start in (0, 0, 1):
+        with MetricWriter(run_dir, is_writer=True, start_step=start) as writer:
+            assert writer.board is not None
+            if start == 0:
+                writer.board.config(config)
+            writer.write(start + 1, {"train/loss": 1.0, "eval/top1": top1 / (2 - start), "eval/loss": 2.0})
+
+
+def session_groups(server, *hparams):
+    """The rows of the HPARAMS tab with the columns `hparams`: the run, its values, and its metrics."""
+    request = {
+        "experimentName": "",
+        "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+        "colParams": [{"hparam": name} for name in hparams],
+        "startIndex": 0,
+        "sliceSize": 10,
+    }
+    groups = server.json("hparams/session_groups", request)["sessionGroups"]
+    return {
+        group["sessions"][0]["name"]: (
+            [group["hparams"][name] for name in hparams],
+            {metric["name"]["tag"]: (metric["trainingStep"], metric["value"]) for metric in group["metricValues"]},
+        )
+        for group in groups
+    }
+
+
+def test_hparams_list_each_run_of_a_sweep_once_with_what_differs_first(tmp_path):
+    """Also where one run has no number and another has one."""
+    configs = {"a": Config(), "b": Config(gnp=GnpConfig(r=0.25), optim=OptimConfig(clip_norm=5.0))}
+    for name, config in configs.items():
+        log_run(tmp_path / "runs" / name, config, top1=config.gnp.r)
+    server = Server(tmp_path / "runs", tmp_path / "log", "true")
+    try:
+        server.start()
+        server.until(lambda: len(server.json("scalars/tags")) == 2, "both runs")
+        experiment = server.json("hparams/experiment", {"experimentName": ""})
+        differing = ["gnp.r", "optim.clip_norm"]
+        infos = experiment["hparamInfos"]
+        assert [info["name"] for info in infos[:2]] == [info["name"] for info in infos if info["differs"]] == differing
+        assert len(infos) == len(recipe.flatten(Config()))
+        metrics = [metric["name"] for metric in experiment["metricInfos"]]
+        assert metrics == [{"group": "", "tag": tag} for tag in ("eval/loss", "eval/top1", "train/loss")]
+        same = {"eval/loss": (2, 2.0), "train/loss": (2, 1.0)}
+        assert session_groups(server, *differing) == {
+            "a": ([0.05, "None"], {**same, "eval/top1": (2, pytest.approx(0.05))}),
+            "b": ([0.25, 5.0], {**same, "eval/top1": (2, 0.25)}),
+        }
+    finally:
+        server.close()
 
 
 def test_images_arrive_enlarged_and_unnormalised(server):

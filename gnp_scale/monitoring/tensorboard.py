@@ -54,15 +54,18 @@ class TensorBoard:
         self._add_values(step, *(summary.scalar(name, value) for name, value in scalars.items()))
 
     def config(self, config: Config) -> None:
-        """Shows the configuration in the TEXT tab, and in HPARAMS beside the run's `eval/top1`."""
+        """Shows the configuration in the TEXT tab, and in HPARAMS beside the metrics of the run.
+
+        There is no definition of the experiment: TensorBoard would take that of one run for all, with the values and
+        types of that run. Without it, TensorBoard finds itself which values differ between runs, and shows those first.
+        """
         values = {
-            key: str(value) if isinstance(value, tuple) else value
+            key: str(value) if isinstance(value, tuple | None) else value
             for key, value in recipe.flatten(config).items()
-            if value is not None
         }
-        experiment, session, _ = summary.hparams(values, {"eval/top1": 0.0})
+        _, session, _ = summary.hparams(values, {})
         text = summary.text("config", f"```json\n{recipe.to_json(config)}\n```")
-        self._add_values(0, text, experiment, session)
+        self._add_values(0, text, session)
 
     def images(
         self, step: int, name: str, image_BxHxWxC: np.ndarray, mean: Sequence[float], std: Sequence[float]

@@ -134,7 +134,7 @@ def _comes_to_hold(file: Path | StorePath, token: str) -> bool:
 def _lock(file: int, run_dir: Path) -> None:
     """Takes the lock, and writes its owner into the file. The kernel releases it whenever this process ends."""
     deadline_s = time.monotonic() + _LOCK_WAIT_S
-    while not _is_locked(file):
+    while not try_lock(file):
         if time.monotonic() > deadline_s:
             owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
             raise ConfigError(f"{run_dir} is in use by {owner}: wait for its end, or choose another --run-dir")
@@ -145,7 +145,8 @@ def _lock(file: int, run_dir: Path) -> None:
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
-def _is_locked(file: int) -> bool:
+def try_lock(file: int) -> bool:
+    """Locks an open file until it is closed, here and in all child processes; returns whether it is locked by now."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

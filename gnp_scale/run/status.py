@@ -73,8 +73,7 @@ def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("folder", str(run_dir))
-    delay_s = _COPY_DELAY_S if isinstance(run_dir, StorePath) else 0.0
-    table.add_row("state", state(history, time.time(), delay_s))
+    table.add_row("state", state_now(run_dir, history))
     table.add_row("step", f"{history.starts[-1].step if history.starts else 0:,} of {num_steps:,}")
     table.add_row("loss", f"{float(loss['train/loss']):.4g} at step {loss['step']:,}" if loss else "not logged yet")
     table.add_row("newest checkpoint", f"step {saved:,}" if saved is not None else "none")
@@ -82,6 +81,11 @@ def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
     table.add_row("steps lost", f"{history.num_lost_steps:,} ({history.lost_s:.0f} s)")
     table.add_row("goodput", f"{history.goodput:.1%} of {history.wall_s:,.0f} s")
     return table
+
+
+def state_now(run_dir: Folder, history: RunHistory) -> str:
+    """What the run in `run_dir` is doing now, or how its last start ended."""
+    return state(history, time.time(), _COPY_DELAY_S if isinstance(run_dir, StorePath) else 0.0)
 
 
 def state(history: RunHistory, now: float, delay_s: float = 0.0) -> str:

@@ -1,0 +1,173 @@
+"""Draws a line chart with intervals, by Pillow.
+
+Positions are in pixels of the picture, which is drawn larger by `_SCALE` and then reduced, for smooth lines.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+_SCALE = 2
+_WIDTH, _HEIGHT = 760, 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 20, 64
+"""Margins of the axes."""
+_TEXT, _LINE = 14, 20
+_TICK, _CAP, _DOT, _SEED_DOT = 5, 5, 5, 2
+_NUM_TICKS = 6
+_BESIDE, _ALL_BESIDE = 6, 30
+"""Pixels between the marks of two lines at the same x, and at most between those of the first and the last line."""
+_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
+_GRID, _FADED = "#e4e4e4", "#9a9a9a"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mean at x, with half of the width of its interval (if there is one), and the values it is the mean of."""
+
+    x: float
+    mean: float
+    half: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows; values on y are shares from 0 to 1."""
+
+    x_label: str
+    y_label: str
+    lines: Mapping[str, Sequence[Mark]]
+    """By their words in the legend; a single line needs none."""
+    ticks: Mapping[float, str]
+    """On x, with their words."""
+    is_log: bool
+    joins: bool
+    """Whether the marks of a line are joined."""
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Where numbers are in the picture."""
+
+    x: Callable[[float], float]
+    y: Callable[[float], float]
+
+
+def draw(chart: Chart) -> Image.Image:
+    """The picture of a chart."""
+    labels = [label for label in chart.lines if label]
+    size = _WIDTH, _HEIGHT + _LINE * len(labels) + 10 * bool(labels)
+    picture = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), "white")
+    pen = _Pen(picture)
+    ticks = nice_ticks(*_y_range(chart))
+    space = _space(chart, ticks)
+    _draw_axes(pen, chart, ticks, space)
+    for number, (label, marks) in enumerate(chart.lines.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        shift = min(_BESIDE, _ALL_BESIDE / len(chart.lines)) * (number - (len(chart.lines) - 1) / 2)
+        _draw_line(pen, sorted(marks, key=lambda mark: mark.x), colour, space, shift, joins=chart.joins)
+        if label:
+            y = _HEIGHT + _LINE * number
+            pen.line([(_LEFT, y), (_LEFT + 24, y)], colour, 2)
+            pen.dot((_LEFT + 12, y), _DOT, colour)
+            pen.text((_LEFT + 34, y), label, "lm")
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """At most about 6 round numbers at equal distances, from one not above `low` to one not below `high`."""
+    width = (high - low) / (_NUM_TICKS - 1)
+    unit = 10.0 ** math.floor(math.log10(width))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= width * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * number for number in range(first, last + 1)]
+
+
+def _y_range(chart: Chart) -> tuple[float, float]:
+    """The lowest and the highest value that is shown; intervals are cut off at 0 and 1."""
+    marks = [mark for line in chart.lines.values() for mark in line]
+    ends = [mark.mean + sign * (mark.half or 0) for mark in marks for sign in (-1, 1)]
+    values = [min(1.0, max(0.0, end)) for end in ends] + [value for mark in marks for value in mark.values]
+    low, high = min(values), max(values)
+    return (low, high) if high - low > 1e-3 else (low - 5e-3, high + 5e-3)
+
+
+def _space(chart: Chart, y_ticks: Sequence[float]) -> _Space:
+    scale: Callable[[float], float] = math.log if chart.is_log else float
+    places = [scale(x) for x in chart.ticks]
+    margin = (max(places) - min(places)) * 0.08 or 1.0
+    low, high = min(places) - margin, max(places) + margin
+    bottom, top = y_ticks[0], y_ticks[-1]
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    return _Space(
+        lambda x: _LEFT + width * (scale(x) - low) / (high - low),
+        lambda y: _TOP + height * (top - min(top, max(bottom, y))) / (top - bottom),
+    )
+
+
+def _draw_axes(pen: "_Pen", chart: Chart, y_ticks: Sequence[float], space: _Space) -> None:
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    num_digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
+    for tick in y_ticks:
+        y = space.y(tick)
+        pen.line([(_LEFT, y), (right, y)], _GRID, 1)
+        pen.text((_LEFT - 8, y), f"{tick:.{num_digits}f}", "rm")
+    end = -math.inf
+    for x, word in sorted(chart.ticks.items()):
+        place, half = space.x(x), pen.width(word) / 2
+        pen.line([(place, bottom), (place, bottom + _TICK)], "black", 1)
+        # Words that would overlap the previous ones are left out.
+        if place - half > end:
+            pen.text((place, bottom + 9), word, "mt")
+            end = place + half + 6
+    pen.line([(_LEFT, _TOP), (_LEFT, bottom), (right, bottom)], "black", 1)
+    pen.text(((_LEFT + right) / 2, bottom + 34), chart.x_label, "mt")
+    pen.upward_text((14, (_TOP + bottom) / 2), chart.y_label)
+
+
+def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, shift: float, *, joins: bool) -> None:
+    places = [(space.x(mark.x) + shift, space.y(mark.mean)) for mark in marks]
+    if joins:
+        for pair in itertools.pairwise(places):
+            pen.line(pair, colour, 2)
+    for (x, y), mark in zip(places, marks, strict=True):
+        if mark.half is not None:
+            ends = [space.y(mark.mean + sign * mark.half) for sign in (-1, 1)]
+            pen.line([(x, ends[0]), (x, ends[1])], colour, 1)
+            for end in ends:
+                pen.line([(x - _CAP, end), (x + _CAP, end)], colour, 1)
+        pen.dot((x, y), _DOT, colour)
+        for value in mark.values if len(mark.values) > 1 else ():
+            pen.dot((x, space.y(value)), _SEED_DOT, _FADED)
+
+
+class _Pen:
+    """Draws in positions of the reduced picture."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self._picture, self._draw = picture, ImageDraw.Draw(picture)
+        self._font = ImageFont.load_default(_TEXT * _SCALE)
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str, width: int) -> None:
+        self._draw.line([(x * _SCALE, y * _SCALE) for x, y in points], colour, width * _SCALE)
+
+    def dot(self, place: tuple[float, float], radius: int, colour: str) -> None:
+        self._draw.circle((place[0] * _SCALE, place[1] * _SCALE), radius * _SCALE, colour)
+
+    def text(self, place: tuple[float, float], text: str, anchor: str) -> None:
+        self._draw.text((place[0] * _SCALE, place[1] * _SCALE), text, "black", self._font, anchor)
+
+    def width(self, text: str) -> float:
+        return self._draw.textlength(text, self._font) / _SCALE
+
+    def upward_text(self, centre: tuple[float, float], text: str) -> None:
+        """Text that is read from the bottom to the top."""
+        line = Image.new("RGB", (int(self._draw.textlength(text, self._font)) + 2, _LINE * _SCALE), "white")
+        ImageDraw.Draw(line).text((0, line.height / 2), text, "black", self._font, "lm")
+        turned = line.rotate(90, expand=True)
+        self._picture.paste(
+            turned, (int(centre[0] * _SCALE - turned.width / 2), int(centre[1] * _SCALE - turned.height / 2))
+        )

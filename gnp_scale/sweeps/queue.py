@@ -1,0 +1,166 @@
+"""Trains the points of a sweep on this machine: each in a process of its own, a few at a time."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from gnp_scale.exit_codes import Exit
+from gnp_scale.resilience.preemption import signals_to_take
+from gnp_scale.run.layout import LOCK_FILE
+from gnp_scale.run.run_dir import try_lock
+from gnp_scale.run.streams import say
+from gnp_scale.sweeps.record import LOGS_FOLDER
+
+_POLL_S = 0.2
+_MOST_STARTS = 4
+"""Of one point by one queue: one that hangs or is killed again and again must not keep the others waiting."""
+
+
+class Queue:
+    """Runs the command of each point, with its output in `folder/logs/NAME.log`, `num_jobs` at a time.
+
+    A process that is stopped or killed is started again. A point that another process is training now is left to it,
+    and is looked at again when that has ended. The lock of a point is that of its log. The process of the point holds
+    it too, so it outlives a queue that is killed.
+
+    Attributes:
+        codes: the exit code of each point that has ended, also of points that were finished before.
+    """
+
+    def __init__(
+        self, folder: Path, commands: Mapping[str, Sequence[str]], is_finished: Callable[[str], bool], num_jobs: int
+    ) -> None:
+        self._folder, self._commands, self._is_finished, self._num_jobs = folder, commands, is_finished, num_jobs
+        self._waiting = list(commands)
+        self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        self._num_starts = dict.fromkeys(commands, 0)
+        self._signals: list[int] = []
+        self._is_stopped = False
+        self.codes: dict[str, int] = {}
+
+    def run(self) -> bool:
+        """Runs until all points have ended, or until a signal has stopped them; returns whether all have ended.
+
+        A signal is passed on to all processes, which save and exit; they are waited for.
+        """
+        (self._folder / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
+        with self._signals_are_kept():
+            while self._running or (self._waiting and not self._is_stopped):
+                self._pass_signals_on()
+                self._start()
+                time.sleep(_POLL_S)
+                self._collect()
+        return not self._is_stopped
+
+    @contextlib.contextmanager
+    def _signals_are_kept(self) -> Iterator[None]:
+        """Inside the block, signals do nothing but wait in a list: a process that is just starting gets them too."""
+        old = {number: signal.signal(number, self._keep) for number in signals_to_take()}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _keep(self, number: int, frame: Any) -> None:
+        self._signals.append(number)
+
+    def _pass_signals_on(self) -> None:
+        while self._signals:
+            number = self._signals.pop(0)
+            self._is_stopped = True
+            say(f"{signal.Signals(number).name}: waiting until {len(self._running)} runs are saved")
+            for process, _ in self._running.values():
+                process.send_signal(number)
+
+    def _start(self) -> None:
+        for name in list(self._waiting):
+            if self._is_stopped or len(self._running) == self._num_jobs:
+                return
+            log = self._claim(name)
+            if log is None:
+                continue
+            self._waiting.remove(name)
+            if self._is_finished(name):
+                log.close()
+                self._end(name, Exit.FINISHED, "is finished")
+                continue
+            self._num_starts[name] += 1
+            # In a session of its own, it does not get the Ctrl-C of the terminal besides the one that is passed on.
+            process = subprocess.Popen(
+                self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            self._running[name] = process, log
+            say(f"{name}: started, with its output in {log.name}")
+
+    def _claim(self, name: str) -> IO[bytes] | None:
+        """The log of a point, locked; None if another process is training the point."""
+        log = _log(self._folder, name).open("ab")
+        if try_lock(log.fileno()) and not is_in_use(self._folder / name):
+            return log
+        log.close()
+        return None
+
+    def _collect(self) -> None:
+        for name, (process, log) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[name]
+            log.close()
+            is_stopped = code < 0 or code in (Exit.PREEMPTED, Exit.HUNG)
+            # Somebody may have started the same run by hand.
+            is_refused = code == Exit.WRONG_CONFIG and is_in_use(self._folder / name)
+            if self._is_stopped or not (is_stopped or is_refused) or self._num_starts[name] >= _MOST_STARTS:
+                self._end(name, code, meaning(code))
+            else:
+                say(f"{name}: {meaning(code)}, starts again")
+                self._waiting.append(name)
+
+    def _end(self, name: str, code: int, what: str) -> None:
+        self.codes[name] = code
+        say(f"{name}: {what} ({len(self.codes)} of {len(self._commands)})")
+
+
+def _log(folder: Path, name: str) -> Path:
+    return folder / LOGS_FOLDER / f"{name}.log"
+
+
+def last_line(folder: Path, name: str) -> str:
+    """The last line in the log of a point: that of an error, if it ended with one."""
+    lines = _log(folder, name).read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+
+
+def is_in_use(run_dir: Path) -> bool:
+    """Whether a process is training the run in `run_dir`, as far as locks of files show it."""
+    try:
+        file = os.open(run_dir / LOCK_FILE, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        return not try_lock(file)
+    finally:
+        os.close(file)
+
+
+_MEANINGS: Mapping[int, str] = {
+    Exit.FINISHED: "finished",
+    Exit.WRONG_CONFIG: "wrong configuration",
+    Exit.PREEMPTED: "stopped",
+    Exit.HUNG: "hung",
+    Exit.DIVERGED: "diverged",
+    Exit.INTERRUPTED: "stopped without saving",
+}
+
+
+def meaning(code: int) -> str:
+    """What the exit code of `gnp-scale train` means, in a few words."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return _MEANINGS.get(code, "failed") + (f", exit code {code}" if code else "")

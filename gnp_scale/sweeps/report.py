@@ -1,0 +1,41 @@
+"""Writes the table and the plot of a comparison."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gnp_scale.config import ConfigError
+from gnp_scale.run.files import replace_file
+from gnp_scale.run.streams import say
+from gnp_scale.sweeps.plot import plot
+from gnp_scale.sweeps.results import Result
+from gnp_scale.sweeps.table import make_rows, table
+
+TABLE_FILE, PLOT_FILE = "table.md", "plot.png"
+
+
+def write(results: Sequence[Result], keys: Iterable[str], folder: Path | None) -> str:
+    """Writes the table and the plot of the results, grouped by their values of `keys`, into `folder` if it is given.
+
+    Returns:
+        table (text).
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    rows = make_rows(results, keys)
+    text = table(rows)
+    if folder is None:
+        return text
+    picture = plot(rows)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / TABLE_FILE, text.encode())
+        if picture is not None:
+            data = io.BytesIO()
+            picture.save(data, "png")
+            replace_file(folder / PLOT_FILE, data.getvalue())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
+    say(f"written: {folder / TABLE_FILE}" + ("" if picture is None else f", {folder / PLOT_FILE}"))
+    return text

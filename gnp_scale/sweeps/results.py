@@ -1,0 +1,117 @@
+"""What runs have reached: their configuration, evaluations, time and state, from the files in their folders."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gnp_scale.checks import check
+from gnp_scale.config import Config, ConfigError
+from gnp_scale.monitoring.metrics import read_metrics
+from gnp_scale.run.history import read_history
+from gnp_scale.run.layout import CONFIG_FILE
+from gnp_scale.run.run_dir import stored_config
+from gnp_scale.run.status import state_now
+from gnp_scale.run.store import Folder, StoreError, StorePath, run_folder
+from gnp_scale.sweeps.record import Sweep, read
+
+TOP1, LOSS = "eval/top1", "eval/loss"
+FINISHED, NOT_STARTED = "finished", "not started"
+type Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run has reached."""
+
+    name: str
+    config: Config
+    state: str
+    evaluations: Mapping[int, Scores]
+    """The metrics of each step that was evaluated, in order."""
+    step_ms: float | None
+    """The median of `perf/step_ms`."""
+    hours: float | None
+    """Of all starts together."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.config.train.seed
+
+    @property
+    def last(self) -> tuple[int, Scores] | None:
+        """(step, scores) of the last evaluation; None if there is none."""
+        return max(self.evaluations.items(), default=None, key=lambda item: item[0])
+
+
+def read_result(run_dir: Folder, name: str) -> Result:
+    """What the run in `run_dir`, which may be running, has reached; `name` is what tables call it.
+
+    Raises:
+        ConfigError: it cannot be read.
+        StoreError: its store does not answer.
+    """
+    config = stored_config(run_dir)
+    try:
+        rows, history = read_metrics(run_dir), read_history(run_dir)
+    except OSError as error:
+        if isinstance(error, StoreError) and not error.is_lasting:
+            raise
+        raise ConfigError(f"{run_dir} cannot be read ({error}): give the folder of a run") from error
+    state = state_now(run_dir, history).partition(":")[0]
+    evaluations = {int(row["step"]): row for row in rows if TOP1 in row}
+    step_ms = [row["perf/step_ms"] for row in rows if "perf/step_ms" in row]
+    hours = sum(start.time - start.began for start in history.starts) / 3600 if history.starts else None
+    return Result(name, config, state, evaluations, statistics.median(step_ms) if step_ms else None, hours)
+
+
+def results_of(folder: Path, sweep: Sweep, states: Mapping[str, str]) -> list[Result]:
+    """What each point of the sweep in `folder` has reached, also of those that have not been started.
+
+    `states` has those of points that have just ended: the folder of a run does not record a start that was refused, or
+    stopped before it trained.
+    """
+    found = [
+        read_result(folder / name, name)
+        if (folder / name / CONFIG_FILE).exists()
+        else Result(name, sweep.config_of(name), NOT_STARTED, {}, None, None)
+        for name in sweep.points
+    ]
+    return [replace(result, state=states.get(result.name, result.state)) for result in found]
+
+
+def find_results(arguments: Sequence[str]) -> list[Result]:
+    """What the runs in the given folders have reached: each is that of a run, of a sweep, or holds folders of runs.
+
+    Raises:
+        ConfigError: one of them is none of these.
+    """
+    results = {}
+    for text in arguments:
+        folder = run_folder("RUN", text)
+        # A run that is given twice counts once.
+        found = [(folder, str(folder))] if (folder / CONFIG_FILE).exists() else _runs_in(folder)
+        for run_dir, name in found:
+            place = run_dir.resolve() if isinstance(run_dir, Path) else run_dir
+            if place not in results:
+                results[place] = read_result(run_dir, name)
+    return list(results.values())
+
+
+def _runs_in(folder: Folder) -> list[tuple[Folder, str]]:
+    if isinstance(folder, StorePath):
+        names = [name.rstrip("/") for name in folder.names() if name.endswith("/")]
+    else:
+        sweep = read(folder)
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if sweep is not None:
+            names = list(sweep.points)
+    found: list[tuple[Folder, str]] = [
+        (folder / name, str(folder / name)) for name in names if (folder / name / CONFIG_FILE).exists()
+    ]
+    check(
+        bool(found),
+        f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give folders of runs, or of a sweep",
+    )
+    return found

@@ -1,0 +1,119 @@
+"""The queue of a sweep, with tiny commands in the place of the trainer."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from gnp_scale.run.run_dir import try_lock
+from gnp_scale.sweeps.queue import Queue, last_line, meaning
+
+
+def shell(folder, script):
+    return ["sh", "-c", f"cd {folder}; {script}"]
+
+
+def queue(folder, num_jobs=1, is_finished=lambda name: False, **scripts):
+    commands = {name: shell(folder, script) for name, script in scripts.items()}
+    return Queue(folder, commands, is_finished, num_jobs)
+
+
+def test_a_failure_does_not_end_the_queue_and_a_stop_is_started_again(tmp_path):
+    ours = queue(
+        tmp_path,
+        wrong="echo no such flag; exit 2",
+        diverged="exit 77",
+        stopped="echo x >>stopped; [ $(wc -l <stopped) = 3 ] || exit 75",
+        killed="[ -e killed ] || { touch killed; kill -KILL $$; }",
+        hung="echo x >>hung; exit 76",
+        good="exit 0",
+    )
+    assert ours.run()
+    assert ours.codes == {"wrong": 2, "diverged": 77, "stopped": 0, "killed": 0, "hung": 76, "good": 0}
+    assert len((tmp_path / "hung").read_text().split()) == 4, "it must not be started for ever"
+    assert last_line(tmp_path, "wrong") == "no such flag"
+    assert last_line(tmp_path, "good") == "its log is empty"
+
+
+@pytest.mark.parametrize("num_jobs", [1, 2])
+def test_no_more_processes_run_at_a_time_than_asked_for(tmp_path, num_jobs):
+    script = "echo 1 >>live; sleep 0.5; echo -1 >>live"
+    ours = queue(tmp_path, num_jobs, a=script, b=script, c=script)
+    assert ours.run()
+    live = [int(line) for line in (tmp_path / "live").read_text().split()]
+    assert max(sum(live[: end + 1]) for end in range(len(live))) == num_jobs
+
+
+def test_a_finished_point_is_not_started(tmp_path):
+    ours = queue(tmp_path, is_finished=lambda name: name == "old", old="touch ran", new="exit 0")
+    assert ours.run()
+    assert ours.codes == {"old": 0, "new": 0}
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_the_processes_which_are_waited_for(tmp_path, number):
+    """Those that wait are not started, and the handlers of this process are as before."""
+    before = signal.getsignal(number)
+    saves = "trap 'sleep 0.5; touch saved-$$; exit 75' TERM INT USR1; touch ready-$$; while :; do sleep 0.05; done"
+    ours = queue(tmp_path, 2, a=saves, b=saves, c="touch ran")
+
+    def stop():
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert not ours.run()
+    thread.join()
+    assert ours.codes == {"a": 75, "b": 75}
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert not (tmp_path / "ran").exists()
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("held", ["logs/a.log", "a/lock"])
+def test_a_point_in_the_hands_of_another_process_is_left_to_it(tmp_path, held):
+    """Its process may have outlived another queue (the lock of the log), or be started by hand (that of the run)."""
+    path = tmp_path / held
+    path.parent.mkdir()
+    with path.open("w") as lock:
+        assert try_lock(lock.fileno())
+        other = subprocess.Popen(["sleep", "1"], stdout=lock)
+    ours = queue(tmp_path, is_finished=lambda name: name == "a" and other.poll() == 0, a="touch ran", b="sleep 0.1")
+    assert ours.run()
+    assert ours.codes == {"a": 0, "b": 0}
+    assert list(ours.codes) == ["b", "a"], "the other point is trained meanwhile"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_point_whose_other_process_was_killed_is_taken_over(tmp_path):
+    (tmp_path / "logs").mkdir()
+    with (tmp_path / "logs" / "a.log").open("w") as lock:
+        assert try_lock(lock.fileno())
+        other = subprocess.Popen(["sleep", "60"], stdout=lock)
+    threading.Timer(0.5, other.kill).start()
+    ours = queue(tmp_path, a="touch ran")
+    assert ours.run()
+    assert other.wait() == -signal.SIGKILL
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_run_that_somebody_else_has_just_started_is_not_a_failure(tmp_path):
+    """The trainer exits with 2 if its folder is in use."""
+    (tmp_path / "a").mkdir()
+    script = "touch second; flock a/lock sleep 0.7 & while ! [ -s a/lock ] && flock -n a/lock true; do :; done; exit 2"
+    ours = queue(tmp_path, a=f"[ -e second ] || {{ {script}; }}")
+    assert ours.run()
+    assert ours.codes == {"a": 0}
+
+
+def test_exit_codes_have_words():
+    assert meaning(0) == "finished"
+    assert meaning(77) == "diverged, exit code 77"
+    assert meaning(5) == "failed, exit code 5"
+    assert meaning(-9) == "killed by SIGKILL"

@@ -1,0 +1,78 @@
+"""`gnp-scale sweep` as a user starts it, with real runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_sweep_compare import cells
+
+from gnp_scale.commands.sweeps import _is_finished
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_S = 240
+# Its steps take milliseconds, and there are enough of them for a signal to arrive in time.
+TINY = (
+    *("--model.depth", "1", "--model.width", "16", "--model.num-heads", "2", "--model.patch-size", "4"),
+    *("--data.batch-size", "16", "--optim.warmup-steps", "0"),
+    *("--train.num-steps", "600", "--train.log-every-steps", "50", "--train.eval-every-steps", "600"),
+)
+# The mesh of the second point does not fit one device, which only its own process can know.
+GRID = ("--grid", "mesh.fsdp=1,3", "--grid", "train.seed=0")
+POINT, MISFIT = "mesh.fsdp=1,train.seed=0", "mesh.fsdp=3,train.seed=0"
+
+
+def start(folder, *options):
+    command = [sys.executable, "-m", "gnp_scale.cli", "sweep", "configs/digits.py:quickstart", *TINY]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    root = Path(__file__).parent.parent
+    return subprocess.Popen([*command, "--sweep-dir", str(folder), *options], text=True, cwd=root, env=env, **pipes)
+
+
+def end(process):
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, out, err
+
+
+def test_a_stopped_sweep_goes_on_past_a_point_that_fails_and_grows(tmp_path):
+    folder = tmp_path / "a sweep"
+    log = folder / "logs" / f"{POINT}.log"
+    process = start(folder, *GRID)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (log.exists() and "step 50/" in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = end(process)
+    assert code == 75, err
+    assert [row["state"] for row in cells(out)] == ["stopped, exit code 75", "not started"]
+    assert "and saved, no step is lost" in log.read_text()
+
+    code, out, err = end(start(folder, *GRID))
+    assert code == 1, err
+    assert "going on after step" in log.read_text()
+    first, second = cells(out)
+    assert (first["mesh.fsdp"], first["step"], first["state"]) == ("1", "600", "finished")
+    assert second["state"] == "wrong configuration, exit code 2"
+    assert f"{MISFIT}: wrong configuration, exit code 2: gnp-scale: a mesh of" in err
+    assert (folder / "table.md").read_text() == out
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, err = end(start(folder, "--grid", "mesh.fsdp=1", "--grid", "train.seed=0"))
+    assert (code, len(cells(out))) == (0, 2), err
+    assert "1 points, of which 1 are finished" in err
+    assert "started" not in err
+    assert _is_finished(folder / POINT)
+
+
+def test_every_point_is_checked_before_the_first_one_starts(tmp_path):
+    code, out, err = end(start(tmp_path / "sweep", "--grid", "gnp.r=0.1,-1"))
+    assert (code, out) == (2, "")
+    assert err == "gnp-scale: gnp.r is -1.0: it must not be negative\n"
+    assert not (tmp_path / "sweep").exists()
