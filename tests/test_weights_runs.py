@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from launcher import run
 from safetensors.numpy import load_file, save_file
 from test_weights import assert_equal, random_like
 
@@ -23,7 +24,7 @@ from gnp_scale.config import (
     TrainConfig,
 )
 from gnp_scale.exit_codes import Exit
-from gnp_scale.loop import train
+from gnp_scale.loop import evaluate_run, train
 from gnp_scale.run import consensus
 from gnp_scale.training.setup import Task
 from gnp_scale.weights.saving import as_npz, as_safetensors
@@ -138,27 +139,24 @@ def export(run_dir, out, capsys, *more):
     assert "the moving average of vit_mu after step 2" in capsys.readouterr().out
 
 
-def evaluated(arguments, capsys):
-    assert main(["eval", *arguments, "--mesh.fsdp", "4", "--mesh.tensor", "2"]) == Exit.FINISHED
-    return json.loads(capsys.readouterr().out)
-
-
 def check_commands(run_dir, tmp_path, capsys):
     """An export has the scores of the run, and mistakes are one line and write nothing."""
     recipe = tmp_path / "recipes.py"
     recipe.write_text(RECIPE)
     export(run_dir, tmp_path / "out.npz", capsys, "--format", "npz", "--step", "2")
-    of_run = evaluated([str(run_dir)], capsys)
-    for name in ("out.safetensors", "out.npz"):
-        of_file = evaluated([f"{recipe}:small", "--model.init-from", str(tmp_path / name)], capsys)
-        assert of_file == of_run | {"step": 0}
+    of_run = evaluate_run(CONFIG, run_dir)[1]
+    assert evaluate_run(with_weights(tmp_path / "out.safetensors"), None) == (0, of_run)
+    capsys.readouterr()
+    arguments = ("eval", f"{recipe}:small", "--model.init-from", str(tmp_path / "out.npz"))
+    printed = json.loads(run(tmp_path, *arguments, num_devices=2).splitlines()[-1])
+    assert printed == pytest.approx(of_run | {"step": 0}, rel=1e-5)
     before = sorted(tmp_path.iterdir())
     for arguments, part in (
         (["out.npz", "--format", "npz"], "exists: choose another name"),
         (["new.npz"], r"ends in .safetensors"),
         (["none/new.safetensors"], "there is no folder"),
         (["new.safetensors", "--step", "7"], "has no checkpoint of step 7"),
-        (["new.safetensors", "--format", "onnx"], "invalid choice"),
+        (["new.safetensors", "--format", "onnx"], "there is no FORMAT onnx: it is one of timm, npz"),
     ):
         assert main(["export", str(run_dir), str(tmp_path / arguments[0]), *arguments[1:]]) == Exit.WRONG_CONFIG
         (line,) = capsys.readouterr().err.splitlines()

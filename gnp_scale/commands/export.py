@@ -19,7 +19,9 @@ def add(commands: Any) -> None:
     export = commands.add_parser("export", help="write the weights of a run for other libraries", allow_abbrev=False)
     export.add_argument("run_dir", metavar="RUN", help="folder of the run")
     export.add_argument("out", metavar="OUT", help="the new file, .safetensors or .npz")
-    export.add_argument("--format", choices=_ENDS, default="timm", help="names of timm, or of big_vision (ViT, Mixer)")
+    export.add_argument(
+        "--format", metavar="FORMAT", choices=_ENDS, default="timm", help="names of timm, or of big_vision (ViT, Mixer)"
+    )
     export.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
     export.set_defaults(command=_export, takes_flags=False)
 
