@@ -36,14 +36,15 @@ def _export(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     config = stored_config(run_dir)
     step, whole = load_whole(run_dir, options.step)
-    params, batch_stats = whole["ema"] or (whole["params"], whole.get("batch_stats"))
+    average = whole.get("ema")
+    params, batch_stats = average or (whole["params"], whole.get("batch_stats"))
     state = params, batch_stats or {}
     data = as_npz(config, state) if options.format == "npz" else as_safetensors(config, state, step, _dataset(config))
     try:
         replace_file(out, data)
     except OSError as error:
         raise ConfigError(f"OUT {out} cannot be written ({error.strerror}): choose another file") from error
-    print(f"{out}: the {'moving average' if whole['ema'] else 'parameters'} of {config.model.name} after step {step}")
+    print(f"{out}: the {'moving average' if average else 'parameters'} of {config.model.name} after step {step}")
     return Exit.FINISHED
 
 
