@@ -46,6 +46,12 @@ class ModelConfig:
     """Recompute activations of each transformer block in the backward pass instead of keeping them."""
     scan_layers: bool = False
     """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
+    init_from: str = ""
+    """A file of pretrained weights, .safetensors or .npz, from which a new run takes its initial parameters
+    (docs/weights.md). Empty: they are random."""
+    init_allow: tuple[str, ...] = ()
+    """Patterns of names of tensors that may be missing in the file of `init_from`, unused, or of another shape, such as
+    "head.*". The parameters for which it has none keep their random values."""
     num_bn_groups: int = 1
     """Number of groups of consecutive examples of the global batch, each with its own batch statistics. Statistics over
     several devices cost each layer one all-reduce in every forward and every backward pass. A multiple of
@@ -62,3 +68,7 @@ class ModelConfig:
         for name in ("depth", "width", "num_heads"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"model.{name} is {value}: it must be at least 1, or None")
+        check(
+            self.init_from != "" or not self.init_allow,
+            f"model.init_allow is {' '.join(self.init_allow)} without a file: give model.init_from, or leave it out",
+        )
