@@ -16,7 +16,8 @@ from gnp_scale.models import registry, vit
 # (1408 is 11 * 128), or the channels of most kernels of a convolutional network (640 is 5 * 128). Each width of a
 # PyramidNet is another number, and half of them are odd.
 LARGEST = {
-    "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_h": 256, "vit_g": 128,
+    "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_so400m": 128,
+    "vit_h": 256, "vit_g": 128,
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
     "deit3_s": 128, "deit3_m": 512, "deit3_b": 256, "deit3_l": 1024, "deit3_h": 256, "cait_xxs24": 64,
     "cait_xxs36": 64, "cait_xs24": 32, "cait_s24": 128, "cait_s36": 128, "cait_m36": 256, "cait_m48": 256,
