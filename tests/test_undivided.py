@@ -91,6 +91,15 @@ def test_little_is_whole_up_to_the_largest_mesh_of_each_network(name, monkeypatc
         assert (most_mib <= MOST_SILENT_MIB) == (fsdp <= LARGEST[name])
 
 
+def test_options_of_vision_transformers_add_little_that_is_whole(monkeypatch):
+    """Registers, the MAP head, SwiGLU and the layer before the classifier: the largest mesh stays the same."""
+    options = {"num_registers": 4, "pool": "attention", "mlp": "swiglu", "rep_layer": True}
+    kernels = wanted(config_of("vit_s", **options), monkeypatch)
+    for fsdp in (LARGEST["vit_s"], 2 * LARGEST["vit_s"]):
+        with on_mesh(fsdp, 2):
+            assert (whole_mib(kernels) <= MOST_SILENT_MIB) == (fsdp == LARGEST["vit_s"])
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_more_than_a_little_is_told_with_its_bytes_and_what_to_change(scan_layers):
     with on_mesh(256):
