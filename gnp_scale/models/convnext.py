@@ -28,7 +28,7 @@ class ConvNeXtConfig:
     widths: tuple[int, ...]
 
 
-# Section 3 of arXiv 2201.03545.
+# The variants of arXiv 2201.03545.
 SIZES = {
     "convnext_t": ConvNeXtConfig((3, 3, 9, 3), (96, 192, 384, 768)),
     "convnext_s": ConvNeXtConfig((3, 3, 27, 3), (96, 192, 384, 768)),

@@ -30,7 +30,7 @@ NUM_GROUPS, FIRST_WIDTH = 3, 16
 
 
 class BasicBlock(nnx.Module):
-    """norm, and two 3x3 convolutions with norms; a ReLU only between the convolutions (figure 6d)."""
+    """norm, and two 3x3 convolutions with norms; a ReLU only between the convolutions."""
 
     num_convs, expansion = 2, 1
 
@@ -70,7 +70,7 @@ class Bottleneck(nnx.Module):
         return self.norm_4(y, train)
 
 
-# Table 4 of arXiv 1610.02915; 110_48 and 164_48 as in its authors' code.
+# The networks for CIFAR of arXiv 1610.02915; 110_48 and 164_48 as in its authors' code.
 LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], int, int]] = {
     "pyramidnet_110_48": (BasicBlock, 110, 48),
     "pyramidnet_110_270": (BasicBlock, 110, 270),
@@ -103,7 +103,7 @@ class PyramidNet(nnx.Module):
         num_blocks = NUM_GROUPS * group_size
         num_out, blocks = FIRST_WIDTH, {}
         for number, block_key in enumerate(jax.random.split(blocks_key, num_blocks)):
-            # Equation 2, rounded to the nearest as in the authors' code: the paper rounds down.
+            # Rounded to the nearest as in the authors' code: the paper rounds down.
             width = round(FIRST_WIDTH + widening * (number + 1) / num_blocks)
             stride = 2 if number in (group_size, 2 * group_size) else 1
             blocks[f"{number:02d}"] = block(block_key, num_out, width, stride, bn_group_size)

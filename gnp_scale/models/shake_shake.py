@@ -22,7 +22,7 @@ from gnp_scale.models.family import Family
 from gnp_scale.models.layers import fold
 from gnp_scale.models.shake import shake_shake
 
-# Table 1 of arXiv 1705.07485.
+# The widths of arXiv 1705.07485.
 LAYOUTS = {
     "shake_shake_26_2x32d": (26, 32),
     "shake_shake_26_2x64d": (26, 64),
