@@ -11,6 +11,11 @@ def drawn(shapes: Mapping[str, Iterable[int]]) -> dict[str, np.ndarray]:
     return {name: _tensor(name, tuple(shape)) for name, shape in shapes.items()}
 
 
+def directions(shapes: Mapping[str, Iterable[int]]) -> dict[str, np.ndarray]:
+    """Float32 tensors of the names and shapes of a state dict, to multiply gradients with."""
+    return {name: _tensor(f"direction of {name}", tuple(shape)) for name, shape in shapes.items()}
+
+
 def images(size: int) -> np.ndarray:
     """Two normalised images (float32 2 x size x size x 3)."""
     return np.random.default_rng(size).standard_normal((2, size, size, 3)).astype(np.float32)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_weights import directions as drawn_directions
 from network_weights import drawn, images
 
 from gnp_scale.config import ModelConfig
@@ -44,10 +46,23 @@ class Case:
 
 
 SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))
+
+
+def dinov3_name(path: str) -> str:
+    """The name of a parameter in timm's DINOv3."""
+    return vit.torch_name(path).replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+
+
 SMALL_VIT = {"patch_size": 8, "width": 24, "depth": 2, "num_heads": 3}
 CASES = {
     "cait": Case(ModelConfig("cait_xxs24", **SMALL_VIT), cait.torch_name),
     "deit3": Case(ModelConfig("deit3_s", pool="token", **SMALL_VIT), vit.torch_name),
+    "deit3_registers": Case(ModelConfig("deit3_s", pool="token", num_registers=3, **SMALL_VIT), vit.torch_name),
+    "vit_registers": Case(ModelConfig("vit_ti", num_registers=4, **SMALL_VIT), vit.torch_name),
+    "vit_attention": Case(ModelConfig("vit_ti", pool="attention", num_registers=4, **SMALL_VIT), vit.torch_name),
+    "vit_rope_swiglu": Case(
+        ModelConfig("deit3_s", pool="token", num_registers=4, position="rope", mlp="swiglu", **SMALL_VIT), dinov3_name
+    ),
     "resnet": Case(
         ModelConfig("resnet50"),
         resnet.torch_name,
@@ -98,3 +113,38 @@ def test_logits_are_those_of_timm(name: str, monkeypatch):
     state = [from_torch(weights, tree, case.torch_name) for tree in jax.eval_shape(model.init, jax.random.key(0))]
     logits = jax.jit(lambda *state: model.network(*state)(image, train=False))(*state)
     np.testing.assert_allclose(logits, expected, atol=case.tolerance * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["deit3_registers", "resnet", "vit_attention", "vit_rope_swiglu"])
+def test_gradients_are_those_of_timm(name: str, monkeypatch):
+    """Of half the squares of the logits, in training: a ResNet normalises with the statistics of the batch.
+
+    For each tensor the norm, and the product with a drawn tensor, which no permutation keeps. Float32 against float64.
+    """
+    case = CASES[name]
+    if case.sizes is not None:
+        monkeypatch.setitem(*case.sizes)
+    stored = json.loads((FOLDER / f"{name}.json").read_text())
+    image, weights, directions = images(stored["size"]), drawn(stored["shapes"]), drawn_directions(stored["shapes"])
+    model = registry.create(case.config, image.shape[1:], 10, len(image))
+    trees = jax.eval_shape(model.init, jax.random.key(0))
+    params, stats = (from_torch(weights, tree, case.torch_name) for tree in trees)
+
+    def loss(params, stats):
+        return 0.5 * jnp.sum(jnp.square(model.network(params, stats)(image, train=True)))
+
+    pairs = zip(
+        jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(params, stats)),
+        jax.tree.leaves(from_torch(directions, trees[0], case.torch_name)),
+        strict=True,
+    )
+    total = np.linalg.norm([norm for norm, _ in stored["gradients"].values()])
+    for (path, leaf), direction in pairs:
+        tensor = case.torch_name(jax.tree_util.keystr(path, simple=True, separator="/"))
+        norm, product = stored["gradients"][tensor]
+        # An error of a gradient changes its norm by at most its own norm, and the product by that of both factors.
+        # Some gradients, such as those of the biases of keys, are only rounding errors.
+        error = 1e-4 * norm + 1e-6 * total
+        assert np.linalg.norm(leaf) == pytest.approx(norm, rel=0, abs=error), tensor
+        assert np.sum(leaf * direction) == pytest.approx(product, rel=0, abs=error * np.linalg.norm(direction)), tensor
+    assert len(jax.tree.leaves(trees[0])) == len(stored["gradients"])

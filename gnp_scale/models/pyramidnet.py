@@ -13,6 +13,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES, batch_spec, on_mesh
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import (
     TORCH_HEAD_INIT,
     BatchNorm,
@@ -29,7 +30,7 @@ NUM_GROUPS, FIRST_WIDTH = 3, 16
 
 
 class BasicBlock(nnx.Module):
-    """norm, and two 3x3 convolutions with norms; a ReLU only between the convolutions (figure 6d)."""
+    """norm, and two 3x3 convolutions with norms; a ReLU only between the convolutions."""
 
     num_convs, expansion = 2, 1
 
@@ -69,7 +70,7 @@ class Bottleneck(nnx.Module):
         return self.norm_4(y, train)
 
 
-# Table 4 of arXiv 1610.02915; 110_48 and 164_48 as in its authors' code.
+# The networks for CIFAR of arXiv 1610.02915; 110_48 and 164_48 as in its authors' code.
 LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], int, int]] = {
     "pyramidnet_110_48": (BasicBlock, 110, 48),
     "pyramidnet_110_270": (BasicBlock, 110, 270),
@@ -94,14 +95,15 @@ class PyramidNet(nnx.Module):
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         block, depth, widening = LAYOUTS[config.name]
-        self.dtype, self.shake_drop, self.gradient = config.dtype, config.shake_drop, config.shake_gradient
+        self.dtype, self.remat = config.dtype, config.remat
+        self.shake_drop, self.gradient = config.shake_drop, config.shake_gradient
         self.conv = Conv(stem_key, 3, image_shape[-1], FIRST_WIDTH)
         self.norm_1 = BatchNorm(key, FIRST_WIDTH, bn_group_size)
         group_size = (depth - 2) // (NUM_GROUPS * block.num_convs)
         num_blocks = NUM_GROUPS * group_size
         num_out, blocks = FIRST_WIDTH, {}
         for number, block_key in enumerate(jax.random.split(blocks_key, num_blocks)):
-            # Equation 2, rounded to the nearest as in the authors' code: the paper rounds down.
+            # Rounded to the nearest as in the authors' code: the paper rounds down.
             width = round(FIRST_WIDTH + widening * (number + 1) / num_blocks)
             stride = 2 if number in (group_size, 2 * group_size) else 1
             blocks[f"{number:02d}"] = block(block_key, num_out, width, stride, bn_group_size)
@@ -117,7 +119,8 @@ class PyramidNet(nnx.Module):
         for number, block in enumerate(self.blocks.values()):
             # The linear decay rule of arXiv 1802.02375.
             rate = self.shake_drop * (number + 1) / len(self.blocks)
-            y = shake_drop(block(x_BxHxWxC, train), rate, fold(key_B, number), self.gradient)
+            y = recompute.call(block, x_BxHxWxC, train, remat=self.remat)
+            y = shake_drop(y, rate, fold(key_B, number), self.gradient)
             x_BxHxWxC = _shortcut(x_BxHxWxC, y.shape) + y
         return self.head(jax.nn.relu(self.norm_2(x_BxHxWxC, train)))
 
@@ -145,4 +148,4 @@ def _check(config: ModelConfig, image_shape: ImageShape) -> None:
     )
 
 
-FAMILY = Family(LAYOUTS, PyramidNet, ("shake_drop", "shake_gradient", "num_bn_groups"), _check)
+FAMILY = Family(LAYOUTS, PyramidNet, ("shake_drop", "shake_gradient", "num_bn_groups", "remat"), _check)

@@ -22,7 +22,7 @@ from gnp_scale.models.layouts import with_stored_gradient
 from gnp_scale.models.torch_weights import name_by_table
 from gnp_scale.models.windows import Pair, WindowAttention, dense, from_windows, reshaped, shift_mask, to_windows
 
-# Section 3.3 of arXiv 2103.14030.
+# The variants of arXiv 2103.14030.
 LAYOUTS = {
     "swin_t": (96, (2, 2, 6, 2)),
     "swin_s": (96, (2, 2, 18, 2)),
