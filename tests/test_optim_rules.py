@@ -271,11 +271,13 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
     task = Task.of(config)
     state = task.init_state()
     before = flat(state.params)
-    batch = next(train_batches(task.dataset, config.data, 0, 0, 1))
-    state, metrics = make_train_step(task)(state, batch, kind=StepKind.FULL)
+    step = make_train_step(task)
+    # The head starts at zero, so the first step moves only the head.
+    for batch in train_batches(task.dataset, config.data, 0, 0, 2):
+        state, metrics = step(state, batch, kind=StepKind.FULL)
     for path, w in flat(state.params).items():
         is_frozen = path.startswith(("embed/", "blocks/00/"))
-        assert (w == before[path]).all() == is_frozen or (not is_frozen and not before[path].any()), path
+        assert (w == before[path]).all() == is_frozen, path
     assert float(metrics["gnp/grad_norm"]) > 0
     moments = flat(optax.tree.get(state.opt_state, "mu"))
     assert not any(moments[path].any() for path in before if path.startswith(("embed/", "blocks/00/")))
