@@ -1,6 +1,7 @@
 """Checkpoints: written during training, used only if every byte is right, and good only after healthy steps."""
 
+from gnp_scale.checkpoint.average import load_average
 from gnp_scale.checkpoint.manager import Checkpoints
-from gnp_scale.checkpoint.restore import fingerprint, load_newest
+from gnp_scale.checkpoint.restore import fingerprint, load_newest, stored_shapes
 
-__all__ = ["Checkpoints", "fingerprint", "load_newest"]
+__all__ = ["Checkpoints", "fingerprint", "load_average", "load_newest", "stored_shapes"]

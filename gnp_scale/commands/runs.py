@@ -17,6 +17,8 @@ def add(commands: Any) -> None:
     evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run", allow_abbrev=False)
     evaluate.add_argument("run_dir", metavar="RUN", help="folder of the run (flags of data and mesh may follow)")
     evaluate.add_argument("--pictures", metavar="FOLDER", help="draw the confusion matrix and the worst images there")
+    evaluate.add_argument("--probe", action="store_true", help="judge the features: a linear probe, nearest neighbours")
+    evaluate.add_argument("--average", metavar="N", type=at_least(1), help="average the last N checkpoints")
     evaluate.set_defaults(command=_eval, takes_flags=True)
 
     fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
@@ -40,12 +42,14 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
-    config = recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--pictures FOLDER]", ("--pictures",))
+    usage = "gnp-scale eval RUN [--probe] [--average N] [--pictures FOLDER]"
+    config = recipe.override(stored_config(run_dir), flags, usage, ("--pictures", "--probe", "--average"))
     processes.start()
     processes.check_devices()
-    from gnp_scale.loop import evaluate_run
+    from gnp_scale.evaluation.existing import evaluate_run, probe_run
 
-    step, scores = evaluate_run(config, run_dir, pictures)
+    judge = probe_run if options.probe else evaluate_run
+    step, scores = judge(config, run_dir, pictures, options.average)
     if processes.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED
