@@ -70,7 +70,7 @@ def probe_run(
         task = task_of_run(config, stored_shapes(run_dir), has_own_classes=True)
         step, state = _load(run_dir, task, num_averaged, stages)
         with stages.enter(Stage.EVALUATE, step):
-            train, test = (collect(task, state, split, stages) for split in (task.dataset.train, task.dataset.test))
+            train, test = collect(task, state, stages)
             linear = linear_probe(train, test, task.dataset.num_classes, len(task.dataset.test), stages)
             neighbours = knn_top1(train, test, stages)
             _tell_guesses(linear.guesses, task.dataset, pictures)

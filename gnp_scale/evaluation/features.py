@@ -3,6 +3,7 @@
 T batches of B examples, D features of an example.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gnp_scale.config import ConfigError
+from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
 from gnp_scale.data.sources import Examples
@@ -45,24 +46,30 @@ class Features(NamedTuple):
         return jax.sharding.reshard(numbers, on_mesh(SHARDED))
 
 
-def collect(task: Task, state: TrainState, split: Examples, stages: Stages) -> Features:
-    """The features of `split`; they take N x D x 4 bytes, divided among the devices that share the examples.
+def collect(task: Task, state: TrainState, stages: Stages) -> tuple[Features, Features]:
+    """The features of the training split and of the evaluated one.
+
+    They take N x D x 4 bytes, divided among the devices that share the examples.
 
     Raises:
         ConfigError: some features are not finite.
     """
-    shape = (-(-len(split) // task.config.data.eval_batch_size), task.config.data.eval_batch_size)
-    step = _make_step(task)
-    found = None
-    for number, batch in enumerate(eval_batches(split, task.config.data)):
+    step = partial(_make_step(task), *state.evaluated)
+    train, test = (_collect(step, split, task.config.data, stages) for split in (task.dataset.train, task.dataset.test))
+    if not jnp.isfinite(jnp.sum(train.feature) + jnp.sum(test.feature)):
+        raise ConfigError("some features are not finite: the network has diverged, so probe an earlier run")
+    return train, test
+
+
+def _collect(step: Callable[..., Features], split: Examples, config: DataConfig, stages: Stages) -> Features:
+    num_batches, found = -(-len(split) // config.eval_batch_size), None
+    for number, batch in enumerate(eval_batches(split, config)):
         # Each batch is progress, so a large split may take longer than one evaluation.
         with stages.enter(Stage.EVALUATE, stages.now.step):
-            row = step(*state.evaluated, batch["image"], batch["label"], batch["mask"])
-            found = _empty(row, shape) if found is None else found
+            row = step(batch["image"], batch["label"], batch["mask"])
+            found = _empty(row, num_batches) if found is None else found
             found = _put(found, row, np.int32(number))
     assert found is not None, "no split is empty"
-    if not jnp.isfinite(jnp.sum(found.feature)):
-        raise ConfigError("some features are not finite: the network has diverged, so probe an earlier run")
     return found
 
 
@@ -77,11 +84,11 @@ def _make_step(task: Task) -> Any:
     return step
 
 
-@partial(jax.jit, static_argnames="shape")
-def _empty(row: Features, shape: tuple[int, int]) -> Features:
+@partial(jax.jit, static_argnames="num_batches")
+def _empty(row: Features, num_batches: int) -> Features:
     def zeros(x: jax.Array) -> jax.Array:
         spec = P(None, *jax.typeof(x).sharding.spec)
-        return jnp.zeros((shape[0], *x.shape), x.dtype, out_sharding=on_mesh(spec))
+        return jnp.zeros((num_batches, *x.shape), x.dtype, out_sharding=on_mesh(spec))
 
     return jax.tree.map(zeros, row)
 
