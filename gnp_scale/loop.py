@@ -13,17 +13,14 @@ import jax
 import numpy as np
 
 from gnp_scale import PROCESS_START_S, recipe
-from gnp_scale.checkpoint import Checkpoints, has_checkpoints, load_newest
+from gnp_scale.checkpoint import Checkpoints, has_checkpoints
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.data.sources import Dataset
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.models import registry
-from gnp_scale.monitoring.confusion import Guesses, line
 from gnp_scale.monitoring.metrics import MetricWriter
-from gnp_scale.monitoring.pictures import make_folder, write_pictures
 from gnp_scale.monitoring.progress import ProgressBar, print_summary
 from gnp_scale.monitoring.reporter import Reporter
 from gnp_scale.monitoring.throughput import Throughput
@@ -48,8 +45,6 @@ from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import Batch, augmented_images, make_train_step
 
 _EVALUATION = "evaluation"
-_NUM_TOLD = 5
-"""Confusions that `gnp-scale eval` prints."""
 type _Name = StepKind | str
 """The name of a program: the kind of a step, or the evaluation."""
 
@@ -132,46 +127,6 @@ def _tell_end(run: _Run, last: int | None) -> Exit:
     if is_main_process():
         print_summary(run.run_dir, last, checkpoints.latest_scores, time.perf_counter() - PROCESS_START_S)
     return Exit.FINISHED
-
-
-def evaluate_run(config: Config, run_dir: Folder | None, pictures: Path | None = None) -> tuple[int, dict[str, float]]:
-    """(step, scores) of the newest checkpoint in `run_dir`, evaluated as `config` says; writes nothing there.
-
-    Without a folder it evaluates the weights of `model.init_from`. Prints the most frequent confusions, and puts
-    pictures of them into the folder `pictures` if it is given.
-
-    Raises:
-        ConfigError: there is no checkpoint, the weights or the configuration do not fit the data or the machine, or
-            `pictures` cannot be made.
-    """
-    stages = Stages()
-    if pictures is not None and is_main_process():
-        make_folder(pictures)
-    with Watchdog(stages, None), jax.set_mesh(make_mesh(config.mesh)):
-        check_agreement(config)
-        task = Task.of(config)
-        check_sizes_agree(task.dataset.sizes)
-        with stages.enter(Stage.RESTORE, 0):
-            step, state = _pretrained(task) if run_dir is None else load_newest(run_dir, task.abstract_state())
-        with stages.enter(Stage.COMPILE, step):
-            eval_step = trace_eval_step(task).compile()
-        with stages.enter(Stage.EVALUATE, step):
-            scores, guesses = make_evaluate(task, lambda: eval_step)(state)
-            if is_main_process():
-                _tell_guesses(guesses(), task.dataset, pictures)
-            return step, scores
-
-
-def _pretrained(task: Task) -> tuple[int, TrainState]:
-    assert task.initial is not None, "the command has checked that there is a file"
-    announce(task.initial.check().line())
-    return 0, task.init_state()
-
-
-def _tell_guesses(guesses: Guesses, dataset: Dataset, pictures: Path | None) -> None:
-    announce(line(guesses, dataset.class_name, _NUM_TOLD))
-    if pictures is not None:
-        write_pictures(pictures, guesses, dataset)
 
 
 def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:

@@ -31,7 +31,7 @@ LAYERS = (
     {"monitoring"},
     {"training"},
     {"checkpoint"},
-    {"loop", "bench"},
+    {"loop", "bench", "evaluation"},
     {"chaos", "sweeps"},
     {"commands"},
     {"cli"},

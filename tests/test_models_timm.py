@@ -1,5 +1,5 @@
-"""The same weights give the same logits as in PyTorch: as in timm (tests/fixtures/networks/make.py), or, for networks
-that timm does not have, as in a plain implementation (reference.py, make_shake.py)."""
+"""The same weights give the same logits and features as in PyTorch: as in timm (tests/fixtures/networks/make.py), or,
+for networks that timm does not have, as in a plain implementation (reference.py, make_shake.py)."""
 
 import json
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_timm(name: str, monkeypatch):
+def test_logits_and_features_are_those_of_timm(name: str, monkeypatch):
     case = CASES[name]
     if case.sizes is not None:
         monkeypatch.setitem(*case.sizes)
@@ -111,8 +111,13 @@ def test_logits_are_those_of_timm(name: str, monkeypatch):
     image, weights, expected = images(stored["size"]), drawn(stored["shapes"]), np.array(stored["logits"])
     model = registry.create(case.config, image.shape[1:], expected.shape[1], len(image))
     state = [from_torch(weights, tree, case.torch_name) for tree in jax.eval_shape(model.init, jax.random.key(0))]
-    logits = jax.jit(lambda *state: model.network(*state)(image, train=False))(*state)
+    networks = jax.jit(lambda *state: (model.network(*state)(image, train=False), model.features(*state)(image)))
+    logits, feature = networks(*state)
     np.testing.assert_allclose(logits, expected, atol=case.tolerance * np.abs(expected).max(), rtol=0)
+    # Those of networks that timm does not have are not stored.
+    feature_BxF = np.array(stored.get("features", feature))
+    atol = case.tolerance * np.abs(feature_BxF).max()
+    np.testing.assert_allclose(feature[:, : feature_BxF.shape[1]], feature_BxF, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["deit3_registers", "resnet", "vit_attention", "vit_rope_swiglu"])

@@ -20,8 +20,9 @@ from gnp_scale.config import (
     OptimConfig,
     TrainConfig,
 )
+from gnp_scale.evaluation.existing import evaluate_run
 from gnp_scale.exit_codes import Exit
-from gnp_scale.loop import evaluate_run, train
+from gnp_scale.loop import train
 from gnp_scale.monitoring.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("unoptimized")

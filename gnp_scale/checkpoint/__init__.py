@@ -1,6 +1,15 @@
 """Checkpoints: written during training, used only if every byte is right, and good only after healthy steps."""
 
+from gnp_scale.checkpoint.average import load_average
 from gnp_scale.checkpoint.manager import Checkpoints
-from gnp_scale.checkpoint.restore import fingerprint, has_checkpoints, load_newest, load_whole
+from gnp_scale.checkpoint.restore import fingerprint, has_checkpoints, load_newest, load_whole, stored_shapes
 
-__all__ = ["Checkpoints", "fingerprint", "has_checkpoints", "load_newest", "load_whole"]
+__all__ = [
+    "Checkpoints",
+    "fingerprint",
+    "has_checkpoints",
+    "load_average",
+    "load_newest",
+    "load_whole",
+    "stored_shapes",
+]

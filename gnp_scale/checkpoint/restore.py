@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from gnp_kernels.trees import path_name
 
 from gnp_scale import recipe
 from gnp_scale.checkpoint.bucket import open_store
@@ -122,10 +123,36 @@ def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, Train
         ConfigError: there is none.
     """
     store = open_store(run_dir)
-    whole = latest_valid(store, _steps(run_dir, store), abstract_state)
+    return newest_intact(store, stored_steps(run_dir, store), abstract_state)
+
+
+def newest_intact(store: Store, steps: Iterable[int], abstract_state: TrainState) -> tuple[int, TrainState]:
+    """(step, state) of the newest intact checkpoint of `steps`. Prints a line for each newer one, which is damaged.
+
+    Raises:
+        ConfigError: none of them is intact.
+    """
+    whole = latest_valid(store, steps, abstract_state)
     for step, problem in whole.skipped.items():
         announce(f"the checkpoint of step {step} is damaged ({problem}): using that of step {whole.step}")
     return whole.step, whole.state
+
+
+def stored_shapes(run_dir: Folder) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters by path, such as `head/bias`, in the newest checkpoint with an intact description.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    store = open_store(run_dir)
+    for step in reversed(stored_steps(run_dir, store)):
+        try:
+            _metadata(store, step)
+            leaves = jax.tree.leaves_with_path(store.abstract_state(step)["params"])
+            return {path_name(path): leaf.shape for path, leaf in leaves}
+        except DamagedError as error:
+            announce(f"the checkpoint of step {step} is damaged ({error})")
+    raise ConfigError(f"no checkpoint in {store.folder} is intact: put one back")
 
 
 def fingerprint(run_dir: Folder, step: int | None = None) -> tuple[int, str]:
@@ -154,7 +181,7 @@ def load_whole(run_dir: Folder, step: int | None = None) -> tuple[int, Any]:
         ConfigError: there is no such checkpoint, or it is damaged.
     """
     store = open_store(run_dir)
-    steps = _steps(run_dir, store)
+    steps = stored_steps(run_dir, store)
     step = steps[-1] if step is None else step
     if step not in steps:
         raise ConfigError(f"{run_dir} has no checkpoint of step {step}: it has {steps}")
@@ -170,7 +197,12 @@ def has_checkpoints(run_dir: Folder) -> bool:
     return bool(_stored_steps(open_store(run_dir)))
 
 
-def _steps(run_dir: Folder, store: Store) -> list[int]:
+def stored_steps(run_dir: Folder, store: Store) -> list[int]:
+    """The steps in `run_dir` that have a checkpoint, in order, as the main process sees them.
+
+    Raises:
+        ConfigError: there are none, or they cannot be listed.
+    """
     steps = _stored_steps(store)
     if not steps:
         raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")

@@ -12,6 +12,8 @@ from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.store import Folder
 
+_EVAL_OPTIONS = ("--pictures", "--probe", "--average")
+
 
 def add(commands: Any) -> None:
     """Adds the commands to the parsers `commands`."""
@@ -23,6 +25,8 @@ def add(commands: Any) -> None:
         "FILE:FUNCTION, followed by --model.init-from WEIGHTS and any flags of train",
     )
     evaluate.add_argument("--pictures", metavar="FOLDER", help="draw the confusion matrix and the worst images there")
+    evaluate.add_argument("--probe", action="store_true", help="judge the features: a linear probe, nearest neighbours")
+    evaluate.add_argument("--average", metavar="N", type=at_least(1), help="average the last N checkpoints")
     evaluate.set_defaults(command=_eval, takes_flags=True)
 
     fingerprint = commands.add_parser("fingerprint", help="print a hash of the saved state")
@@ -37,6 +41,10 @@ def add(commands: Any) -> None:
 
 def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     run_dir = None if ".py:" in options.run_dir else existing_run(options.run_dir)
+    check(
+        run_dir is not None or options.average is None,
+        f"{options.run_dir} is a recipe, and has no checkpoints to average: leave --average out",
+    )
     pictures = None if options.pictures is None else local_path("--pictures", options.pictures)
     import_jax()
     from gnp_scale.run import processes
@@ -44,9 +52,10 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     config = _config_of_recipe(options.run_dir, flags) if run_dir is None else _config_of_run(run_dir, flags)
     processes.start()
     processes.check_devices()
-    from gnp_scale.loop import evaluate_run
+    from gnp_scale.evaluation.existing import evaluate_run, probe_run
 
-    step, scores = evaluate_run(config, run_dir, pictures)
+    judge = probe_run if options.probe else evaluate_run
+    step, scores = judge(config, run_dir, pictures, options.average)
     if processes.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED
@@ -59,14 +68,14 @@ def _config_of_run(run_dir: Folder, flags: Sequence[str]) -> Config:
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
-    return recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--pictures FOLDER]", ("--pictures",))
+    return recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--probe] [--average N]", _EVAL_OPTIONS)
 
 
 def _config_of_recipe(name: str, flags: Sequence[str]) -> Config:
     from gnp_scale import recipe
 
-    usage = "gnp-scale eval FILE:FUNCTION --model.init-from WEIGHTS [--pictures FOLDER]"
-    config = recipe.override(recipe.load(name), flags, usage, ("--pictures",))
+    usage = "gnp-scale eval FILE:FUNCTION --model.init-from WEIGHTS [--probe]"
+    config = recipe.override(recipe.load(name), flags, usage, _EVAL_OPTIONS)
     check(
         config.model.init_from != "",
         f"{name} is a recipe without weights: give the folder of its run, runs/NAME or that of --run-dir, or add "

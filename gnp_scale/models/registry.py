@@ -28,6 +28,7 @@ from gnp_scale.models import (
     vit,
     wide_resnet,
 )
+from gnp_scale.models.conv_layers import Head
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
@@ -83,9 +84,31 @@ class Model:
         """
         return nnx.merge(self._graph, params, batch_stats)
 
+    def features(self, params: Params, batch_stats: BatchStats) -> Callable[[jax.Array], jax.Array]:
+        """`features(image_BxHxWxC)`: the input of the classifier in evaluation, float32 of shape (B, D).
+
+        That is what the last dense layer gets: after the pooling, and after any norm or dense layer that precedes it.
+        It is sharded over `mesh.BATCH`. timm calls it `forward_head(x, pre_logits=True)`.
+        """
+        network: Any = nnx.merge(self._graph, params, batch_stats)
+        # The last dense layer becomes the identity.
+        owner, name = (network.head, "dense") if isinstance(network.head, Head) else (network, "head")
+        setattr(owner, name, _identity)
+
+        def features(image_BxHxWxC: jax.Array) -> jax.Array:
+            feature_BxD = network(image_BxHxWxC, train=False).astype(jnp.float32)
+            spec = mesh.on_mesh(mesh.batch_spec(2))
+            return feature_BxD if spec is None else jax.sharding.reshard(feature_BxD, spec)
+
+        return features
+
     @cached_property
     def _graph(self) -> Any:
         return nnx.graphdef(jax.eval_shape(self.build, jax.random.key(0)))
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
 
 
 def batch_stats_of(network: Any) -> BatchStats:

@@ -51,6 +51,15 @@ class Task:
         check_divisible(config.data)
         dataset = sources.load(config.data)
         model = registry.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
+        return cls.with_network(config, dataset, model)
+
+    @classmethod
+    def with_network(cls, config: Config, dataset: Dataset, model: Model) -> Self:
+        """The task of `config` on `dataset` with `model`, which may have another number of classes.
+
+        Raises:
+            ConfigError: the components do not fit each other or the mesh.
+        """
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
         chosen = implementation(config)
         update = make_update(config, optimizer, chosen)

@@ -1,0 +1,82 @@
+"""The average of several checkpoints of one run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+
+from gnp_scale.checkpoint.bucket import open_store
+from gnp_scale.checkpoint.restore import newest_intact, stored_steps
+from gnp_scale.config import ConfigError
+from gnp_scale.run.messages import announce
+from gnp_scale.run.store import Folder
+from gnp_scale.training.state import TrainState
+
+
+def load_average(run_dir: Folder, abstract_state: TrainState, num: int) -> tuple[int, TrainState]:
+    """(step, state) of the newest intact checkpoint, with the averages of the newest `num` in place of its parameters,
+    batch statistics and moving averages.
+
+    Every checkpoint has the same weight: w = (w_1 + ... + w_num) / num, summed in float32 from the newest to the
+    oldest (arXiv 1706.03762, section 6.1; arXiv 1803.05407 with its equal weights). Averaged batch statistics are an
+    approximation of those that the averaged network would measure, as in `TrainState.ema`. The optimizer's state is
+    that of the newest checkpoint. Two states are in memory at a time. Changes nothing in the folder.
+
+    Raises:
+        ConfigError: fewer than `num` checkpoints are intact.
+    """
+    states = _newest_first(run_dir, abstract_state, num)
+    newest, state = next(states)
+    used, total = [newest], _averaged(state)
+    for step, older in states:
+        total = _add(total, _averaged(older))
+        used.append(step)
+        # Before the next one is read.
+        del older
+    announce(f"the average of the checkpoints of steps {', '.join(map(str, reversed(used)))}")
+    return newest, _with_average(state, _divide(total, num))
+
+
+def _newest_first(run_dir: Folder, abstract_state: TrainState, num: int) -> Iterator[tuple[int, TrainState]]:
+    """Reads the newest `num` intact checkpoints, one after another."""
+    store = open_store(run_dir)
+    steps = stored_steps(run_dir, store)
+    if len(steps) < num:
+        raise _too_few(run_dir, len(steps), num)
+    for num_found in range(num):
+        try:
+            step, state = newest_intact(store, steps, abstract_state)
+        except ConfigError as error:
+            raise (_too_few(run_dir, num_found, num) if num_found else error) from None
+        steps = [older for older in steps if older < step]
+        yield step, state
+        del state
+
+
+def _too_few(run_dir: Folder, num_found: int, num: int) -> ConfigError:
+    return ConfigError(
+        f"{run_dir} holds {num_found} intact checkpoints, fewer than the {num} to average: average fewer, or train "
+        f"with --checkpoint.keep-last {num}"
+    )
+
+
+def _averaged(state: TrainState) -> Any:
+    return state.params, state.batch_stats, state.ema
+
+
+def _with_average(state: TrainState, average: Any) -> TrainState:
+    params, batch_stats, ema = average
+    copy = None if state.copy is None else jax.tree.map(lambda old, w: w.astype(old.dtype), state.copy, params)
+    return replace(state, params=params, batch_stats=batch_stats, ema=ema, copy=copy)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _add(total: Any, more: Any) -> Any:
+    return jax.tree.map(lambda x, y: x + y, total, more)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _divide(total: Any, num: int) -> Any:
+    return jax.tree.map(lambda x: x / num, total)

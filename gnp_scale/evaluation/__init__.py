@@ -1,0 +1,1 @@
+"""Judges the checkpoints of a run that exists: its scores, and how well its features transfer."""

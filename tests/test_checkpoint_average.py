@@ -1,0 +1,88 @@
+"""The average of checkpoints is that of NumPy, of the newest intact ones, and needs as many as it is asked for."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gnp_scale.checkpoint import Checkpoints, load_average
+from gnp_scale.config import CheckpointConfig, Config, ConfigError
+from gnp_scale.mesh import FSDP, REPLICATED, P, sharding
+from gnp_scale.training.state import TrainState
+
+# As in test_checkpoint_damage.py: Orbax drops coroutines of a read that fails.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """Makes Python warn here, and not in later tests."""
+    yield
+    gc.collect()
+
+
+def state_of(step):
+    """A state that depends on its step: parameters, batch statistics, momentum, moving average, and a copy."""
+    draws = np.random.default_rng(step)
+    specs = {"w": P(FSDP), "stats": REPLICATED, "momentum": P(FSDP), "ema": P(FSDP), "ema_stats": REPLICATED}
+    made = {name: jax.device_put(draws.standard_normal(16, np.float32), sharding(s)) for name, s in specs.items()}
+    return TrainState(
+        jax.device_put(jnp.int32(step), sharding(REPLICATED)),
+        {"w": made["w"]},
+        {"mean": made["stats"]},
+        {"momentum": made["momentum"]},
+        ({"w": made["ema"]}, {"mean": made["ema_stats"]}),
+        None,
+        {"w": made["w"].astype(jnp.bfloat16)},
+    )
+
+
+@pytest.fixture
+def run_dir(set_mesh, tmp_path):
+    """The folder of a run with checkpoints of the steps 1 to 4."""
+    set_mesh(fsdp=8)
+    config = Config(checkpoint=CheckpointConfig(every_steps=1, keep_last=4))
+    with Checkpoints(tmp_path, config) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, state_of(step), None)
+    return tmp_path
+
+
+def abstract():
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_of(1))
+
+
+def test_the_average_is_that_of_numpy_and_all_else_that_of_the_newest(run_dir):
+    step, state = load_average(run_dir, abstract(), 3)
+    assert step == 4
+    states = [jax.device_get(state_of(step)) for step in (4, 3, 2)]
+    for name in ("params", "batch_stats", "ema"):
+        trees = [getattr(each, name) for each in states]
+        mean = jax.tree.map(lambda a, b, c: (a + b + c) / np.float32(3), *trees)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(getattr(state, name)), mean)
+    np.testing.assert_array_equal(state.copy["w"], state.params["w"].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(state.opt_state["momentum"], states[0].opt_state["momentum"])
+    same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, abstract())
+    assert jax.tree.all(same)
+
+
+def test_the_average_of_one_is_the_newest(run_dir):
+    step, state = load_average(run_dir, abstract(), 1)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(state_of(step)))
+
+
+def test_an_older_checkpoint_takes_the_place_of_a_damaged_one_until_there_are_too_few(run_dir, capfd):
+    (largest, *_) = sorted((run_dir / "checkpoints" / "3").rglob("d/*"), key=lambda path: -path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:10])
+    load_average(run_dir, abstract(), 3)
+    printed = capfd.readouterr().err
+    assert "the checkpoint of step 3 is damaged (" in printed
+    assert "the average of the checkpoints of steps 1, 2, 4" in printed
+    for num, found in ((4, 3), (5, 4)):
+        with pytest.raises(ConfigError, match=f"holds {found} intact checkpoints, .* --checkpoint.keep-last {num}$"):
+            load_average(run_dir, abstract(), num)

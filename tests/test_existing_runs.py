@@ -1,0 +1,70 @@
+"""What `gnp-scale eval` does with a run that exists: the average of its checkpoints, and probes of its features."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from launcher import run
+
+from gnp_scale.config import (
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    GnpConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gnp_scale.evaluation.existing import evaluate_run, probe_run
+from gnp_scale.loop import train
+
+pytestmark = [pytest.mark.usefixtures("unoptimized"), pytest.mark.slow]
+
+BASE = Config(
+    data=DataConfig("synthetic", synthetic_num_examples=200, synthetic_image_size=8, batch_size=32, eval_batch_size=32),
+    model=ModelConfig("vit_mu", patch_size=4, depth=1, width=32, num_heads=2),
+    gnp=GnpConfig(r=0, alpha=0),
+    optim=OptimConfig("sgd", learning_rate=0.05),
+    mesh=MeshConfig(replica=1, fsdp=8, tensor=1),
+    train=TrainConfig(num_steps=6, log_every_steps=6, eval_every_steps=6),
+    checkpoint=CheckpointConfig(every_steps=2, keep_last=3),
+)
+FOUR_CLASSES = replace(BASE, data=replace(BASE.data, synthetic_num_classes=4))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(BASE, folder)
+    return folder
+
+
+def test_a_probe_judges_the_average_on_a_data_set_with_other_classes(run_dir, tmp_path):
+    """Its patterns are as easy as those of the run, and 4 of its 10."""
+    step, scores = probe_run(FOUR_CLASSES, run_dir, tmp_path / "pictures", 2)
+    assert step == 6
+    assert scores["probe/linear_top1"] == scores["probe/knn_top1"] == 1.0
+    assert (scores["probe/num_train_images"], scores["probe/num_eval_images"]) == (200, 50)
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["confusion.png", "worst.png"]
+
+
+def test_two_processes_and_other_meshes_give_the_same_probe(run_dir, tmp_path):
+    """Except for rounding: at most one of the 50 images, or of the 20 held out, may change sides."""
+    _, here = probe_run(BASE, run_dir)
+    _, there = probe_run(replace(BASE, mesh=MeshConfig(2, 2, 2)), run_dir)
+    lines = run(tmp_path, "eval", str(run_dir), "--probe", num_processes=2).splitlines()
+    (two,) = [json.loads(line) for line in lines if line.startswith("{")]
+    for other in (there, two):
+        for name, value in here.items():
+            np.testing.assert_allclose(other[name], value, atol=0.051 if "top1" in name else 0, err_msg=name)
+
+
+def test_images_that_do_not_fit_the_network_are_one_line(run_dir):
+    grey = replace(BASE, data=DataConfig(batch_size=32, eval_batch_size=32))
+    with pytest.raises(ConfigError, match=r"does not take the images of digits, 8x8 in 1 channels .*--data.image-size"):
+        probe_run(grey, run_dir)
+    with pytest.raises(ConfigError, match="has 10 classes and the data set synthetic has 4: add --probe"):
+        evaluate_run(FOUR_CLASSES, run_dir)
