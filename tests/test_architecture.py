@@ -32,7 +32,7 @@ LAYERS = (
     {"training"},
     {"checkpoint"},
     {"loop", "bench"},
-    {"chaos"},
+    {"chaos", "catalogue"},
     {"commands"},
     {"cli"},
 )
