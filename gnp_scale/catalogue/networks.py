@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import cifar_resnet, pyramidnet, registry, shake_shake, wide_resnet
@@ -32,15 +34,16 @@ class Network:
         """
         shape = (self.image_size, self.image_size, 3)
         model = registry.create(self.config, shape, self.num_classes, batch_size=1)
-        params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+        network = jax.eval_shape(model.build, jax.random.key(0))
+        num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
 
-        def forward(params: registry.Params, batch_stats: registry.BatchStats, image_BxHxWxC: jax.Array) -> jax.Array:
-            return model.network(params, batch_stats)(image_BxHxWxC, train=False)
+        def forward(network: Any, image_BxHxWxC: jax.Array) -> jax.Array:
+            return network(image_BxHxWxC, train=False)
 
         # Products of parameters alone are the same for any number of images.
         images = (jax.ShapeDtypeStruct((number, *shape), jnp.float32) for number in (1, 2))
-        one, two = (flops(forward, params, batch_stats, image) for image in images)
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)), (two - one) // 2
+        one, two = (flops(forward, network, image) for image in images)
+        return num_params, (two - one) // 2
 
 
 def published(name: str) -> Network:
