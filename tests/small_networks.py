@@ -1,5 +1,6 @@
 """Networks with the names and kinds of layers of the real ones, but few and narrow layers; recipes of such networks."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,19 +25,22 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = [path for path in sorted(CONFIGS.glob("*.py")) if not path.name.startswith("_")]
 NAMES = [f"{path}:{name}" for path in FILES for name in recipe.functions(path)]
 IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28, "digits": 8}
-_WITHOUT_EFFECT = ("data.name", "data.root", "train.seed", "checkpoint.", "divergence.")
-"""On the program of a step."""
+_WITHOUT_EFFECT = re.compile(
+    r"data\.(name|root|train_split|holdout|crop_area|max_damaged|num_threads|prefetch|image_size|eval_|synthetic_num_)|"
+    r"train\.(seed|log_)|checkpoint\.|divergence\."
+)
+"""Names of options on which the program of a step does not depend."""
 
 
-def shorten(patch):
-    """Replaces the sizes of all networks, until `patch` is undone."""
+def _short_layouts():
+    """(table of a file in models/, name of a network, short layout with the same kinds of layers)."""
     for name, (block, _) in resnet.LAYOUTS.items():
-        patch.setitem(resnet.LAYOUTS, name, (block, (1, 1, 1, 1)))
+        yield resnet.LAYOUTS, name, (block, (1, 1, 1, 1))
     for name, (block, _, _) in pyramidnet.LAYOUTS.items():
-        patch.setitem(pyramidnet.LAYOUTS, name, (block, 2 + pyramidnet.NUM_GROUPS * block.num_convs, 6))
+        yield pyramidnet.LAYOUTS, name, (block, 2 + pyramidnet.NUM_GROUPS * block.num_convs, 6)
     for sizes in (vit.SIZES, cait.SIZES):
         for name, size in sizes.items():
-            patch.setitem(sizes, name, replace(size, width=32, depth=1, mlp=64, num_heads=2))
+            yield sizes, name, replace(size, width=32, depth=1, mlp=64, num_heads=2)
     others = (
         (wide_resnet.LAYOUTS, (10, 1)),
         (cifar_resnet.LAYOUTS, 1),
@@ -47,16 +51,30 @@ def shorten(patch):
         (swin.LAYOUTS, (32, (2, 1, 1, 1))),
     )
     for layouts, layout in others:
-        for name in list(layouts):
-            patch.setitem(layouts, name, layout)
+        yield from ((layouts, name, layout) for name in layouts)
+
+
+SHORT = tuple(_short_layouts())
+
+
+def shorten(patch):
+    """Replaces the layouts of all networks by short ones, until `patch` is undone."""
+    for layouts, name, layout in SHORT:
+        patch.setitem(layouts, name, layout)
     patch.setattr(vgg, "HIDDEN", 32)
 
 
+def _first_alike(name):
+    """The first network whose short layout is that of the network `name`."""
+    layouts, layout = next(((layouts, layout) for layouts, other, layout in SHORT if other == name), (None, None))
+    return next((other for table, other, same in SHORT if table is layouts and same == layout), name)
+
+
 def synthetic(config: Config) -> Config:
-    """`config` with synthetic images of the size of its own."""
+    """`config` with synthetic images of the size of its own, and a network of the same kind."""
     size = IMAGE_SIZES.get(config.data.name, config.data.image_size)
-    data = replace(config.data, name="synthetic", synthetic_image_size=size)
-    return replace(config, data=data, model=replace(config.model, depth=None, width=None, num_heads=None))
+    model = replace(config.model, name=_first_alike(config.model.name), depth=None, width=None, num_heads=None)
+    return replace(config, data=replace(config.data, name="synthetic", synthetic_image_size=size), model=model)
 
 
 def shrunken(config: Config) -> Config:
@@ -66,11 +84,12 @@ def shrunken(config: Config) -> Config:
     """
     uses_patches = "patch_size" in registry.family_of(config.model.name).options
     size = 2 * config.model.patch_size if uses_patches else 32
+    config = synthetic(config)
     data, model, gnp, optim, train = config.data, config.model, config.gnp, config.optim, config.train
     return replace(
-        synthetic(config),
+        config,
         data=replace(
-            synthetic(config).data,
+            data,
             synthetic_image_size=size,
             batch_size=16,
             eval_batch_size=16,
@@ -79,7 +98,7 @@ def shrunken(config: Config) -> Config:
             cutout=min(data.cutout, size // 2),
             prefetch_steps=1,
         ),
-        model=replace(model, depth=None, width=None, num_heads=None, num_bn_groups=min(model.num_bn_groups, 2)),
+        model=replace(model, num_bn_groups=min(model.num_bn_groups, 2)),
         gnp=replace(
             gnp,
             perturb_groups=min(gnp.perturb_groups, 2),
@@ -100,7 +119,7 @@ def program(config: Config) -> tuple[tuple[str, str], ...]:
 
     So recipes that differ in r, a rate or a number of epochs share a program.
     """
-    values = {name: value for name, value in recipe.flatten(config).items() if not name.startswith(_WITHOUT_EFFECT)}
+    values = {name: value for name, value in recipe.flatten(config).items() if not _WITHOUT_EFFECT.match(name)}
     return tuple((name, _class_of(name, value)) for name, value in values.items())
 
 

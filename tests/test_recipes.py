@@ -17,7 +17,7 @@ from small_networks import CONFIGS, NAMES, by_program, program, short, shorten, 
 from gnp_scale import recipe
 from gnp_scale.catalogue import recipes
 from gnp_scale.catalogue.docstrings import parse
-from gnp_scale.config import Config, MeshConfig, OptimConfig, TrainConfig
+from gnp_scale.config import Config, DataConfig, MeshConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
@@ -39,13 +39,16 @@ def describe(name):
 
 
 def of_state(config):
-    """What the shapes of the state depend on."""
-    return Config(
-        data=replace(synthetic(config).data, policy="none", mixup=0.0, cutmix=0.0, mixup_end=1.0),
-        model=config.model,
-        optim=OptimConfig(config.optim.name, momentum=config.optim.momentum),
+    """What the shapes of the state depend on, and a batch for any mesh of 8 devices."""
+    size = synthetic(config).data.synthetic_image_size
+    decay = {"weight_decay": 0.0, "l2_in_loss": 0.0, "decay_norm_and_bias": False}
+    return replace(
+        Config(),
+        data=DataConfig("synthetic", batch_size=64, synthetic_image_size=size),
+        model=replace(config.model, num_bn_groups=1),
+        optim=replace(config.optim, warmup_steps=0, clip_norm=None, **decay),
         mesh=config.mesh,
-        train=TrainConfig(ema_decay=config.train.ema_decay, gradient_dtype=config.train.gradient_dtype),
+        train=replace(config.train, accumulate_steps=1),
     )
 
 
