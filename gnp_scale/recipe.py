@@ -24,14 +24,14 @@ from gnp_scale.config import Config, ConfigError
 def load(name: str) -> Config:
     """The configuration that the function named `file.py:function` returns.
 
-    A path that does not exist is looked up next to this package, where an installed package has its `configs/`.
+    A path that does not exist is looked up in the folder that `shipped` returns.
 
     Raises:
         ConfigError: there is no such file or function, or it does not return a `Config`.
     """
     path, function_name = split_recipe(name)
     given = local_path("the recipe", path)
-    file = next((file for file in (given, Path(__file__).parent / given) if file.is_file()), None)
+    file = next((file for file in (given, shipped() / given) if file.is_file()), None)
     if file is None:
         raise ConfigError(f"recipe file {path!r} does not exist: give the path of a Python file")
     found = functions(file)
@@ -43,6 +43,12 @@ def load(name: str) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"recipe {name} returned a {type(config).__name__}: it must return a gnp_scale.config.Config")
     return config
+
+
+def shipped() -> Path:
+    """The folder that holds the `configs/` of this project: the package if it is installed, or the checkout."""
+    package = Path(__file__).parent
+    return package if (package / "configs").is_dir() else package.parent
 
 
 def functions(file: Path) -> dict[str, Callable[[], Any]]:

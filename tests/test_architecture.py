@@ -32,7 +32,7 @@ LAYERS = (
     {"training"},
     {"checkpoint"},
     {"loop", "bench", "evaluation"},
-    {"chaos", "sweeps"},
+    {"chaos", "catalogue", "sweeps"},
     {"commands"},
     {"cli"},
 )

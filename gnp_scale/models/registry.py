@@ -29,6 +29,7 @@ from gnp_scale.models import (
     wide_resnet,
 )
 from gnp_scale.models.conv_layers import Head
+from gnp_scale.models.family import Family
 
 type Params = dict[str, Any]
 """Nested dicts of float32 arrays."""
@@ -137,6 +138,11 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
         return Model(build, head_bias=config.head_bias)
     bn_group_size = batch_size // config.num_bn_groups
     return Model(partial(build, bn_group_size=bn_group_size), bn_group_size, config.head_bias)
+
+
+def family_of(name: str) -> Family:
+    """The family of the network `name`, which is one of `NAMES`."""
+    return _FAMILY_OF[name]
 
 
 def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> str | None:

@@ -1,0 +1,1 @@
+"""The catalogue: what networks and recipes there are."""

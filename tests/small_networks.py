@@ -1,0 +1,145 @@
+"""Networks with the names and kinds of layers of the real ones, but few and narrow layers; recipes of such networks."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from gnp_scale import recipe
+from gnp_scale.config import Config
+from gnp_scale.models import (
+    cait,
+    cifar_resnet,
+    convnext,
+    mixer,
+    pyramidnet,
+    registry,
+    resnet,
+    shake_shake,
+    swin,
+    vgg,
+    vit,
+    wide_resnet,
+)
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = [path for path in sorted(CONFIGS.glob("*.py")) if not path.name.startswith("_")]
+NAMES = [f"{path}:{name}" for path in FILES for name in recipe.functions(path)]
+IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28, "digits": 8}
+_WITHOUT_EFFECT = re.compile(
+    r"data\.(name|root|train_split|holdout|crop_area|max_damaged|num_threads|prefetch|image_size|eval_|synthetic_num_)|"
+    r"train\.(seed|log_)|checkpoint\.|divergence\."
+)
+"""Names of options on which the program of a step does not depend."""
+
+
+def _short_layouts():
+    """(table of a file in models/, name of a network, short layout with the same kinds of layers)."""
+    for name, (block, _) in resnet.LAYOUTS.items():
+        yield resnet.LAYOUTS, name, (block, (1, 1, 1, 1))
+    for name, (block, _, _) in pyramidnet.LAYOUTS.items():
+        yield pyramidnet.LAYOUTS, name, (block, 2 + pyramidnet.NUM_GROUPS * block.num_convs, 6)
+    for sizes in (vit.SIZES, cait.SIZES):
+        for name, size in sizes.items():
+            yield sizes, name, replace(size, width=32, depth=1, mlp=64, num_heads=2)
+    others = (
+        (wide_resnet.LAYOUTS, (10, 1)),
+        (cifar_resnet.LAYOUTS, 1),
+        (shake_shake.LAYOUTS, (8, 8)),
+        (vgg.LAYOUTS, ((1, 8), (1, 8), (1, 8), (1, 8), (1, 8))),
+        (mixer.SIZES, mixer.MixerConfig(16, 1, 8, 32)),
+        (convnext.SIZES, convnext.ConvNeXtConfig((1, 1, 1, 1), (8, 16, 24, 32))),
+        (swin.LAYOUTS, (32, (2, 1, 1, 1))),
+    )
+    for layouts, layout in others:
+        yield from ((layouts, name, layout) for name in layouts)
+
+
+SHORT = tuple(_short_layouts())
+
+
+def shorten(patch):
+    """Replaces the layouts of all networks by short ones, until `patch` is undone."""
+    for layouts, name, layout in SHORT:
+        patch.setitem(layouts, name, layout)
+    patch.setattr(vgg, "HIDDEN", 32)
+
+
+def _first_alike(name):
+    """The first network whose short layout is that of the network `name`."""
+    layouts, layout = next(((layouts, layout) for layouts, other, layout in SHORT if other == name), (None, None))
+    return next((other for table, other, same in SHORT if table is layouts and same == layout), name)
+
+
+def synthetic(config: Config) -> Config:
+    """`config` with synthetic images of the size of its own, and a network of the same kind."""
+    size = IMAGE_SIZES.get(config.data.name, config.data.image_size)
+    model = replace(config.model, name=_first_alike(config.model.name), depth=None, width=None, num_heads=None)
+    return replace(config, data=replace(config.data, name="synthetic", synthetic_image_size=size), model=model)
+
+
+def shrunken(config: Config) -> Config:
+    """Three steps of 16 small synthetic images, in at most two groups; a warm-up, or a wait for the gate, is one step.
+
+    A ViT keeps the patches and gets 4 of them.
+    """
+    uses_patches = "patch_size" in registry.family_of(config.model.name).options
+    size = 2 * config.model.patch_size if uses_patches else 32
+    config = synthetic(config)
+    data, model, gnp, optim, train = config.data, config.model, config.gnp, config.optim, config.train
+    return replace(
+        config,
+        data=replace(
+            data,
+            synthetic_image_size=size,
+            batch_size=16,
+            eval_batch_size=16,
+            synthetic_num_examples=32,
+            num_repeats=min(data.num_repeats, 2),
+            cutout=min(data.cutout, size // 2),
+            prefetch_steps=1,
+        ),
+        model=replace(model, num_bn_groups=min(model.num_bn_groups, 2)),
+        gnp=replace(
+            gnp,
+            perturb_groups=min(gnp.perturb_groups, 2),
+            gate_start=min(gnp.gate_start, 1),
+            gate_stop=gnp.gate_stop and 3,
+            gate_every=min(gnp.gate_every, 2) if gnp.gate == "every" else gnp.gate_every,
+            reuse_every=min(gnp.reuse_every, 2) if gnp.direction == "reused" else gnp.reuse_every,
+            ascent_fraction=1.0 if gnp.ascent_fraction == 1 else 0.5,
+            warmup_steps=min(gnp.warmup_steps, 1),
+        ),
+        optim=replace(optim, warmup_steps=min(optim.warmup_steps, 1)),
+        train=replace(train, num_steps=3, accumulate_steps=min(train.accumulate_steps, 2), eval_every_steps=3),
+    )
+
+
+def program(config: Config) -> tuple[tuple[str, str], ...]:
+    """What the program of a step depends on: all values, but of a number only its class (`_class_of`).
+
+    So recipes that differ in r, a rate or a number of epochs share a program.
+    """
+    values = {name: value for name, value in recipe.flatten(config).items() if not _WITHOUT_EFFECT.match(name)}
+    return tuple((name, _class_of(name, value)) for name, value in values.items())
+
+
+def _class_of(name, value):
+    """None, 0, between 0 and 1, 1, or more: code asks no more of a float, nor of a number of steps."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, float) or name.endswith(("num_steps", "_every_steps", "warmup_steps", "gate_start")):
+        return "0" if value == 0 else "below 1" if value < 1 else "1" if value == 1 else "above 1"
+    return repr(value)
+
+
+def by_program(shape):
+    """{program: the recipes whose configuration, changed by `shape`, has it}."""
+    found: dict[tuple, list[str]] = {}
+    for name in NAMES:
+        found.setdefault(program(shape(recipe.load(name))), []).append(name)
+    return found
+
+
+def short(name: str) -> str:
+    """file.py:function."""
+    return name.rpartition("/")[2]
