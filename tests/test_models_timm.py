@@ -120,8 +120,12 @@ def test_logits_and_features_are_those_of_timm(name: str, monkeypatch):
     np.testing.assert_allclose(feature[:, : feature_BxF.shape[1]], feature_BxF, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["deit3_registers", "resnet", "vit_attention", "vit_rope_swiglu"])
-def test_gradients_are_those_of_timm(name: str, monkeypatch):
+# One ReLU of a ResNet, whose input rounds to the other sign, changes the gradients of all earlier layers.
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("deit3_registers", 1e-4), ("resnet", 1e-3), ("vit_attention", 1e-4), ("vit_rope_swiglu", 1e-4)],
+)
+def test_gradients_are_those_of_timm(name: str, tolerance: float, monkeypatch):
     """Of half the squares of the logits, in training: a ResNet normalises with the statistics of the batch.
 
     For each tensor the norm, and the product with a drawn tensor, which no permutation keeps. Float32 against float64.
@@ -149,7 +153,7 @@ def test_gradients_are_those_of_timm(name: str, monkeypatch):
         norm, product = stored["gradients"][tensor]
         # An error of a gradient changes its norm by at most its own norm, and the product by that of both factors.
         # Some gradients, such as those of the biases of keys, are only rounding errors.
-        error = 1e-4 * norm + 1e-6 * total
+        error = tolerance * norm + 1e-6 * total
         assert np.linalg.norm(leaf) == pytest.approx(norm, rel=0, abs=error), tensor
         assert np.sum(leaf * direction) == pytest.approx(product, rel=0, abs=error * np.linalg.norm(direction)), tensor
     assert len(jax.tree.leaves(trees[0])) == len(stored["gradients"])
