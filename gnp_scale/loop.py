@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from gnp_scale import PROCESS_START_S, recipe
-from gnp_scale.checkpoint import Checkpoints, load_newest
+from gnp_scale.checkpoint import Checkpoints, has_checkpoints, load_newest
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.data.sources import Dataset
@@ -88,6 +88,9 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
                 traced: dict[_Name, Any] = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
                 traced[_EVALUATION] = trace_eval_step(task)
+            # Here, so that a file that does not fit leaves no folder behind.
+            is_new = task.initial is not None and not has_checkpoints(run_dir)
+            weights = task.initial.check() if task.initial is not None and is_new else None
             with (
                 claimed(run_dir, config, watchdog.stop_this) as files,
                 Recorder(files.folder, stages, is_main_process()) as recorder,
@@ -103,6 +106,8 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 # Before this line an earlier start may have written the file.
                 rollbacks = Rollbacks(run_dir, config)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
+                if weights is not None:
+                    weights.record(run_dir)
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
                 if advice := registry.batch_norm_advice(config.model, config.data.batch_size, num_parts):
                     announce(advice)
@@ -132,14 +137,15 @@ def _tell_end(run: _Run, last: int | None) -> Exit:
     return Exit.FINISHED
 
 
-def evaluate_run(config: Config, run_dir: Folder, pictures: Path | None = None) -> tuple[int, dict[str, float]]:
+def evaluate_run(config: Config, run_dir: Folder | None, pictures: Path | None = None) -> tuple[int, dict[str, float]]:
     """(step, scores) of the newest checkpoint in `run_dir`, evaluated as `config` says; writes nothing there.
 
-    Prints the most frequent confusions, and puts pictures of them into the folder `pictures` if it is given.
+    Without a folder it evaluates the weights of `model.init_from`. Prints the most frequent confusions, and puts
+    pictures of them into the folder `pictures` if it is given.
 
     Raises:
-        ConfigError: there is no checkpoint, the configuration is wrong for the data or the machine, or `pictures`
-            cannot be made.
+        ConfigError: there is no checkpoint, the weights or the configuration do not fit the data or the machine, or
+            `pictures` cannot be made.
     """
     stages = Stages()
     if pictures is not None and is_main_process():
@@ -149,7 +155,7 @@ def evaluate_run(config: Config, run_dir: Folder, pictures: Path | None = None) 
         task = Task.of(config)
         check_sizes_agree(task.dataset.sizes)
         with stages.enter(Stage.RESTORE, 0):
-            step, state = load_newest(run_dir, task.abstract_state())
+            step, state = _pretrained(task) if run_dir is None else load_newest(run_dir, task.abstract_state())
         with stages.enter(Stage.COMPILE, step):
             eval_step = trace_eval_step(task).compile()
         with stages.enter(Stage.EVALUATE, step):
@@ -157,6 +163,12 @@ def evaluate_run(config: Config, run_dir: Folder, pictures: Path | None = None) 
             if is_main_process():
                 _tell_guesses(guesses(), task.dataset, pictures)
             return step, scores
+
+
+def _pretrained(task: Task) -> tuple[int, TrainState]:
+    assert task.initial is not None, "the command has checked that there is a file"
+    announce(task.initial.check().line())
+    return 0, task.init_state()
 
 
 def _tell_guesses(guesses: Guesses, dataset: Dataset, pictures: Path | None) -> None:

@@ -26,7 +26,7 @@ from gnp_scale.models import (
     vgg,
     vit,
 )
-from gnp_scale.models.torch_weights import TorchName, from_torch, leaf_name
+from gnp_scale.models.torch_weights import TorchName, from_torch, own_name
 
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
 
@@ -41,12 +41,6 @@ class Case:
     """A table of sizes, a name in it, and the small size that stands there during the test."""
     tolerance: float = 1e-5
     """Of the logits, relative to the largest."""
-
-
-def own_name(path: str) -> str:
-    """The name in a network of PyTorch whose modules have our names."""
-    *modules, leaf = path.split("/")
-    return ".".join((*modules, leaf_name(leaf)))
 
 
 SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))

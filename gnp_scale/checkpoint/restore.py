@@ -132,7 +132,23 @@ def fingerprint(run_dir: Folder, step: int | None = None) -> tuple[int, str]:
     """(step, SHA-256) of the state saved at `step`, the newest when None: names, types, shapes and bytes of its leaves.
 
     Two fingerprints are equal if and only if parameters, batch statistics, optimizer state and method state are
-    bitwise equal, for any mesh and number of processes. Reads the whole state into the memory of this host.
+    bitwise equal, for any mesh and number of processes.
+
+    Raises:
+        ConfigError: as `load_whole`.
+    """
+    step, state = load_whole(run_dir, step)
+    digest = hashlib.sha256()
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)):
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return step, digest.hexdigest()
+
+
+def load_whole(run_dir: Folder, step: int | None = None) -> tuple[int, Any]:
+    """(step, state) of the checkpoint of `step`, the newest when None, on one device of this host; as nested
+    dictionaries and lists, for which neither the data set nor the network is needed.
 
     Raises:
         ConfigError: there is no such checkpoint, or it is damaged.
@@ -144,20 +160,26 @@ def fingerprint(run_dir: Folder, step: int | None = None) -> tuple[int, str]:
         raise ConfigError(f"{run_dir} has no checkpoint of step {step}: it has {steps}")
     with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1])):
         try:
-            state = _state(store, step, store.abstract_state(step), _metadata(store, step))
+            return step, _state(store, step, store.abstract_state(step), _metadata(store, step))
         except DamagedError as error:
             raise ConfigError(f"the checkpoint of step {step} is damaged ({error}): name another --step") from None
-    digest = hashlib.sha256()
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)):
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    return step, digest.hexdigest()
+
+
+def has_checkpoints(run_dir: Folder) -> bool:
+    """Whether the folder has a checkpoint, intact or not; the same in every process."""
+    return bool(_stored_steps(open_store(run_dir)))
 
 
 def _steps(run_dir: Folder, store: Store) -> list[int]:
+    steps = _stored_steps(store)
+    if not steps:
+        raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
+    return steps
+
+
+def _stored_steps(store: Store) -> list[int]:
     try:
-        steps = consensus.broadcast(store.steps() if is_main_process() else [])
+        return consensus.broadcast(store.steps() if is_main_process() else [])
     except StoreError as error:
         # The failure of the main process ends the others.
         if not error.is_lasting:
@@ -165,6 +187,3 @@ def _steps(run_dir: Folder, store: Store) -> list[int]:
         raise ConfigError(
             f"{store.folder} cannot be read ({error}): check the credentials in the environment"
         ) from error
-    if not steps:
-        raise ConfigError(f"{run_dir} holds no checkpoints: give the folder of a run that has saved one")
-    return steps

@@ -6,6 +6,7 @@ from typing import Literal
 from gnp_scale.checks import check, check_values
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
+Position = Literal["learned", "sincos2d", "rope"]
 ShakeGradient = Literal["published", "consistent"]
 
 
@@ -16,9 +17,19 @@ class ModelConfig:
     name: str = "vit_ti"
     """A name of `gnp_scale.models.registry`."""
     patch_size: int = 16
-    pool: Literal["average", "token"] = "average"
-    """The input of a vision transformer's classifier: the average over tokens or a class token.
-    DeiT-III was published with a class token."""
+    pool: Literal["average", "token", "attention"] = "average"
+    """The input of a vision transformer's classifier: the average over patches, a class token, or the result of a
+    learned query that attends to all tokens (MAP head). DeiT-III was published with a class token."""
+    num_registers: int = 0
+    """Learned tokens of a vision transformer that no classifier reads (arXiv 2309.16588)."""
+    position: Position = "learned"
+    """Where a vision transformer's patches are. "learned": a vector for each. "sincos2d": fixed sines and cosines,
+    added like those. "rope": queries and keys are rotated, as in DINOv3 (arXiv 2508.10104)."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Hidden layer of a vision transformer's MLP: GELU(x W), or SiLU(x V) * x W (arXiv 2002.05202) with as many hidden
+    channels and so 1.5 times the parameters."""
+    rep_layer: bool = False
+    """Whether a vision transformer has a dense layer of its width with tanh before the classifier."""
     stem: Literal["cifar", "imagenet"] = "imagenet"
     """The first layer of a ResNet: a 3x3 convolution, or a 7x7 one with stride and max-pooling."""
     depth: int | None = None
@@ -43,9 +54,15 @@ class ModelConfig:
     """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs,
     where they take the size; else it is XLA."""
     remat: bool = False
-    """Recompute activations of each transformer block in the backward pass instead of keeping them."""
+    """Recompute activations of each block in the backward pass instead of keeping them."""
     scan_layers: bool = False
     """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
+    init_from: str = ""
+    """A file of pretrained weights, .safetensors or .npz, from which a new run takes its initial parameters
+    (docs/weights.md). Empty: they are random."""
+    init_allow: tuple[str, ...] = ()
+    """Patterns of names of tensors that may be missing in the file of `init_from`, unused, or of another shape, such as
+    "head.*". The parameters for which it has none keep their random values."""
     num_bn_groups: int = 1
     """Number of groups of consecutive examples of the global batch, each with its own batch statistics. Statistics over
     several devices cost each layer one all-reduce in every forward and every backward pass. A multiple of
@@ -56,9 +73,14 @@ class ModelConfig:
         for name in ("patch_size", "num_bn_groups"):
             value = getattr(self, name)
             check(value >= 1, f"model.{name} is {value}: it must be at least 1")
+        check(self.num_registers >= 0, f"model.num_registers is {self.num_registers}: it must be at least 0")
         for name in ("dropout", "drop_path", "shake_drop"):
             value = getattr(self, name)
             check(0 <= value < 1, f"model.{name} is {value}: it must be in [0, 1)")
         for name in ("depth", "width", "num_heads"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"model.{name} is {value}: it must be at least 1, or None")
+        check(
+            self.init_from != "" or not self.init_allow,
+            f"model.init_allow is {' '.join(self.init_allow)} without a file: give model.init_from, or leave it out",
+        )

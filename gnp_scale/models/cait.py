@@ -18,8 +18,10 @@ from gnp_scale.models import vit
 from gnp_scale.models.attention import attend
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, param
+from gnp_scale.models.pooling import repeated
 from gnp_scale.models.torch_weights import name_by_table
 from gnp_scale.models.transformer import TOKENS, Attention, Block, Mlp, ViTConfig, check_heads
+from gnp_scale.models.vit_sizes import check_shapes
 
 NUM_CLASS_BLOCKS = 2
 
@@ -176,7 +178,7 @@ class Cait(vit.VisionTransformer):
 
     def pool(self, x_BxNxD: jax.Array) -> jax.Array:
         """The class token after its blocks (float32 B x D)."""
-        token_Bx1xD = self.token_like(x_BxNxD)
+        token_Bx1xD = repeated(self.token, x_BxNxD)
         for block in self.class_blocks.values():
             token_Bx1xD = block(token_Bx1xD, x_BxNxD)
         return self.norm(token_Bx1xD).astype(jnp.float32)[:, 0]
@@ -208,5 +210,5 @@ FAMILY = Family(
     SIZES,
     Cait,
     ("patch_size", "depth", "width", "num_heads", "dropout", "drop_path", "remat", "scan_layers"),
-    partial(vit.check_shapes, sizes=SIZES),
+    partial(check_shapes, sizes=SIZES),
 )

@@ -6,6 +6,9 @@ from typing import Any
 
 from gnp_scale.config import ModelConfig, check
 
+_FOR_ALL = ("name", "dtype", "init_from", "init_allow")
+"""The fields of `ModelConfig` that every network uses."""
+
 type ImageShape = tuple[int, int, int]
 """Height, width and channels."""
 
@@ -33,7 +36,7 @@ class Family:
     """Makes the module: `network(key, config, image_shape, num_classes)`, with `bn_group_size` if it has batch
     statistics."""
     options: tuple[str, ...]
-    """The fields of `ModelConfig` that the networks use, besides `name` and `dtype`."""
+    """The fields of `ModelConfig` that the networks use, besides those that all use."""
     check_shapes: Callable[[ModelConfig, ImageShape], None] = _no_check
     """Raises ConfigError if the options do not fit the image."""
 
@@ -47,7 +50,7 @@ class Family:
         for field in fields(ModelConfig):
             value = getattr(config, field.name)
             check(
-                value == field.default or field.name in ("name", "dtype", *self.options),
+                value == field.default or field.name in (*_FOR_ALL, *self.options),
                 f"model.{field.name} is {value}, which {config.name} does not use: leave it at {field.default}",
             )
         self.check_shapes(config, image_shape)

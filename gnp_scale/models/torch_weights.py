@@ -1,5 +1,6 @@
 """Weights of the same network in PyTorch: other names, and kernels with the output first."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,11 +30,45 @@ def name_by_table(modules: Sequence[str], leaf: str, table: Mapping[str, str]) -
     return ".".join((table[module], leaf_name(leaf)))
 
 
-def from_torch(tensors: Mapping[str, np.ndarray], abstract: Any, torch_name: TorchName) -> Any:
-    """The arrays of a tree of shapes from a state dict: float32, as NumPy arrays.
+def own_name(path: str) -> str:
+    """The name in a network of PyTorch whose modules have our names.
+
+    >>> own_name("blocks/0_00/conv_1/kernel")
+    'blocks.0_00.conv_1.weight'
+    """
+    *modules, leaf = path.split("/")
+    return ".".join((*modules, leaf_name(leaf)))
+
+
+def in_our_order(path: str, tensor: np.ndarray) -> np.ndarray:
+    """The tensor of `path` with the order of our axes.
 
     A kernel is transposed: (out, in, height, width) becomes (height, width, in, out), and (out, in) becomes (in, out).
-    Then each tensor gets the shape that is due: PyTorch keeps the heads of an attention in one axis.
+    PyTorch keeps the heads of an attention in one axis: they are not taken apart.
+    """
+    if not path.endswith("kernel"):
+        return tensor
+    return tensor.transpose((2, 3, 1, 0) if tensor.ndim == 4 else (1, 0))
+
+
+def in_torch_order(path: str, array: np.ndarray) -> np.ndarray:
+    """The tensor of PyTorch that has the values of our `array`: the inverse of `in_our_order`, with heads in one axis.
+
+    Class tokens and positions get the leading axis of length 1 that they have in timm.
+    """
+    *modules, leaf = path.split("/")
+    if leaf != "kernel":
+        return (
+            array[None] if not modules else array.reshape(-1, array.shape[-1]) if leaf == "position" else array.ravel()
+        )
+    if array.ndim == 4 and modules[-1] != "in_proj":
+        return array.transpose(3, 2, 0, 1)
+    num_in = array.ndim - 1 if modules[-1] == "out_proj" else 1
+    return array.reshape(math.prod(array.shape[:num_in]), -1).T
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], abstract: Any, torch_name: TorchName) -> Any:
+    """The arrays of a tree of shapes from a state dict: float32, as NumPy arrays, with the shapes of the tree.
 
     Raises:
         KeyError: a tensor is missing.
@@ -42,9 +77,6 @@ def from_torch(tensors: Mapping[str, np.ndarray], abstract: Any, torch_name: Tor
 
     def array(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        tensor = np.asarray(tensors[torch_name(name)], np.float32)
-        if name.endswith("kernel"):
-            tensor = tensor.transpose((2, 3, 1, 0) if tensor.ndim == 4 else (1, 0))
-        return tensor.reshape(leaf.shape)
+        return in_our_order(name, np.asarray(tensors[torch_name(name)], np.float32)).reshape(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(array, abstract)

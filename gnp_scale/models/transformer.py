@@ -19,6 +19,7 @@ from gnp_scale.config.model import AttentionImplementation
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
 from gnp_scale.models.attention import attend
 from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold, gelu
+from gnp_scale.models.positions import Grid, rotate
 
 TOKENS = P(BATCH, None, None)
 
@@ -38,6 +39,10 @@ class ViTConfig:
     layer_scale: float | None = None
     """Initial factor of the results of attention and MLP (LayerScale, arXiv 2103.17239); None for no factors."""
     attention: AttentionImplementation = "auto"
+    swiglu: bool = False
+    """SiLU(x V) * x W in the MLP instead of a GELU."""
+    grid: Grid | None = None
+    """Tokens, for attention that rotates queries and keys by their places; None for none."""
 
 
 def initializer(size: ViTConfig, other: Initializer) -> Initializer:
@@ -64,7 +69,7 @@ class Block(nnx.Module):
         self.norm_attention = LayerNorm(key, size.width)
         self.attention = self.make_attention(attention_key, size)
         self.norm_mlp = LayerNorm(key, size.width)
-        self.mlp = Mlp(mlp_key, size, dropout_rate)
+        self.mlp = make_mlp(mlp_key, size, dropout_rate)
 
     def make_attention(self, key: jax.Array, size: ViTConfig) -> "Attention":
         """The attention over the tokens."""
@@ -91,7 +96,7 @@ class ParallelBlock(nnx.Module):
         self.dropout_rate = dropout_rate
         self.norm = RMSNorm(key, size.width)
         self.attention = Attention(attention_key, size)
-        self.mlp = Mlp(mlp_key, size, dropout_rate)
+        self.mlp = make_mlp(mlp_key, size, dropout_rate)
 
     def __call__(
         self, x_BxNxD: jax.Array, number: ArrayLike, drop_rate: jax.Array | None, key_B: jax.Array | None
@@ -109,7 +114,7 @@ class Attention(nnx.Module):
     def __init__(self, key: jax.Array, size: ViTConfig) -> None:
         check_heads(size.num_heads)
         width, num_heads = size.width, size.num_heads
-        self.num_heads, self.implementation = num_heads, size.attention
+        self.num_heads, self.implementation, self.grid = num_heads, size.attention, size.grid
         in_key, out_key = jax.random.split(key)
         self.in_proj = Dense(
             in_key,
@@ -142,6 +147,8 @@ class Attention(nnx.Module):
         query_BxNxHxK, key_BxNxHxK, value_BxNxHxK = parts
         if self.norm_query is not None and self.norm_key is not None:
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
+        if self.grid is not None:
+            query_BxNxHxK, key_BxNxHxK = rotate(query_BxNxHxK, self.grid), rotate(key_BxNxHxK, self.grid)
         return self.out_proj(self.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
 
     def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
@@ -155,27 +162,48 @@ class Mlp(nnx.Module):
     def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
         in_key, out_key = jax.random.split(key)
         self.exact_gelu, self.dropout_rate = size.deit, dropout_rate
-        self.in_proj = Dense(
-            in_key,
-            "bnd,df->bnf",
-            (size.width, size.mlp),
-            init=initializer(size, xavier_uniform()),
-            spec=P(FSDP, TENSOR),
-            out_spec=P(BATCH, None, TENSOR),
-        )
-        self.out_proj = Dense(
-            out_key,
-            "bnf,fd->bnd",
-            (size.mlp, size.width),
-            init=initializer(size, xavier_uniform()),
-            spec=P(TENSOR, FSDP),
-            out_spec=TOKENS,
-            initial_scale=size.layer_scale,
-        )
+        self.in_proj = _to_hidden(in_key, size)
+        self.out_proj = _from_hidden(out_key, size)
 
     def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
         x_BxNxF = dropout(gelu(self.in_proj(x_BxNxD), approximate=not self.exact_gelu), self.dropout_rate, key_B)
         return self.out_proj(x_BxNxF)
+
+
+class SwiGlu(nnx.Module):
+    """SiLU(gate(x)) * value(x), then a dense layer (arXiv 2002.05202, section 2; with biases, as in DINOv3)."""
+
+    def __init__(self, key: jax.Array, size: ViTConfig, dropout_rate: float) -> None:
+        gate_key, value_key, out_key = jax.random.split(key, 3)
+        self.dropout_rate = dropout_rate
+        self.gate, self.value = _to_hidden(gate_key, size), _to_hidden(value_key, size)
+        self.out_proj = _from_hidden(out_key, size)
+
+    def __call__(self, x_BxNxD: jax.Array, key_B: jax.Array | None) -> jax.Array:
+        x_BxNxF = jax.nn.silu(self.gate(x_BxNxD)) * self.value(x_BxNxD)
+        return self.out_proj(dropout(x_BxNxF, self.dropout_rate, key_B))
+
+
+def make_mlp(key: jax.Array, size: ViTConfig, dropout_rate: float) -> Mlp | SwiGlu:
+    """The MLP of a block."""
+    return (SwiGlu if size.swiglu else Mlp)(key, size, dropout_rate)
+
+
+def _to_hidden(key: jax.Array, size: ViTConfig) -> Dense:
+    init, out_spec = initializer(size, xavier_uniform()), P(BATCH, None, TENSOR)
+    return Dense(key, "bnd,df->bnf", (size.width, size.mlp), init=init, spec=P(FSDP, TENSOR), out_spec=out_spec)
+
+
+def _from_hidden(key: jax.Array, size: ViTConfig) -> Dense:
+    return Dense(
+        key,
+        "bnf,fd->bnd",
+        (size.mlp, size.width),
+        init=initializer(size, xavier_uniform()),
+        spec=P(TENSOR, FSDP),
+        out_spec=TOKENS,
+        initial_scale=size.layer_scale,
+    )
 
 
 def check_heads(num_heads: int) -> None:

@@ -11,69 +11,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.dispatch import platform
-from gnp_kernels.trees import upcast
 from jax.nn.initializers import lecun_normal, normal, variance_scaling, zeros
 from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
-from gnp_scale.config import ModelConfig, check
-from gnp_scale.mesh import BATCH, on_mesh
-from gnp_scale.models.family import Family, check_patches
+from gnp_scale.config import ModelConfig
+from gnp_scale.mesh import BATCH
+from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
+from gnp_scale.models.pooling import AttentionPool, repeated
+from gnp_scale.models.positions import Grid, sincos2d
 from gnp_scale.models.torch_weights import name_by_table
-from gnp_scale.models.transformer import TOKENS, Block, ParallelBlock, ViTConfig, cut_patches, initializer
-
-SIZES = {
-    "vit_mu": ViTConfig(32, 1, 128, 2),  # For tests, as in big_vision.
-    # Table 2 of arXiv 2106.04560, with M as in big_vision and H of table 1 of arXiv 2010.11929.
-    "vit_ti": ViTConfig(192, 12, 768, 3),
-    "vit_s": ViTConfig(384, 12, 1536, 6),
-    "vit_m": ViTConfig(512, 12, 2048, 8),
-    "vit_b": ViTConfig(768, 12, 3072, 12),
-    "vit_l": ViTConfig(1024, 24, 4096, 16),
-    "vit_h": ViTConfig(1280, 32, 5120, 16),
-    "vit_g": ViTConfig(1408, 40, 6144, 16),  # ViT-g: 1.0 billion parameters.
-    "vit_gg": ViTConfig(1664, 48, 8192, 16),  # ViT-G: 1.8 billion.
-    # The sizes of arXiv 2204.07118 as in its authors' code and timm. They were published with class tokens.
-    "deit3_s": ViTConfig(384, 12, 1536, 6, deit=True, layer_scale=1e-6),
-    "deit3_m": ViTConfig(512, 12, 2048, 8, deit=True, layer_scale=1e-6),
-    "deit3_b": ViTConfig(768, 12, 3072, 12, deit=True, layer_scale=1e-6),
-    "deit3_l": ViTConfig(1024, 24, 4096, 16, deit=True, layer_scale=1e-6),
-    "deit3_h": ViTConfig(1280, 32, 5120, 16, deit=True, layer_scale=1e-6),
-    # Table 1 of arXiv 2302.05442.
-    "vit_22b": ViTConfig(6144, 48, 24576, 48, parallel=True),
-}
-
-
-def size_of(config: ModelConfig, sizes: Mapping[str, ViTConfig] = SIZES) -> ViTConfig:
-    """The size that `config` names, with its overrides; with another width, the MLP is four times as wide."""
-    size = sizes[config.name]
-    if config.width is not None:
-        size = replace(size, width=config.width, mlp=4 * config.width)
-    depth, num_heads = config.depth or size.depth, config.num_heads or size.num_heads
-    return replace(size, depth=depth, num_heads=num_heads, attention=config.attention)
-
-
-def check_shapes(
-    config: ModelConfig, image_shape: tuple[int, int, int], sizes: Mapping[str, ViTConfig] = SIZES
-) -> None:
-    """Raises ConfigError unless the patches divide the image and the heads divide the width."""
-    check_patches(config, image_shape)
-    size = size_of(config, sizes)
-    check(
-        size.width % size.num_heads == 0,
-        f"{size.num_heads} attention heads do not divide a width of {size.width}: "
-        "change model.num_heads or model.width",
-    )
+from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig, cut_patches, initializer
+from gnp_scale.models.vit_sizes import SIZES, check_shapes, size_of
 
 
 class VisionTransformer(nnx.Module):
-    """Pre-norm transformer over image patches with learned positions.
+    """Pre-norm transformer over image patches. The order of its tokens is class token, registers, patches.
 
     Parameters are initialised as in big_vision: kernels Xavier-uniform, embedding LeCun-normal, positions normal with
-    standard deviation 1 / sqrt(D), class token and head zero. The class token has its own position (arXiv 2010.11929,
-    equation 1).
+    standard deviation 1 / sqrt(D), class token and head zero. Registers are normal with standard deviation 1e-6 and
+    have no position, as in DINOv2. The class token has its own learned position (arXiv 2010.11929, equation 1), but
+    no fixed one.
 
     DeiT-III follows its authors' code instead: the class token has no position, every block the same probability of
     being dropped, and parameters are initialised by `initializer`, except the embedding, which has the uniform kernel
@@ -85,11 +45,13 @@ class VisionTransformer(nnx.Module):
     def __init__(
         self, key: jax.Array, config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int
     ) -> None:
-        size = size_of(config, self.sizes)
-        patch, width = config.patch_size, size.width
+        size, patch = size_of(config, self.sizes), config.patch_size
+        num_others = config.num_registers + (config.pool == "token")
+        self.grid = Grid(image_shape[0] // patch, image_shape[1] // patch, num_others)
+        if config.position == "rope":
+            size = replace(size, grid=self.grid)
+        width = size.width
         embed_key, position_key, blocks_key, token_key, head_key = jax.random.split(key, 5)
-        num_patches = (image_shape[0] // patch) * (image_shape[1] // patch)
-        num_positions = num_patches + (config.pool == "token" and not size.deit)
         self.config, self.size = config, size
         self.block = self.block_type(size)
         axes: dict[str, Any] = {"in_axis": (0, 1, 2), "out_axis": 3}
@@ -104,10 +66,16 @@ class VisionTransformer(nnx.Module):
         )
         if config.pool == "token":
             self.token = param(token_key, initializer(size, zeros), (1, width), P(None, SHARDS))
-        init = initializer(size, normal(width**-0.5))
-        self.position = param(position_key, init, (num_positions, width), P(None, SHARDS))
+        if config.num_registers:
+            shape = (config.num_registers, width)
+            self.registers = param(jax.random.fold_in(token_key, 0), normal(1e-6), shape, P(None, SHARDS))
+        if config.position == "learned":
+            num_positions = self.grid.num_rows * self.grid.num_columns + self.token_has_position
+            init = initializer(size, normal(width**-0.5))
+            self.position = param(position_key, init, (num_positions, width), P(None, SHARDS))
         self.blocks = self._make_blocks(jax.random.split(blocks_key, size.depth))
         self.norm = RMSNorm(key, width) if size.parallel else LayerNorm(key, width)
+        self._make_pool(jax.random.fold_in(head_key, 0))
         self.head = Dense(
             head_key,
             "bd,dc->bc",
@@ -121,6 +89,27 @@ class VisionTransformer(nnx.Module):
     def block_type(self, size: ViTConfig) -> type[Block] | type[ParallelBlock]:
         """The class of the blocks."""
         return ParallelBlock if size.parallel else Block
+
+    @property
+    def token_has_position(self) -> bool:
+        """Whether a learned position is added to a class token."""
+        return self.config.pool == "token" and self.config.position == "learned" and not self.size.deit
+
+    def _make_pool(self, key: jax.Array) -> None:
+        """Attention pooling, and the layer before the head, whose kernel is LeCun-normal as in big_vision."""
+        pool_key, rep_key = jax.random.split(key)
+        if self.config.pool == "attention":
+            self.attention_pool = AttentionPool(pool_key, self.size)
+        if self.config.rep_layer:
+            self.rep = Dense(
+                rep_key,
+                "bd,de->be",
+                (self.size.width, self.size.width),
+                init=initializer(self.size, lecun_normal()),
+                spec=P(SHARDS, None),
+                out_spec=P(BATCH, None),
+                gathered=SHARDS,
+            )
 
     def _make_blocks(self, keys: jax.Array) -> Any:
         def make(key: jax.Array) -> Block | ParallelBlock:
@@ -147,32 +136,47 @@ class VisionTransformer(nnx.Module):
             for number, block in enumerate(self.blocks.values()):
                 x_BxNxD = with_stored_gradient(x_BxNxD)
                 x_BxNxD = run(block, x_BxNxD, number, None if drop_rates is None else drop_rates[number], key_B)
-        return self.head(self.pool(x_BxNxD))
+        x_BxD = self.pool(x_BxNxD)
+        return self.head(jnp.tanh(self.rep(x_BxD)) if config.rep_layer else x_BxD)
 
     def pool(self, x_BxNxD: jax.Array) -> jax.Array:
-        """The input of the head (float32 B x D) from the output of the blocks."""
-        x_BxNxD = self.norm(x_BxNxD).astype(jnp.float32)
-        return x_BxNxD[:, 0] if self.config.pool == "token" else jnp.mean(x_BxNxD, axis=1)
+        """The input of the head, or of the layer before it (float32 B x D), from the output of the blocks."""
+        x_BxNxD = self.norm(x_BxNxD)
+        if self.config.pool == "attention":
+            x_BxNxD = self.attention_pool(x_BxNxD)
+        x_BxNxD = x_BxNxD.astype(jnp.float32)
+        if self.config.pool == "average":
+            return jnp.mean(x_BxNxD[:, self.config.num_registers :], axis=1)
+        return x_BxNxD[:, 0]
 
     def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
-        num_examples, patches = len(image_BxHxWxC), cut_patches(image_BxHxWxC, self.config.patch_size)
+        config, num_examples = self.config, len(image_BxHxWxC)
+        patches = cut_patches(image_BxHxWxC, config.patch_size)
         x_BxNxD = self.embed(patches).reshape(num_examples, -1, self.size.width)
-        position_NxD = mesh.gather(self.position[...], SHARDS)
-        if self.size.deit:
+        position_NxD = self._positions()
+        is_early = self.size.deit or config.position == "sincos2d"
+        if position_NxD is not None and is_early:
             x_BxNxD = add_bias(x_BxNxD, position_NxD)
-        if self.config.pool == "token":
-            x_BxNxD = jnp.concatenate([self.token_like(x_BxNxD), x_BxNxD], axis=1)
+        if config.pool == "token":
+            x_BxNxD = jnp.concatenate([repeated(self.token, x_BxNxD), x_BxNxD], axis=1)
         if platform() == "gpu":
             x_BxNxD = with_row_major_gradient(x_BxNxD)
-        return x_BxNxD if self.size.deit else add_bias(x_BxNxD, position_NxD)
+        if position_NxD is not None and not is_early:
+            x_BxNxD = add_bias(x_BxNxD, position_NxD)
+        if config.num_registers == 0:
+            return x_BxNxD
+        token, patches = jnp.split(x_BxNxD, [int(config.pool == "token")], axis=1)
+        return jnp.concatenate([token, repeated(self.registers, x_BxNxD), patches], axis=1)
 
-    def token_like(self, x_BxNxD: jax.Array) -> jax.Array:
-        """The class token (B x 1 x D) for the examples of `x_BxNxD`, in its type."""
-        token_1xD = mesh.gather(self.token[...], SHARDS)
-        shape = (len(x_BxNxD), *token_1xD.shape)
-        # Broadcast in float32, then cast to the type of the tokens: its gradient is a float32 sum over examples.
-        token_Bx1xD = jnp.broadcast_to(upcast(token_1xD)[None], shape, out_sharding=on_mesh(TOKENS))
-        return token_Bx1xD.astype(x_BxNxD.dtype)
+    def _positions(self) -> jax.Array | None:
+        """What is added to the tokens (N x D)."""
+        match self.config.position:
+            case "learned":
+                return mesh.gather(self.position[...], SHARDS)
+            case "sincos2d":
+                return jnp.asarray(sincos2d(self.grid, self.size.width))
+            case _:
+                return None
 
 
 BLOCK_TORCH_NAMES = {
@@ -182,10 +186,24 @@ BLOCK_TORCH_NAMES = {
     "attention/out_proj/scale": "ls1.gamma",
     "norm_mlp": "norm2",
     "mlp/in_proj": "mlp.fc1",
+    "mlp/gate": "mlp.fc1_g",
+    "mlp/value": "mlp.fc1_x",
     "mlp/out_proj": "mlp.fc2",
     "mlp/out_proj/scale": "ls2.gamma",
 }
-_TORCH_NAMES = {"embed": "patch_embed.proj", "norm": "norm", "head": "head"}
+_TORCH_NAMES = {
+    "embed": "patch_embed.proj",
+    "norm": "norm",
+    "head": "head",
+    "rep": "pre_logits.fc",
+    "attention_pool/latent": "attn_pool.latent",
+    "attention_pool/query": "attn_pool.q",
+    "attention_pool/key_value": "attn_pool.kv",
+    "attention_pool/out_proj": "attn_pool.proj",
+    "attention_pool/norm": "attn_pool.norm",
+    "attention_pool/mlp/in_proj": "attn_pool.mlp.fc1",
+    "attention_pool/mlp/out_proj": "attn_pool.mlp.fc2",
+}
 
 
 def torch_name(path: str) -> str:
@@ -193,7 +211,7 @@ def torch_name(path: str) -> str:
     *modules, leaf = path.split("/")
     match modules:
         case []:
-            return {"token": "cls_token", "position": "pos_embed"}[leaf]
+            return {"token": "cls_token", "registers": "reg_token", "position": "pos_embed"}[leaf]
         case ["blocks", number, *inner]:
             return f"blocks.{int(number)}.{name_by_table(inner, leaf, BLOCK_TORCH_NAMES)}"
         case _:
@@ -206,6 +224,10 @@ FAMILY = Family(
     (
         "patch_size",
         "pool",
+        "num_registers",
+        "position",
+        "mlp",
+        "rep_layer",
         "depth",
         "width",
         "num_heads",

@@ -24,6 +24,7 @@ from gnp_scale.training import optim
 from gnp_scale.training.penalty import make_gnp
 from gnp_scale.training.state import TrainState, copy_dtype, make_init
 from gnp_scale.training.update import UpdateFn, implementation, make_update
+from gnp_scale.weights.loading import Initial
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,22 @@ class Task:
         return task
 
     def init_state(self) -> TrainState:
-        """The state before the first update."""
-        return self._init()
+        """The state before the first update.
+
+        Raises: ConfigError: the file of `model.init_from` is gone, or does not fit.
+        """
+        return self._init() if self.initial is None else self._init(self.initial.load())
 
     @cached_property
-    def _init(self) -> Callable[[], TrainState]:
+    def initial(self) -> Initial | None:
+        """The initial parameters from a file; None if they are random."""
+        if not self.config.model.init_from:
+            return None
+        state = self.abstract_state()
+        return Initial(self.config.model, self.dataset.image_shape, (state.params, state.batch_stats))
+
+    @cached_property
+    def _init(self) -> Callable[..., TrainState]:
         return make_init(
             self.model,
             self.optimizer,

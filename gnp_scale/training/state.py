@@ -46,22 +46,29 @@ def make_init(
     with_ema: bool,
     with_kept: bool,
     copy_dtype: jax.typing.DTypeLike | None,
-) -> Callable[[], TrainState]:
-    """`init()`: the state before the first update, sharded on the current mesh from the start: no device ever holds all
-    of it.
+) -> Callable[..., TrainState]:
+    """`init(given=None)`: the state before the first update, sharded on the current mesh from the start: no device ever
+    holds all of it.
 
-    It is jitted, so one trace gives both its shapes and its arrays.
+    The parameters and batch statistics are random, except those that the pair of trees `given` has: it has None for the
+    others. `init` is jitted, so without `given` one trace gives both its shapes and its arrays.
     """
 
     @jax.jit
-    def init() -> TrainState:
-        params, batch_stats = model.init(initial_key(seed))
+    def init(given: tuple[Any, Any] | None = None) -> TrainState:
+        params, batch_stats = _overlaid(model.init(initial_key(seed)), given)
         ema = jax.tree.map(jnp.copy, (params, batch_stats)) if with_ema else None
         kept = jax.tree.map(jnp.zeros_like, params) if with_kept else None
         copy = copy_of(params, copy_dtype)
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept, copy)
 
     return init
+
+
+def _overlaid(own: tuple[Any, Any], given: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    if given is None:
+        return own
+    return jax.tree.map(lambda x, other: x if other is None else other, own, given)
 
 
 def initial_key(seed: int) -> jax.Array:

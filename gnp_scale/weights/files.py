@@ -1,0 +1,111 @@
+"""Opens files of weights: tensors by name, each read when it is asked for. Nothing is unpickled."""
+
+import contextlib
+import hashlib
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ml_dtypes import bfloat16
+from safetensors import SafetensorError, safe_open
+
+from gnp_scale.checks import local_path
+from gnp_scale.config import ConfigError
+from gnp_scale.run.messages import one_line
+from gnp_scale.weights.renames import canonical_jax_name, torch_names
+
+type Tensors = Mapping[str, Callable[[], np.ndarray]]
+"""Functions that read the tensors, by name."""
+
+OPTION = "model.init_from"
+_PICKLES = (".pth", ".pt", ".bin", ".th", ".ckpt", ".tar", ".pkl")
+_CONVERT = (
+    """python -c "import sys, torch; from safetensors.torch import save_file; d = torch.load(sys.argv[1], 'cpu', """
+    """weights_only=True); d = d.get('state_dict', d.get('model', d)); save_file({k: v.clone().contiguous() for k, v """
+    """in d.items()}, sys.argv[2])" """
+)
+_DAMAGE = (SafetensorError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError)
+
+
+def weights_file(text: str) -> Path:
+    """The local file that `model.init_from` names.
+
+    Raises: ConfigError: it is not there, or of a kind that is not read.
+    """
+    path = local_path(OPTION, text)
+    if path.suffix in _PICKLES:
+        raise ConfigError(
+            f"{OPTION} is {text}, a pickle, which can run code: convert it where PyTorch is installed, with "
+            f"{_CONVERT}{path.name} {path.stem}.safetensors"
+        )
+    if path.suffix not in (".safetensors", ".npz"):
+        raise ConfigError(f"{OPTION} is {text}: give a file whose name ends in .safetensors or .npz")
+    if not path.is_file():
+        raise ConfigError(f"{OPTION} is {text}: there is no such file")
+    return path
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Tensors]:
+    """The tensors of a file of weights, by the names of the newest version of its library.
+
+    Raises: ConfigError: it is damaged, or cannot be read; also in the block.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            yield (_safetensors if path.suffix == ".safetensors" else _npz)(path, stack)
+    except ConfigError:
+        raise
+    except _DAMAGE as error:
+        raise ConfigError(f"{OPTION} is {path}, which cannot be read ({one_line(error)}): fetch it again") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _safetensors(path: Path, stack: contextlib.ExitStack) -> Tensors:
+    file = stack.enter_context(safe_open(path, "numpy"))
+    return torch_names({name: partial(_float32, partial(file.get_tensor, name)) for name in file.keys()})  # noqa: SIM118
+
+
+def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
+    archive = stack.enter_context(np.load(path, allow_pickle=False))
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array")
+    # Checkpoints of training also have the state of the optimizer.
+    prefix = next((p for p in ("params/", "opt/target/", "target/") if any(n.startswith(p) for n in archive.files)), "")
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    for key in archive.files:
+        if key.startswith(prefix):
+            read = partial(_float32, partial(archive.__getitem__, key))
+            tensors |= _of_each_block(canonical_jax_name(key.removeprefix(prefix)), read)
+    return tensors
+
+
+def _of_each_block(name: str, read: Callable[[], np.ndarray]) -> Tensors:
+    """A tensor, or, if big_vision has stacked those of all blocks to scan over them, its parts."""
+    stack = "Transformer/encoderblock/"
+    if not name.startswith(stack):
+        return {name: read}
+    return {
+        re.sub(f"^{stack}", f"Transformer/encoderblock_{number}/", name): lambda number=number: read()[number]
+        for number in range(len(read()))
+    }
+
+
+def _float32(read: Callable[[], np.ndarray]) -> np.ndarray:
+    tensor = np.asarray(read())
+    if tensor.dtype.kind == "V" and tensor.dtype.itemsize == 2:
+        # NumPy's files have no name for bfloat16.
+        tensor = tensor.view(bfloat16)
+    if tensor.dtype.kind in "OSUV" and tensor.dtype != bfloat16:
+        raise ValueError(f"a tensor has the type {tensor.dtype}")
+    with np.errstate(over="ignore"):
+        return tensor.astype(np.float32)

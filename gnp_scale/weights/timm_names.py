@@ -1,0 +1,103 @@
+"""The networks of timm that have the parameters of ours."""
+
+from dataclasses import fields
+from typing import Any
+
+from gnp_scale.config import ModelConfig
+from gnp_scale.models import cait, convnext, mixer, resnet, swin, vgg, vit
+from gnp_scale.models.transformer import ViTConfig
+from gnp_scale.models.windows import HEAD_CHANNELS
+
+type Architecture = tuple[str, dict[str, Any]]
+"""The name and the arguments of `timm.create_model`."""
+
+_WORDS = {
+    "t": "tiny",
+    "ti": "tiny",
+    "s": "small",
+    "m": "medium",
+    "b": "base",
+    "l": "large",
+    "h": "huge",
+    "xl": "xlarge",
+}
+_CAIT = (
+    *("cait_xxs24_224", "cait_xxs36_224", "cait_xs24_384", "cait_s24_224"),
+    *("cait_s36_384", "cait_m36_384", "cait_m48_448"),
+)
+_MIXER_PATCHES = (16, 32)
+_DESCRIBED = {"patch_size", "depth", "width", "num_heads", "scan_layers"}
+"""Options that change names or shapes, or only their order."""
+_WITHOUT_EFFECT = {
+    *("name", "dropout", "drop_path", "shake_drop", "shake_gradient", "dtype", "attention", "remat"),
+    *("init_from", "init_allow", "num_bn_groups", "pool", "stem"),
+}
+"""Options that do not change a trained network, and those that are looked at below."""
+
+
+def architecture(config: ModelConfig, image_shape: tuple[int, int, int]) -> Architecture | None:
+    """The network of timm 1.0.31 with the parameters of `config`, for images of this shape; None if it has none.
+
+    The activation of a Mixer is not an argument that has a name: give `act_layer` as
+    `functools.partial(torch.nn.GELU, approximate="tanh")`.
+    """
+    known = _DESCRIBED | _WITHOUT_EFFECT
+    if any(getattr(config, field.name) != field.default for field in fields(config) if field.name not in known):
+        return None
+    name, word = config.name, _WORDS.get(config.name.rpartition("_")[2], "")
+    if name in resnet.LAYOUTS:
+        return (name, {}) if config.stem == "imagenet" else None
+    if name.removesuffix("_bn") in vgg.LAYOUTS:
+        return name, {}
+    if name in convnext.SIZES:
+        size = convnext.SIZES[name]
+        return f"convnext_{word}", {"depths": list(size.depths), "dims": list(size.widths)}
+    if name in mixer.SIZES:
+        patch = config.patch_size
+        return (f"{name}{patch}_224", _image(image_shape)) if patch in _MIXER_PATCHES else None
+    if name in swin.LAYOUTS:
+        return f"swin_{word}_patch4_window7_224", _swin(name, image_shape)
+    return _transformer(config, image_shape, word)
+
+
+def _image(image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    return {"img_size": list(image_shape[:2])}
+
+
+def _swin(name: str, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    width, depths = swin.LAYOUTS[name]
+    heads = [width * 2**stage // HEAD_CHANNELS for stage in range(len(depths))]
+    window = [side // swin.REDUCTION for side in image_shape[:2]]
+    return {
+        **_image(image_shape),
+        "embed_dim": width,
+        "depths": list(depths),
+        "num_heads": heads,
+        "window_size": window,
+    }
+
+
+def _transformer(config: ModelConfig, image_shape: tuple[int, int, int], word: str) -> Architecture | None:
+    if config.name in cait.SIZES:
+        size = vit.size_of(config, cait.SIZES)
+        name = next(n for n in _CAIT if n.startswith(config.name))
+        return name, _dimensions(size, config, image_shape)
+    size = vit.size_of(config) if config.name in vit.SIZES else None
+    if size is None or size.parallel or config.pool not in ("average", "token"):
+        return None
+    arguments = _dimensions(size, config, image_shape) | {"mlp_ratio": size.mlp / size.width}
+    if config.pool == "average":
+        arguments |= {"global_pool": "avg", "class_token": False, "fc_norm": False}
+    if not size.deit:
+        return "vit_base_patch16_224", arguments | {"act_layer": "gelu_tanh"}
+    return f"deit3_{word}_patch{14 if word == 'huge' else 16}_224", arguments
+
+
+def _dimensions(size: ViTConfig, config: ModelConfig, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    return {
+        **_image(image_shape),
+        "patch_size": config.patch_size,
+        "embed_dim": size.width,
+        "depth": size.depth,
+        "num_heads": size.num_heads,
+    }
