@@ -15,6 +15,7 @@ PLAIN = GnpConfig(alpha=0.0)
 CROPPED = DataConfig(name="imagenet", batch_size=512, eval_batch_size=1024, flip=True, prefetch_steps=2)
 # timm's rand-m9-mstd0.5-inc1, without the noise of the magnitude.
 HEAVY = replace(CROPPED, policy="randaugment", randaugment_magnitude=27, mixup=0.8, cutmix=1.0)
+FROZEN = ("embed/*", "position", "token", "blocks/*/mlp/*")
 
 
 def vit_b16_384() -> Config:
@@ -119,9 +120,6 @@ def convnext_b_384() -> Config:
         optim=optim,
         train=_train(_steps(30, 512), label_smoothing=0.1),
     )
-
-
-FROZEN = ("embed/*", "position", "token", "blocks/*/mlp/*")
 
 
 def _vit_b16() -> ModelConfig:
