@@ -27,7 +27,7 @@ LAYERS = (
     {"run"},
     {"mesh", "losses"},
     {"gnp", "data", "models"},
-    {"resilience"},
+    {"weights", "resilience"},
     {"monitoring"},
     {"training"},
     {"checkpoint"},

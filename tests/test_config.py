@@ -120,9 +120,10 @@ def test_a_home_folder_is_found_behind_an_equals_sign(monkeypatch):
 
 FIELDS = [(section.name, field.name) for section in fields(Config) for field in fields(getattr(Config(), section.name))]
 BAD_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**40, "-1": -1, "list": [1], "word": "x"}
-# A word may be a folder, a split, or the name of a data set or a network; an axis of -1 takes the devices that the
-# others leave.
-WORDS = {("data", name) for name in ("root", "name", "train_split", "eval_split", "eval_labels")} | {("model", "name")}
+# A word may be a folder, a file, a split, or the name of a data set or a network; an axis of -1 takes the devices that
+# the others leave.
+WORDS = {("data", name) for name in ("root", "name", "train_split", "eval_split", "eval_labels")}
+WORDS |= {("model", "name"), ("model", "init_from")}
 ALLOWED = {(*field, "word") for field in WORDS} | {("mesh", "fsdp", "-1")}
 
 
@@ -147,6 +148,7 @@ def test_no_option_takes_a_value_that_nobody_can_mean(section, name, value):
 
 WRONG_VALUES = {
     "zero batch": (DataConfig, {"batch_size": 0}),
+    "patterns without weights": (ModelConfig, {"init_allow": ("head.*",)}),
     "certain dropout": (ModelConfig, {"dropout": 1.0}),
     "no strength": (GnpConfig, {"alpha": None}),
     "warm-up without steps": (GnpConfig, {"r_schedule": "warmup"}),

@@ -110,12 +110,50 @@ def test_number_of_parameters_is_the_published_one(name, patch_size, task, publi
     assert round(num_params / unit) == round(published / unit), source
 
 
+SO400M = ModelConfig("vit_so400m", patch_size=14)
+DINOV3 = {"pool": "token", "num_registers": 4, "position": "rope"}
+
+
+@pytest.mark.parametrize(
+    ("config", "timm_name", "published", "difference"),
+    [
+        (SO400M, "vit_so400m_patch14_siglip_gap_224", 413_595_352, 0),
+        (replace(SO400M, pool="attention"), "vit_so400m_patch14_siglip_224", 428_833_704, 0),
+        (replace(SO400M, position="sincos2d"), "vit_so400m_patch14_siglip_gap_224", 413_595_352, -256 * 1152),
+        (replace(SO400M, rep_layer=True), "vit_so400m_patch14_siglip_gap_224", 413_595_352, 1152 * 1152 + 1152),
+        (ModelConfig("vit_b", num_registers=4), "vit_base_patch16_reg4_gap_256", 86_569_192, 0),
+        (
+            ModelConfig("deit3_s", patch_size=14, pool="token", num_registers=4),
+            "vit_small_patch14_reg4_dinov2",
+            22_014_952,
+            0,
+        ),
+        # In timm, keys have no bias.
+        (ModelConfig("deit3_s", **DINOV3), "vit_small_patch16_dinov3_qkvb", 21_981_160, 12 * 384),
+        (
+            ModelConfig("deit3_s", mlp="swiglu", **DINOV3),
+            "vit_small_plus_patch16_dinov3_qkvb",
+            29_077_480,
+            12 * 384,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_number_of_parameters_with_options_is_that_of_timm(config, timm_name, published, difference):
+    """With 1000 classes, images of 224x224, and what timm lacks or has besides."""
+    num_params = sum(math.prod(leaf.shape) for leaf in leaves_of(config, *IMAGENET))
+    assert num_params == published + difference, timm_name
+
+
 @pytest.mark.parametrize(
     ("config", "published", "tolerance"),
     [
         (ModelConfig("deit3_s", pool="token"), 4.599e9, 0.0005),
         (ModelConfig("cait_xxs24"), 2.523e9, 0.0005),
         (ModelConfig("swin_t"), 4.491e9, 0.0005),
+        (SO400M, 109.485e9, 0.0005),
+        # timm counts the projection of the query, which is the same for all images.
+        (replace(SO400M, pool="attention"), 110.178e9, 0.0005),
         (ModelConfig("mixer_s", patch_size=32), 1.002e9, 0.0005),
         (ModelConfig("mixer_b"), 12.602e9, 0.0005),
         # timm counts products with the zeros around an image, too.
@@ -165,9 +203,13 @@ def test_pyramidnets_refuse_images_that_cannot_be_halved_twice():
         (ModelConfig("vit_mu", patch_size=5), "model.patch_size is 5, which does not divide images of 224x224"),
         (ModelConfig("vit_mu", num_heads=5), "5 attention heads do not divide a width of 32"),
         (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, which vit_mu does not use"),
-        (ModelConfig("resnet50", remat=True), "model.remat is True, which resnet50 does not use"),
+        (ModelConfig("vgg16", remat=True), "model.remat is True, which vgg16 does not use"),
         (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
+        (ModelConfig("vit_ti", num_heads=32, position="rope"), "multiple of 4, and these have 6: change model.width"),
+        (ModelConfig("vit_ti", width=30, position="sincos2d"), "width of 8, 12, 16, ... and this is 30: change"),
+        (ModelConfig("cait_s24", num_registers=1), "model.num_registers is 1, which cait_s24 does not use"),
+        (ModelConfig("mixer_b", rep_layer=True), "model.rep_layer is True, which mixer_b does not use"),
         (ModelConfig("swin_t", patch_size=4), "model.patch_size is 4, which swin_t does not use"),
         (ModelConfig("wrn_16_4", stem="cifar"), "model.stem is cifar, which wrn_16_4 does not use"),
         (ModelConfig("shake_shake_26_2x32d", shake_drop=0.5), "model.shake_drop is 0.5, which shake_shake_26_2x32d"),

@@ -40,6 +40,10 @@ CIFAR_RESNET = ModelConfig("resnet20", num_bn_groups=2)
 VGG = ModelConfig("vgg16", dropout=0.1)
 MIXER = ModelConfig("mixer_s", patch_size=2, drop_path=0.1)
 CONVNEXT = ModelConfig("convnext_t", drop_path=0.1)
+# Every option of a vision transformer that adds parameters, or changes what its tokens are.
+OPTIONS = replace(
+    TRANSFORMER, depth=1, num_registers=2, position="rope", mlp="swiglu", pool="attention", rep_layer=True
+)
 SLOW = [pytest.param(config, marks=pytest.mark.slow) for config in (VGG, MIXER, CONVNEXT)]
 MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
@@ -137,7 +141,7 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT, OPTIONS], ids=lambda config: config.name)
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
     expected = run(config)
     set_mesh(2, 2, 2)
@@ -157,7 +161,7 @@ def test_kernels_stored_along_another_dimension_give_the_same_numbers(shape, set
     assert_close(run(config), expected, num_ulps=64)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, RESNET], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, OPTIONS, RESNET], ids=lambda config: config.name)
 def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
     set_mesh(replica=1, fsdp=4, tensor=2)
     model = registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES)
@@ -168,7 +172,7 @@ def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
         assert all(shard.data.nbytes == leaf.nbytes // 8 for shard in leaf.addressable_shards)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, CAIT, SWIN, RESNET, *SLOW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TRANSFORMER, OPTIONS, CAIT, SWIN, RESNET, *SLOW], ids=lambda config: config.name)
 def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     set_mesh(fsdp=8)
     model, params, batch_stats = init(config)

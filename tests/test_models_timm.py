@@ -44,10 +44,23 @@ class Case:
 
 
 SMALL_VGG = (vgg.LAYOUTS, "vgg16", ((1, 8), (2, 16), (1, 8)))
+
+
+def dinov3_name(path: str) -> str:
+    """The name of a parameter in timm's DINOv3."""
+    return vit.torch_name(path).replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+
+
 SMALL_VIT = {"patch_size": 8, "width": 24, "depth": 2, "num_heads": 3}
 CASES = {
     "cait": Case(ModelConfig("cait_xxs24", **SMALL_VIT), cait.torch_name),
     "deit3": Case(ModelConfig("deit3_s", pool="token", **SMALL_VIT), vit.torch_name),
+    "deit3_registers": Case(ModelConfig("deit3_s", pool="token", num_registers=3, **SMALL_VIT), vit.torch_name),
+    "vit_registers": Case(ModelConfig("vit_ti", num_registers=4, **SMALL_VIT), vit.torch_name),
+    "vit_attention": Case(ModelConfig("vit_ti", pool="attention", num_registers=4, **SMALL_VIT), vit.torch_name),
+    "vit_rope_swiglu": Case(
+        ModelConfig("deit3_s", pool="token", num_registers=4, position="rope", mlp="swiglu", **SMALL_VIT), dinov3_name
+    ),
     "resnet": Case(
         ModelConfig("resnet50"),
         resnet.torch_name,

@@ -16,7 +16,8 @@ from gnp_scale.models import registry, vit
 # (1408 is 11 * 128), or the channels of most kernels of a convolutional network (640 is 5 * 128). Each width of a
 # PyramidNet is another number, and half of them are odd.
 LARGEST = {
-    "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_h": 256, "vit_g": 128,
+    "vit_mu": 4096, "vit_ti": 256, "vit_s": 128, "vit_m": 512, "vit_b": 256, "vit_l": 1024, "vit_so400m": 128,
+    "vit_h": 256, "vit_g": 128,
     "vit_gg": 128, "vit_22b": 2048, "resnet18": 512, "resnet34": 256, "resnet50": 256, "resnet101": 256,
     "deit3_s": 128, "deit3_m": 512, "deit3_b": 256, "deit3_l": 1024, "deit3_h": 256, "cait_xxs24": 64,
     "cait_xxs36": 64, "cait_xs24": 32, "cait_s24": 128, "cait_s36": 128, "cait_m36": 256, "cait_m48": 256,
@@ -88,6 +89,15 @@ def test_little_is_whole_up_to_the_largest_mesh_of_each_network(name, monkeypatc
             with on_mesh(fsdp, tensor, replica):
                 most_mib = max(most_mib, whole_mib(kernels))
         assert (most_mib <= MOST_SILENT_MIB) == (fsdp <= LARGEST[name])
+
+
+def test_options_of_vision_transformers_add_little_that_is_whole(monkeypatch):
+    """Registers, the MAP head, SwiGLU and the layer before the classifier: the largest mesh stays the same."""
+    options = {"num_registers": 4, "pool": "attention", "mlp": "swiglu", "rep_layer": True}
+    kernels = wanted(config_of("vit_s", **options), monkeypatch)
+    for fsdp in (LARGEST["vit_s"], 2 * LARGEST["vit_s"]):
+        with on_mesh(fsdp, 2):
+            assert (whole_mib(kernels) <= MOST_SILENT_MIB) == (fsdp == LARGEST["vit_s"])
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

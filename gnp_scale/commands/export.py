@@ -19,7 +19,9 @@ def add(commands: Any) -> None:
     export = commands.add_parser("export", help="write the weights of a run for other libraries", allow_abbrev=False)
     export.add_argument("run_dir", metavar="RUN", help="folder of the run")
     export.add_argument("out", metavar="OUT", help="the new file, .safetensors or .npz")
-    export.add_argument("--format", choices=_ENDS, default="timm", help="names of timm, or of big_vision (ViT, Mixer)")
+    export.add_argument(
+        "--format", metavar="FORMAT", choices=_ENDS, default="timm", help="names of timm, or of big_vision (ViT, Mixer)"
+    )
     export.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
     export.set_defaults(command=_export, takes_flags=False)
 
@@ -34,14 +36,15 @@ def _export(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     config = stored_config(run_dir)
     step, whole = load_whole(run_dir, options.step)
-    params, batch_stats = whole["ema"] or (whole["params"], whole.get("batch_stats"))
+    average = whole.get("ema")
+    params, batch_stats = average or (whole["params"], whole.get("batch_stats"))
     state = params, batch_stats or {}
     data = as_npz(config, state) if options.format == "npz" else as_safetensors(config, state, step, _dataset(config))
     try:
         replace_file(out, data)
     except OSError as error:
         raise ConfigError(f"OUT {out} cannot be written ({error.strerror}): choose another file") from error
-    print(f"{out}: the {'moving average' if whole['ema'] else 'parameters'} of {config.model.name} after step {step}")
+    print(f"{out}: the {'moving average' if average else 'parameters'} of {config.model.name} after step {step}")
     return Exit.FINISHED
 
 

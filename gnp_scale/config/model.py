@@ -19,7 +19,7 @@ class ModelConfig:
     patch_size: int = 16
     pool: Literal["average", "token", "attention"] = "average"
     """The input of a vision transformer's classifier: the average over patches, a class token, or the result of a
-    learned query that attends to all tokens (MAP head). DeiT-III was published with a class token."""
+    learned query that attends to the patches (MAP head). DeiT-III was published with a class token."""
     num_registers: int = 0
     """Learned tokens of a vision transformer that no classifier reads (arXiv 2309.16588)."""
     position: Position = "learned"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models import resnet
+from gnp_scale.models import recompute, resnet
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples_over_all
 from gnp_scale.models.family import Family
 
@@ -55,7 +55,7 @@ class CifarResNet(nnx.Module):
         bn_group_size: int,
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
-        self.dtype = config.dtype
+        self.dtype, self.remat = config.dtype, config.remat
         self.conv = Conv(stem_key, 3, image_shape[-1], 16)
         self.norm = BatchNorm(key, 16, bn_group_size)
         num_out, blocks = 16, {}
@@ -72,7 +72,7 @@ class CifarResNet(nnx.Module):
         x_BxHxWxC = shard_examples_over_all(image_BxHxWxC.astype(self.dtype))
         x_BxHxWxC = jax.nn.relu(self.norm(self.conv(x_BxHxWxC), train))
         for block in self.blocks.values():
-            x_BxHxWxC = block(x_BxHxWxC, train)
+            x_BxHxWxC = recompute.call(block, x_BxHxWxC, train, remat=self.remat)
         return self.head(x_BxHxWxC)
 
 
@@ -81,4 +81,4 @@ def torch_name(path: str) -> str:
     return resnet.torch_name(path).replace("fc.", "linear.")
 
 
-FAMILY = Family(LAYOUTS, CifarResNet, ("num_bn_groups",))
+FAMILY = Family(LAYOUTS, CifarResNet, ("num_bn_groups", "remat"))

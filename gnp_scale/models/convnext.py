@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import Conv, Head, average, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, drop_path, fold, gelu, rising_rates
@@ -133,7 +134,8 @@ class ConvNeXt(nnx.Module):
             if stage in self.downsamplings:
                 x_BxHxWxC = self.downsamplings[stage](x_BxHxWxC)
             for block in blocks.values():
-                x_BxHxWxC = block(with_stored_gradient(x_BxHxWxC), drop_rates[number], fold(key_B, number))
+                x_BxHxWxC, key = with_stored_gradient(x_BxHxWxC), fold(key_B, number)
+                x_BxHxWxC = recompute.call(block, x_BxHxWxC, drop_rates[number], key, remat=self.config.remat)
                 number += 1
         return self.head.classify(self.norm_head(average(x_BxHxWxC)))
 
@@ -154,4 +156,4 @@ def torch_name(path: str) -> str:
     return f"{place}.{leaf_name(leaf)}"
 
 
-FAMILY = Family(SIZES, ConvNeXt, ("drop_path",), check_shapes)
+FAMILY = Family(SIZES, ConvNeXt, ("drop_path", "remat"), check_shapes)

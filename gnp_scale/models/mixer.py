@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import BATCH, FSDP, TENSOR
+from gnp_scale.models import recompute
 from gnp_scale.models.family import Family, check_patches
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, drop_path, fold, gelu, rising_rates
 from gnp_scale.models.layouts import with_stored_gradient
@@ -131,7 +132,8 @@ class MlpMixer(nnx.Module):
         patches = cut_patches(image_BxHxWxC.astype(self.config.dtype), self.config.patch_size)
         x_BxNxD = self.embed(patches).reshape(len(patches), -1, self.size.width)
         for number, block in enumerate(self.blocks.values()):
-            x_BxNxD = block(with_stored_gradient(x_BxNxD), drop_rates[number], fold(key_B, number))
+            x_BxNxD, key = with_stored_gradient(x_BxNxD), fold(key_B, number)
+            x_BxNxD = recompute.call(block, x_BxNxD, drop_rates[number], key, remat=self.config.remat)
         x_BxD = jnp.mean(self.norm(x_BxNxD).astype(jnp.float32), axis=1)
         return self.head(x_BxD)
 
@@ -150,4 +152,4 @@ def torch_name(path: str) -> str:
     return ".".join((*modules, leaf_name(leaf)))
 
 
-FAMILY = Family(SIZES, MlpMixer, ("patch_size", "drop_path"), check_patches)
+FAMILY = Family(SIZES, MlpMixer, ("patch_size", "drop_path", "remat"), check_patches)

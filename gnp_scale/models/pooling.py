@@ -1,4 +1,4 @@
-"""Attention pooling: a learned query reads the tokens of a vision transformer.
+"""Attention pooling: a learned query reads the patches of a vision transformer.
 
 Shapes: B examples, N tokens, D width, H heads, K channels of a head, 2 for key and value.
 """

@@ -13,6 +13,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES, batch_spec, on_mesh
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import (
     TORCH_HEAD_INIT,
     BatchNorm,
@@ -94,7 +95,8 @@ class PyramidNet(nnx.Module):
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         block, depth, widening = LAYOUTS[config.name]
-        self.dtype, self.shake_drop, self.gradient = config.dtype, config.shake_drop, config.shake_gradient
+        self.dtype, self.remat = config.dtype, config.remat
+        self.shake_drop, self.gradient = config.shake_drop, config.shake_gradient
         self.conv = Conv(stem_key, 3, image_shape[-1], FIRST_WIDTH)
         self.norm_1 = BatchNorm(key, FIRST_WIDTH, bn_group_size)
         group_size = (depth - 2) // (NUM_GROUPS * block.num_convs)
@@ -117,7 +119,8 @@ class PyramidNet(nnx.Module):
         for number, block in enumerate(self.blocks.values()):
             # The linear decay rule of arXiv 1802.02375.
             rate = self.shake_drop * (number + 1) / len(self.blocks)
-            y = shake_drop(block(x_BxHxWxC, train), rate, fold(key_B, number), self.gradient)
+            y = recompute.call(block, x_BxHxWxC, train, remat=self.remat)
+            y = shake_drop(y, rate, fold(key_B, number), self.gradient)
             x_BxHxWxC = _shortcut(x_BxHxWxC, y.shape) + y
         return self.head(jax.nn.relu(self.norm_2(x_BxHxWxC, train)))
 
@@ -145,4 +148,4 @@ def _check(config: ModelConfig, image_shape: ImageShape) -> None:
     )
 
 
-FAMILY = Family(LAYOUTS, PyramidNet, ("shake_drop", "shake_gradient", "num_bn_groups"), _check)
+FAMILY = Family(LAYOUTS, PyramidNet, ("shake_drop", "shake_gradient", "num_bn_groups", "remat"), _check)

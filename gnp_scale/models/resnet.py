@@ -8,6 +8,7 @@ from flax import nnx
 from jax.nn.initializers import zeros
 
 from gnp_scale.config import ModelConfig
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, shard_examples_over_all
 from gnp_scale.models.family import Family
 from gnp_scale.models.torch_weights import leaf_name
@@ -92,7 +93,7 @@ class ResNet(nnx.Module):
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         block, num_blocks = LAYOUTS[config.name]
-        self.dtype, self.stem = config.dtype, config.stem
+        self.dtype, self.stem, self.remat = config.dtype, config.stem, config.remat
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
         self.conv = Conv(stem_key, size, image_shape[-1], 64, stride)
         self.norm = BatchNorm(key, 64, bn_group_size)
@@ -113,7 +114,7 @@ class ResNet(nnx.Module):
         if self.stem == "imagenet":
             x_BxHxWxC = max_pool(x_BxHxWxC)
         for block in self.blocks.values():
-            x_BxHxWxC = block(x_BxHxWxC, train)
+            x_BxHxWxC = recompute.call(block, x_BxHxWxC, train, remat=self.remat)
         return self.head(x_BxHxWxC)
 
 
@@ -132,4 +133,4 @@ def torch_name(path: str) -> str:
     return ".".join((*modules, leaf_name(leaf)))
 
 
-FAMILY = Family(LAYOUTS, ResNet, ("stem", "num_bn_groups"))
+FAMILY = Family(LAYOUTS, ResNet, ("stem", "num_bn_groups", "remat"))

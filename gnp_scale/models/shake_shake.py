@@ -9,6 +9,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import (
     TORCH_HEAD_INIT,
     BatchNorm,
@@ -97,7 +98,7 @@ class ShakeShake(nnx.Module):
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         depth, width = LAYOUTS[config.name]
-        self.dtype = config.dtype
+        self.dtype, self.remat = config.dtype, config.remat
         self.conv = Conv(stem_key, 3, image_shape[-1], 16)
         self.norm = BatchNorm(key, 16, bn_group_size)
         num_out, blocks = 16, {}
@@ -116,8 +117,8 @@ class ShakeShake(nnx.Module):
         x_BxHxWxC = self.conv(shard_examples_over_all(image_BxHxWxC.astype(self.dtype)))
         x_BxHxWxC = self.norm(x_BxHxWxC, train)
         for number, block in enumerate(self.blocks.values()):
-            x_BxHxWxC = block(x_BxHxWxC, train, fold(key_B, number))
+            x_BxHxWxC = recompute.call(block, x_BxHxWxC, train, fold(key_B, number), remat=self.remat)
         return self.head(jax.nn.relu(x_BxHxWxC))
 
 
-FAMILY = Family(LAYOUTS, ShakeShake, ("shake_gradient", "num_bn_groups"))
+FAMILY = Family(LAYOUTS, ShakeShake, ("shake_gradient", "num_bn_groups", "remat"))

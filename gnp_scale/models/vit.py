@@ -142,12 +142,15 @@ class VisionTransformer(nnx.Module):
     def pool(self, x_BxNxD: jax.Array) -> jax.Array:
         """The input of the head, or of the layer before it (float32 B x D), from the output of the blocks."""
         x_BxNxD = self.norm(x_BxNxD)
-        if self.config.pool == "attention":
-            x_BxNxD = self.attention_pool(x_BxNxD)
-        x_BxNxD = x_BxNxD.astype(jnp.float32)
-        if self.config.pool == "average":
-            return jnp.mean(x_BxNxD[:, self.config.num_registers :], axis=1)
-        return x_BxNxD[:, 0]
+        match self.config.pool:
+            case "average":
+                return jnp.mean(self._patches(x_BxNxD).astype(jnp.float32), axis=1)
+            case "attention":
+                x_BxNxD = self.attention_pool(self._patches(x_BxNxD))
+        return x_BxNxD[:, 0].astype(jnp.float32)
+
+    def _patches(self, x_BxNxD: jax.Array) -> jax.Array:
+        return x_BxNxD[:, self.grid.num_others :]
 
     def _embed_patches(self, image_BxHxWxC: jax.Array) -> jax.Array:
         config, num_examples = self.config, len(image_BxHxWxC)

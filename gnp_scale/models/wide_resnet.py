@@ -8,6 +8,7 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import dropout, fold
@@ -50,7 +51,7 @@ class WideResNet(nnx.Module):
     ) -> None:
         stem_key, blocks_key, head_key = jax.random.split(key, 3)
         depth, factor = LAYOUTS[config.name]
-        self.dtype = config.dtype
+        self.dtype, self.remat = config.dtype, config.remat
         self.conv = Conv(stem_key, 3, image_shape[-1], 16)
         num_out, blocks = 16, {}
         for group, group_key in enumerate(jax.random.split(blocks_key, 3)):
@@ -68,8 +69,8 @@ class WideResNet(nnx.Module):
         key_B = shard_examples(key_B, AXES) if train and key_B is not None else None
         x_BxHxWxC = self.conv(shard_examples_over_all(image_BxHxWxC.astype(self.dtype)))
         for number, block in enumerate(self.blocks.values()):
-            x_BxHxWxC = block(x_BxHxWxC, train, fold(key_B, number))
+            x_BxHxWxC = recompute.call(block, x_BxHxWxC, train, fold(key_B, number), remat=self.remat)
         return self.head(jax.nn.relu(self.norm(x_BxHxWxC, train)))
 
 
-FAMILY = Family(LAYOUTS, WideResNet, ("dropout", "num_bn_groups"))
+FAMILY = Family(LAYOUTS, WideResNet, ("dropout", "num_bn_groups", "remat"))

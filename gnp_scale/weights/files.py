@@ -76,9 +76,10 @@ def _safetensors(path: Path, stack: contextlib.ExitStack) -> Tensors:
 
 
 def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
-    archive = stack.enter_context(np.load(path, allow_pickle=False))
+    archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("it is a single array")
+    stack.enter_context(archive)
     # Checkpoints of training also have the state of the optimizer.
     prefix = next((p for p in ("params/", "opt/target/", "target/") if any(n.startswith(p) for n in archive.files)), "")
     tensors: dict[str, Callable[[], np.ndarray]] = {}

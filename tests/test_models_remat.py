@@ -1,0 +1,48 @@
+"""Recomputed blocks: the backward pass keeps fewer numbers, and no number changes."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+import test_models_mesh as small
+from test_models_mesh import small_layouts  # noqa: F401
+
+from gnp_scale.models import registry
+
+CASES = [
+    small.SWIN,
+    small.CAIT,
+    small.MIXER,
+    small.CONVNEXT,
+    small.RESNET,
+    small.WIDE,
+    small.CIFAR_RESNET,
+    small.SHAKE_SHAKE,
+    small.PYRAMIDNET,
+    small.OPTIONS,
+]
+
+
+def kept_bytes(config) -> int:
+    """Bytes that the backward pass gets from the forward pass."""
+    shape = small.image_shape(config)
+    model = registry.create(config, shape, small.NUM_CLASSES, small.NUM_EXAMPLES)
+
+    def kept(params, stats):
+        return jax.vjp(small.loss_fn(model, stats, shape), params, has_aux=True)[1]
+
+    residuals = jax.eval_shape(kept, *jax.eval_shape(model.init, jax.random.key(0)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+
+
+@pytest.mark.parametrize("config", CASES, ids=lambda config: config.name)
+def test_recomputed_blocks_keep_less(config):
+    assert kept_bytes(replace(config, remat=True)) < 0.9 * kept_bytes(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [small.RESNET, small.WIDE, small.MIXER, small.CONVNEXT], ids=lambda c: c.name)
+def test_recomputing_changes_no_number(config, unoptimized):
+    """Logits, gradients and batch statistics; XLA may order sums differently."""
+    smallest = 2**-7 if config is small.MIXER else 0  # A gradient that is only rounding errors, as in the other test.
+    small.assert_close(small.run(replace(config, remat=True)), small.run(config), num_ulps=64, smallest=smallest)

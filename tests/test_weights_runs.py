@@ -1,0 +1,172 @@
+"""Runs that begin from pretrained weights, and commands for them."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from launcher import run
+from safetensors.numpy import load_file, save_file
+from test_weights import assert_equal, random_like
+
+from gnp_scale.checkpoint import load_whole
+from gnp_scale.cli import main
+from gnp_scale.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    GnpConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gnp_scale.exit_codes import Exit
+from gnp_scale.loop import evaluate_run, train
+from gnp_scale.run import consensus
+from gnp_scale.training.setup import Task
+from gnp_scale.weights.saving import as_npz, as_safetensors
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
+CONFIG = Config(
+    data=DataConfig(batch_size=16, eval_batch_size=120),
+    model=ModelConfig("vit_mu", patch_size=4),
+    optim=OptimConfig(name="adamw", warmup_steps=0),
+    mesh=MeshConfig(fsdp=4, tensor=2),
+    train=TrainConfig(num_steps=2, log_every_steps=1, ema_decay=0.9),
+)
+RECIPE = """
+from gnp_scale.config import *
+
+def small():
+    return Config(DataConfig(batch_size=16, eval_batch_size=120), ModelConfig("vit_mu", patch_size=4))
+"""
+
+
+def with_weights(file, config=CONFIG, **options):
+    return replace(config, model=replace(config.model, init_from=str(file), **options))
+
+
+def state_of(config):
+    abstract = Task.of(config).abstract_state()
+    return random_like((abstract.params, abstract.batch_stats))
+
+
+@pytest.fixture
+def file(set_mesh, tmp_path):
+    set_mesh(fsdp=4, tensor=2)
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(as_safetensors(CONFIG, state_of(CONFIG), 0, None))
+    return path
+
+
+def type_of(leaf):
+    return leaf.shape, leaf.dtype, leaf.sharding
+
+
+@pytest.mark.parametrize("model", [CONFIG.model, ModelConfig("resnet20", num_bn_groups=8)], ids=["vit", "resnet"])
+def test_everything_in_the_first_state_follows_from_the_file(model, set_mesh, tmp_path):
+    """The moving average and the copy in which gradients are taken too, in the types of a random state; also again,
+    after a rollback to the start."""
+    set_mesh(fsdp=4, tensor=2)
+    half = replace(CONFIG.train, gradient_dtype="bfloat16")
+    config = replace(CONFIG, model=replace(model, dtype="bfloat16"), train=half, gnp=GnpConfig(direction="reused"))
+    expected = state_of(config)
+    (tmp_path / "w.safetensors").write_bytes(as_safetensors(config, expected, 0, None))
+    task = Task.of(with_weights(tmp_path / "w.safetensors", config))
+    state = task.init_state()
+    assert_equal((state.params, state.batch_stats), expected)
+    assert_equal(state.ema, expected)
+    assert_equal(state.copy, jax.tree.map(lambda x: x.astype(jnp.bfloat16), expected[0]))
+    assert jax.tree.map(type_of, state) == jax.tree.map(type_of, Task.of(config).abstract_state())
+    jax.tree.map(lambda x: x.delete(), state)
+    assert_equal(task.init_state().params, expected[0])
+
+
+def test_what_the_file_does_not_have_is_as_in_a_random_state(file):
+    tensors = load_file(file)
+    tensors["head.weight"], tensors["head.bias"] = np.ones((3, 32), np.float32), np.ones(3, np.float32)
+    del tensors["norm.weight"]
+    save_file(tensors, file)
+    task = Task.of(with_weights(file, init_allow=("norm.weight",)))
+    assert task.initial.check().missing == ["norm.weight"]
+    state, random = task.init_state(), Task.of(CONFIG).init_state()
+    assert_equal((state.params["head"], state.params["norm"]["scale"]), (random.params["head"], np.ones(32)))
+    np.testing.assert_array_equal(state.params["norm"]["bias"], tensors["norm.bias"])
+
+
+def test_processes_with_different_files_do_not_start(file, monkeypatch):
+    initial = Task.of(with_weights(file)).initial
+    monkeypatch.setattr(consensus, "all_gather", lambda value: [value, "another" if value else None])
+    with pytest.raises(ConfigError, match="is not the same file on all machines"):
+        initial.check()
+
+
+@pytest.mark.parametrize("change", ["gone", "cut", "misfit"])
+def test_a_file_that_cannot_be_used_leaves_no_run_folder(change, file, tmp_path):
+    options = {"init_allow": ("head.*",)} if change == "misfit" else {}
+    if change == "gone":
+        file.unlink()
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ConfigError):
+        train(with_weights(file, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_needs_its_file_only_at_the_beginning(file, tmp_path, capsys):
+    config, run_dir = with_weights(file), tmp_path / "run"
+    assert train(config, run_dir) == Exit.FINISHED
+    record = json.loads((run_dir / "initial_weights.json").read_text())
+    assert record["file"] == str(file)
+    assert len(record["used"]) == len(load_file(file))
+    export(run_dir, tmp_path / "out.safetensors", capsys)
+    state = load_whole(run_dir)[1]
+    written = load_file(tmp_path / "out.safetensors")["norm.bias"]
+    np.testing.assert_array_equal(written, state["ema"][0]["norm"]["bias"])
+    assert (written != np.asarray(state["params"]["norm"]["bias"])).any()
+    file.unlink()
+    assert train(config, run_dir) == Exit.FINISHED
+    check_commands(run_dir, tmp_path, capsys)
+
+
+def export(run_dir, out, capsys, *more):
+    assert main(["export", str(run_dir), str(out), *more]) == Exit.FINISHED
+    assert "the moving average of vit_mu after step 2" in capsys.readouterr().out
+
+
+def check_commands(run_dir, tmp_path, capsys):
+    """An export has the scores of the run, and mistakes are one line and write nothing."""
+    recipe = tmp_path / "recipes.py"
+    recipe.write_text(RECIPE)
+    export(run_dir, tmp_path / "out.npz", capsys, "--format", "npz", "--step", "2")
+    of_run = evaluate_run(CONFIG, run_dir)[1]
+    assert evaluate_run(with_weights(tmp_path / "out.safetensors"), None) == (0, of_run)
+    capsys.readouterr()
+    arguments = ("eval", f"{recipe}:small", "--model.init-from", str(tmp_path / "out.npz"))
+    printed = json.loads(run(tmp_path, *arguments, num_devices=2).splitlines()[-1])
+    assert printed == pytest.approx(of_run | {"step": 0}, rel=1e-5)
+    before = sorted(tmp_path.iterdir())
+    for arguments, part in (
+        (["out.npz", "--format", "npz"], "exists: choose another name"),
+        (["new.npz"], r"ends in .safetensors"),
+        (["none/new.safetensors"], "there is no folder"),
+        (["new.safetensors", "--step", "7"], "has no checkpoint of step 7"),
+        (["new.safetensors", "--format", "onnx"], "there is no FORMAT onnx: it is one of timm, npz"),
+    ):
+        assert main(["export", str(run_dir), str(tmp_path / arguments[0]), *arguments[1:]]) == Exit.WRONG_CONFIG
+        (line,) = capsys.readouterr().err.splitlines()
+        assert part in line
+    assert main(["eval", f"{recipe}:small"]) == Exit.WRONG_CONFIG
+    assert "is a recipe without weights" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_for_jax_is_loaded_too(file, tmp_path):
+    expected = state_of(CONFIG)
+    (tmp_path / "w.npz").write_bytes(as_npz(CONFIG, expected))
+    assert_equal(Task.of(with_weights(tmp_path / "w.npz")).init_state().params, expected[0])
