@@ -101,9 +101,9 @@ def deit3_b16() -> Config:
 
 
 def convnext_b_384() -> Config:
-    """ConvNeXt-B from its weights for 224 pixels to 384, 30 epochs, with a layer decay of 0.7.
+    """ConvNeXt-B from its weights for 224 pixels to 384, 30 epochs, with a layer decay of 0.7 for three blocks.
 
-    Paper: arXiv 2201.03545; TRAINING.md of its repository, whose decay has 12 steps where this has one for each block.
+    Paper: arXiv 2201.03545; TRAINING.md of its repository, whose decay has a step for each three of the 36 blocks.
     Command: gnp-scale train configs/finetune.py:convnext_b_384 --model.init-from FILE --data.root gs://BUCKET/data
     Hardware: 16 GPUs.
     Batch: 512.
@@ -112,7 +112,9 @@ def convnext_b_384() -> Config:
     Run: not run here.
     """
     data = replace(HEAVY, mixup=0.0, cutmix=0.0, image_size=384, random_erasing=0.25, random_erasing_mode="pixel")
-    optim = OptimConfig(name="adamw", learning_rate=5e-5, end_learning_rate=1e-6, weight_decay=1e-8, layer_decay=0.7)
+    optim = OptimConfig(
+        name="adamw", learning_rate=5e-5, end_learning_rate=1e-6, weight_decay=1e-8, layer_decay=0.7 ** (1 / 3)
+    )
     return Config(
         data=replace(data, eval_crop=1.0),
         model=ModelConfig(name="convnext_b", dtype="bfloat16", drop_path=0.8),

@@ -24,6 +24,35 @@ def softmax_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Ar
     return optax.softmax_cross_entropy(logits_BxK.astype(jnp.float32), label_BxK)
 
 
+def sigmoid_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Array:
+    """Binary cross-entropies -label_k * log s(logits_k) - (1 - label_k) * log s(-logits_k), summed over the classes.
+
+    s is the logistic function (arXiv 2006.07159, section 5).
+
+    Args:
+        logits_BxK: log odds, finite, in any floating type; the loss is computed in float32.
+        label_BxK: targets of the classes, each in [0, 1].
+
+    Returns:
+        loss_B in nats, float32.
+    """
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(logits_BxK.astype(jnp.float32), label_BxK), axis=-1)
+
+
+def binary_cross_entropy(logits_BxK: jax.Array, label_BxK: jax.Array) -> jax.Array:
+    """`sigmoid_cross_entropy` divided by the number of classes, as timm's `BinaryCrossEntropy`."""
+    return sigmoid_cross_entropy(logits_BxK, label_BxK) / logits_BxK.shape[-1]
+
+
+LOSSES = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy, "bce": binary_cross_entropy}
+"""By the value of `train.loss`."""
+
+
+def above(label_BxK: jax.Array, threshold: float | None) -> jax.Array:
+    """1 where a label is above the threshold, else 0 (as in timm); None leaves labels as they are."""
+    return label_BxK if threshold is None else (label_BxK > threshold).astype(label_BxK.dtype)
+
+
 def smooth(label_BxK: jax.Array, smoothing: float) -> jax.Array:
     """Labels with a fraction `smoothing` of the mass spread evenly over the classes (arXiv 1512.00567, section 7)."""
     return optax.smooth_labels(label_BxK, smoothing)

@@ -84,7 +84,7 @@ FINETUNE = {
         "optim.learning_rate": 5e-5,
         "optim.end_learning_rate": 1e-6,
         "optim.weight_decay": 1e-8,
-        "optim.layer_decay": 0.7,
+        "optim.layer_decay": 0.7 ** (12 / 36),
     },
 }
 

@@ -37,6 +37,8 @@ class ModelConfig:
     width: int | None = None
     """Channels of a transformer, instead of those of the named network."""
     num_heads: int | None = None
+    head_bias: float = 0.0
+    """Initial bias of the classifier; for a sigmoid loss the logarithm of a class's share, such as -6.9 for 1,000."""
     dropout: float = 0.0
     drop_path: float = 0.0
     """Probability that the last block is dropped; it rises linearly from 0 at the first. In DeiT-III and CaiT it is

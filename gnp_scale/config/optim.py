@@ -5,7 +5,7 @@ from typing import Literal
 
 from gnp_scale.checks import check, check_values
 
-OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion"]
+OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 
 
@@ -24,15 +24,18 @@ class OptimConfig:
     """Fractions of the run at which the schedule `step` multiplies the learning rate by `step_factor`."""
     step_factor: float = 0.2
     momentum: float = 0.9
-    """Momentum of sgd and lars."""
+    """Momentum of sgd, lars and muon."""
     nesterov: bool = True
-    """Nesterov momentum in sgd."""
+    """Nesterov momentum in sgd and muon."""
     b1: float = 0.9
-    """Decay of the first moment in adamw and lamb; weight of the moment in a step of lion."""
+    """Decay of the first moment in adamw, lamb and adafactor; weight of the moment in a step of lion."""
     b2: float = 0.999
-    """Decay of the second moment in adamw and lamb, and of the moment in lion (0.99 in its paper)."""
+    """Decay of the second moment in adamw and lamb, and of the moment in lion (0.99 in its paper); the largest decay of
+    the second moment in adafactor."""
     eps: float = 1e-8
     """Added to the root of the second moment in adamw and lamb."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the first moment or momentum is kept; second moments are float32."""
     weight_decay: float = 0.0
     """Decoupled decay of the parameters, times the learning rate."""
     l2_in_loss: float = 0.0
@@ -41,6 +44,14 @@ class OptimConfig:
     """Apply decay to scales and biases too."""
     clip_norm: float | None = None
     """Largest global norm of the gradient that the optimizer sees."""
+    agc: float | None = None
+    """Largest norm of the gradient of each unit, as a share of the norm of its parameters (adaptive gradient clipping,
+    arXiv 2102.06171); before `clip_norm`. The head is not clipped."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block to the one before it, for transformers and ConvNeXt; that of the head
+    is 1 (arXiv 2106.08254)."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of the paths of parameters that are not trained, such as "embed/*" or "blocks/0[0-5]/*"."""
 
     def __post_init__(self) -> None:
         check_values("optim", self)
@@ -60,12 +71,12 @@ class OptimConfig:
             "which has no end of its own: set it to 0, or the schedule to cosine or linear",
         )
         check(0 <= self.step_factor <= 1, f"optim.step_factor is {self.step_factor}: it must be in [0, 1]")
+        for name in ("clip_norm", "agc"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"optim.{name} is {value}: it must be positive, or None")
+        check(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}: it must be above 0 and at most 1")
         for name in ("momentum", "b1", "b2"):
             value = getattr(self, name)
             check(0 <= value < 1, f"optim.{name} is {value}: it must be in [0, 1)")
-        check(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"optim.clip_norm is {self.clip_norm}: it must be positive, or None",
-        )
         increasing = all(a < b for a, b in zip((0.0, *self.step_boundaries), (*self.step_boundaries, 1.0), strict=True))
         check(increasing, f"optim.step_boundaries is {self.step_boundaries}: give increasing fractions between 0 and 1")

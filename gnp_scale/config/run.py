@@ -6,6 +6,7 @@ from typing import Literal
 from gnp_scale.checks import check, check_values
 
 Kernels = Literal["auto", "xla", "triton", "pallas"]
+Loss = Literal["softmax", "sigmoid", "bce"]
 DivergencePolicy = Literal["stop", "skip", "rollback"]
 
 MOST_SHOWN = 10
@@ -41,6 +42,12 @@ class TrainConfig:
     seed: int = 0
     label_smoothing: float = 0.0
     """Probability mass spread evenly over the classes in the training loss; evaluation never smooths."""
+    loss: Loss = "softmax"
+    """Cross-entropy of a softmax, or binary cross-entropy of a sigmoid for each class: its sum over the classes
+    ("sigmoid", as in big_vision) or its mean ("bce", as in timm)."""
+    target_threshold: float | None = None
+    """Share of a class in a mixed label above which the class is a full answer in training, with another loss than
+    softmax; None for the shares themselves."""
     accumulate_steps: int = 1
     """Number of equal microbatches that are computed one after the other, in every pass, to save memory."""
     ema_decay: float | None = None
@@ -66,9 +73,19 @@ class TrainConfig:
             0 <= self.label_smoothing < 1,
             f"train.label_smoothing is {self.label_smoothing}: it must be in [0, 1)",
         )
+        self._check_threshold()
         check(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"train.ema_decay is {self.ema_decay}: it must be between 0 and 1, or None",
+        )
+
+    def _check_threshold(self) -> None:
+        value = self.target_threshold
+        check(value is None or 0 <= value < 1, f"train.target_threshold is {value}: it must be in [0, 1), or None")
+        check(
+            value is None or (self.loss != "softmax" and not self.label_smoothing),
+            f"train.target_threshold is {value}, and makes labels of 0 and 1: use it with train.loss sigmoid or bce, "
+            "and without train.label_smoothing",
         )
 
     def evaluates_after(self, step: int) -> bool:

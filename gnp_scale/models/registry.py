@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from gnp_scale import mesh
@@ -60,11 +61,17 @@ class Model:
     """The network with parameters drawn from a key."""
     bn_group_size: int = 1
     """Consecutive examples of the global batch that share batch statistics; 1 without batch statistics."""
+    head_bias: float = 0.0
+    """Initial bias of the classifier."""
 
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
         """Parameters and batch statistics before training; each leaf is created in shards on the current mesh."""
         network = self.build(key)
-        return _values(network, nnx.Param), batch_stats_of(network)
+        params = _values(network, nnx.Param)
+        params["head"] = jax.tree.map_with_path(
+            lambda path, w: jnp.full_like(w, self.head_bias) if path[-1].key == "bias" else w, params["head"]
+        )
+        return params, batch_stats_of(network)
 
     def network(self, params: Params, batch_stats: BatchStats) -> Callable[..., jax.Array]:
         """`network(image_BxHxWxC, *, train, key_B=None)`: logits of normalised images, float32 of shape (B, classes).
@@ -104,9 +111,9 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
     family.check(config, image_shape)
     build = partial(family.network, config=config, image_shape=image_shape, num_classes=num_classes)
     if not family.has_batch_norm:
-        return Model(build)
+        return Model(build, head_bias=config.head_bias)
     bn_group_size = batch_size // config.num_bn_groups
-    return Model(partial(build, bn_group_size=bn_group_size), bn_group_size)
+    return Model(partial(build, bn_group_size=bn_group_size), bn_group_size, config.head_bias)
 
 
 def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> str | None:

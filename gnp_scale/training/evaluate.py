@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gnp_scale import losses
+from gnp_scale.config.run import Loss
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
 from gnp_scale.data.sources import UNREADABLE
@@ -41,8 +42,8 @@ def trace_eval_step(task: Task) -> jax.stages.Lowered:
 
 
 def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], Evaluation]:
-    """`evaluate(state)`: `eval/{loss,top1,top5}`, mean cross-entropy in nats, and accuracies on the test images; and
-    the first guess for each of them.
+    """`evaluate(state)`: `eval/{loss,top1,top5}`, the mean of `train.loss` in nats, and accuracies on the test images;
+    and the first guess for each of them. Labels are neither smoothed nor mixed.
 
     With `data.eval_labels` also `eval/real`: the share of images with right answers whose first guess is one of them
     (arXiv 2006.07159).
@@ -88,7 +89,7 @@ def _make_eval_step(task: Task) -> Any:
         logits_BxK = task.model.network(params, batch_stats)(image, train=False)
         target_BxK = jax.nn.one_hot(batch["label"], task.dataset.num_classes)
         values = {
-            "loss": losses.softmax_cross_entropy(logits_BxK, target_BxK),
+            "loss": losses.LOSSES[task.config.train.loss](logits_BxK, target_BxK),
             "top1": losses.top_k_correct(logits_BxK, batch["label"], k=1),
             "top5": losses.top_k_correct(logits_BxK, batch["label"], k=5),
             "count": jnp.ones_like(batch["mask"]),
@@ -98,13 +99,15 @@ def _make_eval_step(task: Task) -> Any:
         # Padded images have values too. Use `where`, because 0 * NaN is not 0.
         is_real = batch["mask"] > 0
         sums = {name: totals[name] + jnp.sum(jnp.where(is_real, value, 0.0)) for name, value in values.items()}
-        return sums, jax.sharding.reshard(_guessed(logits_BxK, batch), REPLICATED)
+        return sums, jax.sharding.reshard(_guessed(logits_BxK, batch, task.config.train.loss), REPLICATED)
 
     return eval_step
 
 
-def _guessed(logits_BxK: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _guessed(logits_BxK: jax.Array, batch: dict[str, jax.Array], loss: Loss) -> dict[str, jax.Array]:
     """The class of the largest logit, of equal ones the first, as in `top_k_correct`; its probability, and the loss.
+
+    The probability is that of a softmax, or of the class alone if the loss is one of a sigmoid.
 
     Nothing is shared with the sums, whose order, and so their last bits, XLA would choose by what else uses a value.
     """
@@ -112,11 +115,20 @@ def _guessed(logits_BxK: jax.Array, batch: dict[str, jax.Array]) -> dict[str, ja
     is_number_B = ~jnp.any(jnp.isnan(logits_BxK), axis=-1)
     log_share_BxK = jax.nn.log_softmax(logits_BxK.astype(jnp.float32))
     is_label_BxK = jax.nn.one_hot(batch["label"], logits_BxK.shape[-1], dtype=bool)
-    return {
+    if loss != "softmax":
+        label_BxK = is_label_BxK.astype(jnp.float32)
+        own = {
+            "loss": losses.LOSSES[loss](logits_BxK, label_BxK),
+            "confidence": jax.nn.sigmoid(jnp.max(logits_BxK, axis=-1).astype(jnp.float32)),
+        }
+    else:
+        own = {
+            "loss": -jnp.sum(jnp.where(is_label_BxK, log_share_BxK, 0.0), axis=-1),
+            "confidence": jnp.exp(jnp.max(log_share_BxK, axis=-1)),
+        }
+    return own | {
         "label": jnp.where(batch["mask"] > 0, batch["label"], UNREADABLE),
         "guess": jnp.where(is_number_B, jnp.argmax(logits_BxK, axis=-1).astype(jnp.int32), NO_GUESS),
-        "loss": -jnp.sum(jnp.where(is_label_BxK, log_share_BxK, 0.0), axis=-1),
-        "confidence": jnp.exp(jnp.max(log_share_BxK, axis=-1)),
     }
 
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from gnp_scale.config import OptimConfig
-
-type Params = Any
-"""Nested dicts of float32 arrays, whose last key names the kind of parameter: kernel, bias, scale, ..."""
+from gnp_scale.training import rules
+from gnp_scale.training.leaves import Params, frozen_mask
 
 LARS_TRUST_COEFFICIENT = 0.001  # arXiv 1708.03888, section 5
 
@@ -70,44 +69,68 @@ def average_share(decay: float, num_updates: jax.Array) -> jax.Array:
 def decay_mask(params: Params, config: OptimConfig) -> Any:
     """Pytree of bool: which parameters weight decay and `l2_in_loss` act on.
 
-    These are the leaves named `kernel`, or all leaves with `config.decay_norm_and_bias`. Biases, scales of norm layers,
-    position embeddings and class tokens are recognised by name, not by rank: a stack of scanned blocks has biases of
-    rank 2.
+    These are the leaves named `kernel`, or all leaves with `config.decay_norm_and_bias`, without frozen ones. Biases,
+    scales of norm layers, position embeddings and class tokens are recognised by name, not by rank: a stack of scanned
+    blocks has biases of rank 2.
     """
-    return jax.tree.map(lambda is_kernel: is_kernel or config.decay_norm_and_bias, _is_kernel(params))
+    return jax.tree.map(
+        lambda is_kernel, is_frozen: (is_kernel or config.decay_norm_and_bias) and not is_frozen,
+        is_kernel(params),
+        frozen_mask(params, config),
+    )
 
 
-def _is_kernel(params: Params) -> Any:
+def is_kernel(params: Params) -> Any:
+    """Pytree of bool: which parameters are kernels."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def freeze(params: Params, config: OptimConfig) -> Params:
+    """The same parameters, of which the frozen ones have no gradient.
+
+    So they are not perturbed, do not enter the norms of gradients, and get updates of 0 from each optimizer.
+    """
+    if not config.frozen:
+        return params
+    return jax.tree.map(
+        lambda w, is_frozen: jax.lax.stop_gradient(w) if is_frozen else w, params, frozen_mask(params, config)
+    )
+
+
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optimizer of `config`: clipping by the global norm, then one of
+    """The optimizer of `config`: clipping of units (`agc`) and by the global norm, then one of
 
     * `sgd`: m = momentum * m + g, and the step is m, or g + momentum * m with `nesterov` (the form of PyTorch);
     * `adamw`: arXiv 1711.05101, algorithm 2;
     * `lamb`: arXiv 1904.00962, algorithm 2, phi(x) = x;
     * `lars`: arXiv 1708.03888, algorithm 1, with heavy-ball momentum after the learning rate. Its trust ratio divides
       by ||g + decay * w||, as in optax; the paper has the bound ||g|| + decay * ||w||;
-    * `lion`: arXiv 2302.06675, algorithm 2.
+    * `lion`: arXiv 2302.06675, algorithm 2;
+    * `adafactor`: `rules.adafactor`;
+    * `muon`: `rules.muon`.
 
     Weight decay is decoupled, times the learning rate (in `lars` it is inside the trust ratio and the momentum), and
     acts on `decay_mask`. Only kernels have a trust ratio, as is usual in `lamb` and `lars`; for other parameters it is
-    1.
+    1. `layer_decay` multiplies the whole step of a parameter.
 
     Moments are created with the shardings of the parameters, and the norms are over all shards.
     """
+    agc = optax.identity() if config.agc is None else rules.adaptive_clipping(config.agc)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    dtype = rules.moment_dtype(config)
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=dtype)
     decay = optax.add_decayed_weights(config.weight_decay, partial(decay_mask, config=config))
-    lamb_trust = optax.masked(optax.scale_by_trust_ratio(), _is_kernel)
-    lars_trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST_COEFFICIENT), _is_kernel)
+    lamb_trust = optax.masked(optax.scale_by_trust_ratio(), is_kernel)
+    lars_trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST_COEFFICIENT), is_kernel)
     rate = optax.scale_by_learning_rate(learning_rate(config, num_steps))
     chains = {
-        "sgd": (optax.trace(config.momentum, config.nesterov), decay, rate),
+        "sgd": (optax.trace(config.momentum, config.nesterov, dtype), decay, rate),
         "adamw": (adam, decay, rate),
         "lamb": (adam, decay, lamb_trust, rate),
-        "lars": (decay, lars_trust, rate, optax.trace(config.momentum)),
-        "lion": (optax.scale_by_lion(config.b1, config.b2), decay, rate),
+        "lars": (decay, lars_trust, rate, optax.trace(config.momentum, accumulator_dtype=dtype)),
+        "lion": (optax.scale_by_lion(config.b1, config.b2, dtype), decay, rate),
+        "adafactor": (rules.adafactor(config), decay, rate),
+        "muon": (rules.muon(config), decay, rate),
     }
-    return optax.chain(clip, *chains[config.name])
+    layers = optax.identity() if config.layer_decay == 1 else rules.by_layer(config.layer_decay)
+    return optax.chain(agc, clip, *chains[config.name], layers)

@@ -83,12 +83,13 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
     config, orders = task.config, stored_orders(task.abstract_state().params)
 
     def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
-        params = with_gradient_orders(params, orders)
+        params = optim.freeze(with_gradient_orders(params, orders), config.optim)
         examples = finish(examples, config.data, task.dataset)
         network = task.model.network(params, batch_stats)
         logits_BxK = network(examples["image"], train=True, key_B=examples["key"])
         target_BxK = losses.smooth(examples["target"], config.train.label_smoothing)
-        loss = jnp.mean(losses.softmax_cross_entropy(logits_BxK, target_BxK))
+        target_BxK = losses.above(target_BxK, config.train.target_threshold)
+        loss = jnp.mean(losses.LOSSES[config.train.loss](logits_BxK, target_BxK))
         if config.optim.l2_in_loss:
             loss += losses.l2(params, config.optim.l2_in_loss, optim.decay_mask(params, config.optim))
         # For a mixed example, the class with the largest weight.

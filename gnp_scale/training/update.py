@@ -56,8 +56,14 @@ def implementation(config: Config) -> Implementation:
 
 
 def _refusal(config: Config) -> str | None:
-    if update_rule(config.optim) is None:
-        return f"the update of optim.name {config.optim.name}"
+    """What of the configuration kernels do not compute; None if they compute all of it."""
+    optim_config = config.optim
+    if update_rule(optim_config) is None:
+        return f"the update of optim.name {optim_config.name}"
+    for name in ("moment_dtype", "agc", "layer_decay"):
+        value = getattr(optim_config, name)
+        if value != getattr(OptimConfig, name):
+            return f"optim.{name} {value}"
     return 'gnp.blend "decoupled"' if config.gnp.blend == "decoupled" else None
 
 
