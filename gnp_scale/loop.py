@@ -40,6 +40,7 @@ from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
 from gnp_scale.training.compilation import Programs
 from gnp_scale.training.evaluate import Evaluation, make_evaluate, trace_eval_step
+from gnp_scale.training.penalty import group_advice
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import Batch, augmented_images, make_train_step
@@ -104,6 +105,8 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                     weights.record(run_dir)
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
                 if advice := registry.batch_norm_advice(config.model, config.data.batch_size, num_parts):
+                    announce(advice)
+                if advice := group_advice(config, kinds, task.model.bn_group_size):
                     announce(advice)
                 with Checkpoints(run_dir, config) as checkpoints:
                     run = _Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, stop or StopRequest())

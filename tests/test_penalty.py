@@ -5,10 +5,10 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.config import Config, ConfigError, GnpConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import Gnp
+from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.training import optim
-from gnp_scale.training.penalty import MOMENTUM, make_gnp
+from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp
 
 NUM_STEPS = 20
 STEPS = np.arange(NUM_STEPS)
@@ -102,6 +102,35 @@ def test_schedule_scales_the_value_of_its_field(field, name):
     np.testing.assert_array_equal(gnp.is_on(STEPS), shares > 0)
 
 
+def test_radius_of_gsam_falls_with_the_learning_rate_to_its_end():
+    """Algorithm 1 of arXiv 2203.08065: rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min).
+
+    While a warm-up is below lr_min the radius stays at rho_min: the formula would go below it, and below 0 at 0.
+    """
+    optimizer = OptimConfig(learning_rate=0.3, end_learning_rate=0.03, schedule="linear", warmup_steps=5)
+    gnp = penalty(optimizer=optimizer, r=0.6, end_r=0.2, alpha=0.4, blend="gsam", r_schedule="learning_rate")
+    rates = np.array([0.3 * step / 5 if step < 5 else 0.3 - 0.27 * (step - 5) / 15 for step in range(NUM_STEPS + 1)])
+    expected = 0.2 + 0.4 * np.maximum(rates - 0.03, 0) / 0.27
+    r, alpha = gnp.values(np.arange(NUM_STEPS + 1))
+    np.testing.assert_allclose(r, expected, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(r)[[0, 5, NUM_STEPS]], [0.2, 0.6, 0.2], rtol=1e-6)
+    assert alpha == 0.4
+    assert gnp.is_on(STEPS).all()
+
+
+def test_radius_of_gsam_that_ends_at_0_is_off_until_the_warm_up_reaches_the_last_rate():
+    optimizer = OptimConfig(learning_rate=0.3, end_learning_rate=0.12, schedule="linear", warmup_steps=6)
+    gnp = penalty(optimizer=optimizer, r=0.6, end_r=0.0, blend="gsam", r_schedule="learning_rate")
+    assert np.flatnonzero(~gnp.is_on(STEPS)).tolist() == [0, 1, 2]
+
+
+def test_radius_of_0_is_plain_training_with_an_end_of_0_only():
+    """The number 0 costs one pass; a radius that rises to its end would not."""
+    with pytest.raises(ConfigError, match=r"gnp\.end_r is 0\.1 with gnp\.r 0\.0"):
+        penalty(r=0.0, end_r=0.1, r_schedule="learning_rate")
+    assert penalty(r=0.0, end_r=0.0, r_schedule="learning_rate").is_plain
+
+
 @pytest.mark.parametrize("schedule", ["warmup", "cosine", "learning_rate"])
 def test_a_scheduled_zero_is_plain_training(schedule):
     """0 times a schedule is known to be off before anything is traced, so it costs one pass."""
@@ -149,6 +178,19 @@ WRONG = {
         {"gate": "window", "gate_start": 30},
         "train.num_steps 20 is too small for gnp.gate_start 30",
     ),
+    "end above the radius": (
+        {"end_r": 0.1, "r_schedule": "learning_rate"},
+        "gnp.end_r is 0.1 with gnp.r 0.05: it must be between 0 and that, or None",
+    ),
+    "end of a constant radius": ({"end_r": 0.01}, "gnp.end_r is 0.01, but has no effect with"),
+    "end of a rate that does not fall": (
+        {
+            "end_r": 0.01,
+            "r_schedule": "learning_rate",
+            "optimizer": OptimConfig(learning_rate=0.1, end_learning_rate=0.1),
+        },
+        "gnp.end_r is 0.01, but the learning rate does not fall: optim.end_learning_rate is 0.1",
+    ),
     "impossible probability": (
         {"gate": "bernoulli", "gate_probability": 1.5},
         "gnp.gate_probability is 1.5: it must be in [0, 1]",
@@ -162,6 +204,69 @@ def test_settings_that_do_not_go_together_are_one_line(values, part):
         penalty(**values)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def advised(num_devices, kinds=(StepKind.FULL,), bn_group_size=1, batch_size=4096, accumulate_steps=1, **values):
+    """The advice on `num_devices` devices; kinds are those of a run if they are None."""
+    shape = {"replica": 1, "fsdp": num_devices, "tensor": 1}
+    config = Config(
+        data=DataConfig(batch_size=batch_size),
+        gnp=GnpConfig(**values),
+        train=TrainConfig(num_steps=NUM_STEPS, accumulate_steps=accumulate_steps),
+    )
+    if kinds is None:
+        kinds = make_gnp(config).step_kinds(STEPS)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))):
+        return group_advice(config, kinds, bn_group_size)
+
+
+QUIET = {
+    "plain": {"alpha": 0.0},
+    "closed gate": {"gate": "bernoulli", "gate_probability": 0.0},
+    "small batch": {"batch_size": 512},
+    "groups": {"perturb_groups": 8},
+    "first part of a batch": {"ascent_fraction": 0.125},
+    "first part of groups": {"perturb_groups": 2, "ascent_fraction": 0.25},
+    "momentum, which has no groups": {"direction": "momentum", "alpha": 1.0},
+    "reused, which has one group": {"direction": "reused"},
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_run_without_large_groups_has_no_advice(name):
+    assert advised(8, kinds=None, **QUIET[name]) is None
+
+
+LOUD = {
+    "one group": ({}, "to 4096 examples (gnp.perturb_groups 1)", "--gnp.perturb-groups 32 makes"),
+    "one too many": ({"batch_size": 520}, "to 520 examples", "--gnp.perturb-groups 5 makes"),
+    "too few groups": ({"perturb_groups": 4}, "to 1024 examples (gnp.perturb_groups 4)", "-groups 32 makes"),
+    "part of groups": ({"ascent_fraction": 0.25}, "to 1024 examples", "--gnp.perturb-groups 8 makes"),
+    "some steps": ({"gate": "every", "gate_every": 5}, "to 4096 examples", "--gnp.perturb-groups 32 makes"),
+    "gsam with alpha 0 is SAM": ({"blend": "gsam", "alpha": 0.0}, "to 4096 examples", "-groups 32 makes"),
+    "microbatches that groups must contain": (
+        {"batch_size": 4800, "accumulate_steps": 3},
+        "to 4800 examples",
+        "--gnp.perturb-groups 60 makes",
+    ),
+    "batch statistics": ({"bn_group_size": 4096}, "to 4096", "-groups 32 --model.num-bn-groups 32 makes"),
+    "batch statistics that fit": ({"bn_group_size": 64}, "to 4096", "--gnp.perturb-groups 32 makes"),
+}
+
+
+@pytest.mark.parametrize("name", LOUD)
+def test_large_groups_are_told_with_what_makes_them_smaller(name):
+    values, size, flags = LOUD[name]
+    advice = advised(8, kinds=None, **values)
+    assert size in advice
+    assert flags in advice
+    assert "\n" not in advice
+
+
+def test_advice_on_groups_fits_the_mesh():
+    """Each group lies on all devices, so 512 of them allow 8 groups of 512 examples, and 4096 of them no second one."""
+    assert "--gnp.perturb-groups 8 makes" in advised(512)
+    assert "a larger --mesh.replica, and the same --gnp.perturb-groups makes" in advised(4096)
 
 
 @pytest.mark.parametrize("name", MOMENTUM)

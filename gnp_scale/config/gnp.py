@@ -45,6 +45,9 @@ class GnpConfig:
     """End of the gate's window; None means the end of the run."""
     gate_probability: float = 0.5
     r_schedule: PenaltySchedule = "constant"
+    end_r: float | None = None
+    """With `r_schedule` "learning_rate", the radius at `optim.end_learning_rate`: the rho_min of GSAM, whose rho_max is
+    `r`. None: r is proportional to the learning rate."""
     alpha_schedule: PenaltySchedule = "constant"
     warmup_steps: int = 0
     """Length of the linear warm-up of r or alpha."""
@@ -73,7 +76,12 @@ class GnpConfig:
             0.001 <= self.ascent_fraction <= 1,
             f"gnp.ascent_fraction is {self.ascent_fraction}: it must be in [0.001, 1]",
         )
+        check(
+            self.end_r is None or 0 <= self.end_r <= self.r,
+            f"gnp.end_r is {self.end_r} with gnp.r {self.r}: it must be between 0 and that, or None",
+        )
         used = {
+            "end_r": self.r_schedule == "learning_rate",
             "reuse_every": self.direction == "reused",
             "gate_every": self.gate == "every",
             "gate_start": self.gate == "window",
@@ -84,8 +92,8 @@ class GnpConfig:
             value, default = getattr(self, option), getattr(GnpConfig, option)
             check(
                 is_used or value == default,
-                f"gnp.{option} is {value}, but has no effect with gnp.direction {self.direction} and gnp.gate "
-                f"{self.gate}: change one of those, or leave it at {default}",
+                f"gnp.{option} is {value}, but has no effect with gnp.direction {self.direction}, gnp.gate {self.gate} "
+                f"and gnp.r_schedule {self.r_schedule}: change one of those, or leave it at {default}",
             )
         warms_up = "warmup" in (self.r_schedule, self.alpha_schedule)
         check(

@@ -6,7 +6,7 @@ from typing import Any
 
 from gnp_scale.config import ModelConfig, check
 
-_FOR_ALL = ("head_bias", "name", "dtype", "init_from", "init_allow")
+_FOR_ALL = ("name", "dtype", "head_bias", "init_from", "init_allow")
 """The fields of `ModelConfig` that every network uses."""
 
 type ImageShape = tuple[int, int, int]

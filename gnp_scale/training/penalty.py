@@ -1,18 +1,26 @@
 """The penalty that a configuration describes, as a `Gnp`."""
 
+from collections.abc import Collection
+
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gnp_scale import gnp
+from gnp_scale import gnp, mesh
 from gnp_scale.config import Config, ConfigError, GnpConfig, check
 from gnp_scale.config.gnp import PenaltySchedule
-from gnp_scale.gnp import Gnp
+from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.gnp.gates import Gate
 from gnp_scale.gnp.settings import Schedule
 from gnp_scale.training import optim
 
 # The name of the momentum in each optimizer's state. That of `lars` is in units of updates, with the opposite sign.
 MOMENTUM = {"sgd": "trace", "adamw": "mu", "lamb": "mu", "lion": "mu"}
+
+LARGEST_GROUP = 512
+"""Examples of one perturbation above which a run says so."""
+USUAL_GROUP = 128
+"""Examples of one perturbation that it suggests: those of a TPU core in arXiv 2010.01412."""
 
 _MASKS = {
     "all": None,
@@ -36,7 +44,7 @@ def make_gnp(config: Config) -> Gnp:
     )
     try:
         penalty = Gnp(
-            r=_scheduled(config, section.r, section.r_schedule),
+            r=_radius(config),
             alpha=None if section.alpha is None else _scheduled(config, section.alpha, section.alpha_schedule),
             lam=None if section.lam is None else _scheduled(config, section.lam, section.alpha_schedule),
             blend=section.blend,
@@ -52,6 +60,62 @@ def make_gnp(config: Config) -> Gnp:
     except ValueError as error:
         raise ConfigError(f"settings of the section gnp are incompatible: {error}") from error
     return penalty
+
+
+def group_advice(config: Config, kinds: Collection[StepKind], bn_group_size: int = 1) -> str | None:
+    """What to set if a perturbation belongs to more than `LARGEST_GROUP` examples on a step of `kinds`, or None.
+
+    Call it with the mesh set. The other directions than "gradient" have only one group.
+
+    Args:
+        config: The configuration.
+        kinds: The kinds of the steps of a run.
+        bn_group_size: Consecutive examples that share batch statistics, which a group must not split.
+    """
+    section, batch_size = config.gnp, config.data.batch_size
+    num_examples = round(batch_size / section.perturb_groups * section.ascent_fraction)
+    if StepKind.FULL not in kinds or section.direction != "gradient" or num_examples <= LARGEST_GROUP:
+        return None
+    advice, num_groups = "a larger --mesh.replica, and the same --gnp.perturb-groups", _usual_groups(config)
+    if num_groups is not None:
+        advice, num_parts = f"--gnp.perturb-groups {num_groups}", round(num_groups / section.ascent_fraction)
+        if batch_size % (num_parts * bn_group_size):
+            advice += f" --model.num-bn-groups {num_parts}"
+    return (
+        f"each perturbation belongs to {num_examples} examples (gnp.perturb_groups {section.perturb_groups}): the "
+        f"larger such a group, the less the penalty gains (docs/method.md, Groups); {advice} makes it smaller, and is "
+        "a different experiment"
+    )
+
+
+def _usual_groups(config: Config) -> int | None:
+    """Number of groups that the mesh allows, with at most `USUAL_GROUP` examples for each perturbation if possible."""
+    batch_size, section = config.data.batch_size, config.gnp
+    fitting = [m for m in range(section.perturb_groups + 1, batch_size + 1) if _fits(config, m)]
+    small = [m for m in fitting if batch_size * section.ascent_fraction <= USUAL_GROUP * m]
+    return min(small, default=max(fitting, default=None))
+
+
+def _fits(config: Config, num_groups: int) -> bool:
+    """Whether the batch can be cut into `num_groups` groups on the current mesh."""
+    batch_size, parts = config.data.batch_size, config.train.accumulate_steps
+    num_shards = 1 if num_groups == mesh.current_axis_size(mesh.REPLICA) else mesh.current_axis_size(mesh.BATCH)
+    is_nested = parts % num_groups == 0 or num_groups % parts == 0
+    return batch_size % (num_groups * num_shards) == 0 and is_nested
+
+
+def _radius(config: Config) -> float | Schedule:
+    section, rate_config = config.gnp, config.optim
+    if section.end_r is None or not section.r:
+        return _scheduled(config, section.r, section.r_schedule)
+    end_r, low, high = section.end_r, rate_config.end_learning_rate, rate_config.learning_rate
+    check(
+        low < high,
+        f"gnp.end_r is {end_r}, but the learning rate does not fall: optim.end_learning_rate is {low} and "
+        f"optim.learning_rate {high}; lower the first, or leave gnp.end_r out",
+    )
+    rate = optim.learning_rate(rate_config, config.train.num_steps)
+    return lambda step: end_r + (section.r - end_r) * jnp.clip((rate(step) - low) / (high - low), 0.0, 1.0)
 
 
 def _scheduled(config: Config, value: float, schedule: PenaltySchedule) -> float | Schedule:
