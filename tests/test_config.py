@@ -124,7 +124,7 @@ BAD_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**4
 # the others leave.
 WORDS = {("data", name) for name in ("root", "name", "train_split", "eval_split", "eval_labels")}
 WORDS |= {("model", "name"), ("model", "init_from")}
-ALLOWED = {(*field, "word") for field in WORDS} | {("mesh", "fsdp", "-1")}
+ALLOWED = {(*field, "word") for field in WORDS} | {("mesh", "fsdp", "-1"), ("model", "head_bias", "-1")}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS, ids=lambda value: value)
