@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp_scale.losses import l2, smooth, softmax_cross_entropy, top_k_correct
+from gnp_scale.losses import (
+    above,
+    binary_cross_entropy,
+    l2,
+    sigmoid_cross_entropy,
+    smooth,
+    softmax_cross_entropy,
+    top_k_correct,
+)
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, sharding
 
 RNG = np.random.default_rng(0)
@@ -53,6 +61,44 @@ def test_gradient_of_cross_entropy_is_softmax_minus_label_at_extreme_logits():
     gradient_BxK = jax.grad(total)(jnp.asarray(logits_BxK))
     is_largest_BxK = logits_BxK == logits_BxK.max(axis=1, keepdims=True)
     np.testing.assert_allclose(gradient_BxK, is_largest_BxK / is_largest_BxK.sum(1, keepdims=True) - LABEL_BxK, 1e-6)
+
+
+def sigmoid_float64(logits_BxK: np.ndarray, label_BxK: np.ndarray) -> np.ndarray:
+    logits_BxK = np.float64(logits_BxK)
+    return (np.logaddexp(0, logits_BxK) - label_BxK * logits_BxK).sum(axis=1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("case", LOGITS_BxK)
+def test_sigmoid_losses_are_the_sum_and_the_mean_over_classes_of_float64(case, smoothing):
+    label_BxK = smooth(jnp.asarray(LABEL_BxK), smoothing)
+    logits_BxK = jnp.asarray(LOGITS_BxK[case])
+    expected_B = sigmoid_float64(LOGITS_BxK[case], np.float64(label_BxK))
+    np.testing.assert_allclose(sigmoid_cross_entropy(logits_BxK, label_BxK), expected_B, rtol=2e-6)
+    np.testing.assert_allclose(binary_cross_entropy(logits_BxK, label_BxK), expected_B / 5, rtol=2e-6)
+    assert binary_cross_entropy(logits_BxK.astype(jnp.bfloat16), label_BxK).dtype == jnp.float32
+
+
+def test_the_mean_over_classes_is_the_loss_of_timm():
+    """timm 1.0.31, BinaryCrossEntropy(smoothing=0.1), and with mixed labels target_threshold=0.2."""
+    logits_BxK = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)) * 3, jnp.float32)
+    label_BxK = jnp.asarray(np.eye(5)[[1, 4, 2]], jnp.float32)
+    smoothed_B = binary_cross_entropy(logits_BxK, smooth(label_BxK, 0.1))
+    np.testing.assert_allclose(smoothed_B, [0.9723741154634302, 2.344047623149624, 1.5765283950924713], rtol=2e-6)
+    mixed_BxK = jnp.asarray([[0.7, 0.3, 0, 0, 0], [0, 0, 0.15, 0.85, 0], [0, 0.5, 0, 0, 0.5]], jnp.float32)
+    answered_B = binary_cross_entropy(logits_BxK, above(mixed_BxK, 0.2))
+    np.testing.assert_allclose(answered_B, [0.9073016196317202, 2.090683402544741, 0.991302575102819], rtol=2e-6)
+    assert above(mixed_BxK, None) is mixed_BxK
+
+
+def test_a_head_that_starts_at_the_share_of_a_class_has_the_entropy_of_it_as_loss():
+    """So the first steps of a sigmoid loss do not only learn that most classes are wrong (arXiv 2006.07159)."""
+    num_classes = 1000
+    share = 1 / num_classes
+    logits_BxK = jnp.full((2, num_classes), np.log(share / (1 - share)))
+    entropy = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    label_BxK = jax.nn.one_hot(jnp.asarray([3, 7]), num_classes)
+    np.testing.assert_allclose(sigmoid_cross_entropy(logits_BxK, label_BxK), num_classes * entropy, rtol=1e-5)
 
 
 NAN = float("nan")

@@ -140,7 +140,15 @@ def test_a_scheduled_zero_is_plain_training(schedule):
 WRONG = {
     "momentum with lars": (
         {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(name="lars")},
-        'gnp.direction "momentum" needs an optimizer with momentum: optim.name is lars',
+        'gnp.direction "momentum" needs a momentum of all gradients: optim.name is lars',
+    ),
+    "momentum with muon, which keeps two kinds": (
+        {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(name="muon")},
+        'gnp.direction "momentum" needs a momentum of all gradients: optim.name is muon',
+    ),
+    "momentum with adafactor, which keeps one of scaled gradients": (
+        {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(name="adafactor")},
+        'gnp.direction "momentum" needs a momentum of all gradients: optim.name is adafactor',
     ),
     "momentum without momentum": (
         {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(momentum=0.0, nesterov=False)},

@@ -39,7 +39,7 @@ def make_gnp(config: Config) -> Gnp:
     keeps_momentum = config.optim.name in MOMENTUM and (config.optim.name != "sgd" or config.optim.momentum > 0)
     check(
         section.direction != "momentum" or keeps_momentum,
-        f'gnp.direction "momentum" needs an optimizer with momentum: optim.name is {config.optim.name} with '
+        f'gnp.direction "momentum" needs a momentum of all gradients: optim.name is {config.optim.name} with '
         f"optim.momentum {config.optim.momentum}; choose sgd with momentum, or one of {', '.join(list(MOMENTUM)[1:])}",
     )
     try:
