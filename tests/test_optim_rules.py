@@ -138,9 +138,10 @@ def test_muon_makes_each_matrix_of_a_hidden_layer_orthogonal_on_every_mesh(shape
             np.testing.assert_array_equal(found[path], adam[path], err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [ADAFACTOR, MUON, replace(CONSTANT, name="adamw", agc=0.01, layer_decay=0.5)])
 def test_stacked_blocks_get_the_steps_of_single_ones(config, set_mesh):
-    """But for Adafactor, whose factors are those of the two longest axes."""
+    """Adafactor's too, as long as the number of blocks is not one of the two largest sizes, whose axes it factors."""
     set_mesh(1, 2, 1)
     single = params_of(VIT)
     stacked = dict(params_of(replace(VIT, scan_layers=True)))
@@ -256,6 +257,7 @@ def test_patterns_of_frozen_parameters_name_some_and_not_all(set_mesh):
             frozen_mask(shapes, OptimConfig(frozen=patterns))
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
     """With an adaptive radius, weight decay, L2 in the loss and a clip, which all see every trained parameter."""
     set_mesh(1, 2, 1)
@@ -283,6 +285,7 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
     assert not any(moments[path].any() for path in before if path.startswith(("embed/", "blocks/00/")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon"])
 def test_first_moments_may_be_bfloat16_and_steps_stay_near(name, set_mesh):
     set_mesh(1, 2, 1)
