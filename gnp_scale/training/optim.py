@@ -115,7 +115,8 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
 
     Moments are created with the shardings of the parameters, and the norms are over all shards.
     """
-    agc = optax.identity() if config.agc is None else rules.adaptive_clipping(config.agc)
+    # Options that are off add nothing, because each part of a chain has a place in the state that is saved.
+    agc = () if config.agc is None else (rules.adaptive_clipping(config.agc),)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     dtype = rules.moment_dtype(config)
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=dtype)
@@ -132,5 +133,5 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         "adafactor": (rules.adafactor(config), decay, rate),
         "muon": (rules.muon(config), decay, rate),
     }
-    layers = optax.identity() if config.layer_decay == 1 else rules.by_layer(config.layer_decay)
-    return optax.chain(agc, clip, *chains[config.name], layers)
+    layers = () if config.layer_decay == 1 else (rules.by_layer(config.layer_decay),)
+    return optax.chain(*agc, clip, *chains[config.name], *layers)
