@@ -41,7 +41,7 @@ def unoptimized():
 
     For modules that ask what runs do, what programs consist of, or whether numbers are equal up to a bound that has
     room for another order of sums. XLA makes all of its own passes, so the HLO is the same, with its fusions and
-    collectives. Golden numbers, the bits of different programs, and drills are computed by the code of a user's run.
+    collectives. The bits of different programs, and drills, are computed by the code of a user's run.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

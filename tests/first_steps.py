@@ -1,7 +1,7 @@
 """Prints the metrics of the first steps of a run in float64, as JSON: see `COMMAND`.
 
 This program uses float64 instead of float32 everywhere. So a change in the order of sums changes only the last digits,
-and a change in the computation changes the first ones.
+and a change in the computation changes the first ones. It compiles without LLVM's optimizations, in half of the time.
 """
 
 import json
@@ -92,6 +92,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
     jnp.float32 = jnp.float64
     names = sys.argv[1:] or list(CASES)
     metrics = {name: first_steps(replace(NETWORKS[CASES[name][0]], gnp=CASES[name][1])) for name in names}
