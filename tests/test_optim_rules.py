@@ -195,6 +195,9 @@ def test_units_are_clipped_by_what_one_output_sums_over(set_mesh):
         ("blocks/00/attention/out_proj/kernel", 3, (0, 1), (2,)),
         ("blocks/attention/out_proj/kernel", 4, (1, 2), (3,)),
         ("class_blocks/0/attention/query/kernel", 3, (0,), (1, 2)),
+        ("attention_pool/query/kernel", 3, (0,), (1, 2)),
+        ("attention_pool/key_value/kernel", 4, (0,), (2, 3)),
+        ("attention_pool/out_proj/kernel", 3, (0, 1), (2,)),
         ("blocks/00/mlp/in_proj/kernel", 2, (0,), (1,)),
         ("blocks/0_00/conv_1/kernel", 4, (0, 1, 2), (3,)),
         ("stages/1/02/in_proj/kernel", 2, (0,), (1,)),
@@ -239,10 +242,11 @@ def test_the_learning_rate_falls_by_a_factor_from_block_to_block(name, set_mesh)
         assert values == {0.5 ** (last - number)}, start
 
 
-def test_there_is_no_order_of_layers_in_a_residual_network(set_mesh):
+@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
+def test_other_networks_have_no_order_of_layers(name, set_mesh):
     set_mesh()
     with pytest.raises(ConfigError, match=r"optim\.layer_decay is 0\.5: it is for transformers"):
-        layer_factors(jax.eval_shape(lambda: params_of(ModelConfig("resnet18"), 32)), 0.5)
+        layer_factors(jax.eval_shape(lambda: params_of(ModelConfig(name), 32)), 0.5)
 
 
 def test_patterns_of_frozen_parameters_name_some_and_not_all(set_mesh):

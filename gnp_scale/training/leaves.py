@@ -44,7 +44,8 @@ def kernel_axes(names: Sequence[str], num_dims: int) -> Axes:
     heads and channels (D x H x K), and may have all three (D x 3 x H x K).
     """
     axes = tuple(range(is_stacked(names), num_dims))
-    if "attention" in names and "out_proj" not in names and len(axes) > 2:
+    is_attention = "attention" in names or names[0] == "attention_pool"
+    if is_attention and "out_proj" not in names and len(axes) > 2:
         return Axes(axes[:1], axes[-2:])
     return Axes(axes[:-1], axes[-1:])
 
@@ -59,7 +60,7 @@ def layer_factors(params: Params, decay: float) -> Params:
         ConfigError: the network has no such order of layers.
     """
     check(
-        "conv" not in params or "norm_head" in params,
+        any(name in params for name in ("embed", "patches", "norm_head")),
         f"optim.layer_decay is {decay}: it is for transformers, MLP-Mixer and ConvNeXt; leave it at 1",
     )
     paths = [names_of(path) for path, _ in jax.tree.leaves_with_path(params)]
