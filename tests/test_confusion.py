@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from test_data_images import Memory
 
 from gnp_scale.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from gnp_scale.config.run import Loss
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.images import ImageSplit
 from gnp_scale.data.sources import UNREADABLE, Dataset, Split
@@ -28,7 +29,7 @@ DAMAGED = {3: b"", 20: None}
 SHAPES = [(1, 8, 1), (2, 2, 2), (1, 1, 1)]
 
 
-def make_task() -> Task:
+def make_task(loss: Loss = "softmax") -> Task:
     """37 images in batches of 16, so the last one is padded; two cannot be used, and each is its own class."""
     data = DataConfig(eval_batch_size=16, batch_size=16, image_size=8, max_damaged=0.2)
     source = Memory(NUM_EXAMPLES, DAMAGED)
@@ -44,6 +45,7 @@ def make_task() -> Task:
             batch_size=16,
         ),
         model=ModelConfig("vit_mu", patch_size=4, depth=1),
+        train=TrainConfig(loss=loss),
     )
     return dataclasses.replace(Task.of(config), dataset=dataset)
 
@@ -54,11 +56,22 @@ def filled(state, value_of):
     return dataclasses.replace(state, params=params)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_guess_for_each_image_is_that_of_numpy(shape, set_mesh):
+def numpy_values(loss, logits, label):
+    """Probabilities of the classes, and the loss, of each image; the label of an image that cannot be used is -1."""
+    if loss == "softmax":
+        share = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return share, -np.log(share[np.arange(len(label)), label])
+    log_odds = np.where(np.arange(NUM_CLASSES) == label[:, None], logits, -logits)
+    return 1 / (1 + np.exp(-logits)), np.logaddexp(0, -log_odds).sum(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "loss"), [*((shape, "softmax") for shape in SHAPES), ((2, 2, 2), "sigmoid")], ids=str
+)
+def test_the_guess_for_each_image_is_that_of_numpy(shape, loss, set_mesh):
     """On any mesh, with padding and with images that cannot be used; a tie is won by the first class."""
     set_mesh(*shape)
-    task = make_task()
+    task = make_task(loss)
     program = trace_eval_step(task).compile()
     evaluation_of = make_evaluate(task, lambda: program)
     random = np.random.default_rng(0)
@@ -71,13 +84,13 @@ def test_the_guess_for_each_image_is_that_of_numpy(shape, set_mesh):
         image = normalise(jax.numpy.asarray(rows["image"]), task.dataset)
         logits = jax.device_get(task.model.network(state.params, state.batch_stats)(image, train=False))
     label, logits = rows["label"][:NUM_EXAMPLES], logits[:NUM_EXAMPLES].astype(np.float64)
-    share = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    share, losses = numpy_values(loss, logits, label)
     np.testing.assert_array_equal(guessed.label, label)
     assert np.flatnonzero(label == UNREADABLE).tolist() == sorted(DAMAGED)
     used = label != UNREADABLE
     np.testing.assert_array_equal(guessed.guess[used], np.argmax(logits, axis=1)[used])
     np.testing.assert_allclose(guessed.confidence[used], share.max(axis=1)[used], rtol=1e-4)
-    np.testing.assert_allclose(guessed.loss[used], -np.log(share[used, label[used]]), rtol=1e-4)
+    np.testing.assert_allclose(guessed.loss[used], losses[used], rtol=1e-4)
     assert len(set(guessed.guess[used].tolist())) > 3, "a network that always guesses the same shows little"
 
     expected = np.zeros((NUM_CLASSES, NUM_CLASSES), int)

@@ -58,6 +58,15 @@ def test_mask_chooses_by_the_names_of_the_models(name):
     assert [mask(path) for path in PATHS] == MASKS[name]
 
 
+@pytest.mark.parametrize(("name", "expected"), {**MASKS, "all": [True] * 4}.items())
+def test_frozen_parameters_are_not_perturbed(name, expected):
+    """If all that `gnp.perturbed` names is frozen, as here with "norm", the mask is empty, and tracing refuses it."""
+    mask = penalty(perturbed=name, optimizer=OptimConfig(frozen=("*/norm?/*",))).mask
+    assert [mask(path) for path in PATHS] == [
+        is_chosen and "norm" not in path for path, is_chosen in zip(PATHS, expected, strict=True)
+    ]
+
+
 GATES = {
     "every": ({"gate_every": 5}, [0, 5, 10, 15]),
     "window": ({"gate_start": 3, "gate_stop": 6}, [3, 4, 5]),

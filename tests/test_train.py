@@ -53,6 +53,20 @@ GROUPED = dataclasses.replace(
     mesh=MeshConfig(replica=2, fsdp=2, tensor=2),
     train=TrainConfig(num_steps=12, log_every_steps=2, eval_every_steps=6, accumulate_steps=2),
 )
+FINE_TUNED = dataclasses.replace(
+    BASE,
+    model=dataclasses.replace(VIT, depth=2),
+    optim=OptimConfig(
+        name="muon",
+        learning_rate=0.01,
+        warmup_steps=3,
+        moment_dtype="bfloat16",
+        agc=0.1,
+        layer_decay=0.7,
+        frozen=("embed/*", "blocks/00/*"),
+    ),
+    train=TrainConfig(num_steps=6, log_every_steps=2, eval_every_steps=6, ema_decay=0.9, loss="bce"),
+)
 
 
 def stop_after(monkeypatch, step):
@@ -87,8 +101,9 @@ def whole_run(tmp_path_factory):
         pytest.param(RESNET, 3, marks=pytest.mark.long),
         (REUSED, 6),
         (GROUPED, 5),
+        (FINE_TUNED, 3),
     ],
-    ids=["mid-epoch", "at-save", "off-step", "resnet", "kept direction", "groups"],
+    ids=["mid-epoch", "at-save", "off-step", "resnet", "kept direction", "groups", "fine-tuned"],
 )
 def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, whole_run, tmp_path, monkeypatch):
     whole, stopped = whole_run(config), tmp_path / "stopped"

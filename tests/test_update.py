@@ -13,7 +13,7 @@ from gnp_scale.config import Config, ConfigError, GnpConfig, MeshConfig, ModelCo
 from gnp_scale.gnp import LinearCombination, Penalized, sharded_ops
 from gnp_scale.mesh import FSDP, TENSOR, P
 from gnp_scale.training import optim
-from gnp_scale.training.update import implementation, make_fused_update
+from gnp_scale.training.update import implementation, make_fused_update, make_optax_update
 
 SHAPES = {"conv": {"kernel": (3, 3, 8, 16)}, "norm": {"scale": (16,)}, "head": {"kernel": (16, 10), "bias": (10,)}}
 SPECS = {
@@ -128,6 +128,34 @@ def test_copies_count_once_in_sums_over_shards(axes, set_mesh, monkeypatch):
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).astype(np.float64) for tree in (a, b)]
     dots = jax.jit(lambda: sharded_ops.dots(a, b, implementation="pallas"))()
     np.testing.assert_allclose(dots, [x @ y for x, y in ((flat[0],) * 2, flat, (flat[1],) * 2)], rtol=1e-5)
+
+
+LAYERS = {
+    "single": {"embed": [0.125], "blocks/00": [0.25], "blocks/01": [0.5], "head": [1.0]},
+    "stacked": {"embed": [0.125], "blocks/mlp": [0.25, 0.5], "head": [1.0]},
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_displacement_has_the_learning_rate_of_each_layer(name, set_mesh):
+    """One step without momentum is -(learning rate of the layer) * (g1 + displacement) for the blend "decoupled"."""
+    set_mesh(1, 2)
+    rng, factors, config = np.random.default_rng(0), {}, config_of("sgd")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, layer_decay=0.5))
+    for path, of_blocks in LAYERS[name].items():
+        *parents, last = path.split("/")
+        place = factors.setdefault(parents[0], {}) if parents else factors
+        place[last] = {"kernel": np.array(of_blocks, np.float32).reshape(-1, 1, 1)}
+    params, g1, displacement = (
+        jax.tree.map(lambda f: jnp.asarray(rng.standard_normal((len(f), 4, 6)), jnp.float32), factors) for _ in range(3)
+    )
+    optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
+    result = penalized(1.0, g1, 0.0, None, jnp.float32(1))._replace(displacement=displacement)
+    update = make_optax_update(config, optimizer)
+    new = jax.jit(lambda params: update(params, optimizer.init(params), result, jnp.bool(True)))(params).params
+    rate = config.optim.learning_rate
+    expected = jax.tree.map(lambda w, f, g, d: w - rate * f * (g + d), params, factors, g1, displacement)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), new, expected)
 
 
 REFUSED = {

@@ -1,6 +1,7 @@
 """The penalty that a configuration describes, as a `Gnp`."""
 
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from gnp_scale.config import Config, ConfigError, GnpConfig, check
 from gnp_scale.config.gnp import PenaltySchedule
 from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.gnp.gates import Gate
-from gnp_scale.gnp.settings import Schedule
+from gnp_scale.gnp.settings import Mask, Schedule
 from gnp_scale.training import optim
 
 # The name of the momentum in each optimizer's state. That of `lars` is in units of updates, with the opposite sign.
@@ -51,7 +52,7 @@ def make_gnp(config: Config) -> Gnp:
             direction=section.direction,
             reuse_every=section.reuse_every,
             metric=section.metric,
-            mask=_MASKS[section.perturbed],
+            mask=_mask(config),
             perturb_groups=section.perturb_groups,
             ascent_fraction=section.ascent_fraction,
             gate=_gate(section, config),
@@ -102,6 +103,21 @@ def _fits(config: Config, num_groups: int) -> bool:
     num_shards = 1 if num_groups == mesh.current_axis_size(mesh.REPLICA) else mesh.current_axis_size(mesh.BATCH)
     is_nested = parts % num_groups == 0 or num_groups % parts == 0
     return batch_size % (num_groups * num_shards) == 0 and is_nested
+
+
+def _mask(config: Config) -> Mask | None:
+    """The trained parameters among those of `gnp.perturbed`. A frozen one has no gradient, so it would not move, but
+    a penalty of frozen parameters alone would be none without saying so.
+    """
+    chosen, patterns = _MASKS[config.gnp.perturbed], config.optim.frozen
+    if not patterns:
+        return chosen
+
+    def is_perturbed(path: str) -> bool:
+        is_frozen = any(fnmatchcase(path, pattern) for pattern in patterns)
+        return not is_frozen and (chosen is None or chosen(path))
+
+    return is_perturbed
 
 
 def _radius(config: Config) -> float | Schedule:

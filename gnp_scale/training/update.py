@@ -14,6 +14,7 @@ from gnp_kernels.dispatch import platform
 from gnp_scale.config import Config, OptimConfig, check
 from gnp_scale.gnp import Penalized, sharded_ops
 from gnp_scale.training import optim
+from gnp_scale.training.leaves import layer_factors
 from gnp_scale.training.state import copy_dtype, copy_of
 
 type Tree = Any
@@ -98,7 +99,8 @@ def make_optax_update(config: Config, optimizer: optax.GradientTransformation) -
         change, new_state = optimizer.update(result.grad.like(params), opt_state, params)
         if result.displacement is not None:
             learning_rate = rate(optim.num_updates(opt_state))
-            change = jax.tree.map(lambda c, d: c - learning_rate * d, change, result.displacement)
+            displacement = _by_layer(result.displacement, config.optim.layer_decay)
+            change = jax.tree.map(lambda c, d: c - learning_rate * d, change, displacement)
         new_params = optax.apply_updates(params, change)
         params, opt_state = select(applies, (new_params, new_state), (params, opt_state))
         norms = {
@@ -108,6 +110,13 @@ def make_optax_update(config: Config, optimizer: optax.GradientTransformation) -
         return Update(params, opt_state, copy_of(params, copy_dtype(config.train)), norms)
 
     return update
+
+
+def _by_layer(displacement: Tree, decay: float) -> Tree:
+    """The displacement, times the same factors as the learning rates of the parameters."""
+    if decay == 1:
+        return displacement
+    return jax.tree.map(lambda d, factor: factor * d, displacement, layer_factors(displacement, decay))
 
 
 def make_fused_update(config: Config, implementation: Implementation) -> UpdateFn:
