@@ -28,6 +28,8 @@ _CONVERT = (
     """weights_only=True); d = d.get('state_dict', d.get('model', d)); save_file({k: v.clone().contiguous() for k, v """
     """in d.items()}, sys.argv[2])" """
 )
+_PREFIXES = ("params/img/", "params/", "opt/target/", "target/")
+"""Of the images' part of SigLIP, and of the parameters in checkpoints."""
 _DAMAGE = (SafetensorError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError)
 
 
@@ -81,7 +83,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
         raise ValueError("it is a single array")
     stack.enter_context(archive)
     # Checkpoints of training also have the state of the optimizer.
-    prefix = next((p for p in ("params/", "opt/target/", "target/") if any(n.startswith(p) for n in archive.files)), "")
+    prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in archive.files)), "")
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for key in archive.files:
         if key.startswith(prefix):

@@ -36,12 +36,12 @@ def as_safetensors(config: Config, state: State, step: int, dataset: Dataset | N
 
 
 def as_npz(config: Config, state: State) -> bytes:
-    """An .npz with the names of vision_transformer for a ViT with a class token, and else with those of big_vision.
+    """An .npz with the names of vision_transformer for a ViT with a class token and learned positions, and else with those of big_vision.
 
     Raises: ConfigError: neither has the network.
     """
     tensors = _tensors(config.model, state, jax_places(config.model))
-    if "cls" in tensors:
+    if "cls" in tensors and "pos_embedding" in tensors:
         tensors = {released_jax_name(name): array for name, array in tensors.items()}
     else:
         tensors = {f"params/{name}": array for name, array in tensors.items()}
