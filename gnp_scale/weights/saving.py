@@ -11,6 +11,7 @@ from safetensors.numpy import save
 from gnp_scale import __version__
 from gnp_scale.config import Config, ModelConfig
 from gnp_scale.data.sources import Dataset
+from gnp_scale.run.streams import say
 from gnp_scale.weights.places import Places, blocks_of, jax_places, torch_places
 from gnp_scale.weights.renames import released_jax_name
 from gnp_scale.weights.timm_names import architecture
@@ -36,7 +37,8 @@ def as_safetensors(config: Config, state: State, step: int, dataset: Dataset | N
 
 
 def as_npz(config: Config, state: State) -> bytes:
-    """An .npz with the names of vision_transformer for a ViT with a class token and learned positions, and else with those of big_vision.
+    """An .npz with the names of vision_transformer for a ViT with a class token and learned positions, and else with
+    those of big_vision.
 
     Raises: ConfigError: neither has the network.
     """
@@ -70,6 +72,8 @@ def _metadata(config: ModelConfig, num_classes: int, step: int, dataset: Dataset
         if (found := architecture(config, dataset.image_shape)) is not None:
             name, arguments = found
             values |= {"architecture": name, "model_args": arguments | {"in_chans": channels}}
+        else:
+            say(f"timm has no network like this {config.name}: the file names none; its tensors have the nearest names")
     # Readers of Hugging Face look at the format.
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return {"format": "pt", "made_by": f"gnp_scale {__version__}", **text}

@@ -110,16 +110,25 @@ def _eva(config: ModelConfig, size: ViTConfig, arguments: dict[str, Any]) -> Arc
     if config.pool == "attention" or not (size.swiglu or size.deit):
         return None
     is_learned, has_token = config.position == "learned", config.pool == "token"
-    return "vit_small_plus_patch16_dinov3_qkvb", arguments | {
+    arguments |= {
         "attn_type": "rope",
         "swiglu_mlp": size.swiglu,
-        "init_values": size.layer_scale,
+        "swiglu_align_to": 1,
         "num_reg_tokens": config.num_registers,
         "global_pool": "token" if has_token else "avg",
         "class_token": has_token,
+        "use_fc_norm": False,
         "use_abs_pos_emb": is_learned,
         "use_rot_pos_emb": not is_learned,
         "no_embed_class": size.deit or not has_token,
+    }
+    if size.layer_scale is not None:
+        return "vit_small_plus_patch16_dinov3_qkvb", arguments | {"init_values": size.layer_scale}
+    # `timm.create_model` ignores an argument that is None, so another name has to have no LayerScale.
+    return "eva02_tiny_patch14_224", arguments | {
+        "rope_type": "dinov3",
+        "rope_temperature": 100.0,
+        "rope_rotate_half": True,
     }
 
 
