@@ -52,14 +52,14 @@ def weights_file(text: str) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Tensors]:
-    """The tensors of a file of weights, by the names of the newest version of its library.
+def opened(path: Path, num_positions: int | None = None) -> Iterator[Tensors]:
+    """The tensors of a file of weights, by the names of the newest version of its library (`torch_names`).
 
     Raises: ConfigError: it is damaged, or cannot be read; also in the block.
     """
     try:
         with contextlib.ExitStack() as stack:
-            yield (_safetensors if path.suffix == ".safetensors" else _npz)(path, stack)
+            yield _safetensors(path, stack, num_positions) if path.suffix == ".safetensors" else _npz(path, stack)
     except ConfigError:
         raise
     except _DAMAGE as error:
@@ -72,9 +72,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _safetensors(path: Path, stack: contextlib.ExitStack) -> Tensors:
+def _safetensors(path: Path, stack: contextlib.ExitStack, num_positions: int | None) -> Tensors:
     file = stack.enter_context(safe_open(path, "numpy"))
-    return torch_names({name: partial(_float32, partial(file.get_tensor, name)) for name in file.keys()})  # noqa: SIM118
+    reads = {name: partial(_float32, partial(file.get_tensor, name)) for name in file.keys()}  # noqa: SIM118
+    return torch_names(reads, num_positions)
 
 
 def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:

@@ -55,8 +55,6 @@ def torch_places(config: ModelConfig) -> Places:
         torch_name = _eva_name
 
     def place(path: str) -> Place:
-        if path == "position" and has_rows_for_registers(config):
-            return replace(_as_it_is("pos_embed"), to_file=partial(_with_zero_rows, config.num_registers))
         return Place((torch_name(path),), partial(_to_torch, path), lambda tensors: in_our_order(path, tensors[0]))
 
     return _with_a_line_for_the_unnamed(place, config, "PyTorch")
@@ -76,11 +74,6 @@ def has_rows_for_registers(config: ModelConfig) -> bool:
     size = vit.SIZES.get(config.name)
     has_token = config.pool == "token" and config.position == "learned" and size is not None and not size.deit
     return has_token and config.num_registers > 0
-
-
-def _with_zero_rows(num_registers: int, position_NxD: np.ndarray) -> Arrays:
-    zeros = np.zeros((num_registers, position_NxD.shape[1]), position_NxD.dtype)
-    return [np.concatenate([position_NxD[:1], zeros, position_NxD[1:]])[None]]
 
 
 def _to_torch(path: str, array: np.ndarray) -> Arrays:

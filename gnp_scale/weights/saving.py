@@ -12,7 +12,7 @@ from gnp_scale import __version__
 from gnp_scale.config import Config, ModelConfig
 from gnp_scale.data.sources import Dataset
 from gnp_scale.run.streams import say
-from gnp_scale.weights.places import Places, blocks_of, jax_places, torch_places
+from gnp_scale.weights.places import Places, blocks_of, has_rows_for_registers, jax_places, torch_places
 from gnp_scale.weights.renames import released_jax_name
 from gnp_scale.weights.timm_names import architecture
 
@@ -30,6 +30,9 @@ def as_safetensors(config: Config, state: State, step: int, dataset: Dataset | N
         dataset: That of the run, for the size and the normalisation of images; None if it is not at hand.
     """
     tensors = _tensors(config.model, state, torch_places(config.model))
+    if has_rows_for_registers(config.model):
+        position = tensors["pos_embed"]
+        tensors["pos_embed"] = np.insert(position, [1] * config.model.num_registers, 0, axis=1)
     counters = [name.replace("running_mean", "num_batches_tracked") for name in tensors if "running_mean" in name]
     tensors |= dict.fromkeys(counters, np.array(step, np.int64))
     num_classes = jax.tree.leaves(state[0]["head"])[0].shape[-1]
