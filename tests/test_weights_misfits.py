@@ -1,6 +1,7 @@
 """A file that does not fit a network is one line that names the tensors; what is allowed keeps its random values."""
 
 import hashlib
+import shlex
 from dataclasses import replace
 
 import jax
@@ -98,9 +99,13 @@ def test_a_pattern_that_matches_nothing_is_refused(abstract, tensors, tmp_path):
         loaded(changed, abstract, tmp_path, init_allow=("norm.bias", "head.*"))
 
 
-def test_many_misfits_are_counted(abstract, tensors, tmp_path):
-    with pytest.raises(ConfigError, match=r"missing: .* and \d+ more.*--model.init-allow 'PATTERN'"):
-        loaded({"norm.bias": tensors["norm.bias"]}, abstract, tmp_path)
+def test_many_misfits_are_counted_and_the_suggested_patterns_allow_all(abstract, tensors, tmp_path):
+    few = {"norm.bias": tensors["norm.bias"], "fc.bias": np.ones(3, np.float32)}
+    with pytest.raises(ConfigError, match=r"missing: .* and \d+ more") as error:
+        loaded(few, abstract, tmp_path)
+    flags = shlex.split(str(error.value).partition("--model.init-allow ")[2].removesuffix(" if that is meant"))
+    assert flags == ["blocks.*", "cls_token", "fc.bias", "head.*", "norm.weight", "patch_embed.*", "pos_embed"]
+    loaded(few, abstract, tmp_path, init_allow=tuple(flags))
 
 
 def test_a_class_token_is_not_dropped_silently(set_mesh, tensors, tmp_path):

@@ -14,6 +14,7 @@ from test_weights import assert_equal, random_like
 from gnp_scale.checkpoint import load_whole
 from gnp_scale.cli import main
 from gnp_scale.config import (
+    CheckpointConfig,
     Config,
     ConfigError,
     DataConfig,
@@ -23,8 +24,9 @@ from gnp_scale.config import (
     OptimConfig,
     TrainConfig,
 )
+from gnp_scale.evaluation.existing import evaluate_run
 from gnp_scale.exit_codes import Exit
-from gnp_scale.loop import evaluate_run, train
+from gnp_scale.loop import train
 from gnp_scale.run import consensus
 from gnp_scale.training.setup import Task
 from gnp_scale.weights.saving import as_npz, as_safetensors
@@ -119,12 +121,14 @@ def test_a_file_that_cannot_be_used_leaves_no_run_folder(change, file, tmp_path)
 
 @pytest.mark.slow
 def test_a_run_needs_its_file_only_at_the_beginning(file, tmp_path, capsys):
-    config, run_dir = with_weights(file), tmp_path / "run"
+    config, run_dir = replace(with_weights(file), checkpoint=CheckpointConfig(every_steps=1)), tmp_path / "run"
     assert train(config, run_dir) == Exit.FINISHED
     record = json.loads((run_dir / "initial_weights.json").read_text())
     assert record["file"] == str(file)
     assert len(record["used"]) == len(load_file(file))
     export(run_dir, tmp_path / "out.safetensors", capsys)
+    export(run_dir, tmp_path / "mean.safetensors", capsys, "--average", "2")
+    check_mean(tmp_path / "mean.safetensors", run_dir)
     state = load_whole(run_dir)[1]
     written = load_file(tmp_path / "out.safetensors")["norm.bias"]
     np.testing.assert_array_equal(written, state["ema"][0]["norm"]["bias"])
@@ -137,6 +141,13 @@ def test_a_run_needs_its_file_only_at_the_beginning(file, tmp_path, capsys):
 def export(run_dir, out, capsys, *more):
     assert main(["export", str(run_dir), str(out), *more]) == Exit.FINISHED
     assert "the moving average of vit_mu after step 2" in capsys.readouterr().out
+
+
+def check_mean(file, run_dir):
+    """An average of the two checkpoints of a run has the scores that an evaluation of their average has."""
+    bias = [load_whole(run_dir, step)[1]["ema"][0]["norm"]["bias"] for step in (1, 2)]
+    np.testing.assert_array_equal(load_file(file)["norm.bias"], (np.float32(1) * bias[1] + bias[0]) / 2)
+    assert evaluate_run(with_weights(file), None)[1] == evaluate_run(CONFIG, run_dir, None, 2)[1]
 
 
 def check_commands(run_dir, tmp_path, capsys):
@@ -156,6 +167,7 @@ def check_commands(run_dir, tmp_path, capsys):
         (["new.npz"], r"ends in .safetensors"),
         (["none/new.safetensors"], "there is no folder"),
         (["new.safetensors", "--step", "7"], "has no checkpoint of step 7"),
+        (["new.safetensors", "--average", "3"], "fewer than the 3 to average"),
         (["new.safetensors", "--format", "onnx"], "there is no FORMAT onnx: it is one of timm, npz"),
     ):
         assert main(["export", str(run_dir), str(tmp_path / arguments[0]), *arguments[1:]]) == Exit.WRONG_CONFIG

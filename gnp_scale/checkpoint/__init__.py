@@ -1,6 +1,6 @@
 """Checkpoints: written during training, used only if every byte is right, and good only after healthy steps."""
 
-from gnp_scale.checkpoint.average import load_average
+from gnp_scale.checkpoint.average import load_average, load_whole_average
 from gnp_scale.checkpoint.manager import Checkpoints
 from gnp_scale.checkpoint.restore import fingerprint, has_checkpoints, load_newest, load_whole, stored_shapes
 
@@ -11,5 +11,6 @@ __all__ = [
     "load_average",
     "load_newest",
     "load_whole",
+    "load_whole_average",
     "stored_shapes",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from gnp_scale.checkpoint.bucket import open_store
-from gnp_scale.checkpoint.restore import newest_intact, stored_steps
+from gnp_scale.checkpoint.restore import load_whole, newest_intact, stored_steps
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce
 from gnp_scale.run.store import Folder
@@ -37,6 +37,27 @@ def load_average(run_dir: Folder, abstract_state: TrainState, num: int) -> tuple
         del older
     announce(f"the average of the checkpoints of steps {', '.join(map(str, reversed(used)))}")
     return newest, _with_average(state, _divide(total, num))
+
+
+def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tuple[int, Any]:
+    """(step, state) as `load_whole`, with the averages that `load_average` has: of the checkpoint of `step`, the newest
+    when None, and those before it, `num` together. The state has parameters, batch statistics and moving averages.
+
+    Raises:
+        ConfigError: there are not so many, or one of them is damaged.
+    """
+    stored = stored_steps(run_dir, open_store(run_dir))
+    steps = sorted(older for older in stored if step is None or older <= step)[-num:]
+    if len(steps) < num:
+        raise _too_few(run_dir, len(steps), num)
+    newest, total = step if step is not None else steps[-1], None
+    for number in [newest, *reversed(steps[:-1])]:
+        whole = load_whole(run_dir, number)[1]
+        parts = {name: whole[name] for name in ("params", "batch_stats", "ema") if whole.get(name)}
+        total = parts if total is None else _add(total, parts)
+    if num > 1:
+        announce(f"the average of the checkpoints of steps {', '.join(map(str, steps))}")
+    return newest, _divide(total, num)
 
 
 def _newest_first(run_dir: Folder, abstract_state: TrainState, num: int) -> Iterator[tuple[int, TrainState]]:

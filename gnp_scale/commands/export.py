@@ -23,19 +23,20 @@ def add(commands: Any) -> None:
         "--format", metavar="FORMAT", choices=_ENDS, default="timm", help="names of timm, or of big_vision (ViT, Mixer)"
     )
     export.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
+    export.add_argument("--average", metavar="N", type=at_least(1), default=1, help="average N checkpoints, up to that")
     export.set_defaults(command=_export, takes_flags=False)
 
 
 def _export(options: argparse.Namespace, flags: Sequence[str]) -> int:
     run_dir, out = existing_run(options.run_dir), _new_file(options.out, options.format)
     on_cpu()
-    from gnp_scale.checkpoint import load_whole
+    from gnp_scale.checkpoint import load_whole_average
     from gnp_scale.run.files import replace_file
     from gnp_scale.run.run_dir import stored_config
     from gnp_scale.weights.saving import as_npz, as_safetensors
 
     config = stored_config(run_dir)
-    step, whole = load_whole(run_dir, options.step)
+    step, whole = load_whole_average(run_dir, options.average, options.step)
     average = whole.get("ema")
     params, batch_stats = average or (whole["params"], whole.get("batch_stats"))
     state = params, batch_stats or {}

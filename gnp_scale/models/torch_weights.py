@@ -54,14 +54,14 @@ def in_our_order(path: str, tensor: np.ndarray) -> np.ndarray:
 def in_torch_order(path: str, array: np.ndarray) -> np.ndarray:
     """The tensor of PyTorch that has the values of our `array`: the inverse of `in_our_order`, with heads in one axis.
 
-    Class tokens and positions get the leading axis of length 1 that they have in timm.
+    Tokens, queries of an attention pool and positions get the leading axis of length 1 that they have in timm.
     """
     *modules, leaf = path.split("/")
+    if not modules or leaf == "latent":
+        return array[None]
     if leaf != "kernel":
-        return (
-            array[None] if not modules else array.reshape(-1, array.shape[-1]) if leaf == "position" else array.ravel()
-        )
-    if array.ndim == 4 and modules[-1] != "in_proj":
+        return array.reshape(-1, array.shape[-1]) if leaf == "position" else array.ravel()
+    if array.ndim == 4 and modules[-1] not in ("in_proj", "key_value"):
         return array.transpose(3, 2, 0, 1)
     num_in = array.ndim - 1 if modules[-1] == "out_proj" else 1
     return array.reshape(math.prod(array.shape[:num_in]), -1).T

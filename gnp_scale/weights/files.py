@@ -28,6 +28,8 @@ _CONVERT = (
     """weights_only=True); d = d.get('state_dict', d.get('model', d)); save_file({k: v.clone().contiguous() for k, v """
     """in d.items()}, sys.argv[2])" """
 )
+_PREFIXES = ("params/img/", "params/", "opt/target/", "target/")
+"""Of the images' part of SigLIP, and of the parameters in checkpoints."""
 _DAMAGE = (SafetensorError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError)
 
 
@@ -50,14 +52,14 @@ def weights_file(text: str) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Tensors]:
-    """The tensors of a file of weights, by the names of the newest version of its library.
+def opened(path: Path, num_positions: int | None = None) -> Iterator[Tensors]:
+    """The tensors of a file of weights, by the names of the newest version of its library (`torch_names`).
 
     Raises: ConfigError: it is damaged, or cannot be read; also in the block.
     """
     try:
         with contextlib.ExitStack() as stack:
-            yield (_safetensors if path.suffix == ".safetensors" else _npz)(path, stack)
+            yield _safetensors(path, stack, num_positions) if path.suffix == ".safetensors" else _npz(path, stack)
     except ConfigError:
         raise
     except _DAMAGE as error:
@@ -70,9 +72,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _safetensors(path: Path, stack: contextlib.ExitStack) -> Tensors:
+def _safetensors(path: Path, stack: contextlib.ExitStack, num_positions: int | None) -> Tensors:
     file = stack.enter_context(safe_open(path, "numpy"))
-    return torch_names({name: partial(_float32, partial(file.get_tensor, name)) for name in file.keys()})  # noqa: SIM118
+    reads = {name: partial(_float32, partial(file.get_tensor, name)) for name in file.keys()}  # noqa: SIM118
+    return torch_names(reads, num_positions)
 
 
 def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
@@ -81,7 +84,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
         raise ValueError("it is a single array")
     stack.enter_context(archive)
     # Checkpoints of training also have the state of the optimizer.
-    prefix = next((p for p in ("params/", "opt/target/", "target/") if any(n.startswith(p) for n in archive.files)), "")
+    prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in archive.files)), "")
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for key in archive.files:
         if key.startswith(prefix):

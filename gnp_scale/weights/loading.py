@@ -13,7 +13,7 @@ from gnp_scale.config import ConfigError, ModelConfig, check
 from gnp_scale.run import consensus
 from gnp_scale.weights import resample
 from gnp_scale.weights.files import OPTION, Tensors, opened, sha256, weights_file
-from gnp_scale.weights.places import Place, Places, blocks_of, jax_places, torch_places
+from gnp_scale.weights.places import Place, Places, blocks_of, has_rows_for_registers, jax_places, torch_places
 from gnp_scale.weights.report import Report
 
 type Shape = tuple[int, ...]
@@ -53,7 +53,7 @@ class Initial:
 
         Raises: ConfigError: as `check`, but in this process alone.
         """
-        with opened(weights_file(self.config.init_from)) as tensors:
+        with opened(weights_file(self.config.init_from), self._num_positions) as tensors:
 
             def load(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array | None:
                 block_paths, shape = blocks_of(_text(path), leaf.shape, self.config)
@@ -70,10 +70,16 @@ class Initial:
     def _places(self) -> Places:
         return (jax_places if self.config.init_from.endswith(".npz") else torch_places)(self.config)
 
+    @property
+    def _num_positions(self) -> int | None:
+        """Rows of positions that are none of registers; None if they cannot be told from those."""
+        position = None if has_rows_for_registers(self.config) else self.abstract[0].get("position")
+        return None if position is None else position.shape[0]
+
     def _report(self) -> Report:
         path = weights_file(self.config.init_from)
         report = Report(str(path), sha256(path))
-        with opened(path) as tensors:
+        with opened(path, self._num_positions) as tensors:
             shapes, bad = _survey(tensors)
         for tree_path, leaf in jax.tree_util.tree_leaves_with_path(self.abstract):
             block_paths, shape = blocks_of(_text(tree_path), leaf.shape, self.config)
@@ -126,8 +132,11 @@ class Initial:
         match path.split("/"):
             case ["position"]:
                 height, width = (side // self.config.patch_size for side in self.image_shape[:2])
-                num_before = shape[0] - height * width
-                return resample.positions(array.reshape(-1, shape[-1]), (height, width), num_before)
+                num_before, old_NxD = shape[0] - height * width, array.reshape(-1, shape[-1])
+                if self.config.pool == "token" and not num_before and not resample.square(len(old_NxD)):
+                    # A class token that has a position there, and none here, would lose it.
+                    return None
+                return resample.positions(old_NxD, (height, width), num_before)
             case ["embed", "kernel"] if array.ndim == 4 and array.shape[2] == shape[2]:
                 return resample.patches(array, (shape[0], shape[1]))
             case [*_, "attention", "position"] if side := resample.square(math.prod(array.shape[:-1])):

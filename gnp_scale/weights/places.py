@@ -3,6 +3,7 @@
 Shapes: D width, H heads, K channels of a head, N positions.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,13 +49,31 @@ _CONVOLUTIONS_OF_A_PIXEL = ("dense_2/kernel",)
 
 def torch_places(config: ModelConfig) -> Places:
     """Those in a PyTorch state dict: of timm, for the CIFAR ResNets of akamaster/pytorch_resnet_cifar10, and for
-    networks that neither has, by our own names."""
+    networks that neither has, by our own names. Vision transformers with what only timm's Eva has, have its names."""
     torch_name = next((names for networks, names in _PUBLISHED if config.name in networks), own_name)
+    if is_eva(config) and torch_name is vit.torch_name:
+        torch_name = _eva_name
 
     def place(path: str) -> Place:
         return Place((torch_name(path),), partial(_to_torch, path), lambda tensors: in_our_order(path, tensors[0]))
 
     return _with_a_line_for_the_unnamed(place, config, "PyTorch")
+
+
+def is_eva(config: ModelConfig) -> bool:
+    """Whether timm has this vision transformer as Eva, DINOv3 among them, not as VisionTransformer."""
+    return config.name in vit.SIZES and (config.position == "rope" or config.mlp == "swiglu")
+
+
+def _eva_name(path: str) -> str:
+    return re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", vit.torch_name(path))
+
+
+def has_rows_for_registers(config: ModelConfig) -> bool:
+    """Whether timm has positions of registers too: it has them for all tokens that are not patches, or for none."""
+    size = vit.SIZES.get(config.name)
+    has_token = config.pool == "token" and config.position == "learned" and size is not None and not size.deit
+    return has_token and config.num_registers > 0
 
 
 def _to_torch(path: str, array: np.ndarray) -> Arrays:
@@ -74,6 +93,7 @@ def jax_places(config: ModelConfig) -> Places:
         size is not None and not size.deit and not size.parallel,
         f"model.name is {config.name}: .npz files are read and written for ViT and MLP-Mixer only; use .safetensors",
     )
+    check(config.position != "rope", "model.position is rope, which big_vision does not have: use .safetensors")
     return _with_a_line_for_the_unnamed(_vit_place, config, "big_vision")
 
 
@@ -87,9 +107,19 @@ def _with_a_line_for_the_unnamed(place: Places, config: ModelConfig, library: st
     return named
 
 
-_VIT_NAMES = {"embed": "embedding", "norm": "Transformer/encoder_norm", "head": "head"}
-_VIT_VECTORS = {"token": "cls", "position": "pos_embedding"}
 _ATTENTION = "MultiHeadDotProductAttention_0"
+_VIT_NAMES = {
+    "embed": "embedding",
+    "norm": "Transformer/encoder_norm",
+    "rep": "pre_logits",
+    "head": "head",
+    "attention_pool/query": f"MAPHead_0/{_ATTENTION}/query",
+    "attention_pool/out_proj": f"MAPHead_0/{_ATTENTION}/out",
+    "attention_pool/norm": "MAPHead_0/LayerNorm_0",
+    "attention_pool/mlp/in_proj": "MAPHead_0/MlpBlock_0/Dense_0",
+    "attention_pool/mlp/out_proj": "MAPHead_0/MlpBlock_0/Dense_1",
+}
+_VIT_VECTORS = {"token": "cls", "position": "pos_embedding", "attention_pool/latent": "MAPHead_0/probe"}
 _BLOCK_NAMES = {
     "norm_attention": "LayerNorm_0",
     "attention/out_proj": f"{_ATTENTION}/out",
@@ -112,21 +142,23 @@ _MIXER_BLOCK_NAMES = {
 def _vit_place(path: str) -> Place:
     *modules, leaf = path.split("/")
     match modules:
-        case []:
-            return replace(_as_it_is(_VIT_VECTORS[leaf]), to_file=lambda array: [array[None]])
+        case [] | ["attention_pool"]:
+            return replace(_as_it_is(_VIT_VECTORS[path]), to_file=lambda array: [array[None]])
         case ["blocks", number, "attention", "in_proj"]:
             attention = f"Transformer/encoderblock_{int(number)}/{_ATTENTION}"
-            # Our kernel is D x 3 x H x K, and our bias 3 x H x K.
-            axis = 1 if leaf == "kernel" else 0
-            return Place(
-                tuple(f"{attention}/{name}/{leaf}" for name in ("query", "key", "value")),
-                lambda array: np.unstack(array, axis=axis),
-                partial(np.stack, axis=axis),
-            )
+            return _apart([f"{attention}/{name}/{leaf}" for name in ("query", "key", "value")])
+        case ["attention_pool", "key_value"]:
+            return _apart([f"MAPHead_0/{_ATTENTION}/{name}/{leaf}" for name in ("key", "value")])
         case ["blocks", number, *inner]:
             return _as_it_is(f"Transformer/encoderblock_{int(number)}/{_BLOCK_NAMES['/'.join(inner)]}/{leaf}")
         case _:
             return _as_it_is(f"{_VIT_NAMES['/'.join(modules)]}/{leaf}")
+
+
+def _apart(names: Sequence[str]) -> Place:
+    """Each of `names` has its part: our kernel is D x parts x H x K, and our bias parts x H x K."""
+    axis = 1 if names[0].endswith("kernel") else 0
+    return Place(tuple(names), lambda array: np.unstack(array, axis=axis), partial(np.stack, axis=axis))
 
 
 def _mixer_place(path: str) -> Place:

@@ -6,6 +6,8 @@ from functools import partial
 
 import numpy as np
 
+from gnp_scale.weights.resample import square
+
 type _Read = Callable[[], np.ndarray]
 
 _WRAPPERS = re.compile(r"^(module\.|model\.|_orig_mod\.)+")
@@ -33,13 +35,17 @@ _VGG_SHAPES = {"pre_logits.fc1.weight": (7, 7), "pre_logits.fc2.weight": (1, 1)}
 """Height and width of kernels that are one axis in torchvision."""
 
 
-def torch_names(tensors: Mapping[str, _Read]) -> dict[str, _Read]:
+def torch_names(tensors: Mapping[str, _Read], num_positions: int | None = None) -> dict[str, _Read]:
     """The learned tensors of a state dict, by the names of timm.
 
-    Known are DistributedDataParallel's and other wrappers, and the files of the authors of Swin and ConvNeXt and of
-    torchvision's VGG.
+    Known are DistributedDataParallel's and other wrappers, and the files of the authors of Swin, ConvNeXt and DINOv2
+    with registers, and of torchvision's VGG. `num_positions` are those that the network has as they are in the file.
     """
     named = {_WRAPPERS.sub("", name): read for name, read in tensors.items() if not _NOT_LEARNED.search(name)}
+    if "register_tokens" in named:
+        named = _of_dinov2(named)
+    if "reg_token" in named and "pos_embed" in named:
+        named = _with_places_in_registers(named, num_positions)
     if _OLD_SWIN in named:
         return {_new_swin(name): read for name, read in named.items()}
     if _FACEBOOK_CONVNEXT in named:
@@ -50,6 +56,35 @@ def torch_names(tensors: Mapping[str, _Read]) -> dict[str, _Read]:
             name: partial(_with_window, renamed[name], size) for name, size in _VGG_SHAPES.items() if name in renamed
         }
     return named
+
+
+def _of_dinov2(named: dict[str, _Read]) -> dict[str, _Read]:
+    """With the position of the class token in the token, as in timm, and without the token of masked patches."""
+    token, position = named["cls_token"], named["pos_embed"]
+    return {
+        **{name: read for name, read in named.items() if name not in ("register_tokens", "mask_token")},
+        "reg_token": named["register_tokens"],
+        "cls_token": lambda: token() + position()[:, :1],
+        "pos_embed": lambda: position()[:, 1:],
+    }
+
+
+def _with_places_in_registers(named: dict[str, _Read], num_positions: int | None) -> dict[str, _Read]:
+    """With the positions of registers, which some networks of timm have, in the registers themselves.
+
+    Positions are of the class token if there is one, of registers, and of a square grid; or of the grid alone, or of
+    the class token and the grid.
+    """
+    registers, position = named["reg_token"], named["pos_embed"]
+    first = int("cls_token" in named)
+    end = first + registers().shape[1]
+    num_found = position().shape[1]
+    if num_found == num_positions or square(num_found - end) is None:
+        return named
+    return named | {
+        "reg_token": lambda: registers() + position()[:, first:end],
+        "pos_embed": lambda: np.delete(position(), slice(first, end), axis=1),
+    }
 
 
 def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:

@@ -1,9 +1,11 @@
 """What a file of weights has for a network, and whether the user allows the rest."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 from gnp_scale.config import ConfigError, check
 from gnp_scale.run.files import replace_file
@@ -60,7 +62,7 @@ class Report:
             return
         misfits = [(words, [name for name in names if name in left]) for words, names in self._misfits]
         text = "; ".join(f"{words}: {_some(names)}" for words, names in misfits if names)
-        more = sorted(left) if len(left) <= _MOST_NAMED else ["'PATTERN'", "..."]
+        more = sorted(left) if len(left) <= _MOST_NAMED else _patterns(left)
         raise ConfigError(
             f"{self.file} does not fit {model} ({text}): choose other options of the model or another file, or add "
             f"--model.init-allow {' '.join([*allowed, *more])} if that is meant"
@@ -69,6 +71,19 @@ class Report:
     @property
     def _misfits(self) -> tuple[tuple[str, list[str]], ...]:
         return ("missing", self.missing), ("extra", self.extra), ("of another shape", self.reshaped)
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    """Patterns, quoted for a shell, that cover `names`: by their first part where several share it.
+
+    >>> _patterns(["head.weight", "head.bias", "cls_token"])
+    ['cls_token', "'head.*'"]
+    """
+    patterns = []
+    for _, group in groupby(sorted(names), lambda name: re.split(r"(?<=[./])", name, maxsplit=1)[0]):
+        same = list(group)
+        patterns.append(same[0] if len(same) == 1 else f"'{re.split(r'(?<=[./])', same[0], maxsplit=1)[0]}*'")
+    return patterns
 
 
 def _some(names: Sequence[str]) -> str:

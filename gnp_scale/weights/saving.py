@@ -11,7 +11,8 @@ from safetensors.numpy import save
 from gnp_scale import __version__
 from gnp_scale.config import Config, ModelConfig
 from gnp_scale.data.sources import Dataset
-from gnp_scale.weights.places import Places, blocks_of, jax_places, torch_places
+from gnp_scale.run.streams import say
+from gnp_scale.weights.places import Places, blocks_of, has_rows_for_registers, jax_places, torch_places
 from gnp_scale.weights.renames import released_jax_name
 from gnp_scale.weights.timm_names import architecture
 
@@ -29,6 +30,9 @@ def as_safetensors(config: Config, state: State, step: int, dataset: Dataset | N
         dataset: That of the run, for the size and the normalisation of images; None if it is not at hand.
     """
     tensors = _tensors(config.model, state, torch_places(config.model))
+    if has_rows_for_registers(config.model):
+        position = tensors["pos_embed"]
+        tensors["pos_embed"] = np.insert(position, [1] * config.model.num_registers, 0, axis=1)
     counters = [name.replace("running_mean", "num_batches_tracked") for name in tensors if "running_mean" in name]
     tensors |= dict.fromkeys(counters, np.array(step, np.int64))
     num_classes = jax.tree.leaves(state[0]["head"])[0].shape[-1]
@@ -36,12 +40,13 @@ def as_safetensors(config: Config, state: State, step: int, dataset: Dataset | N
 
 
 def as_npz(config: Config, state: State) -> bytes:
-    """An .npz with the names of vision_transformer for a ViT with a class token, and else with those of big_vision.
+    """An .npz with the names of vision_transformer for a ViT with a class token and learned positions, and else with
+    those of big_vision.
 
     Raises: ConfigError: neither has the network.
     """
     tensors = _tensors(config.model, state, jax_places(config.model))
-    if "cls" in tensors:
+    if "cls" in tensors and "pos_embedding" in tensors:
         tensors = {released_jax_name(name): array for name, array in tensors.items()}
     else:
         tensors = {f"params/{name}": array for name, array in tensors.items()}
@@ -70,6 +75,8 @@ def _metadata(config: ModelConfig, num_classes: int, step: int, dataset: Dataset
         if (found := architecture(config, dataset.image_shape)) is not None:
             name, arguments = found
             values |= {"architecture": name, "model_args": arguments | {"in_chans": channels}}
+        else:
+            say(f"timm has no network like this {config.name}: the file names none; its tensors have the nearest names")
     # Readers of Hugging Face look at the format.
     text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return {"format": "pt", "made_by": f"gnp_scale {__version__}", **text}
