@@ -50,5 +50,6 @@ def test_recomputed_blocks_keep_less(config):
 )
 def test_recomputing_changes_no_number(config, unoptimized):
     """Logits, gradients and batch statistics; XLA may order sums differently."""
-    smallest = 2**-7 if config in (small.MIXER, small.PYRAMIDNET) else 0  # A gradient that is only rounding errors, as in the other test.
+    # Gradients that are only rounding errors, as in the other tests.
+    smallest = 2**-7 if config in (small.MIXER, small.PYRAMIDNET) else 0
     small.assert_close(small.run(replace(config, remat=True)), small.run(config), num_ulps=64, smallest=smallest)
