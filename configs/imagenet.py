@@ -94,7 +94,7 @@ def vit_l16() -> Config:
 def deit3_s16() -> Config:
     """DeiT-III S/16, 800 epochs.
 
-    Paper: arXiv 2204.07118; README_revenge.md of its repository.
+    Paper: arXiv 2204.07118; README_revenge.md and engine.py of its repository; clipping is FusedLAMB's default.
     Command: gnp-scale train configs/imagenet.py:deit3_s16 --data.root gs://BUCKET/data
     Hardware: 8 GPUs.
     Batch: 2016, the nearest to the published 2048 that 3 repeats and 32 devices divide.
@@ -108,7 +108,7 @@ def deit3_s16() -> Config:
 def deit3_b16() -> Config:
     """DeiT-III B/16 at 192 pixels, 800 epochs; finetune.py:deit3_b16 goes on at 224.
 
-    Paper: arXiv 2204.07118; README_revenge.md of its repository.
+    Paper: arXiv 2204.07118; README_revenge.md and engine.py of its repository; clipping is FusedLAMB's default.
     Command: gnp-scale train configs/imagenet.py:deit3_b16 --data.root gs://BUCKET/data
     Hardware: 8 GPUs.
     Batch: 2016, the nearest to the published 2048 that 3 repeats and 32 devices divide.
@@ -126,6 +126,7 @@ def _simple_vit(epochs: int) -> Config:
 
 
 def _deit(name: str, image_size: int, learning_rate: float, drop_path: float) -> Config:
+    """Binary cross-entropy, in which each class of a mixed image is right (engine.py of DeiT's repository)."""
     data = replace(
         CROPPED,
         batch_size=2016,
@@ -146,7 +147,7 @@ def _deit(name: str, image_size: int, learning_rate: float, drop_path: float) ->
         end_learning_rate=1e-5,
         warmup_steps=_steps(5, data),
         weight_decay=0.05,
-        clip_norm=1.0,  # The default of apex's FusedLAMB.
+        clip_norm=1.0,  # The default of apex's FusedLAMB (max_grad_norm).
     )
     train = replace(_train(800, data), loss="bce", target_threshold=0.0)
     return Config(data=data, model=model, gnp=PLAIN, optim=optim, train=train)

@@ -95,7 +95,8 @@ def convnext_b() -> Config:
 def resnet50_a2() -> Config:
     """ResNet-50 with procedure A2 of timm, 300 epochs, without its stochastic depth of 0.05.
 
-    Paper: arXiv 2110.00476, table 2; open-mmlab/mmpretrain, configs/resnet/resnet50_8xb256-rsb-a2-300e_in1k.py.
+    Paper: arXiv 2110.00476, table 2 (target threshold 0.2, clipping at 1.0: from memory);
+        open-mmlab/mmpretrain, configs/resnet/resnet50_8xb256-rsb-a2-300e_in1k.py.
     Command: gnp-scale train configs/imagenet_modern.py:resnet50_a2 --data.root gs://BUCKET/data
     Hardware: 4 GPUs (from memory).
     Batch: 2016, the nearest to the published 2048 that 3 repeats and 32 devices divide.
@@ -110,7 +111,8 @@ def resnet50_a2() -> Config:
 def resnet50_a3() -> Config:
     """ResNet-50 with procedure A3 of timm, 100 epochs at 160 pixels.
 
-    Paper: arXiv 2110.00476, table 2; open-mmlab/mmpretrain, configs/resnet/resnet50_8xb256-rsb-a3-100e_in1k.py.
+    Paper: arXiv 2110.00476, table 2 (target threshold 0.2, clipping at 1.0: from memory);
+        open-mmlab/mmpretrain, configs/resnet/resnet50_8xb256-rsb-a3-100e_in1k.py.
     Command: gnp-scale train configs/imagenet_modern.py:resnet50_a3 --data.root gs://BUCKET/data
     Hardware: 4 GPUs (from memory).
     Batch: 2048.
@@ -130,7 +132,7 @@ def _a_class(data: DataConfig, epochs: int, learning_rate: float) -> Config:
         end_learning_rate=1e-6,
         warmup_steps=_steps(5, data),
         weight_decay=0.02,
-        clip_norm=1.0,  # The default of timm's LAMB.
+        clip_norm=1.0,  # The default of timm's LAMB (max_grad_norm).
     )
     model = ModelConfig(name="resnet50", dtype="bfloat16", num_bn_groups=32)
     train = replace(_train(epochs, data), loss="bce", target_threshold=0.2)

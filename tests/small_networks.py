@@ -1,5 +1,6 @@
 """Networks with the names and kinds of layers of the real ones, but few and narrow layers; recipes of such networks."""
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = [path for path in sorted(CONFIGS.glob("*.py")) if not path.name.startswith("_")]
 NAMES = [f"{path}:{name}" for path in FILES for name in recipe.functions(path)]
 IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28, "digits": 8}
+SMALLEST = {"vgg16": 32, "convnext": 32, "swin": 32}
+"""Sides of the smallest images, in pixels, where they are more than 16."""
 _WITHOUT_EFFECT = re.compile(
     r"data\.(name|root|train_split|holdout|crop_area|max_damaged|num_threads|prefetch|image_size|eval_|synthetic_num_)|"
     r"train\.(seed|log_)|checkpoint\.|divergence\."
@@ -62,6 +65,7 @@ def shorten(patch):
     for layouts, name, layout in SHORT:
         patch.setitem(layouts, name, layout)
     patch.setattr(vgg, "HIDDEN", 32)
+    patch.setattr(resnet, "WIDTH", 8)
 
 
 def _first_alike(name):
@@ -78,12 +82,12 @@ def synthetic(config: Config) -> Config:
 
 
 def shrunken(config: Config) -> Config:
-    """Three steps of 16 small synthetic images, in at most two groups; a warm-up, or a wait for the gate, is one step.
+    """Three steps of 8 small synthetic images, in at most two groups; a warm-up, or a wait for the gate, is one step.
 
-    A ViT keeps the patches and gets 4 of them.
+    A ViT gets 4 patches of 4 pixels.
     """
     uses_patches = "patch_size" in registry.family_of(config.model.name).options
-    size = 2 * config.model.patch_size if uses_patches else 32
+    size = 8 if uses_patches else SMALLEST.get(config.model.name.partition("_")[0], 16)
     config = synthetic(config)
     data, model, gnp, optim, train = config.data, config.model, config.gnp, config.optim, config.train
     return replace(
@@ -91,14 +95,14 @@ def shrunken(config: Config) -> Config:
         data=replace(
             data,
             synthetic_image_size=size,
-            batch_size=16,
-            eval_batch_size=16,
-            synthetic_num_examples=32,
+            batch_size=8,
+            eval_batch_size=8,
+            synthetic_num_examples=16,
             num_repeats=min(data.num_repeats, 2),
             cutout=min(data.cutout, size // 2),
             prefetch_steps=1,
         ),
-        model=replace(model, num_bn_groups=min(model.num_bn_groups, 2)),
+        model=replace(model, num_bn_groups=min(model.num_bn_groups, 2), patch_size=4 if uses_patches else 16),
         gnp=replace(
             gnp,
             perturb_groups=min(gnp.perturb_groups, 2),
@@ -132,12 +136,34 @@ def _class_of(name, value):
     return repr(value)
 
 
+@functools.cache
+def load(name: str) -> Config:
+    return recipe.load(name)
+
+
 def by_program(shape):
     """{program: the recipes whose configuration, changed by `shape`, has it}."""
     found: dict[tuple, list[str]] = {}
     for name in NAMES:
-        found.setdefault(program(shape(recipe.load(name))), []).append(name)
+        found.setdefault(program(shape(load(name))), []).append(name)
     return found
+
+
+def parts(config: Config) -> frozenset[tuple[str, str]]:
+    """What one run of `config` shows: that each value of an option works, and the options `gnp` together."""
+    values = program(config)
+    together = repr([value for name, value in values if name.startswith("gnp.")])
+    return frozenset({*values, ("gnp", together)})
+
+
+def covering(programs) -> list[str]:
+    """A few recipes that have all `parts` of all recipes; each one has a part that those before it lack."""
+    have = {names[0]: parts(shrunken(load(names[0]))) for names in programs.values()}
+    missing, chosen = frozenset().union(*have.values()), []
+    while missing:
+        chosen.append(max(have, key=lambda name: len(have[name] & missing)))
+        missing -= have[chosen[-1]]
+    return chosen
 
 
 def short(name: str) -> str:

@@ -1,7 +1,8 @@
 """Every recipe in configs/ has the fixed docstring, sane schedules, and a step that runs.
 
-Recipes whose steps are one program (`small_networks.program`) are traced and run once. Their networks are short ones
-with the same kinds of layers; the state of the real network is traced alone.
+Recipes whose steps are one program (`small_networks.program`) are built once. As compilation takes most of the time,
+only some programs run: so many that each value of an option of a recipe occurs in one (`small_networks.covering`).
+Their networks are short ones with the same kinds of layers. Three recipes are traced with their own batch.
 """
 
 import re
@@ -12,12 +13,24 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_networks import CONFIGS, NAMES, by_program, program, short, shorten, shrunken, synthetic
+from small_networks import (
+    CONFIGS,
+    NAMES,
+    by_program,
+    covering,
+    load,
+    parts,
+    program,
+    short,
+    shorten,
+    shrunken,
+    synthetic,
+)
 
 from gnp_scale import recipe
 from gnp_scale.catalogue import recipes
 from gnp_scale.catalogue.docstrings import parse
-from gnp_scale.config import Config, DataConfig, MeshConfig
+from gnp_scale.config import MeshConfig
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
@@ -38,30 +51,15 @@ def describe(name):
     return parse(recipe.functions(Path(path))[function].__doc__)
 
 
-def of_state(config):
-    """What the shapes of the state depend on, and a batch for any mesh of 8 devices."""
-    size = synthetic(config).data.synthetic_image_size
-    decay = {"weight_decay": 0.0, "l2_in_loss": 0.0, "decay_norm_and_bias": False}
-    return replace(
-        Config(),
-        data=DataConfig("synthetic", batch_size=64, synthetic_image_size=size),
-        model=replace(config.model, num_bn_groups=1),
-        optim=replace(config.optim, warmup_steps=0, clip_norm=None, **decay),
-        mesh=config.mesh,
-        train=replace(config.train, accumulate_steps=1),
-    )
-
-
-STATES, TRACES, RUNS = (by_program(shape) for shape in (of_state, synthetic, shrunken))
-
-
-def once_for_each(programs):
-    return pytest.mark.parametrize("name", [names[0] for names in programs.values()], ids=short)
+PROGRAMS = by_program(shrunken)
+RUNS = covering(PROGRAMS)
+AT_SCALE = ("scale.py:vit_22b", "imagenet_modern.py:convnext_t", "imagenet.py:resnet50")
+"""A scanned ViT, a network of convolutions, and one with groups of examples that share a perturbation."""
 
 
 @each_recipe
 def test_the_docstring_has_the_fixed_form_and_the_numbers_of_the_recipe(name):
-    config, fields = recipe.load(name), describe(name).fields
+    config, fields = load(name), describe(name).fields
     command = shlex.split(fields["Command"])
     assert command[:3] == ["gnp-scale", "train", f"configs/{short(name)}"]
     recipe.override(config, command[3:])
@@ -72,7 +70,7 @@ def test_the_docstring_has_the_fixed_form_and_the_numbers_of_the_recipe(name):
 
 @each_recipe
 def test_large_groups_and_decay_of_all_parameters_are_explained(name):
-    config, description = recipe.load(name), describe(name)
+    config, description = load(name), describe(name)
     if config.gnp.alpha != 0 and config.data.batch_size // config.gnp.perturb_groups > LARGEST_GROUP:
         assert re.search(r"groups?[:;,] \w+", description.fields["Batch"]), "the field Batch does not say why"
     if config.optim.decay_norm_and_bias:
@@ -82,7 +80,7 @@ def test_large_groups_and_decay_of_all_parameters_are_explained(name):
 @each_recipe
 def test_the_learning_rate_and_the_penalty_are_those_of_a_whole_run(name):
     """It starts at 0 if there is a warm-up, reaches the peak, and ends where it should; late steps have the penalty."""
-    config = recipe.load(name)
+    config = load(name)
     section, num_steps = config.optim, config.train.num_steps
     rate = optim.learning_rate(section, num_steps)
     assert section.warmup_steps < num_steps / 2
@@ -95,13 +93,14 @@ def test_the_learning_rate_and_the_penalty_are_those_of_a_whole_run(name):
     assert config.gnp.alpha == 0 or StepKind.FULL in kinds[-num_steps // 10 :]
 
 
-def test_each_recipe_has_its_place_in_each_group_of_programs():
-    for programs in (STATES, TRACES, RUNS):
-        assert sorted(name for names in programs.values() for name in names) == sorted(NAMES)
+def test_each_recipe_has_its_program_and_all_its_options_run():
+    assert sorted(name for names in PROGRAMS.values() for name in names) == sorted(NAMES)
+    shown = frozenset().union(*(parts(shrunken(load(name))) for name in RUNS))
+    assert not {name: missing for name in NAMES if (missing := parts(shrunken(load(name))) - shown)}
 
 
 def test_programs_differ_by_all_but_numbers():
-    config = recipe.load(f"{CONFIGS}/cifar.py:wrn_28_10")
+    config = load(f"{CONFIGS}/cifar.py:wrn_28_10")
     same = replace(config, gnp=replace(config.gnp, r=0.3, alpha=0.2), train=replace(config.train, num_steps=9000))
     others = (
         replace(config, gnp=replace(config.gnp, blend="gsam")),
@@ -117,20 +116,31 @@ def test_programs_differ_by_all_but_numbers():
 
 
 @pytest.mark.slow
-@once_for_each(STATES)
-def test_the_state_of_the_real_size_is_made_on_8_devices(name, set_mesh):
-    config = of_state(recipe.load(name))
-    set_mesh(*sizes_of(config.mesh))
+@pytest.mark.parametrize("name", [names[0] for names in PROGRAMS.values()], ids=short)
+def test_each_program_has_its_network_optimizer_and_penalty(name, set_mesh, monkeypatch):
+    """They fit each other, and the shapes of the state follow from them."""
+    shorten(monkeypatch)
+    set_mesh()
+    config = shrunken(load(name))
     state = Task.of(config).abstract_state()
-    kernels = [leaf for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1]
-    assert any(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in kernels)
+    assert jax.tree.leaves(state.params)
+    assert (state.ema is not None) == (config.train.ema_decay is not None)
 
 
 @pytest.mark.slow
-@once_for_each(TRACES)
+def test_the_state_of_the_largest_network_is_sharded_on_8_devices(set_mesh):
+    config = synthetic(load(f"{CONFIGS}/{AT_SCALE[0]}"))
+    set_mesh(*sizes_of(config.mesh))
+    state = Task.of(replace(config, model=replace(config.model, name="vit_22b"))).abstract_state()
+    sizes = {leaf.size: np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state.params)}
+    assert sizes[max(sizes)] == max(sizes) / 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AT_SCALE)
 def test_a_step_of_the_real_batch_is_traced_on_8_devices(name, set_mesh, monkeypatch):
     shorten(monkeypatch)
-    config = synthetic(recipe.load(name))
+    config = synthetic(load(f"{CONFIGS}/{name}"))
     set_mesh(*sizes_of(config.mesh))
     task = Task.of(config)
     after, _ = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL).out_info
@@ -138,11 +148,11 @@ def test_a_step_of_the_real_batch_is_traced_on_8_devices(name, set_mesh, monkeyp
 
 
 @pytest.mark.slow
-@once_for_each(RUNS)
+@pytest.mark.parametrize("name", RUNS, ids=short)
 def test_two_steps_of_a_small_version_change_the_parameters(name, set_mesh, monkeypatch):
     shorten(monkeypatch)
-    config = shrunken(recipe.load(name))
-    set_mesh(*((2, 1, 1) if config.mesh.replica > 1 else (1, 2, 1)))
+    config = shrunken(load(name))
+    set_mesh()
     task = Task.of(config)
     step, state = make_train_step(task), task.init_state()
     before = jax.device_get(state.params)

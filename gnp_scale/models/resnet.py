@@ -69,6 +69,9 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(self.shortcut(x_BxHxWxC, train) + y)
 
 
+WIDTH = 64
+"""Channels of the stem, and of the 3x3 convolutions of the first stage."""
+
 # Table 1 of arXiv 1512.03385; 200 as in its authors' later code (arXiv 1603.05027).
 LAYOUTS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -95,13 +98,13 @@ class ResNet(nnx.Module):
         block, num_blocks = LAYOUTS[config.name]
         self.dtype, self.stem, self.remat = config.dtype, config.stem, config.remat
         size, stride = (7, 2) if config.stem == "imagenet" else (3, 1)
-        self.conv = Conv(stem_key, size, image_shape[-1], 64, stride)
-        self.norm = BatchNorm(key, 64, bn_group_size)
-        num_out, blocks = 64, {}
+        self.conv = Conv(stem_key, size, image_shape[-1], WIDTH, stride)
+        self.norm = BatchNorm(key, WIDTH, bn_group_size)
+        num_out, blocks = WIDTH, {}
         for stage, stage_key in enumerate(jax.random.split(blocks_key, len(num_blocks))):
             for number, block_key in enumerate(jax.random.split(stage_key, num_blocks[stage])):
                 stride = 2 if stage > 0 and number == 0 else 1
-                width = 64 * 2**stage
+                width = WIDTH * 2**stage
                 blocks[f"{stage}_{number:02d}"] = block(block_key, num_out, width, stride, bn_group_size)
                 num_out = block.expansion * width
         self.blocks = nnx.Dict(blocks)
