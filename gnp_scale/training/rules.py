@@ -18,7 +18,7 @@ ADAFACTOR_LEAST_DIM = 32
 MUON_RMS = 0.2
 """Root of the mean square of an update before the learning rate, which is then one of AdamW (arXiv 2502.16982)."""
 _NOT_HIDDEN = ("embed", "patches", "conv", "head")
-"""The first and the last layers."""
+"""The stem and the head."""
 
 
 def moment_dtype(config: OptimConfig) -> str | None:
@@ -87,7 +87,7 @@ def muon(config: OptimConfig) -> optax.GradientTransformation:
 
     The momentum of a kernel becomes, nearly, the orthogonal matrix next to it, times 0.2 sqrt(max(inputs, outputs)).
     Queries, keys and values are three matrices, each with all its heads; a convolution is one, whose inputs are those
-    of all its pixels; stacked blocks have one each. Depthwise convolutions, the first and the last layer have Adam.
+    of all its pixels; stacked blocks have one each. Depthwise convolutions, the stem and the head have Adam.
     """
     hidden = contrib.scale_by_muon(
         beta=config.momentum,
@@ -105,7 +105,7 @@ def _labels(params: Any) -> Any:
 
 
 def _is_hidden(names: tuple[str, ...], w: jax.Array) -> bool:
-    """Whether the parameter is a kernel between the first and the last layer that has several inputs of a pixel."""
+    """Whether the parameter is a kernel between the stem and the head that has several inputs for each pixel."""
     if names[-1] != "kernel" or names[0] in _NOT_HIDDEN:
         return False
     inputs = kernel_axes(names, w.ndim).inputs
