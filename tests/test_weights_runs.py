@@ -146,7 +146,7 @@ def export(run_dir, out, capsys, *more):
 def check_mean(file, run_dir):
     """An average of the two checkpoints of a run has the scores that an evaluation of their average has."""
     bias = [load_whole(run_dir, step)[1]["ema"][0]["norm"]["bias"] for step in (1, 2)]
-    np.testing.assert_array_equal(load_file(file)["norm.bias"], (np.float32(1) * bias[1] + bias[0]) / 2)
+    np.testing.assert_array_equal(load_file(file)["norm.bias"], (np.asarray(bias[0]) + np.asarray(bias[1])) / 2)
     assert evaluate_run(with_weights(file), None)[1] == evaluate_run(CONFIG, run_dir, None, 2)[1]
 
 

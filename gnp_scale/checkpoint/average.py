@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.checkpoint.restore import load_whole, newest_intact, stored_steps
@@ -54,10 +55,11 @@ def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tu
     for number in [newest, *reversed(steps[:-1])]:
         whole = load_whole(run_dir, number)[1]
         parts = {name: whole[name] for name in ("params", "batch_stats", "ema") if whole.get(name)}
-        total = parts if total is None else _add(total, parts)
+        parts = jax.tree.map(np.asarray, parts)
+        total = parts if total is None else jax.tree.map(np.add, total, parts)
     if num > 1:
         announce(f"the average of the checkpoints of steps {', '.join(map(str, steps))}")
-    return newest, _divide(total, num)
+    return newest, jax.tree.map(lambda x: x / np.float32(num), total)
 
 
 def _newest_first(run_dir: Folder, abstract_state: TrainState, num: int) -> Iterator[tuple[int, TrainState]]:
