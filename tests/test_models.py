@@ -203,7 +203,7 @@ def test_pyramidnets_refuse_images_that_cannot_be_halved_twice():
         (ModelConfig("vit_mu", patch_size=5), "model.patch_size is 5, which does not divide images of 224x224"),
         (ModelConfig("vit_mu", num_heads=5), "5 attention heads do not divide a width of 32"),
         (ModelConfig("vit_mu", num_bn_groups=2), "model.num_bn_groups is 2, which vit_mu does not use"),
-        (ModelConfig("vgg16", remat=True), "model.remat is True, which vgg16 does not use"),
+        (ModelConfig("vgg16", scan_layers=True), "model.scan_layers is True, which vgg16 does not use"),
         (ModelConfig("resnet50", attention="xla"), "model.attention is xla, which resnet50 does not use"),
         (ModelConfig("resnet50", dropout=0.1), "model.dropout is 0.1, which resnet50 does not use"),
         (ModelConfig("vit_ti", num_heads=32, position="rope"), "multiple of 4, and these have 6: change model.width"),

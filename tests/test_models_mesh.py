@@ -207,22 +207,21 @@ def test_remat_keeps_no_activation_inside_a_block_and_changes_no_number(scan_lay
 
 
 @pytest.mark.slow
-def test_scanned_blocks_are_the_same_blocks_stacked():
+@pytest.mark.parametrize(("config", "remat"), [(TRANSFORMER, False), (replace(OPTIONS, depth=2), True)])
+def test_scanned_blocks_are_the_same_blocks_stacked(config, remat):
     def stacked(tree):
         blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *tree["blocks"].values())
         return {**tree, "blocks": blocks}
 
-    scanned = replace(TRANSFORMER, scan_layers=True)
+    scanned = replace(config, scan_layers=True, remat=remat)
     (model, params, _), (scanned_model, scanned_params, _) = (
         (model, *jax.jit(model.init)(jax.random.key(0)))
-        for model in (
-            registry.create(config, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES) for config in (TRANSFORMER, scanned)
-        )
+        for model in (registry.create(option, IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES) for option in (config, scanned))
     )
     jax.tree.map(np.testing.assert_array_equal, scanned_params, stacked(params))
 
     # Gradients at the same parameters. The parameters of `init` differ, because its noise depends on the leaf's size.
-    _, params, _ = init(TRANSFORMER)
+    _, params, _ = init(config)
     grads, (logits, _) = jax.jit(jax.grad(loss_fn(model, {}), has_aux=True))(params)
     scanned_params = jax.tree.map(jnp.asarray, stacked(params))
     scanned_grads, (scanned_logits, _) = jax.jit(jax.grad(loss_fn(scanned_model, {}), has_aux=True))(scanned_params)
@@ -247,7 +246,20 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "grad_error"),
-    [(TRANSFORMER, 2**-5), (RESNET, 2**-3), (VGG, 2**-3), (MIXER, 2**-5), (CONVNEXT, 2**-5)],
+    [
+        (TRANSFORMER, 2**-5),
+        (OPTIONS, 2**-5),
+        (CAIT, 2**-5),
+        (SWIN, 2**-5),
+        (RESNET, 2**-3),
+        (VGG, 2**-3),
+        (WIDE, 2**-3),
+        (CIFAR_RESNET, 2**-3),
+        (SHAKE_SHAKE, 2**-3),
+        (PYRAMIDNET, 2**-3),
+        (MIXER, 2**-5),
+        (CONVNEXT, 2**-5),
+    ],
 )
 def test_bfloat16_is_close_to_float32_and_keeps_logits_and_gradients_float32(config, grad_error):
     exact = run(config)

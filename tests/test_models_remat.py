@@ -18,6 +18,7 @@ CASES = [
     small.RESNET,
     small.WIDE,
     small.CIFAR_RESNET,
+    small.VGG,
     small.SHAKE_SHAKE,
     small.PYRAMIDNET,
     small.OPTIONS,

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES, on_mesh
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import (
     BatchNorm,
     Conv,
@@ -93,7 +94,7 @@ class VGG(nnx.Module):
         bn_group_size: int | None = None,
     ) -> None:
         stages_key, key_1, key_2, head_key = jax.random.split(key, 4)
-        self.dtype, self.dropout_rate = config.dtype, config.dropout
+        self.dtype, self.dropout_rate, self.remat = config.dtype, config.dropout, config.remat
         layout = layout_of(config.name)
         num_out, stages = image_shape[-1], {}
         for stage, stage_key in enumerate(jax.random.split(stages_key, len(layout))):
@@ -120,7 +121,7 @@ class VGG(nnx.Module):
         x_BxHxWxC = shard_examples_over_all(image_BxHxWxC.astype(self.dtype))
         for stage in self.stages.values():
             for layer in stage.values():
-                x_BxHxWxC = layer(x_BxHxWxC, train)
+                x_BxHxWxC = recompute.call(layer, x_BxHxWxC, train, remat=self.remat)
             x_BxHxWxC = max_pool(x_BxHxWxC, 2)
         x_BxHxWxF = jax.nn.relu(self.dense_1(_at_least_a_window(x_BxHxWxC)))
         x_BxHxWxF = dropout(x_BxHxWxF, self.dropout_rate, fold(key_B, 0))
@@ -159,5 +160,5 @@ def torch_name(name: str, path: str) -> str:
     return f"features.{(2 + has_norm) * num_before + stage + (modules[3] == 'norm')}.{leaf}"
 
 
-FAMILY = Family(LAYOUTS, VGG, ("dropout",), check_shapes)
-BN_FAMILY = Family([name + _SUFFIX for name in LAYOUTS], VGG, ("dropout", "num_bn_groups"), check_shapes)
+FAMILY = Family(LAYOUTS, VGG, ("dropout", "remat"), check_shapes)
+BN_FAMILY = Family([name + _SUFFIX for name in LAYOUTS], VGG, ("dropout", "num_bn_groups", "remat"), check_shapes)
