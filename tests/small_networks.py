@@ -78,7 +78,8 @@ def synthetic(config: Config) -> Config:
     """`config` with synthetic images of the size of its own, and a network of the same kind."""
     size = IMAGE_SIZES.get(config.data.name, config.data.image_size)
     model = replace(config.model, name=_first_alike(config.model.name), depth=None, width=None, num_heads=None)
-    return replace(config, data=replace(config.data, name="synthetic", synthetic_image_size=size), model=model)
+    data = replace(config.data, name="synthetic", synthetic_image_size=size, synthetic_num_examples=64)
+    return replace(config, data=data, model=model)
 
 
 def shrunken(config: Config) -> Config:
@@ -131,7 +132,9 @@ def _class_of(name, value):
     """None, 0, between 0 and 1, 1, or more: code asks no more of a float, nor of a number of steps."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, float) or name.endswith(("num_steps", "_every_steps", "warmup_steps", "gate_start")):
+    if isinstance(value, float) or name.endswith(
+        ("num_steps", "_every_steps", "warmup_steps", "gate_start", "randaugment_magnitude")
+    ):
         return "0" if value == 0 else "below 1" if value < 1 else "1" if value == 1 else "above 1"
     return repr(value)
 
@@ -153,7 +156,8 @@ def parts(config: Config) -> frozenset[tuple[str, str]]:
     """What one run of `config` shows: that each value of an option works, and the options `gnp` together."""
     values = program(config)
     together = repr([value for name, value in values if name.startswith("gnp.")])
-    return frozenset({*values, ("gnp", together)})
+    chosen = {(name, value) for name, value in values if name != "data.synthetic_image_size"}
+    return frozenset({*chosen, ("gnp", together)})
 
 
 def covering(programs) -> list[str]:
