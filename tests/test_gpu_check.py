@@ -19,7 +19,7 @@ def check(out, *parts):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_part_without_pytorch_runs(tmp_path):
     done = check(tmp_path, "bench", "resume", "ceilings", "kernels", "steps_bfloat16")
