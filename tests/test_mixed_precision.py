@@ -43,7 +43,12 @@ def gradient(task, state, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", [CONFIG, WIDE], ids=["0.2 M parameters", "3.6 M parameters"], indirect=True)
+@pytest.mark.parametrize(
+    "trained",
+    [CONFIG, pytest.param(WIDE, marks=pytest.mark.long)],
+    ids=["0.2 M parameters", "3.6 M parameters"],
+    indirect=True,
+)
 @pytest.mark.parametrize("copy_dtype", [None, "bfloat16"], ids=["float32 gradients", "bfloat16 gradients"])
 def test_the_difference_of_the_gradients_survives_bfloat16(trained, copy_dtype):
     """The penalty adds only g2 - g1, which keeps its direction although each gradient is rounded."""

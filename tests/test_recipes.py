@@ -53,6 +53,8 @@ def describe(name):
 
 PROGRAMS = by_program(shrunken)
 RUNS = covering(PROGRAMS)
+USUAL_RUNS = 13
+"""The others add little to these, and run by hand."""
 AT_SCALE = ("scale.py:vit_22b", "imagenet_modern.py:convnext_t", "imagenet.py:resnet50")
 """A scanned ViT, a network of convolutions, and one with groups of examples that share a perturbation."""
 
@@ -148,7 +150,13 @@ def test_a_step_of_the_real_batch_is_traced_on_8_devices(name, set_mesh, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS, ids=short)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=short(name), marks=[] if place < USUAL_RUNS else pytest.mark.long)
+        for place, name in enumerate(RUNS)
+    ],
+)
 def test_two_steps_of_a_small_version_change_the_parameters(name, set_mesh, monkeypatch):
     shorten(monkeypatch)
     config = shrunken(load(name))

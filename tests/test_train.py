@@ -99,7 +99,7 @@ def whole_run(tmp_path_factory):
         (BASE, 20),
         (WARMUP, 1),
         pytest.param(RESNET, 3, marks=pytest.mark.long),
-        (REUSED, 6),
+        pytest.param(REUSED, 6, marks=pytest.mark.long),
         (GROUPED, 5),
         (FINE_TUNED, 3),
     ],
