@@ -8,13 +8,9 @@ split: `gnp-scale eval RUN --data.eval-split validation`. r of SAM is that of ar
 perturbation is that of one chip: 64 groups of 64 examples. With larger groups the authors advise a larger r.
 """
 
-from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from _no_aug import PLAIN, grouped, gsam, trained
 
-NUM_EXAMPLES = round(0.99 * 1_281_167)
-BATCH_SIZE = 4096
-PEAK, END = 3e-3, 3e-5
-NUM_CHIPS = 64
-PLAIN = GnpConfig(alpha=0.0)
+from gnp_scale.config import Config, GnpConfig, ModelConfig
 
 
 def vit_s16_vanilla() -> Config:
@@ -42,7 +38,7 @@ def vit_s16_sam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_s", 16, _grouped(r=0.1, alpha=1.0))
+    return _vit("vit_s", 16, grouped(r=0.1, alpha=1.0))
 
 
 def vit_s16_gsam() -> Config:
@@ -56,7 +52,7 @@ def vit_s16_gsam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_s", 16, _gsam(rho_max=0.6, rho_min=0.0, alpha=1.0))
+    return _vit("vit_s", 16, gsam(rho_max=0.6, rho_min=0.0, alpha=1.0))
 
 
 def vit_s16_gnp() -> Config:
@@ -70,7 +66,7 @@ def vit_s16_gnp() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_s", 16, _grouped(r=0.1, alpha=0.8))
+    return _vit("vit_s", 16, grouped(r=0.1, alpha=0.8))
 
 
 def vit_b16_vanilla() -> Config:
@@ -98,7 +94,7 @@ def vit_b16_sam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_b", 16, _grouped(r=0.2, alpha=1.0))
+    return _vit("vit_b", 16, grouped(r=0.2, alpha=1.0))
 
 
 def vit_b16_gsam() -> Config:
@@ -112,7 +108,7 @@ def vit_b16_gsam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_b", 16, _gsam(rho_max=0.6, rho_min=0.2, alpha=0.4))
+    return _vit("vit_b", 16, gsam(rho_max=0.6, rho_min=0.2, alpha=0.4))
 
 
 def vit_b16_gnp() -> Config:
@@ -126,7 +122,7 @@ def vit_b16_gnp() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_b", 16, _grouped(r=0.2, alpha=0.8))
+    return _vit("vit_b", 16, grouped(r=0.2, alpha=0.8))
 
 
 def vit_b32_vanilla() -> Config:
@@ -154,7 +150,7 @@ def vit_b32_sam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_b", 32, _grouped(r=0.15, alpha=1.0))
+    return _vit("vit_b", 32, grouped(r=0.15, alpha=1.0))
 
 
 def vit_b32_gsam() -> Config:
@@ -168,7 +164,7 @@ def vit_b32_gsam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_b", 32, _gsam(rho_max=0.6, rho_min=0.1, alpha=0.6))
+    return _vit("vit_b", 32, gsam(rho_max=0.6, rho_min=0.1, alpha=0.6))
 
 
 def vit_b32_gnp() -> Config:
@@ -182,40 +178,9 @@ def vit_b32_gnp() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _vit("vit_b", 32, _grouped(r=0.15, alpha=0.8))
-
-
-def _grouped(r: float, alpha: float) -> GnpConfig:
-    return GnpConfig(r=r, alpha=alpha, perturb_groups=NUM_CHIPS)
-
-
-def _gsam(rho_max: float, rho_min: float, alpha: float) -> GnpConfig:
-    return GnpConfig(
-        r=rho_max, end_r=rho_min, r_schedule="learning_rate", alpha=alpha, blend="gsam", perturb_groups=NUM_CHIPS
-    )
+    return _vit("vit_b", 32, grouped(r=0.15, alpha=0.8))
 
 
 def _vit(name: str, patch_size: int, gnp: GnpConfig) -> Config:
     model = ModelConfig(name=name, patch_size=patch_size, dtype="bfloat16", scan_layers=True, head_bias=-10.0)
-    return _config(model, gnp)
-
-
-def _config(model: ModelConfig, gnp: GnpConfig) -> Config:
-    num_steps = 300 * NUM_EXAMPLES // BATCH_SIZE
-    return Config(
-        data=DataConfig(
-            name="imagenet", batch_size=BATCH_SIZE, eval_batch_size=2048, holdout=0.01, flip=True, prefetch_steps=2
-        ),
-        model=model,
-        gnp=gnp,
-        optim=OptimConfig(
-            name="adamw",
-            learning_rate=PEAK,
-            schedule="linear",
-            end_learning_rate=END,
-            warmup_steps=10_000,
-            weight_decay=0.3,
-            clip_norm=1.0,
-        ),
-        train=TrainConfig(num_steps=num_steps, loss="sigmoid", log_every_steps=50, eval_every_steps=1500),
-    )
+    return trained(model, gnp)

@@ -8,13 +8,9 @@ split: `gnp-scale eval RUN --data.eval-split validation`. r of SAM is that of ar
 perturbation is that of one chip: 64 groups of 64 examples. With larger groups the authors advise a larger r.
 """
 
-from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from _no_aug import PLAIN, grouped, gsam, trained
 
-NUM_EXAMPLES = round(0.99 * 1_281_167)
-BATCH_SIZE = 4096
-PEAK, END = 3e-3, 3e-5
-NUM_CHIPS = 64
-PLAIN = GnpConfig(alpha=0.0)
+from gnp_scale.config import Config, GnpConfig, ModelConfig
 
 
 def mixer_b16_vanilla() -> Config:
@@ -42,7 +38,7 @@ def mixer_b16_sam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _mixer(_grouped(r=0.6, alpha=1.0))
+    return _mixer(grouped(r=0.6, alpha=1.0))
 
 
 def mixer_b16_gsam() -> Config:
@@ -56,7 +52,7 @@ def mixer_b16_gsam() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _mixer(_gsam(rho_max=0.5, rho_min=0.2, alpha=0.01))
+    return _mixer(gsam(rho_max=0.5, rho_min=0.2, alpha=0.01))
 
 
 def mixer_b16_gnp() -> Config:
@@ -70,39 +66,8 @@ def mixer_b16_gnp() -> Config:
     Hours: unknown.
     Run: not run here.
     """
-    return _mixer(_grouped(r=0.6, alpha=0.8))
-
-
-def _grouped(r: float, alpha: float) -> GnpConfig:
-    return GnpConfig(r=r, alpha=alpha, perturb_groups=NUM_CHIPS)
-
-
-def _gsam(rho_max: float, rho_min: float, alpha: float) -> GnpConfig:
-    return GnpConfig(
-        r=rho_max, end_r=rho_min, r_schedule="learning_rate", alpha=alpha, blend="gsam", perturb_groups=NUM_CHIPS
-    )
+    return _mixer(grouped(r=0.6, alpha=0.8))
 
 
 def _mixer(gnp: GnpConfig) -> Config:
-    return _config(ModelConfig(name="mixer_b", patch_size=16, dtype="bfloat16", head_bias=-10.0), gnp)
-
-
-def _config(model: ModelConfig, gnp: GnpConfig) -> Config:
-    num_steps = 300 * NUM_EXAMPLES // BATCH_SIZE
-    return Config(
-        data=DataConfig(
-            name="imagenet", batch_size=BATCH_SIZE, eval_batch_size=2048, holdout=0.01, flip=True, prefetch_steps=2
-        ),
-        model=model,
-        gnp=gnp,
-        optim=OptimConfig(
-            name="adamw",
-            learning_rate=PEAK,
-            schedule="linear",
-            end_learning_rate=END,
-            warmup_steps=10_000,
-            weight_decay=0.3,
-            clip_norm=1.0,
-        ),
-        train=TrainConfig(num_steps=num_steps, loss="sigmoid", log_every_steps=50, eval_every_steps=1500),
-    )
+    return trained(ModelConfig(name="mixer_b", patch_size=16, dtype="bfloat16", head_bias=-10.0), gnp)
