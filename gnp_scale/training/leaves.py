@@ -103,6 +103,11 @@ def _place(names: Sequence[str]) -> tuple[int, int] | None:
     return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, numbers[0])
 
 
+def is_frozen(path: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns of `optim.frozen` matches the path of a parameter, such as "embed/kernel"."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
 def frozen_mask(params: Params, config: OptimConfig) -> Any:
     """Pytree of bool: which parameters `optim.frozen` names.
 
@@ -112,12 +117,10 @@ def frozen_mask(params: Params, config: OptimConfig) -> Any:
     paths = {"/".join(names_of(path)) for path, _ in jax.tree.leaves_with_path(params)}
     for pattern in config.frozen:
         check(
-            any(fnmatchcase(path, pattern) for path in paths),
+            any(is_frozen(path, [pattern]) for path in paths),
             f"optim.frozen has {pattern}, which names no parameter: {closest(pattern, sorted(paths))}"
             f"there are {len(paths)}, such as {min(paths)}",
         )
-    found = jax.tree.map_with_path(
-        lambda path, _: any(fnmatchcase("/".join(names_of(path)), pattern) for pattern in config.frozen), params
-    )
+    found = jax.tree.map_with_path(lambda path, _: is_frozen("/".join(names_of(path)), config.frozen), params)
     check(not all(jax.tree.leaves(found)), f"optim.frozen is {' '.join(config.frozen)}, which leaves nothing to train")
     return found

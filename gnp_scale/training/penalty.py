@@ -1,7 +1,6 @@
 """The penalty that a configuration describes, as a `Gnp`."""
 
 from collections.abc import Collection
-from fnmatch import fnmatchcase
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.gnp.gates import Gate
 from gnp_scale.gnp.settings import Mask, Schedule
 from gnp_scale.training import optim
+from gnp_scale.training.leaves import is_frozen
 
 # The name of the momentum in each optimizer's state. That of `lars` is in units of updates, with the opposite sign.
 MOMENTUM = {"sgd": "trace", "adamw": "mu", "lamb": "mu", "lion": "mu"}
@@ -114,8 +114,7 @@ def _mask(config: Config) -> Mask | None:
         return chosen
 
     def is_perturbed(path: str) -> bool:
-        is_frozen = any(fnmatchcase(path, pattern) for pattern in patterns)
-        return not is_frozen and (chosen is None or chosen(path))
+        return not is_frozen(path, patterns) and (chosen is None or chosen(path))
 
     return is_perturbed
 
