@@ -11,10 +11,10 @@ from launcher import Job
 
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.watchdog import Report, find_late, find_silent
+from gnp_scale.resilience.watchdog import Report, Watchdog, find_late, find_silent
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.run.history import read_history
-from gnp_scale.run.stages import Stage
+from gnp_scale.run.stages import Stage, Stages
 
 BOUND_S = 90
 
@@ -62,6 +62,16 @@ def test_budgets_that_cannot_be_read_are_a_users_error(monkeypatch, text):
 def test_budgets_are_replaced_one_by_one(monkeypatch):
     monkeypatch.setenv(VARIABLE, "train=60,silence=5")
     assert budgets_s() == DEFAULTS_S | {"train": 60.0, "silence": 5.0}
+
+
+def test_an_old_process_has_time_to_start(monkeypatch):
+    """A notebook that has been open for an hour may train: no budget is charged for the time before."""
+    monkeypatch.setattr("gnp_scale.run.stages.PROCESS_START_S", time.perf_counter() - 3600)
+    monkeypatch.setenv(VARIABLE, "start=0.5")
+    with Watchdog(Stages(), None) as watchdog:
+        assert watchdog._judge() is None
+        time.sleep(0.6)
+        assert "is in start of step 0 for 1 s (allowed: start=0.5)" in watchdog._judge()
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ class Watchdog:
         self._lifeline = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         assert self._lifeline.stdin is not None
         self._beat = self._lifeline.stdin.fileno()
+        self._entered_s = time.perf_counter()
         os.set_blocking(self._beat, False)
         self._stages.before_move = self._clock.now_s
         for thread in self._threads:
@@ -175,7 +176,8 @@ class Watchdog:
 
     def _report(self, beat: int) -> Report:
         now_s, now = self._clock.now_s(), self._stages.now
-        in_stage_s = time.perf_counter() - now.since_s
+        # A process may do other things for hours before it trains: a notebook, or a run of tests.
+        in_stage_s = time.perf_counter() - max(now.since_s, self._entered_s)
         return Report(self._rank, self._host, now.stage, now.step, in_stage_s, now.number, beat, now_s)
 
     def _watch(self) -> None:

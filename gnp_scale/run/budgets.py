@@ -21,7 +21,10 @@ DEFAULTS_S = {
     Stage.EVALUATE: 1800.0,
     Stage.SAVE: 900.0,
 }
-"""Seconds; for a stage, since it was entered at a step. A working run should stay far below them."""
+"""Seconds; for a stage, since it was entered at a step, or since the run began to be watched.
+
+A working run should stay far below them.
+"""
 
 
 def budgets_s() -> dict[str, float]:
