@@ -4,8 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 # The files list every dependency, so none needs to be resolved.
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps
-# One process runs a whole file, so that shared fixtures are made once.
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One process runs a whole file, so that shared fixtures are made once. If one dies, the others would wait for its tests.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: setup train test test-all check bench bench-peers tpu-compiler gpu-compiler optional lock clean
 
