@@ -52,6 +52,8 @@ html_show_copyright = False
 myst_heading_anchors = 6
 
 default_role = "code"
+# Formulas are no Python.
+highlight_language = "none"
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 
 
@@ -65,7 +67,7 @@ def _add_navigation(app: Sphinx, page: str, text: list[str]) -> None:
     if page == root_doc:
         known = {name for pages in (*PARTS.values(), *BELOW.values()) for name in pages} | {root_doc}
         parts = PARTS | {"More": sorted(app.env.found_docs - known)}
-        text[0] += "".join(_tree(app, names, f":caption: {part}\n") for part, names in parts.items())
+        text[0] += "".join(_tree(app, names, f":caption: {part}\n:hidden:\n") for part, names in parts.items())
     if page in BELOW:
         text[0] += _tree(app, BELOW[page], "")
 
