@@ -39,9 +39,10 @@ html_title = "gnp_scale"
 root_doc = "docs/index"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 # Sphinx must not walk through environments, data and runs.
+FOLDERS = ("benchmarks", "configs", "docs", "kernels", "launch")
 exclude_patterns = [
-    *("docs/_build", "tests"),
-    *(entry.name for entry in ROOT.iterdir() if entry.name.startswith(".") or entry.name in ("data", "logs", "runs")),
+    "docs/_build",
+    *(entry.name for entry in ROOT.iterdir() if entry.is_dir() and entry.name not in FOLDERS),
 ]
 
 html_theme = "furo"
