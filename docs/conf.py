@@ -47,6 +47,8 @@ exclude_patterns = [
 
 html_theme = "furo"
 html_extra_path = ["site"]
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_copyright = False
 

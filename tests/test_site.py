@@ -33,7 +33,8 @@ def small_site(root, text):
     """A site of this project's settings with one page of its own."""
     (root / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "conf.py", root / "docs")
-    shutil.copytree(ROOT / "docs" / "site", root / "docs" / "site")
+    for folder in ("site", "static"):
+        shutil.copytree(ROOT / "docs" / folder, root / "docs" / folder)
     (root / "docs" / "index.md").write_text("# Index\n")
     (root / "environment").mkdir()
     (root / "environment" / "README.md").write_text("[of another project](gone.md)\n")
