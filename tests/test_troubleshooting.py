@@ -14,7 +14,8 @@ FORMS = ("...: ...", "... Got ...")
 FOREIGN = "Messages of other programs"
 OWN_ROOMS = ("run", "resilience", "checkpoint", "data", "loop.py", "mesh.py", "launch", "requirements")
 """The causes of their messages are outside of the command: machines, networks, disks, data, other processes."""
-REFUSALS = ("check", "ConfigError", "ArgumentTypeError", "problem")
+REFUSALS = ("check", "ConfigError", "problem")
+OPTION = re.compile(r"--|(data|model|gnp|optim|mesh|train|divergence|checkpoint)\.")
 
 
 @cache
@@ -54,7 +55,10 @@ def has_entry(message: Message) -> bool:
         return True
     if message.room in ("gnp", "gnp_kernels"):
         return " Got " in message.text
-    return message.room not in OWN_ROOMS and message.shown_by in REFUSALS and ": " in message.text
+    if message.shown_by == "ArgumentTypeError":
+        return True  # argparse says before it which argument it is about.
+    is_refusal = message.shown_by in REFUSALS and ": " in message.text
+    return is_refusal and (message.room not in OWN_ROOMS or OPTION.match(message.text) is not None)
 
 
 def test_every_message_has_an_entry():
