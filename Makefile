@@ -62,4 +62,4 @@ lock:  ## resolve requirements/*.txt again (needs uv)
 	requirements/lock.sh
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build
