@@ -12,7 +12,7 @@ from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_d
 from oracles import inner, mlp_loss_and_grad, penalized
 
 from gnp_scale.gnp import Gnp, StepKind, penalize, value_and_grad, window
-from gnp_scale.gnp.blend import perturb
+from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import FSDP, P, sharding
 
 
@@ -143,7 +143,7 @@ def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent, metric, is_maske
     _, g1 = plain(mlp_loss)(PARAMS_32, BATCH_32)
     scaled = jax.tree.map(lambda g: g * 2.0**exponent, g1)
     mask = (lambda path: "kernel" in path) if is_masked else None
-    moved, expected = (perturb(PARAMS_32, g, 0.2, adaptive=metric == "adaptive", mask=mask) for g in (scaled, g1))
+    moved, expected = (perturb(PARAMS_32, g, 0.2, Gnp(alpha=1, metric=metric, mask=mask)).params for g in (scaled, g1))
     assert_trees_equal(moved, expected)
     assert is_masked == np.array_equal(moved["head_bias_K"], PARAMS_32["head_bias_K"])
 
@@ -250,7 +250,7 @@ def test_a_zero_gradient_gives_a_zero_step(name):
             assert all((leaf == 0).all() for leaf in jax.tree.leaves(tree))
         assert all(np.isfinite(value) for value in result.telemetry.values())
         assert result.telemetry["on"] == (kind != StepKind.PLAIN)
-    moved = perturb(SMALL, zero, 0.2, adaptive=gnp.metric == "adaptive", mask=gnp.mask)
+    moved = perturb(SMALL, zero, 0.2, gnp).params
     assert_trees_equal(moved, SMALL)
 
 
