@@ -11,8 +11,9 @@ type State = dict[str, jax.Array]
 
 
 def judge(gate: NormGate, state: State, norm: jax.Array, threshold: Scalar) -> tuple[jax.Array, State]:
-    """Whether `norm` is large, and the averages with it; false if it is not finite, so that it is not hidden."""
+    """Whether `norm` is large, and the averages with it. Averages that are not finite leave the gate open."""
     squared = jnp.square(norm).astype(state["mean"].dtype)
     mean = gate.decay * state["mean"] + (1 - gate.decay) * squared
     variance = gate.decay * state["variance"] + (1 - gate.decay) * jnp.square(squared - mean)
-    return squared >= mean + threshold * jnp.sqrt(variance), {"mean": mean, "variance": variance}
+    bound = mean + threshold * jnp.sqrt(variance)
+    return (squared >= bound) | ~jnp.isfinite(bound), {"mean": mean, "variance": variance}
