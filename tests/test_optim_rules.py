@@ -307,7 +307,14 @@ def test_first_moments_may_be_bfloat16_and_steps_stay_near(name, set_mesh):
 
 @pytest.mark.parametrize(
     "change",
-    [{"moment_dtype": "bfloat16"}, {"agc": 0.01}, {"layer_decay": 0.5}, {"name": "muon"}, {"name": "adafactor"}],
+    [
+        {"moment_dtype": "bfloat16"},
+        {"agc": 0.01},
+        {"layer_decay": 0.5},
+        {"name": "muon"},
+        {"name": "adafactor"},
+        {"name": "custom", "function": "a.py:b"},
+    ],
 )
 def test_kernels_refuse_what_they_do_not_compute(change, set_mesh, monkeypatch):
     """So nothing of the configuration is silently left out on an accelerator."""
@@ -315,7 +322,7 @@ def test_kernels_refuse_what_they_do_not_compute(change, set_mesh, monkeypatch):
     monkeypatch.setattr("gnp_scale.training.update.platform", lambda: "tpu")
     config = Config(optim=OptimConfig(name="adamw"), train=TrainConfig(kernels="pallas"))
     assert implementation(config) == "pallas"
-    (value,) = change.values()
+    (value, *_) = change.values()
     with pytest.raises(ConfigError, match=f"cannot do .*{value}"):
         implementation(replace(config, optim=replace(config.optim, **change)))
     automatic = replace(config, optim=replace(config.optim, **change), train=TrainConfig())
