@@ -7,7 +7,7 @@ INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-de
 # One process runs a whole file, so that shared fixtures are made once. If one dies, the others would wait for its tests.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
-.PHONY: setup train test test-all check bench bench-peers tpu-compiler gpu-compiler optional lock clean
+.PHONY: setup train test test-all check docs bench bench-peers tpu-compiler gpu-compiler optional lock clean
 
 train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
@@ -23,6 +23,15 @@ check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyrefly check
 	$(VENV)/bin/shellcheck --external-sources .ci/run requirements/*.sh launch/*/*.sh launch/slurm/*.sbatch benchmarks/*.sh
+
+# Its packages are installed when they change.
+$(VENV)/.docs: $(READY) requirements/docs.txt
+	$(INSTALL) --require-hashes -r requirements/docs.txt
+	@touch $@
+
+docs: $(VENV)/.docs  ## build the documentation site into docs/_build; a broken link is an error
+	$(VENV)/bin/python -m sphinx --fresh-env --quiet --fail-on-warning --keep-going --conf-dir docs . docs/_build
+	@echo "Open docs/_build/index.html"
 
 bench: $(READY)  ## time plain, penalised and optax's step side by side
 	$(VENV)/bin/python -m benchmarks.train_step

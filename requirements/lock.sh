@@ -12,4 +12,4 @@ lock() {
 }
 lock base
 for extra in cuda tpu gcs s3 parquet; do lock "$extra" --extra "$extra" -c requirements/base.txt; done
-for group in dev optional tpu-compiler gpu-compiler; do lock "$group" --group "$group" -c requirements/base.txt; done
+for group in dev docs optional tpu-compiler gpu-compiler; do lock "$group" --group "$group" -c requirements/base.txt; done

@@ -1,4 +1,4 @@
-"""Documentation is true: every Python block and every example of a docstring runs, and the tests it names exist."""
+"""Documentation is true: Python blocks and examples of docstrings run; links lead to what exists, as do named tests."""
 
 import doctest
 import importlib
@@ -12,6 +12,14 @@ PAGES = (ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "do
 PACKAGES = (ROOT / "gnp_scale", ROOT / "kernels" / "gnp_kernels")
 FILES_WITH_EXAMPLES = [
     path for package in PACKAGES for path in sorted(package.rglob("*.py")) if ">>>" in path.read_text()
+]
+LINKING = [
+    *ROOT.glob("*.md"),
+    *(
+        path
+        for folder in ("docs", "configs", "kernels", "launch", "benchmarks")
+        for path in ROOT.glob(f"{folder}/**/*.md")
+    ),
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -38,6 +46,27 @@ def test_examples_of_docstrings(path):
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
     assert failed == 0
+
+
+def _anchors(page):
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return {f"{slug}-{n}" if n else slug for i, slug in enumerate(slugs) for n in [slugs[:i].count(slug)]}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page):
+    """On GitHub as well, where nothing checks them."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        other = page.parent / file if file else page
+        assert other.exists(), target
+        assert not anchor or anchor in _anchors(other), target
 
 
 def cited_tests():
