@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.run_dir import changes, stored_config
 
 OUTCOME_FILE = "outcome.json"
@@ -58,8 +60,9 @@ def read(run_dir: Path, config: Config) -> Outcome | None:
     path = run_dir / OUTCOME_FILE
     if not path.exists():
         return None
-    changed = changes(stored_config(run_dir), config)
-    if changed:
+    # There are hundreds of them: reading a configuration takes milliseconds, and comparing its text less.
+    is_same = (run_dir / CONFIG_FILE).read_text() == recipe.to_json(config)
+    if not is_same and (changed := changes(stored_config(run_dir), config)):
         raise ConfigError(
             f"{run_dir} was run with other settings ({', '.join(changed)}): choose another --out, or add --again"
         )

@@ -20,6 +20,8 @@ from gnp_scale.training.penalty import make_gnp
 
 FIRST_TUNING_SEED = 1000
 """Tuning seeds follow this one; those of the final runs follow 0."""
+TUNING, FINAL = "tune,", "final,"
+"""How the names of the folders of runs begin."""
 _FREE_FLAGS = ("--data.root", "--data.num-threads", "--data.prefetch-steps", "--mesh.", "--train.kernels")
 """Flags that say where a run computes. The others belong to the table."""
 
@@ -38,7 +40,7 @@ class Run:
     @property
     def name(self) -> str:
         """Its folder in that of the method."""
-        return name_of({"stage": "final" if self.is_final else "tune", self.tuned: self.value, "seed": self.seed})
+        return (FINAL if self.is_final else TUNING) + name_of({self.tuned: self.value, "seed": self.seed})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ _LEGEND = (
     "bootstrap intervals. train: of the last checkpoint on its training images with their labels. *: no method "
     "reaches more with the same or less compute."
 )
+_EQUAL, _BESIDE = 0.02, 0.02
+"""Compute that is shown as equal, and the distance of its methods in the plot."""
 type _Column = Callable[[Summary], str]
 
 
@@ -70,14 +73,23 @@ def plot(comparison: Comparison) -> Image.Image | None:
         scores = tuple(summary.scores("test_best").values())
         if scores:
             label_of[summary.name] = f"{number}  {summary.name}"
-            marks = [Mark(comparison.cost(summary), *mean_and_interval(scores), scores, str(number))]
-            lines[label_of[summary.name]] = marks
+            lines[label_of[summary.name]] = [
+                Mark(_place(summary, comparison), *mean_and_interval(scores), scores, str(number))
+            ]
     if not lines:
         return None
-    ticks = {marks[0].x: f"{marks[0].x:.2g}" for marks in lines.values()}
+    costs = [comparison.cost(summary) for summary in comparison.summaries]
+    ticks = {cost: f"{cost:.2g}" for cost in costs}
     joined = [label_of[summary.name] for summary in comparison.frontier]
     x_label, y_label = "compute, plain training = 1", "test accuracy: mean, 95 % interval, and each seed"
     return draw(Chart(x_label, y_label, lines, ticks, is_log=False, joins=False, joined=joined))
+
+
+def _place(summary: Summary, comparison: Comparison) -> float:
+    """The compute of a method; those of equal compute are side by side."""
+    cost = comparison.cost(summary)
+    equal = [other.name for other in comparison.summaries if math.isclose(comparison.cost(other), cost, abs_tol=_EQUAL)]
+    return cost + _BESIDE * (equal.index(summary.name) - (len(equal) - 1) / 2)
 
 
 def _columns(comparison: Comparison) -> dict[str, _Column]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from gnp_scale.config import Config
 from gnp_scale.evidence import outcome
-from gnp_scale.evidence.outcome import Outcome
-from gnp_scale.evidence.plan import Plan, Run, config_of, folder_of
+from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
+from gnp_scale.evidence.plan import FINAL, Plan, Run, config_of, folder_of
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.history import read_history
 from gnp_scale.run.messages import one_line
@@ -59,6 +59,13 @@ class Row:
         """Whether all runs have an outcome; no values are left to train with if all runs that tune have diverged."""
         runs = self.plan.tuning(self.name)
         return len(self.finished(runs)) == len(runs) and len(self.finished(self.final())) == len(self.final())
+
+    def num_finished(self) -> int:
+        """Finished runs, by the names of their files alone; final runs count after tuning."""
+        folders = [folder_of(self.folder, run) for run in self.plan.tuning(self.name)]
+        num_tuning = sum((folder / OUTCOME_FILE).exists() for folder in folders)
+        final = (self.folder / self.name).glob(f"{FINAL}*/{OUTCOME_FILE}")
+        return num_tuning + (min(len(list(final)), self.plan.num_seeds) if num_tuning == len(folders) else 0)
 
     def run(self, train: Train) -> Exit:
         """Makes all runs that are not finished; a failure is named, and ends no other run."""

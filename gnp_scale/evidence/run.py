@@ -122,7 +122,7 @@ class Progress:
     def _count(self) -> _Count:
         count = _Count(0.0, 0.0, 0)
         for row in self._rows:
-            num_finished = len(row.finished(row.plan.tuning(row.name))) + len(row.finished(row.final()))
+            num_finished = row.num_finished()
             count.num_runs += num_finished
             count.done += self._passes[row.name] * num_finished
             count.all += self._passes[row.name] * self._num_runs(row)

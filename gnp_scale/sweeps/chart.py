@@ -32,7 +32,7 @@ class Mark:
     half: float | None
     values: tuple[float, ...]
     word: str = ""
-    """Beside the mark."""
+    """Above the mark."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, s
             for end in ends:
                 pen.line([(x - _CAP, end), (x + _CAP, end)], colour, 1)
         pen.dot((x, y), _DOT, colour)
-        pen.text((x + _DOT + 2, y - 2), mark.word, "ls")
+        pen.text((x, space.y(mark.mean + (mark.half or 0)) - _DOT - 3), mark.word, "mb")
         for value in mark.values if len(mark.values) > 1 else ():
             pen.dot((x, space.y(value)), _SEED_DOT, _FADED)
 
