@@ -322,3 +322,17 @@ def test_a_wrong_argument_is_one_line(arguments, part, capsys, tmp_path, monkeyp
 def test_a_method_without_flags_tunes_the_learning_rate():
     assert Method().tuned == "optim.learning_rate"
     assert Method("--gnp.alpha 1", radius_factor=10).values(RATE)[2] == pytest.approx(1.0)
+
+
+def test_missing_data_and_runs_of_other_settings_end_the_command_before_it_starts(rows, tmp_path, capsys):
+    root, folder = str(tmp_path / "none"), str(tmp_path / "evidence")
+    command = ["bench", "generalization", "photographs", "--out", folder, "--data.root", root]
+    assert main(command) == Exit.WRONG_CONFIG
+    assert "there is no data set grocery_store" in capsys.readouterr().err
+    assert not (tmp_path / "evidence").exists()
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    capsys.readouterr()
+    other = ["bench", "generalization", "noise40", "--out", str(tmp_path), "--only", "plain", "--steps", "90"]
+    assert main(other) == Exit.WRONG_CONFIG
+    assert "train.num_steps 60 -> 90" in capsys.readouterr().err
+    assert not (tmp_path / LOGS_FOLDER).exists()

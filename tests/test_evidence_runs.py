@@ -85,5 +85,13 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     (chosen,) = [name for name in outcomes if name.startswith("final")]
     assert best[chosen.split(",")[1]] == max(best.values())
     assert (folder / "table.md").read_text() == out
+
+    # As if it were killed after the last step and before its outcome is written.
+    (folder / "plain" / chosen / "outcome.json").unlink()
+    process = start(folder, data, "--only", "plain")
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, err
+    again = json.loads((folder / "plain" / chosen / "outcome.json").read_bytes())
+    assert again | {"seconds": 0} == outcomes[chosen] | {"seconds": 0}
     report = json.loads((folder / "table.json").read_bytes())["methods"]["plain"]
     assert report["test_best"]["mean"] == outcomes[chosen]["test_best"]

@@ -66,19 +66,20 @@ def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> 
     check(not options.again or bool(options.only), "--again removes runs: name their methods with --only")
     on_cpu()
     from gnp_scale.evidence.plan import checked_names
-    from gnp_scale.evidence.run import forget, report_on, rows_of, run_all
+    from gnp_scale.evidence.run import check_all, forget, report_on, rows_of, run_all
 
     plan = _plan(options, flags)
     rows = rows_of(plan, folder)
     if options.report:
-        print(report_on(plan, folder), end="")
+        print(report_on(rows), end="")
         return Exit.FINISHED
-    chosen = [rows[name] for name in checked_names(options.only, plan.table)]
+    names = checked_names(options.only, plan.table)
     if options.again:
-        forget(chosen)
+        forget([rows[name] for name in names])
+    check_all(list(rows.values()))
     arguments = ["bench", "generalization", options.table, "--out", str(folder), "--steps", str(plan.num_steps)]
     arguments += ["--seeds", str(options.seeds), "--tuning-seeds", str(options.tuning_seeds), *flags]
-    return run_all(chosen, arguments, options.jobs)
+    return run_all(rows, names, arguments, options.jobs)
 
 
 def _plan(options: argparse.Namespace, flags: Sequence[str]) -> "Plan":

@@ -3,11 +3,12 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gnp_scale.config import check
+from gnp_scale.data import sources
 from gnp_scale.evidence import report
 from gnp_scale.evidence.plan import Plan, num_passes
 from gnp_scale.evidence.row import Row
@@ -31,24 +32,36 @@ def rows_of(plan: Plan, folder: Path) -> dict[str, Row]:
     return {name: Row(plan, name, config, folder) for name, config in plan.configs().items()}
 
 
-def run_all(rows: Sequence[Row], arguments: Sequence[str], num_jobs: int) -> int:
+def check_all(rows: Sequence[Row]) -> None:
+    """Checks, before anything is trained, what would end all runs.
+
+    Raises:
+        ConfigError: the data are missing, or the folder holds a run of other settings.
+    """
+    for row in rows:
+        row.is_finished()
+    sources.load(rows[0].config.data)
+
+
+def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[str], num_jobs: int) -> int:
     """Trains what is not finished, and reports on the whole table; returns the exit code.
 
     Args:
-        rows: of the methods that are trained now.
+        rows: of all methods of the table.
+        names: of the methods that are trained now.
         arguments: of `gnp-scale`, for all of them; `--row NAME` is added for each.
         num_jobs: rows at a time.
 
     Raises:
-        ConfigError: a folder holds a run of other settings, or cannot be written.
+        ConfigError: the folder cannot be written.
     """
-    folder, by_name = rows[0].folder, {row.name: row for row in rows}
-    commands = {name: [sys.executable, "-m", "gnp_scale.cli", *arguments, "--row", name] for name in by_name}
-    progress = Progress(rows)
+    folder = rows[names[0]].folder
+    commands = {name: [sys.executable, "-m", "gnp_scale.cli", *arguments, "--row", name] for name in names}
+    progress = Progress([rows[name] for name in names])
     say(progress.line())
-    queue = Queue(folder, commands, lambda name: by_name[name].is_finished(), num_jobs, progress.poll)
+    queue = Queue(folder, commands, lambda name: rows[name].is_finished(), num_jobs, progress.poll)
     has_ended = queue.run()
-    print(report_on(rows[0].plan, folder), end="")
+    print(report_on(rows), end="")
     for name, code in queue.codes.items():
         if code != Exit.FINISHED:
             say(f"{name}: {meaning(code)}: {last_line(folder, name)}")
@@ -58,10 +71,10 @@ def run_all(rows: Sequence[Row], arguments: Sequence[str], num_jobs: int) -> int
     return Exit.FAILED if any(queue.codes.values()) else Exit.FINISHED
 
 
-def report_on(plan: Plan, folder: Path) -> str:
+def report_on(rows: Mapping[str, Row]) -> str:
     """Writes the report on what there is; returns its table."""
-    summaries = tuple(Summary.of(row) for row in rows_of(plan, folder).values())
-    return report.write(plan, Comparison(summaries), folder)
+    first = next(iter(rows.values()))
+    return report.write(first.plan, Comparison(tuple(map(Summary.of, rows.values()))), first.folder)
 
 
 def forget(rows: Sequence[Row]) -> None:
