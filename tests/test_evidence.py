@@ -214,16 +214,17 @@ def test_a_failure_and_a_stop_and_a_restart_of_another_row_together(rows):
     assert len(again.asked) == 15
 
 
-def test_a_run_that_has_been_started_before_comes_last(rows):
-    """It may be the one that kills the process."""
-    killer = PLAN.tuning("sam")[0]
-    folder = folder_of(rows["sam"].folder, killer)
+@pytest.mark.parametrize("code", [None, Exit.HUNG, Exit.PREEMPTED])
+def test_a_run_in_which_the_process_died_comes_last_and_one_that_was_stopped_goes_on(rows, code):
+    first, *others = PLAN.tuning("sam")
+    folder = folder_of(rows["sam"].folder, first)
     folder.mkdir(parents=True)
-    with Recorder(folder, Stages(), is_writer=True):
-        pass
+    with Recorder(folder, Stages(), is_writer=True) as recorder:
+        if code is not None:
+            recorder.end(code)
     train = Fake()
     assert rows["sam"].run(train) == Exit.FINISHED
-    assert train.asked[:12] == [*PLAN.tuning("sam")[1:], killer]
+    assert train.asked[:12] == ([first, *others] if code == Exit.PREEMPTED else [*others, first])
 
 
 def test_more_seeds_of_both_kinds_add_runs(rows):

@@ -77,7 +77,7 @@ class Row:
 
     def _all(self, runs: Sequence[Run], train: Train) -> Exit:
         done, has_failed = self.finished(runs), False
-        for run in sorted((run for run in runs if run not in done), key=self._num_starts):
+        for run in sorted((run for run in runs if run not in done), key=self._num_bad_ends):
             try:
                 if train(run, config_of(run, self.config), folder_of(self.folder, run)) is None:
                     return Exit.PREEMPTED
@@ -87,9 +87,10 @@ class Row:
                 say(f"{self.name}, {run.name}: failed: {type(error).__name__}: {one_line(error)}")
         return Exit.FAILED if has_failed else Exit.FINISHED
 
-    def _num_starts(self, run: Run) -> int:
-        """Runs that have not been tried come first: one that kills the process must not keep the others waiting."""
-        return len(read_history(folder_of(self.folder, run)).starts)
+    def _num_bad_ends(self, run: Run) -> int:
+        """How often the run failed or its process died: it comes last then, and does not keep the others waiting."""
+        starts = read_history(folder_of(self.folder, run)).starts
+        return sum(start.exit not in (Exit.FINISHED, Exit.PREEMPTED) for start in starts)
 
 
 def mean_validation(results: Mapping[Run, Outcome]) -> dict[float, float]:
