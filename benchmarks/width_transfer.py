@@ -13,7 +13,6 @@ Shapes: B examples, D inputs, H hidden channels, K classes.
 import argparse
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,11 @@ from sklearn.datasets import load_digits
 
 from benchmarks.timing import write_report
 from gnp_scale.gnp import Gnp, value_and_grad
-from gnp_scale.gnp.choices import last_axis_is_output
+from gnp_scale.gnp.choices import Metric, last_axis_is_output
 from gnp_scale.gnp.perturbation import perturb
 
 WIDTHS = (64, 128, 256, 512)
-RADII = {
+RADII: dict[Metric, tuple[float, ...]] = {
     "euclidean": (0.0, 0.01, 0.02, 0.04, 0.08, 0.16),
     "layerwise": (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04),
 }
@@ -49,7 +48,7 @@ def main() -> None:
     write_report("width-transfer", "The radius over the width of a network", lines)
 
 
-def moves(metric: str) -> list[str]:
+def moves(metric: Metric) -> list[str]:
     """A table: root mean square of what eps of a layer adds to its outputs, at the start, for r = 0.1."""
     rows = ["| width | " + " | ".join(f"layer {name}" for name in LAYERS) + " |", "|---|" + "---|" * len(LAYERS)]
     images, labels, _, _ = data(0)
@@ -63,7 +62,7 @@ def moves(metric: str) -> list[str]:
     return rows
 
 
-def accuracies(metric: str, radii: tuple[float, ...], num_seeds: int) -> list[str]:
+def accuracies(metric: Metric, radii: tuple[float, ...], num_seeds: int) -> list[str]:
     """A table: mean accuracy on the other digits, and its standard error, for each width and radius."""
     rows = ["| width | " + " | ".join(f"r = {r:g}" for r in radii) + " | best r |", "|---|" + "---|" * (len(radii) + 1)]
     for width in WIDTHS:
@@ -75,7 +74,7 @@ def accuracies(metric: str, radii: tuple[float, ...], num_seeds: int) -> list[st
     return rows
 
 
-def train(seed: jax.Array, r: jax.Array, *, width: int, metric: Any) -> jax.Array:
+def train(seed: jax.Array, r: jax.Array, *, width: int, metric: Metric) -> jax.Array:
     """Accuracy after training, a scalar; r = 0 is plain training, which costs two passes here."""
     images, labels, test_images, test_labels = data(0)
     noise_key, init_key, order_key = jax.random.split(jax.random.key(seed), 3)
@@ -102,10 +101,9 @@ def factor(w: jax.Array) -> float:
 
 def data(seed: int) -> tuple[jax.Array, ...]:
     """Images and labels for training, and for the accuracy."""
-    digits = load_digits()
-    order = np.random.default_rng(seed).permutation(len(digits.target))
-    images = jnp.asarray(digits.data[order] / 8 - 1, jnp.float32)
-    labels = jnp.asarray(digits.target[order])
+    pixels, classes = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(classes))
+    images, labels = jnp.asarray(pixels[order] / 8 - 1, jnp.float32), jnp.asarray(classes[order])
     return images[:600], labels[:600], images[600:], labels[600:]
 
 
