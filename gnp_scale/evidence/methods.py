@@ -40,11 +40,15 @@ METHODS = BASELINES | {
     "gnp-0.8": Method("--gnp.alpha 0.8"),
     "gnp-0.6": Method("--gnp.alpha 0.6"),
     "gnp-0.4": Method("--gnp.alpha 0.4"),
+    "late-50": Method("--gnp.alpha 1 --gnp.gate tail --gnp.gate-tail 0.5"),
+    "late-20": Method("--gnp.alpha 1 --gnp.gate tail --gnp.gate-tail 0.2"),
     "every-2": Method("--gnp.alpha 1 --gnp.gate every --gnp.gate-every 2"),
     "bernoulli-0.5": Method("--gnp.alpha 1 --gnp.gate bernoulli --gnp.gate-probability 0.5"),
     # The range is this project's own: a momentum changes less from step to step than a gradient.
     "momentum": Method("--gnp.alpha 1 --gnp.direction momentum", radius_factor=10),
     "reused": Method("--gnp.alpha 1 --gnp.direction reused"),
+    "stale": Method("--gnp.alpha 1 --gnp.direction stale"),
+    "friendly": Method("--gnp.alpha 1 --gnp.direction friendly"),
     # T is small, so r is larger (docs/method.md).
     "asam": Method("--gnp.alpha 1 --gnp.metric adaptive", radius_factor=10),
     "gsam": Method("--gnp.alpha 0.1 --gnp.blend gsam"),
