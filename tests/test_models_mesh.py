@@ -253,6 +253,8 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
     [
         (TRANSFORMER, 2**-5),
         (OPTIONS, 2**-5),
+        (PARALLEL, 2**-5),
+        (DEIT, 2**-5),
         (CAIT, 2**-5),
         (SWIN, 2**-5),
         (RESNET, 2**-3),

@@ -272,7 +272,7 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
         optim=OptimConfig(
             name="adamw", weight_decay=0.1, l2_in_loss=0.1, clip_norm=0.01, frozen=("embed/*", "blocks/00/*")
         ),
-        train=TrainConfig(num_steps=5, loss="sigmoid", kernels="xla"),
+        train=TrainConfig(num_steps=5, loss="sigmoid", kernels="xla", ema_decay=0.9),
     )
     task = Task.of(config)
     state = task.init_state()
@@ -281,9 +281,11 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
     # The head starts at zero, so the first step moves only the head.
     for batch in train_batches(task.dataset, config.data, 0, 0, 2):
         state, metrics = step(state, batch, kind=StepKind.FULL)
+    average = flat(state.ema[0])
     for path, w in flat(state.params).items():
         is_frozen = path.startswith(("embed/", "blocks/00/"))
         assert (w == before[path]).all() == is_frozen, path
+        assert (average[path] == w).all() == is_frozen, path
     assert float(metrics["gnp/grad_norm"]) > 0
     moments = flat(optax.tree.get(state.opt_state, "mu"))
     assert not any(moments[path].any() for path in before if path.startswith(("embed/", "blocks/00/")))

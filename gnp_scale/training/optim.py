@@ -98,6 +98,15 @@ def freeze(params: Params, config: OptimConfig) -> Params:
     )
 
 
+def with_frozen(average: Params, params: Params, config: OptimConfig) -> Params:
+    """The moving average of `params`, in which frozen ones are their own, without the rounding of an average."""
+    if not config.frozen:
+        return average
+    return jax.tree.map(
+        lambda mean, w, is_frozen: w if is_frozen else mean, average, params, frozen_mask(params, config)
+    )
+
+
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
     """The optimizer of `config`: clipping of units (`agc`) and by the global norm, then one of
 
