@@ -39,9 +39,10 @@ html_title = "gnp_scale"
 root_doc = "docs/index"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 # Sphinx must not walk through environments, data and runs.
+FOLDERS = ("benchmarks", "configs", "docs", "kernels", "launch")
 exclude_patterns = [
-    *("docs/_build", "tests"),
-    *(entry.name for entry in ROOT.iterdir() if entry.name.startswith(".") or entry.name in ("data", "logs", "runs")),
+    "docs/_build",
+    *(entry.name for entry in ROOT.iterdir() if entry.is_dir() and entry.name not in FOLDERS),
 ]
 
 html_theme = "furo"
@@ -52,6 +53,8 @@ html_show_copyright = False
 myst_heading_anchors = 6
 
 default_role = "code"
+# Formulas are no Python.
+highlight_language = "none"
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 
 
@@ -65,7 +68,7 @@ def _add_navigation(app: Sphinx, page: str, text: list[str]) -> None:
     if page == root_doc:
         known = {name for pages in (*PARTS.values(), *BELOW.values()) for name in pages} | {root_doc}
         parts = PARTS | {"More": sorted(app.env.found_docs - known)}
-        text[0] += "".join(_tree(app, names, f":caption: {part}\n") for part, names in parts.items())
+        text[0] += "".join(_tree(app, names, f":caption: {part}\n:hidden:\n") for part, names in parts.items())
     if page in BELOW:
         text[0] += _tree(app, BELOW[page], "")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (ROOT / "gnp_scale", ROOT / "kernels" / "gnp_kernels")
-SCRIPTS = (*ROOT.glob("launch/*/*.sh"), *ROOT.glob("launch/slurm/*.sbatch"))
+SCRIPTS = (*ROOT.glob("launch/*/*.sh"), *ROOT.glob("launch/slurm/*.sbatch"), ROOT / "requirements" / "find_python.sh")
+LAUNCHER = ROOT / "launch" / "local" / "train.py"
 HOLE = "\0"
 
 # The argument that is the message: of functions that print one or keep one for later, and of errors.
@@ -40,14 +41,14 @@ class Message:
 @functools.cache
 def messages() -> list[Message]:
     """The messages of the packages and of the launch scripts."""
-    found = [message for package in PACKAGES for file in sorted(package.rglob("*.py")) for message in _of_code(file)]
+    found = [message for file in _code() for message in _of_code(file)]
     found += [message for script in SCRIPTS for message in _of_script(script)]
     return [message for message in found if sum(map(str.isalpha, message.text)) >= 8]
 
 
 def strings() -> Iterator[str]:
     """All texts of the source, whatever they are for."""
-    for file in (file for package in PACKAGES for file in package.rglob("*.py")):
+    for file in _code():
         for node in ast.walk(_parsed(file)):
             if isinstance(node, ast.Constant | ast.JoinedStr):
                 yield from map(_tidy, _texts(node, {}))
@@ -55,21 +56,26 @@ def strings() -> Iterator[str]:
         yield from (message.text for message in _of_script(script))
 
 
+def _code() -> list[Path]:
+    return [*(file for package in PACKAGES for file in sorted(package.rglob("*.py"))), LAUNCHER]
+
+
 def _of_code(file: Path) -> Iterator[Message]:
-    package = next(package for package in PACKAGES if file.is_relative_to(package))
-    name = file.relative_to(package.parent).as_posix()
+    root = next((package.parent for package in PACKAGES if file.is_relative_to(package)), ROOT)
+    name = file.relative_to(root).as_posix()
     for function in ast.walk(_parsed(file)):
         if isinstance(function, ast.FunctionDef):
             values = _assigned(function)
-            for shown_by, node in _shown(function):
+            for shown_by, node in _shown(function, prints=file == LAUNCHER):
                 yield from (Message(_tidy(text), f"{name}:{node.lineno}", shown_by) for text in _texts(node, values))
 
 
 def _of_script(script: Path) -> Iterator[Message]:
-    for number, line in enumerate(script.read_text().splitlines(), 1):
-        for text in re.findall(r'\becho "([^"]+)"', line):
-            filled = re.sub(r"\$\{[^}]*\}|\$\w+", HOLE, text)
-            yield Message(_tidy(filled), f"{script.relative_to(ROOT)}:{number}", "echo")
+    text = script.read_text()
+    for match in re.finditer(r'\b(echo|refuse|unhealthy) "([^"]+)"', text):
+        filled = re.sub(r"\$\{[^}]*\}|\$\w+", HOLE, match[2])
+        place = f"{script.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
+        yield Message(_tidy(filled), place, match[1])
 
 
 @functools.cache
@@ -77,19 +83,19 @@ def _parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 
 
-def _shown(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
-    """What shows a message, and the expression of the message."""
+def _shown(function: ast.FunctionDef, prints: bool) -> Iterator[tuple[str, ast.expr]]:
+    """What shows a message, and the expression of the message; what is printed is one if `prints`, or as an error."""
+    # By convention such a function returns what is wrong, or None.
+    tells_problem = function.returns is not None and ast.unparse(function.returns) == "str | None"
     for node in ast.walk(function):
         if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            owner, kind = name[: name.rfind(".") + 1], name[name.rfind(".") + 1 :]
-            to_stderr = kind == "print" and any(ast.unparse(word.value) == "sys.stderr" for word in node.keywords)
-            place = 0 if to_stderr else _ARGUMENTS.get(kind)
-            if place is not None and owner in _OWNERS and len(node.args) > place:
+            kind = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            place = _ARGUMENTS.get(kind)
+            if kind == "print" and (prints or any(ast.unparse(word.value) == "sys.stderr" for word in node.keywords)):
+                place = 0
+            if place is not None and len(node.args) > place and ast.unparse(node.func).removesuffix(kind) in _OWNERS:
                 yield kind, node.args[place]
-        # By convention such a function returns what is wrong, or None.
-        is_problem = function.returns is not None and ast.unparse(function.returns) == "str | None"
-        if is_problem and isinstance(node, ast.Return) and node.value is not None:
+        if tells_problem and isinstance(node, ast.Return) and node.value is not None:
             yield "problem", node.value
 
 

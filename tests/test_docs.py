@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gnp_scale import recipe
+from gnp_scale.config import Config
+
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "kernels" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PACKAGES = (ROOT / "gnp_scale", ROOT / "kernels" / "gnp_kernels")
@@ -21,6 +24,13 @@ LINKING = [
         for path in ROOT.glob(f"{folder}/**/*.md")
     ),
 ]
+# The changelog and dated reports also name what there was.
+COMMANDING = [page for page in LINKING if page.name != "CHANGELOG.md" and "results" not in page.parts]
+COMMANDS = {
+    name
+    for file in (ROOT / "gnp_scale" / "commands").glob("*.py")
+    for name in re.findall(r'commands\.add_parser\("(\w+)"', file.read_text())
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -67,6 +77,17 @@ def test_links_of_a_page_lead_somewhere(page):
         other = page.parent / file if file else page
         assert other.exists(), target
         assert not anchor or anchor in _anchors(other), target
+
+
+@pytest.mark.parametrize("page", COMMANDING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_recipes_options_and_commands_of_a_page_exist(page):
+    """What a reader types does not fail because a name has changed."""
+    text = page.read_text()
+    for file, function in re.findall(r"(configs/[a-z]\w*\.py):([a-z]\w*)", text):
+        recipe.load(f"{ROOT / file}:{function}")
+    options = {name.replace("-", "_") for name in re.findall(r"--([a-z]+\.[a-z][\w-]*)", text)}
+    assert options <= {"section.key", *recipe.flatten(Config())}
+    assert set(re.findall(r"(?:^|`)gnp-scale ([a-z]+)", text, flags=re.MULTILINE)) <= COMMANDS
 
 
 def cited_tests():

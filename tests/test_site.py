@@ -35,6 +35,8 @@ def small_site(root, text):
     shutil.copy(ROOT / "docs" / "conf.py", root / "docs")
     shutil.copytree(ROOT / "docs" / "site", root / "docs" / "site")
     (root / "docs" / "index.md").write_text("# Index\n")
+    (root / "environment").mkdir()
+    (root / "environment" / "README.md").write_text("[of another project](gone.md)\n")
     (root / "docs" / "page.md").write_text(f"# Page\n\n## A part\n\n{text}\n")
     return build(root, root / "out")
 
@@ -56,7 +58,7 @@ def test_what_is_broken_is_an_error(text, tmp_path):
 
 
 def test_what_is_whole_is_none(tmp_path):
-    """A page that no list has is in the navigation all the same."""
+    """A page that no list has is in the navigation all the same; other folders do not count."""
     result = small_site(tmp_path, "[a part](#a-part) and [index](index.md#index)")
     assert result.returncode == 0, result.stderr
     assert 'href="page.html"' in (tmp_path / "out" / "docs" / "index.html").read_text()
