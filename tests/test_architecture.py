@@ -33,6 +33,7 @@ LAYERS = (
     {"checkpoint"},
     {"loop", "bench", "evaluation"},
     {"chaos", "catalogue", "sweeps"},
+    {"sharpness"},
     {"commands"},
     {"cli"},
 )

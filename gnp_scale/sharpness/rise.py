@@ -19,7 +19,7 @@ class Rise(NamedTuple):
     """L(w)."""
     grad_norm: Any
     """||grad L(w)||."""
-    rise_R: Any
+    rises: Any
     """L(w + r grad L / ||grad L||) - L(w) for each radius r."""
 
 
@@ -45,7 +45,7 @@ def mean_over_groups(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: 
 
     def of_group(parts: Any) -> tuple[jax.Array, jax.Array]:
         counts = jnp.sum(parts["mask"]) > 0
-        rise_R = worst_case(loss_sum, params, Fixed(fixed.shared, parts), radius_R).rise_R
+        rise_R = worst_case(loss_sum, params, Fixed(fixed.shared, parts), radius_R).rises
         return jnp.where(counts, rise_R, 0.0), counts
 
     rise_TxR, counts_T = jax.lax.map(of_group, groups(fixed).parts)

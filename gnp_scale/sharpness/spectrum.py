@@ -78,7 +78,8 @@ def eigenvalues(
 
         return _on_auto_axes(small, _normal(params, is_free, key), partial(hessian_product, loss_sum), params, fixed)
 
-    return _ritz(*map(np.asarray, run(params, fixed, key)), num_largest)
+    small_KxK, residual = run(params, fixed, key)
+    return _ritz(np.asarray(small_KxK), float(residual), num_largest)
 
 
 def trace(
@@ -112,7 +113,7 @@ def trace(
     return Trace(float(np.mean(samples)), float(np.std(samples, ddof=1) / num_vectors**0.5))
 
 
-def _ritz(small_KxK: np.ndarray, residual: np.ndarray, num_largest: int) -> Eigenvalues:
+def _ritz(small_KxK: np.ndarray, residual: float, num_largest: int) -> Eigenvalues:
     """Eigenvalues of the tridiagonal matrix, with bounds residual * |last entry of the eigenvector|.
 
     When the vectors span an invariant space, the method ends, and matfree's later entries are not finite.
@@ -125,7 +126,7 @@ def _ritz(small_KxK: np.ndarray, residual: np.ndarray, num_largest: int) -> Eige
         "--eigenvalues",
     )
     values_K, vectors_KxK = np.linalg.eigh(small_KxK[:num, :num].astype(np.float64))
-    rest = float(residual) if num == len(small_KxK) else 0.0
+    rest = residual if num == len(small_KxK) else 0.0
     bounds_K = rest * np.abs(vectors_KxK[-1])
     largest = slice(-1, -num_largest - 1, -1)
     return Eigenvalues(values_K[largest].tolist(), bounds_K[largest].tolist(), float(values_K[0]))
