@@ -15,6 +15,8 @@ _NOISE = (0.0, 0.08, 0.12, 0.18, 0.26, 0.38)
 _BLUR = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
 """Standard deviation in pixels, of images of `_USUAL_SIDE` pixels; it grows with the square root of the side."""
 _USUAL_SIDE = 224
+_OWN_VARIANCE = 1 / 12
+"""Of the area of a pixel, which is added, so that the images of the smallest sides are blurred too."""
 _CONTRAST = (1.0, 0.4, 0.3, 0.2, 0.1, 0.05)
 """Factor of the differences from the mean of a channel."""
 _BRIGHTNESS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -40,11 +42,12 @@ def _noise(pixel_HxWxC: jax.Array, key: jax.Array, severity: jax.Array) -> jax.A
 def _blur(pixel_HxWxC: jax.Array, key: jax.Array, severity: jax.Array) -> jax.Array:
     """The weights of pixels outside of the image are left out."""
     side = min(pixel_HxWxC.shape[:2])
-    sigma = jnp.array(_BLUR)[severity] * (side / _USUAL_SIDE) ** 0.5
+    variance = jnp.array(_BLUR)[severity] ** 2 * side / _USUAL_SIDE + _OWN_VARIANCE
 
     def weights(num: int) -> jax.Array:
         distance_RxR = jnp.arange(num)[:, None] - jnp.arange(num)[None, :]
-        weight_RxR = jnp.exp(-(distance_RxR**2) / (2 * jnp.maximum(sigma, 1e-3) ** 2))
+        weight_RxR = jnp.exp(-(distance_RxR**2) / (2 * variance))
+        weight_RxR = jnp.where(severity == 0, distance_RxR == 0, weight_RxR)
         return weight_RxR / jnp.sum(weight_RxR, axis=1, keepdims=True)
 
     return _on_rows_and_columns(pixel_HxWxC, *map(weights, pixel_HxWxC.shape[:2]))

@@ -65,21 +65,25 @@ def eigenvalues(
     Raises:
         ConfigError: the Hessian is not finite, or has no `num_largest` different eigenvalues.
     """
+    small_KxK, residual = lanczos(loss_sum, is_free, num_steps)(params, fixed, key)
+    return _ritz(np.asarray(small_KxK), float(residual), num_largest)
+
+
+def lanczos(loss_sum: LossSum, is_free: Any, num_steps: int) -> Any:
+    """A jitted function of (params, fixed, key): the tridiagonal matrix K x K, and the norm of the next vector."""
     from matfree import decomp
 
     tridiag = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
 
+    def small(start: Params, product: Callable[[Params], Params]) -> tuple[jax.Array, jax.Array]:
+        found = tridiag(product, start)
+        return found.J_small, jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(found.residual)))
+
     @jax.jit
     def run(params: Params, fixed: Fixed, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def small(start: Params, product: Callable[[Params], Params]) -> tuple[jax.Array, jax.Array]:
-            found = tridiag(product, start)
-            squares = jax.tree.map(lambda x: jnp.sum(x**2), found.residual)
-            return found.J_small, jnp.sqrt(sum(jax.tree.leaves(squares)))
+        return _on_auto_axes(small, _normal(params, is_free, key), loss_sum, params, fixed)
 
-        return _on_auto_axes(small, _normal(params, is_free, key), partial(hessian_product, loss_sum), params, fixed)
-
-    small_KxK, residual = run(params, fixed, key)
-    return _ritz(np.asarray(small_KxK), float(residual), num_largest)
+    return run
 
 
 def trace(
@@ -97,14 +101,12 @@ def trace(
     """
     from matfree import stochtrace
 
-    integrand = stochtrace.monte_carlo_trace()
+    def integrand(v: Params, product: Callable[[Params], Params]) -> jax.Array:
+        return stochtrace.monte_carlo_trace()(product, v)
 
     @jax.jit
     def run(params: Params, fixed: Fixed, key: jax.Array) -> jax.Array:
-        def small(v: Params, product: Callable[[Params], Params]) -> jax.Array:
-            return integrand(product, v)
-
-        return _on_auto_axes(small, _signs(params, key), partial(hessian_product, loss_sum), params, fixed)
+        return _on_auto_axes(integrand, draw(params, key, jax.random.rademacher), loss_sum, params, fixed)
 
     samples = []
     for number in range(num_vectors):
@@ -132,29 +134,25 @@ def _ritz(small_KxK: np.ndarray, residual: float, num_largest: int) -> Eigenvalu
     return Eigenvalues(values_K[largest].tolist(), bounds_K[largest].tolist(), float(values_K[0]))
 
 
-def _on_auto_axes(fn: Callable[..., Any], v: Params, product: Callable[..., Params], *arguments: Any) -> Any:
+def _on_auto_axes(fn: Callable[..., Any], v: Params, loss_sum: LossSum, params: Params, fixed: Fixed) -> Any:
     """`fn(v, product)` where the compiler chooses shardings, because matfree flattens trees.
 
-    `product(params, v, fixed)` gets vectors that are sharded as the parameters: otherwise each device would hold all of
-    the vectors of Lanczos' method.
+    `product(v)` is H v, of vectors that are sharded as the parameters: otherwise each device would hold all of the
+    vectors of Lanczos' method.
     """
-    params, fixed = arguments
     specs = mesh.specs(params)
 
-    def on_specs(v: Params) -> Params:
+    def product(v: Params) -> Params:
         v = jax.tree.map(jax.lax.with_sharding_constraint, v, specs)
-        return jax.sharding.explicit_axes(lambda v: product(params, v, fixed), in_sharding=(specs,))(v)
+        of_vector = partial(hessian_product, loss_sum, params, fixed=fixed)
+        return jax.sharding.explicit_axes(of_vector, in_sharding=(specs,))(v)
 
-    return jax.sharding.auto_axes(lambda v: fn(v, on_specs), out_sharding=mesh.REPLICATED)(v)
+    return jax.sharding.auto_axes(lambda v: fn(v, product), out_sharding=mesh.REPLICATED)(v)
 
 
 def _normal(params: Params, is_free: Any, key: jax.Array) -> Params:
     draws = draw(params, key, jax.random.normal)
     return jax.tree.map(lambda x, is_free: x if is_free else jnp.zeros_like(x), draws, is_free)
-
-
-def _signs(params: Params, key: jax.Array) -> Params:
-    return draw(params, key, jax.random.rademacher)
 
 
 def draw(params: Params, key: jax.Array, sample: Callable[..., jax.Array]) -> Params:
