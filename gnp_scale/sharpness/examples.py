@@ -83,7 +83,7 @@ def make_loss_sum(task: Task) -> LossSum:
     decay does not belong to it, also if the run has it in its loss. Frozen parameters have no gradient.
     """
     config = task.config
-    as_float32 = replace(config.model, dtype="float32", attention="xla")
+    as_float32 = replace(config.model, dtype="float32", attention="auto")
     shape, num_classes = task.dataset.image_shape, task.dataset.num_classes
     model = registry.create(as_float32, shape, num_classes, config.data.batch_size)
 

@@ -1,5 +1,6 @@
 """Measures the sharpness and robustness of a run that exists; writes nothing into its folder."""
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from gnp_scale.run.stages import Stage
 from gnp_scale.run.store import Folder
 from gnp_scale.sharpness import examples, landscape, rise, robustness, spectrum
 from gnp_scale.sharpness.examples import During
-from gnp_scale.sharpness.objective import Fixed, LossSum, Params
+from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
 from gnp_scale.sharpness.pictures import corrupted_examples
 from gnp_scale.sharpness.settings import Settings
 from gnp_scale.training.setup import Task
@@ -90,7 +91,10 @@ def _measure_loss(network: _Network, report: Report) -> None:
     loss_sum, is_free = examples.make_loss_sum(task), examples.free_mask(network.params, task)
     size = min(task.config.data.eval_batch_size, settings.num_examples)
     fixed = examples.read(task, network.batch_stats, settings.num_examples, size, settings.seed, during)
-    report.scores["sharpness/num_examples"] = float(jnp.sum(fixed.parts["mask"]))
+    with during():
+        loss = float(jax.jit(partial(value, loss_sum))(network.params, fixed))
+    check(math.isfinite(loss), "the loss is not finite: the network has diverged, so measure an earlier run")
+    report.scores |= {"sharpness/num_examples": float(jnp.sum(fixed.parts["mask"])), "sharpness/loss": loss}
     if "rise" in settings.measures:
         _measure_rise(network, loss_sum, fixed, report)
     key = jax.random.key(settings.seed)
@@ -106,8 +110,7 @@ def _measure_rise(network: _Network, loss_sum: LossSum, fixed: Fixed, report: Re
     radius_R, scores = jnp.array(settings.radii, jnp.float32), report.scores
     with during():
         whole = jax.device_get(jax.jit(partial(rise.worst_case, loss_sum))(network.params, fixed, radius_R))
-    check(bool(np.isfinite(whole.loss)), "the loss is not finite: the network has diverged, so measure an earlier run")
-    scores |= {"sharpness/loss": float(whole.loss), "sharpness/grad_norm": float(whole.grad_norm)}
+    scores["sharpness/grad_norm"] = float(whole.grad_norm)
     grouped = examples.read(
         task, network.batch_stats, settings.num_examples, settings.group_size, settings.seed, during
     )

@@ -36,9 +36,8 @@ def plane_picture(loss_AxA: np.ndarray) -> np.ndarray:
     low, high = float(loss_AxA.min()), float(max(loss_AxA.max(), loss_AxA.min() * (1 + 1e-6)))
     is_log = low > 0
     scaled_AxA = np.log(loss_AxA / low) / np.log(high / low) if is_log else (loss_AxA - low) / max(high - low, 1e-30)
-    smooth = Image.fromarray(scaled_AxA[::-1].astype(np.float32)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
     picture = Image.new("RGB", (_SIDE + 2 * _EDGE + _BAR + 60, _SIDE + 2 * _EDGE), "white")
-    picture.paste(Image.fromarray(_coloured(np.asarray(smooth))), (_EDGE, _EDGE))
+    picture.paste(Image.fromarray(_coloured(_enlarged(scaled_AxA)[::-1])), (_EDGE, _EDGE))
     bar = np.linspace(1, 0, _SIDE)[:, None].repeat(_BAR, axis=1)
     picture.paste(Image.fromarray(_coloured(bar)), (_EDGE + _SIDE + 20, _EDGE))
     shares = np.linspace(0, 1, _NUM_WORDS)
@@ -85,6 +84,13 @@ def _row(image_1xHxWxC: np.ndarray, seed: int, kind: str) -> np.ndarray:
 def _tile(image_HxWxC: np.ndarray) -> np.ndarray:
     image = Image.fromarray(image_HxWxC if image_HxWxC.shape[2] == 3 else image_HxWxC.repeat(3, axis=2))
     return np.asarray(image.resize((_TILE, _TILE), Image.Resampling.NEAREST))
+
+
+def _enlarged(x_AxA: np.ndarray) -> np.ndarray:
+    """Linear between the places of `x`, which reach from one edge of the picture to the other."""
+    place, fine = np.linspace(0, 1, len(x_AxA)), np.linspace(0, 1, _SIDE)
+    weight = np.stack([np.interp(fine, place, row) for row in np.eye(len(x_AxA))], axis=1)
+    return weight @ x_AxA @ weight.T
 
 
 def _coloured(share: np.ndarray) -> np.ndarray:

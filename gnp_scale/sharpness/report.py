@@ -24,7 +24,9 @@ def lines(report: Report, settings: Settings) -> Iterator[str]:
     """The report for a reader."""
     scores, measures = report.scores, settings.measures
     num = scores.get("sharpness/num_examples")
-    yield f"step {report.step}" + ("" if num is None else f", the loss of {num:.0f} training examples")
+    yield f"step {report.step}"
+    if num is not None:
+        yield _row(f"loss of {num:.0f} examples", [f"{scores['sharpness/loss']:.4g}"])
     if "rise" in measures:
         yield from _rise_lines(scores, settings)
     if "spectrum" in measures:
@@ -45,7 +47,6 @@ def lines(report: Report, settings: Settings) -> Iterator[str]:
 
 
 def _rise_lines(scores: dict[str, float], settings: Settings) -> Iterator[str]:
-    yield _row("loss", [f"{scores['sharpness/loss']:.4g}"])
     yield _row("gradient norm", [f"{scores['sharpness/grad_norm']:.4g}"])
     names = [f"sharpness/rise_{radius:g}" for radius in settings.radii]
     yield _row("rise of the loss", [f"r {radius:g}" for radius in settings.radii])

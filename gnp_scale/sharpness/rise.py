@@ -15,8 +15,6 @@ from gnp_scale.sharpness.objective import Fixed, LossSum, Params, gradient, grou
 class Rise(NamedTuple):
     """Of a loss at w."""
 
-    loss: Any
-    """L(w)."""
     grad_norm: Any
     """||grad L(w)||."""
     rises: Any
@@ -31,7 +29,7 @@ def worst_case(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: jax.Ar
     grad = gradient(loss_sum, params, fixed)
     loss = value(loss_sum, params, fixed)
     rise_R = jax.lax.map(lambda r: value(loss_sum, perturb(params, grad, r), fixed) - loss, radius_R)
-    return Rise(loss, norm(grad), rise_R)
+    return Rise(norm(grad), rise_R)
 
 
 def mean_over_groups(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: jax.Array) -> tuple[jax.Array, ...]:
