@@ -4,7 +4,6 @@ n trainable parameters, K steps of Lanczos' method.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, check
+from gnp_scale.sharpness.flat import FLAT, Layout
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, hessian_product
 
 
@@ -75,9 +75,9 @@ def lanczos(loss_sum: LossSum, is_free: Any, num_steps: int) -> Any:
 
     tridiag = decomp.tridiag_sym(num_steps, reortho="full", custom_vjp=False)
 
-    def small(start: Params, product: Callable[[Params], Params]) -> tuple[jax.Array, jax.Array]:
+    def small(start: jax.Array, product: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
         found = tridiag(product, start)
-        return found.J_small, jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(found.residual)))
+        return found.J_small, jnp.sqrt(jnp.sum(found.residual**2))
 
     @jax.jit
     def run(params: Params, fixed: Fixed, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +101,7 @@ def trace(
     """
     from matfree import stochtrace
 
-    def integrand(v: Params, product: Callable[[Params], Params]) -> jax.Array:
+    def integrand(v: jax.Array, product: Callable[[jax.Array], jax.Array]) -> jax.Array:
         return stochtrace.monte_carlo_trace()(product, v)
 
     @jax.jit
@@ -135,19 +135,22 @@ def _ritz(small_KxK: np.ndarray, residual: float, num_largest: int) -> Eigenvalu
 
 
 def _on_auto_axes(fn: Callable[..., Any], v: Params, loss_sum: LossSum, params: Params, fixed: Fixed) -> Any:
-    """`fn(v, product)` where the compiler chooses shardings, because matfree flattens trees.
+    """`fn(v, product)` with v and `product(v)` = H v as flat vectors, where the compiler chooses shardings.
 
-    `product(v)` is H v, of vectors that are sharded as the parameters: otherwise each device would hold all of the
-    vectors of Lanczos' method.
+    For matfree a vector is one array. If it got a tree and flattened it, each device would hold all of the vectors of
+    Lanczos' method.
     """
-    specs = mesh.specs(params)
+    layout = Layout.of(params)
 
-    def product(v: Params) -> Params:
-        v = jax.tree.map(jax.lax.with_sharding_constraint, v, specs)
-        of_vector = partial(hessian_product, loss_sum, params, fixed=fixed)
-        return jax.sharding.explicit_axes(of_vector, in_sharding=(specs,))(v)
+    def of_flat(v: jax.Array) -> jax.Array:
+        return layout.flatten(hessian_product(loss_sum, params, layout.unflatten(v), fixed))
 
-    return jax.sharding.auto_axes(lambda v: fn(v, product), out_sharding=mesh.REPLICATED)(v)
+    def product(v: jax.Array) -> jax.Array:
+        as_explicit: Any = jax.sharding.explicit_axes(of_flat, in_sharding=(FLAT,))
+        return as_explicit(jax.lax.with_sharding_constraint(v, FLAT))
+
+    run: Any = jax.sharding.auto_axes(lambda v: fn(v, product), out_sharding=mesh.REPLICATED)
+    return run(layout.flatten(v))
 
 
 def _normal(params: Params, is_free: Any, key: jax.Array) -> Params:
