@@ -23,8 +23,8 @@ HAS_MATFREE = importlib.util.find_spec("matfree") is not None
 MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding") if HAS_MATFREE else ("rise", "plane", "corruptions")
 CONFIG = Config(
     data=DataConfig("synthetic", synthetic_num_examples=200, synthetic_image_size=8, batch_size=32, eval_batch_size=32),
-    model=ModelConfig("resnet18", stem="cifar", dtype="bfloat16"),
-    optim=OptimConfig("sgd", learning_rate=0.05),
+    model=ModelConfig("vit_mu", patch_size=4, depth=1, width=32, num_heads=2, dtype="bfloat16"),
+    optim=OptimConfig("sgd", learning_rate=0.05, frozen=("embed/*",)),
     mesh=MeshConfig(replica=1, fsdp=8, tensor=1),
     train=TrainConfig(num_steps=6, log_every_steps=6, eval_every_steps=6, loss="bce", ema_decay=0.5),
     checkpoint=CheckpointConfig(every_steps=3, keep_last=2),
@@ -64,7 +64,7 @@ def test_a_report_is_written_as_lines_numbers_and_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_measured_in_two_processes_as_in_one(tmp_path):
-    """A network with batch normalisation in bfloat16, with a moving average, which is what is measured; an average of
+    """A network in bfloat16 with frozen parameters and a moving average, which is what is measured; an average of
     checkpoints; groups that the devices cannot share equally. The run's folder stays as it is.
     """
     folder = tmp_path / "run"

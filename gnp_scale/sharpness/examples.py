@@ -17,7 +17,7 @@ from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import eval_batches
 from gnp_scale.data.shuffle import examples_at
 from gnp_scale.data.sources import Examples, Rows
-from gnp_scale.mesh import BATCH, P, current_axis_size
+from gnp_scale.mesh import AXES, BATCH, P, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, Part
 from gnp_scale.training import optim
@@ -54,7 +54,8 @@ def read(task: Task, batch_stats: Any, num_examples: int, size: int, seed: int, 
     for all runs on a data set. Images that cannot be used do not count.
     """
     num_examples = min(num_examples, len(task.dataset.train))
-    num_shards = current_axis_size(BATCH)
+    # Convolutional networks share the examples among all devices.
+    num_shards = current_axis_size(AXES)
     width = -(-size // num_shards) * num_shards
     part, column = np.divmod(np.arange(-(-num_examples // size) * width), width)
     place = part * size + column
