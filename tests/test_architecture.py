@@ -33,7 +33,7 @@ LAYERS = (
     {"checkpoint"},
     {"loop", "bench", "evaluation"},
     {"chaos", "catalogue", "sweeps"},
-    {"evidence"},
+    {"evidence", "sharpness"},
     {"commands"},
     {"cli"},
 )

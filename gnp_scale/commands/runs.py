@@ -7,10 +7,9 @@ from typing import Any
 
 from gnp_scale.arguments import at_least
 from gnp_scale.checks import local_path
-from gnp_scale.commands.common import existing_run, import_jax, on_cpu
-from gnp_scale.config import Config, ConfigError, check
+from gnp_scale.commands.common import config_of_run, existing_run, import_jax, on_cpu
+from gnp_scale.config import Config, check
 from gnp_scale.exit_codes import Exit
-from gnp_scale.run.store import Folder
 
 _EVAL_OPTIONS = ("--pictures", "--probe", "--average")
 
@@ -49,7 +48,11 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     import_jax()
     from gnp_scale.run import processes
 
-    config = _config_of_recipe(options.run_dir, flags) if run_dir is None else _config_of_run(run_dir, flags)
+    config = (
+        _config_of_recipe(options.run_dir, flags)
+        if run_dir is None
+        else config_of_run(run_dir, flags, "eval", "[--probe] [--average N]", _EVAL_OPTIONS)
+    )
     processes.start()
     processes.check_devices()
     from gnp_scale.evaluation.existing import evaluate_run, probe_run
@@ -59,16 +62,6 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if processes.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED
-
-
-def _config_of_run(run_dir: Folder, flags: Sequence[str]) -> Config:
-    from gnp_scale import recipe
-    from gnp_scale.run.run_dir import stored_config
-
-    for flag in flags:
-        if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
-            raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
-    return recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--probe] [--average N]", _EVAL_OPTIONS)
 
 
 def _config_of_recipe(name: str, flags: Sequence[str]) -> Config:
