@@ -193,7 +193,8 @@ def test_a_failure_is_named_and_ends_no_other_run_and_is_tried_again(rows, capsy
     bad = PLAN.tuning("sam")[3]
     train = Fake(fails=lambda run: run == bad)
     assert rows["sam"].run(train) == Exit.FAILED
-    assert train.asked == PLAN.tuning("sam"), "nothing is chosen before all values had equal chances"
+    assert train.asked == PLAN.tuning("sam")
+    assert rows["sam"].chosen() is None, "nothing is chosen before all values had equal chances"
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
     assert line == f"gnp-scale: sam, {bad.name}: failed: ConfigError: the disk is full and more"
     again = Fake()

@@ -76,7 +76,9 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     for name, found in outcomes.items():
         assert len(found["validation"]) == 15
         assert (found["test_best"] is None) == (found["test_final"] is None) == name.startswith("tune")
-        assert any((folder / "plain" / name / "checkpoints").glob("*")) == name.startswith("final")
+        # The kill may have come between an outcome and the removal of its checkpoints.
+        if folder / "plain" / name / "outcome.json" not in first:
+            assert any((folder / "plain" / name / "checkpoints").glob("*")) == name.startswith("final")
     best = {
         name.split(",")[1]: max(found["validation"].values())
         for name, found in outcomes.items()
