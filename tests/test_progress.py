@@ -178,7 +178,9 @@ def test_a_run_that_is_stopped_leaves_a_clean_terminal(tmp_path, columns, num_pr
         runs[-1].send_signal(signal.SIGTERM)
         assert [terminal.wait(run, DEADLINE_S) for run in runs] == [Exit.PREEMPTED] * num_processes
         lines = terminal.screen()
-    (last,) = (number for number, line in enumerate(lines) if re.match(r"\d+/4000 ", line))
+    *torn, last = (number for number, line in enumerate(lines) if re.match(r"\d+/4000 ", line))
+    # The library for communication writes into the line of the bar, beside Python.
+    assert num_processes == 2 or not torn
     assert re.fullmatch(r"stopped after step \d+ and saved, no step .* to go on", "".join(lines[last + 1 :]))
     assert lines[-1] == ""
     assert sum(line.startswith("step 5/4000") for line in lines) == 1
