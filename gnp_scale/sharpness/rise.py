@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gnp_scale.gnp.blend import norm, perturb
+from gnp_scale.gnp import Gnp
+from gnp_scale.gnp.blend import norm
+from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, gradient, groups, value
+
+_SAM = Gnp(alpha=1)
 
 
 class Rise(NamedTuple):
@@ -28,7 +32,11 @@ def worst_case(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: jax.Ar
     """
     grad = gradient(loss_sum, params, fixed)
     loss = value(loss_sum, params, fixed)
-    rise_R = jax.lax.map(lambda r: value(loss_sum, perturb(params, grad, r), fixed) - loss, radius_R)
+
+    def rise(r: jax.Array) -> jax.Array:
+        return value(loss_sum, perturb(params, grad, r, _SAM).params, fixed) - loss
+
+    rise_R = jax.lax.map(rise, radius_R)
     return Rise(norm(grad), rise_R)
 
 
