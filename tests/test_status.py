@@ -136,9 +136,9 @@ def test_points_of_a_sweep_that_were_not_started_are_listed_and_awaited(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--watch", "runs"], "runs is no number of seconds; give --watch after the runs"),
-        (["runs", "--watch", "0"], "0 is not between 0 and 86400 seconds"),
-        (["runs", "--watch", "nan"], "nan is not between"),
+        (["--watch", "runs"], "runs is no number of seconds: give --watch after the runs"),
+        (["runs", "--watch", "0"], "0 is out of range: give seconds between 0 and 86400"),
+        (["runs", "--watch", "nan"], "nan is out of range"),
         ([], "RUN"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

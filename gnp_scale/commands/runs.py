@@ -99,9 +99,9 @@ def _seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds; give --watch after the runs") from None
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give --watch after the runs") from None
     if not 0 < seconds < _MOST_WATCH_S:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {_MOST_WATCH_S:.0f} seconds")
+        raise argparse.ArgumentTypeError(f"{text} is out of range: give seconds between 0 and {_MOST_WATCH_S:.0f}")
     return seconds
 
 

@@ -43,7 +43,7 @@ def trial(config: Config, run_dir: Path, stop: StopRequest, *, is_final: bool) -
     elif code == Exit.FINISHED:
         result = _measure(config, run_dir, is_final=is_final)
     else:
-        raise ConfigError(f"{run_dir} ended with exit code {code}")
+        raise ConfigError(f"{run_dir} ended with exit code {code}: look into its output")
     outcome.write(run_dir, result)
     if not is_final:
         shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
