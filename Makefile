@@ -16,7 +16,7 @@ test: $(READY)  ## run the quick tests
 	$(PYTEST)
 
 test-all: $(READY)  ## run all tests, also those that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
-	$(PYTEST) -m 'not long'
+	$(PYTEST) -m 'not long' --durations=150 --durations-min=5
 
 check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .

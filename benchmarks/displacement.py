@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import write_report
-from gnp_scale.gnp.blend import perturb
+from gnp_scale.gnp import Gnp
+from gnp_scale.gnp.perturbation import perturb
 
 NUM_ENTRIES = 22_000_000
 # Parameters, standard deviation of the weights, radius.
@@ -40,7 +41,7 @@ def row(num_params: int, deviation: float, radius: float, kept_in: str, seen_in:
     w, g = (jax.random.normal(jax.random.key(seed), (num_entries,)) for seed in range(2))
     w = (deviation * w).astype(kept_in).astype(jnp.float32)
     eps = r * g / jnp.linalg.norm(g)
-    clean, moved = (x.astype(seen_in).astype(jnp.float32) for x in (w, perturb(w, g, r)))
+    clean, moved = (x.astype(seen_in).astype(jnp.float32) for x in (w, perturb(w, g, r, Gnp(alpha=1)).params))
     d = moved - clean
     share, length, along = jnp.mean(d != 0), jnp.linalg.norm(d) / r, jnp.vdot(d, eps) / r**2
     return (

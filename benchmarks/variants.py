@@ -25,6 +25,9 @@ VARIANTS = {
     "every 10": (GnpConfig(gate="every", gate_every=10), 10),
     "reused, k = 5": (GnpConfig(direction="reused", reuse_every=5), 5),
     "momentum": (GnpConfig(direction="momentum", alpha=1.0), 1),
+    "stale": (GnpConfig(direction="stale", alpha=1.0), 1),
+    "friendly": (GnpConfig(direction="friendly"), 1),
+    "layerwise": (GnpConfig(metric="layerwise"), 1),
 }
 
 

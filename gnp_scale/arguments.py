@@ -23,6 +23,8 @@ examples:
     gnp-scale eval runs/digits-quickstart
   see the state of a run, also while it is running:
     gnp-scale status runs/digits-quickstart
+  watch all runs in a folder, until they have ended:
+    gnp-scale status runs --watch
   train all combinations of some values, and again to go on after a stop:
     gnp-scale sweep configs/digits.py:quickstart --grid gnp.r=0.05,0.1 --grid train.seed=0,1,2
   compare runs in a table, with intervals over seeds, and in a plot:

@@ -111,14 +111,14 @@ def data_root(option: str, text: str) -> str:
     return text.rstrip("/")
 
 
-def split_recipe(name: str) -> tuple[str, str]:
-    """(path, function) of a recipe named `file.py:function`, at the last colon.
+def split_recipe(name: str, what: str = "recipe") -> tuple[str, str]:
+    """(path, function) of `what` that is named `file.py:function`, at the last colon.
 
     Raises:
         ConfigError: it names no function.
     """
     path, _, function = name.rpartition(":")
-    check(path != "" and function.isidentifier(), f"recipe {name!r} names no function: write it as file.py:function")
+    check(path != "" and function.isidentifier(), f"{what} {name!r} names no function: write it as file.py:function")
     return path, function
 
 

@@ -202,7 +202,7 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
     kinds = run.rollbacks.step_kinds(task.gnp.step_kinds(np.arange(num_steps)))
     with (
         MetricWriter(run.files.folder, is_main_process(), start) as writer,
-        ProgressBar(start, num_steps, is_main_process()) as bar,
+        ProgressBar(start, num_steps, stages, is_main_process()) as bar,
         contextlib.closing(run.rollbacks.batches(read, start, num_steps)) as stream,
         stages.enter(Stage.TRAIN, start),
     ):

@@ -24,25 +24,34 @@ from gnp_scale.config import Config, ConfigError
 def load(name: str) -> Config:
     """The configuration that the function named `file.py:function` returns.
 
-    A path that does not exist is looked up in the folder that `shipped` returns.
-
     Raises:
         ConfigError: there is no such file or function, or it does not return a `Config`.
     """
-    path, function_name = split_recipe(name)
-    given = local_path("the recipe", path)
+    config = call(name, "recipe")
+    if not isinstance(config, Config):
+        raise ConfigError(f"recipe {name} returned a {type(config).__name__}: it must return a gnp_scale.config.Config")
+    return config
+
+
+def call(name: str, what: str, *arguments: Any) -> Any:
+    """What the function named `file.py:function` returns; errors call it `what`.
+
+    A path that does not exist is looked up in the folder that `shipped` returns.
+
+    Raises:
+        ConfigError: there is no such file or function, or it fails.
+    """
+    path, function_name = split_recipe(name, what)
+    given = local_path(f"the {what}", path)
     file = next((file for file in (given, shipped() / given) if file.is_file()), None)
     if file is None:
-        raise ConfigError(f"recipe file {path!r} does not exist: give the path of a Python file")
+        raise ConfigError(f"{what} file {path!r} does not exist: give the path of a Python file")
     found = functions(file)
     if function_name not in found:
         hint = closest(function_name, found)
         raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found)}")
-    with _told(file, f"recipe {name} fails"):
-        config = found[function_name]()
-    if not isinstance(config, Config):
-        raise ConfigError(f"recipe {name} returned a {type(config).__name__}: it must return a gnp_scale.config.Config")
-    return config
+    with _told(file, f"{what} {name} fails"):
+        return found[function_name](*arguments)
 
 
 def shipped() -> Path:

@@ -227,6 +227,98 @@ def msam(batch: Leaves, r: float, ascent: Callable[[Leaves, Leaves, float], Leav
     return rule
 
 
+def ssam(batch: Leaves, r: float, on_steps: Collection[int] | None = None) -> Rule:
+    """The one gradient of S2-SAM (NeurIPS 2024): at w + r g / ||g|| with the gradient g of the step before."""
+
+    def rule(step: int, params: Leaves, _: Leaves, kept: Leaves | None) -> Update:
+        is_moved = kept is not None and (on_steps is None or step in on_steps)
+        moved = combine((1.0, params), (1.0, euclidean(params, kept, r))) if is_moved else params
+        _, g2 = mlp_loss_and_grad(moved, batch)
+        return Update(g2, kept=g2)
+
+    return rule
+
+
+def fsam(
+    batch: Leaves,
+    r: float,
+    alpha: float,
+    decay: float,
+    direction: Callable[[Leaves, Leaves], Leaves],
+    blend: Callable[[Leaves, Leaves, float], Update] = paper,
+    *,
+    num_groups: int = 1,
+    on_steps: Collection[int] | None = None,
+) -> Rule:
+    """Perturbs along `direction(g1, m)`, with the moving average m of g1, which begins at 0."""
+    group_size = len(batch["x_BxD"]) // num_groups
+    groups = [_examples(batch, i * group_size, group_size) for i in range(num_groups)]
+
+    def rule(step: int, params: Leaves, _: Leaves, kept: Leaves | None) -> Update:
+        if on_steps is not None and step not in on_steps:
+            return Update(mlp_loss_and_grad(params, batch)[1], kept=kept)
+        updates = [of_group(group, params, kept) for group in groups]
+        return Update(_mean([update.u for update in updates]), kept=_mean([update.kept for update in updates]))
+
+    def of_group(group: Leaves, params: Leaves, kept: Leaves | None) -> Update:
+        _, g1 = mlp_loss_and_grad(params, group)
+        average = combine((decay, kept or combine((0.0, g1))), (1 - decay, g1))
+        eps = euclidean(params, direction(g1, average), r)
+        _, g2 = mlp_loss_and_grad(combine((1.0, params), (1.0, eps)), group)
+        return blend(g1, g2, alpha)._replace(kept=average)
+
+    return rule
+
+
+def friendly(g1: Leaves, average: Leaves) -> Leaves:
+    """Algorithm 1 of arXiv 2403.12350 with sigma = 1."""
+    return combine((1.0, g1), (-1.0, average))
+
+
+def vasso(_: Leaves, average: Leaves) -> Leaves:
+    """Equation 6 of arXiv 2309.15639, with theta = 1 - decay."""
+    return average
+
+
+def aesam(batch: Leaves, r: float, alpha: float, thresholds: Sequence[float], on_steps: Collection[int]) -> Rule:
+    """SAM where the squared norm of the gradient is large (arXiv 2304.14647), which must be at `on_steps`."""
+    averages, decay = [0.0, 0.0], 0.9
+
+    def rule(step: int, params: Leaves, _: Leaves, __: Leaves | None) -> Update:
+        _, g1 = mlp_loss_and_grad(params, batch)
+        squared = inner(g1, g1)
+        averages[0] = decay * averages[0] + (1 - decay) * squared
+        averages[1] = decay * averages[1] + (1 - decay) * (squared - averages[0]) ** 2
+        is_large = squared >= averages[0] + thresholds[step] * np.sqrt(averages[1])
+        assert is_large == (step in on_steps), "the row must have steps of both kinds"
+        if not is_large:
+            return Update(g1)
+        _, g2 = mlp_loss_and_grad(combine((1.0, params), (1.0, euclidean(params, g1, r))), batch)
+        return paper(g1, g2, alpha)
+
+    return rule
+
+
+def with_rise(largest: float) -> Callable[[Leaves, Leaves, float], Leaves]:
+    """The radius of arXiv 2605.10183: the loss rises by `rise` to first order, up to a largest radius."""
+    return lambda w, g, rise: euclidean(w, g, min(rise / norm(g), largest))
+
+
+def unnormalised(_: Leaves, g: Leaves, r: float) -> Leaves:
+    """eps = r g (arXiv 2009.11162, equation 5)."""
+    return combine((r, g))
+
+
+def layerwise(_: Leaves, g: Leaves, r: float) -> Leaves:
+    """Each layer by r sqrt(outputs / inputs), in its own norm; a bias has one input."""
+
+    def of_layer(leaf: np.ndarray) -> np.ndarray:
+        num_outputs, num_inputs = leaf.shape[-1], leaf.shape[0] if leaf.ndim == 2 else 1
+        return r * np.sqrt(num_outputs / num_inputs) * leaf / np.sqrt((leaf**2).sum())
+
+    return {name: of_layer(leaf) for name, leaf in g.items()}
+
+
 def _examples(batch: Leaves, start: int, number: int) -> Leaves:
     return {name: leaf[start : start + number] for name, leaf in batch.items()}
 

@@ -10,6 +10,7 @@ from gnp_scale.config import Config
 from gnp_scale.models import (
     cait,
     cifar_resnet,
+    cnn,
     convnext,
     mixer,
     pyramidnet,
@@ -47,6 +48,7 @@ def _short_layouts():
     others = (
         (wide_resnet.LAYOUTS, (10, 1)),
         (cifar_resnet.LAYOUTS, 1),
+        (cnn.LAYOUTS, (8, 16)),
         (shake_shake.LAYOUTS, (8, 8)),
         (vgg.LAYOUTS, ((1, 8), (1, 8), (1, 8), (1, 8), (1, 8))),
         (mixer.SIZES, mixer.MixerConfig(16, 1, 8, 32)),

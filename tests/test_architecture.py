@@ -33,6 +33,7 @@ LAYERS = (
     {"checkpoint"},
     {"loop", "bench", "evaluation"},
     {"chaos", "catalogue", "sweeps"},
+    {"evidence", "sharpness"},
     {"commands"},
     {"cli"},
 )

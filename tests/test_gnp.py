@@ -19,7 +19,7 @@ from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_d
 from oracles import inner, mlp_loss_and_grad, mlp_params, penalized
 
 from gnp_scale.gnp import Gnp, drop_in, optax_transform, penalize, value_and_grad
-from gnp_scale.gnp.blend import perturb
+from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, divisible_spec, sharding
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
@@ -60,7 +60,7 @@ def test_quadratic_has_its_closed_form(r, alpha, blend):
         params = {"first": jnp.asarray(w_A[:2]), "second": jnp.asarray(w_A[2:])}
         loss, g1 = value_and_grad(loss_fn, PLAIN)(params, a_AxA)
         zero = jax.tree.map(jnp.zeros_like, params)
-        eps = perturb(zero, g1, r)
+        eps = perturb(zero, g1, r, Gnp(alpha=1)).params
         _, g2 = value_and_grad(loss_fn, Gnp(r=r, alpha=1.0, blend=blend))(params, a_AxA)
         _, u = value_and_grad(loss_fn, Gnp(r=r, alpha=alpha, blend=blend))(params, a_AxA)
     np.testing.assert_allclose(loss, w_A @ a_AxA @ w_A / 2 - b_A @ w_A, rtol=1e-12)
@@ -188,7 +188,7 @@ def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent):
             return scale * mlp_loss(params, batch)
 
         g1 = jax.grad(loss_fn)(params, batch)
-        eps = perturb(zero, g1, 0.1)
+        eps = perturb(zero, g1, 0.1, Gnp(alpha=1)).params
         return eps, jax.tree.map(lambda u: u / scale, value_and_grad(loss_fn, Gnp(r=0.1, alpha=0.8))(params, batch)[1])
 
     assert_trees_equal(eps_and_u(scale), eps_and_u(1.0))

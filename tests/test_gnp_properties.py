@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_device, ulps
-from oracles import inner, mlp_loss_and_grad, penalized
+from oracles import asam, euclidean, layerwise, mlp_loss_and_grad, penalized
 
-from gnp_scale.gnp import Gnp, StepKind, penalize, value_and_grad, window
-from gnp_scale.gnp.blend import perturb
+from gnp_scale.gnp import Gnp, NormGate, StepKind, penalize, value_and_grad, window
+from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import FSDP, P, sharding
 
 
@@ -29,6 +29,12 @@ VARIANTS = {
     "decoupled": Gnp(r=0.2, alpha=1.5, blend="decoupled"),
     "momentum": Gnp(r=0.2, alpha=1.0, direction="momentum"),
     "reused": Gnp(r=0.2, alpha=0.8, direction="reused"),
+    "stale": Gnp(r=0.2, alpha=1.0, direction="stale"),
+    "friendly": Gnp(r=0.2, alpha=0.8, direction="friendly"),
+    "rise of the loss": Gnp(r=0.2, alpha=0.8, radius="loss", max_r=0.5),
+    "not normalised": Gnp(r=0.2, alpha=0.8, radius="gradient"),
+    "norm gate": Gnp(r=0.2, alpha=0.8, norm_gate=NormGate(0.0)),
+    "layerwise": Gnp(r=0.2, alpha=0.8, metric="layerwise"),
     "adaptive": Gnp(r=0.2, alpha=0.8, metric="adaptive"),
     "kernels": Gnp(r=0.2, alpha=0.8, mask=is_kernel),
     "groups": Gnp(r=0.2, alpha=0.8, perturb_groups=2),
@@ -37,6 +43,7 @@ VARIANTS = {
         r=0.2, alpha=0.4, blend="gsam", metric="adaptive", mask=is_kernel, perturb_groups=2, ascent_fraction=0.5
     ),
 }
+METRICS = {"euclidean": euclidean, "adaptive": asam, "layerwise": layerwise}
 SMALL = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(2)}
 PARAMS_32, BATCH_32 = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
 
@@ -44,7 +51,7 @@ PARAMS_32, BATCH_32 = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "floa
 def memory_for(gnp, value):
     """The extra arguments of directions with a memory, filled with `value`."""
     leaves = jax.tree.map(lambda w: jnp.full_like(w, value), SMALL)
-    return {"state": leaves, "momentum": leaves} if gnp.direction != "gradient" else {}
+    return {"state": jax.tree.map(lambda x: jnp.full_like(x, value), gnp.init_state(SMALL)), "momentum": leaves}
 
 
 # Off is plain training.
@@ -143,7 +150,7 @@ def test_eps_does_not_depend_on_the_scale_of_the_loss(exponent, metric, is_maske
     _, g1 = plain(mlp_loss)(PARAMS_32, BATCH_32)
     scaled = jax.tree.map(lambda g: g * 2.0**exponent, g1)
     mask = (lambda path: "kernel" in path) if is_masked else None
-    moved, expected = (perturb(PARAMS_32, g, 0.2, adaptive=metric == "adaptive", mask=mask) for g in (scaled, g1))
+    moved, expected = (perturb(PARAMS_32, g, 0.2, Gnp(alpha=1, metric=metric, mask=mask)).params for g in (scaled, g1))
     assert_trees_equal(moved, expected)
     assert is_masked == np.array_equal(moved["head_bias_K"], PARAMS_32["head_bias_K"])
 
@@ -169,21 +176,17 @@ def test_a_tied_parameter_counts_once_in_the_norm():
     np.testing.assert_allclose(result.grad["tied"], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "adaptive"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_copies_and_shards_over_a_mesh_count_once_in_the_norm(set_mesh, metric):
     """eps has the same length over replicas on eight devices, over shards, and over a mixture."""
     g = {name: np.ones_like(w) for name, w in PARAMS.items()}
-    weighted = {name: np.abs(w) for name, w in PARAMS.items()} if metric == "adaptive" else g
+    eps = METRICS[metric](PARAMS, g, 0.5)
     set_mesh(fsdp=8)
     for specs in ([P()] * 4, [P(FSDP)] * 4, [P(), P(FSDP), P(), P(FSDP)]):
         where = dict(zip(PARAMS, map(sharding, specs), strict=True))
         params, direction = (jax.device_put({n: np.float32(w) for n, w in tree.items()}, where) for tree in (PARAMS, g))
-        moved = jax.jit(partial(perturb, adaptive=metric == "adaptive"))(params, direction, 0.5)
-        expected = {
-            name: w + 0.5 * g[name] * (w**2 if metric == "adaptive" else 1) / np.sqrt(inner(weighted, weighted))
-            for name, w in PARAMS.items()
-        }
-        assert ulps(moved, expected) <= 2  # One for the norm, one for the sum.
+        moved = jax.jit(partial(perturb, r=0.5, gnp=Gnp(alpha=1, metric=metric)))(params, direction).params
+        assert ulps(moved, {name: w + eps[name] for name, w in PARAMS.items()}) <= 2  # For the norm, and for the sum.
         assert jax.tree.map(jax.typeof, moved) == jax.tree.map(jax.typeof, params)
 
 
@@ -208,7 +211,7 @@ def penalized_by(name):
 
 
 @given(
-    name=st.sampled_from([name for name in VARIANTS if name != "momentum"]),
+    name=st.sampled_from([name for name in VARIANTS if name not in ("momentum", "stale")]),
     place=st.integers(0, 7),
     wrong=st.sampled_from([np.nan, np.inf, -np.inf, 1e25]),
 )
@@ -222,12 +225,20 @@ def test_a_wrong_gradient_is_never_hidden(name, place, wrong):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-@pytest.mark.parametrize("kind", [StepKind.FULL, StepKind.REUSE])
-def test_a_wrong_memory_is_never_hidden(kind, wrong):
-    """A momentum or a kept direction that is not finite is not hidden either."""
-    gnp = VARIANTS["momentum" if kind == StepKind.FULL else "reused"]
+@pytest.mark.parametrize("name", ["momentum", "reused", "stale", "friendly"])
+def test_a_wrong_memory_is_never_hidden(name, wrong):
+    """A momentum or a direction from earlier steps that is not finite is not hidden either."""
+    gnp, kind = VARIANTS[name], StepKind.REUSE if name == "reused" else StepKind.FULL
     u = penalize(bowl, gnp)(SMALL, jnp.ones((4, 8)), kind=kind, **memory_for(gnp, wrong)).grad
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_averages_that_are_not_finite_leave_the_gate_open(wrong):
+    """The variance overflows before the gradient does: the penalty is then on, and does not go off unseen."""
+    gnp = VARIANTS["norm gate"]
+    result = penalize(bowl, gnp)(SMALL, jnp.ones((4, 8)), **memory_for(gnp, wrong))
+    assert result.telemetry["on"] == 1
 
 
 def test_overflow_of_the_adaptive_norm_is_seen():
@@ -250,7 +261,7 @@ def test_a_zero_gradient_gives_a_zero_step(name):
             assert all((leaf == 0).all() for leaf in jax.tree.leaves(tree))
         assert all(np.isfinite(value) for value in result.telemetry.values())
         assert result.telemetry["on"] == (kind != StepKind.PLAIN)
-    moved = perturb(SMALL, zero, 0.2, adaptive=gnp.metric == "adaptive", mask=gnp.mask)
+    moved = perturb(SMALL, zero, 0.2, gnp).params
     assert_trees_equal(moved, SMALL)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.gnp import Gnp, StepKind, bernoulli, every, penalize, value_and_grad, window
+from gnp_scale.gnp import Gnp, NormGate, StepKind, bernoulli, every, penalize, value_and_grad, window
 
 PLAIN = Gnp(r=0.0, alpha=0.0)
 
@@ -152,16 +152,32 @@ WEIGHTS, EXAMPLES = {"kernel": jnp.ones(2), "bias": jnp.zeros(())}, jnp.ones((4,
 WRONG = {
     "momentum with gsam": (
         lambda: Gnp(alpha=1.0, direction="momentum", blend="gsam"),
-        'The direction "momentum" needs blend="paper", perturb_groups=1 and ascent_fraction=1. Got blend=\'gsam\'.',
+        "The direction \"momentum\" needs blend='paper' and perturb_groups=1 and ascent_fraction=1. Got blend='gsam'.",
     ),
     "momentum with groups": (
         lambda: Gnp(alpha=1.0, direction="momentum", perturb_groups=2),
-        "Got perturb_groups=2. Change it, or the direction.",
+        "Got perturb_groups=2. Change it, or the other.",
     ),
     "reused with a part": (
         lambda: Gnp(alpha=1.0, direction="reused", ascent_fraction=0.5),
-        "Got ascent_fraction=0.5. Change it, or the direction.",
+        "Got ascent_fraction=0.5. Change it, or the other.",
     ),
+    "stale with a part": (lambda: Gnp(alpha=1.0, direction="stale", ascent_fraction=0.5), "Got ascent_fraction=0.5."),
+    "stale with alpha": (lambda: Gnp(alpha=0.8, direction="stale"), 'The direction "stale" has no g1 to blend with.'),
+    "loss along momentum": (
+        lambda: Gnp(alpha=1.0, direction="momentum", radius="loss"),
+        "The radius \"loss\" needs direction='gradient' or 'reused'. Got direction='momentum'.",
+    ),
+    "loss along an average": (lambda: Gnp(alpha=1.0, direction="friendly", radius="loss"), "Got direction='friendly'."),
+    "loss and lam": (lambda: Gnp(lam=0.01, radius="loss"), "and alpha is not lam / r. Got lam=0.01. Give alpha."),
+    "layers and loss": (lambda: Gnp(alpha=1.0, metric="layerwise", radius="loss"), "Got radius='loss'."),
+    "norm gate and groups": (
+        lambda: Gnp(alpha=1.0, norm_gate=NormGate(0.0), perturb_groups=2),
+        "A norm_gate needs direction='gradient' and blend='paper' or 'unit_norm' or 'gsam' and perturb_groups=1 and",
+    ),
+    "norm gate and decoupled": (lambda: Gnp(alpha=1.0, norm_gate=NormGate(0.0), blend="decoupled"), "='decoupled'."),
+    "average for ever": (lambda: Gnp(alpha=1.0, average_decay=1.0), "Gnp.average_decay must be in [0, 1). Got 1.0."),
+    "no length": (lambda: Gnp(alpha=1.0, max_r=0.0), "Gnp.max_r must be positive. Got 0.0."),
     "momentum with alpha": (
         lambda: Gnp(alpha=0.8, direction="momentum"),
         'The direction "momentum" has no g1 to blend with. Got alpha=0.8, lam=None. Give alpha=1.',
@@ -189,11 +205,11 @@ WRONG = {
     "p above 1": (lambda: bernoulli(1.5, 0), "A probability is in [0, 1]. Got p=1.5."),
     "value_and_grad of momentum": (
         lambda: value_and_grad(mean_of_line, MOMENTUM),
-        "Got direction='momentum', blend='paper', which need or return more. Call penalize instead.",
+        "Got direction='momentum', blend='paper', norm_gate=None, which need or return more. Call penalize instead.",
     ),
     "value_and_grad of decoupled": (
         lambda: value_and_grad(mean_of_line, DECOUPLED),
-        "Got direction='gradient', blend='decoupled', which need or return more. Call penalize instead.",
+        "blend='decoupled', norm_gate=None, which need or return more. Call penalize instead.",
     ),
     "gate without a step": (
         lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, gate=every(2)))(WEIGHTS, EXAMPLES),
@@ -201,11 +217,27 @@ WRONG = {
     ),
     "momentum without one": (
         lambda: penalize(mean_of_line, MOMENTUM)(WEIGHTS, EXAMPLES),
-        "Got no momentum. Call the function with momentum=..., a tree like the parameters.",
+        "Got no momentum. Call the function with momentum=..., at first zeros like the parameters.",
     ),
     "reuse of nothing": (
         lambda: penalize(mean_of_line, REUSED)(WEIGHTS, EXAMPLES, kind=StepKind.REUSE),
-        "Got no state. Call the function with state=..., a tree like the parameters.",
+        'the direction "reused" a step needs a value from an earlier step. Got no state. Call the function with state',
+    ),
+    "stale without a step before": (
+        lambda: penalize(mean_of_line, Gnp(alpha=1.0, direction="stale"))(WEIGHTS, EXAMPLES),
+        "Got no state. Call the function with state=..., at first Gnp.init_state(params).",
+    ),
+    "friendly without an average": (
+        lambda: penalize(mean_of_line, Gnp(alpha=1.0, direction="friendly"))(WEIGHTS, EXAMPLES),
+        "Got no state.",
+    ),
+    "norm gate without its averages": (
+        lambda: penalize(mean_of_line, Gnp(alpha=1.0, norm_gate=NormGate(0.0)))(WEIGHTS, EXAMPLES),
+        "With a norm_gate a step needs a value from an earlier step. Got no state.",
+    ),
+    "value_and_grad with a norm gate": (
+        lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, norm_gate=NormGate(0.0))),
+        "norm_gate=NormGate(threshold=0.0, decay=0.9), which need or return more.",
     ),
     "mask of nothing": (
         lambda: value_and_grad(mean_of_line, Gnp(alpha=1.0, mask=lambda path: False))(WEIGHTS, EXAMPLES),

@@ -10,13 +10,14 @@ import optax
 import oracles
 import pytest
 from mlp import BATCH_OF_16, PARAMS, float64, mlp_loss, on_device, ulps
-from oracles import asam, euclidean, only, wsam
+from oracles import asam, euclidean, friendly, layerwise, only, unnormalised, vasso, with_rise, wsam
 
-from gnp_scale.gnp import Gnp, StepKind, bernoulli, every, penalize, window
+from gnp_scale.gnp import Gnp, NormGate, StepKind, bernoulli, every, penalize, window
 from gnp_scale.mesh import REPLICA, P, sharding
 
 NUM_STEPS, RATE, DECAY = 5, 0.3, 0.9
 two_passes, looksam, msam = (partial(rule, BATCH_OF_16) for rule in (oracles.two_passes, oracles.looksam, oracles.msam))
+ssam, fsam, aesam = (partial(rule, BATCH_OF_16) for rule in (oracles.ssam, oracles.fsam, oracles.aesam))
 
 
 class Row(NamedTuple):
@@ -58,9 +59,27 @@ BLENDS = {
 DIRECTIONS = {
     "momentum": Row(Gnp(r=0.2, alpha=1.0, direction="momentum"), msam(0.2)),
     "reused": Row(Gnp(r=0.2, alpha=0.8, direction="reused", reuse_every=3), looksam(0.2, 0.8, 3)),
+    "stale": Row(Gnp(r=0.2, alpha=1.0, direction="stale"), ssam(0.2)),
+    "friendly": Row(Gnp(r=0.2, alpha=0.8, direction="friendly"), fsam(0.2, 0.8, 0.9, friendly)),
+    "average": Row(
+        Gnp(r=0.2, alpha=1.0, direction="friendly", gradient_weight=0, average_weight=1, average_decay=0.6),
+        fsam(0.2, 1.0, 0.6, vasso),
+    ),
+}
+RADII = {
+    "rise of the loss": Row(Gnp(r=0.05, alpha=0.8, radius="loss"), two_passes(0.05, 0.8, ascent=with_rise(np.inf))),
+    "largest radius": Row(
+        Gnp(r=0.05, alpha=0.8, radius="loss", max_r=0.01), two_passes(0.05, 0.8, ascent=with_rise(0.01))
+    ),
+    "not normalised": Row(Gnp(r=0.5, alpha=0.8, radius="gradient"), two_passes(0.5, 0.8, ascent=unnormalised)),
 }
 METRICS_AND_MASKS = {
     "adaptive": Row(Gnp(r=0.2, alpha=0.8, metric="adaptive"), two_passes(0.2, 0.8, ascent=asam)),
+    "layerwise": Row(Gnp(r=0.05, alpha=0.8, metric="layerwise"), two_passes(0.05, 0.8, ascent=layerwise)),
+    "layerwise kernels": Row(
+        Gnp(r=0.05, alpha=0.8, metric="layerwise", mask=is_kernel),
+        two_passes(0.05, 0.8, ascent=only("kernel", layerwise)),
+    ),
     "biases": Row(Gnp(r=0.2, alpha=0.8, mask=is_bias), two_passes(0.2, 0.8, ascent=only("bias", euclidean))),
     "kernels": Row(Gnp(r=0.2, alpha=0.8, mask=is_kernel), two_passes(0.2, 0.8, ascent=only("kernel", euclidean))),
     "adaptive kernels": Row(
@@ -97,6 +116,13 @@ GATES = {
     "window": Row(Gnp(r=0.2, alpha=0.8, gate=window(1, 3)), two_passes(0.2, 0.8, on_steps=(1, 2))),
     "bernoulli": Row(Gnp(r=0.2, alpha=0.8, gate=bernoulli(0.5, seed=0)), two_passes(0.2, 0.8, on_steps=(1, 3, 4))),
 }
+THRESHOLDS = (0.5, 2.9, 0.5, -1.0, 1.0)
+NORM_GATES = {
+    "norm": Row(
+        Gnp(r=0.2, alpha=0.8, norm_gate=NormGate(lambda step: jnp.asarray(THRESHOLDS)[step])),
+        aesam(0.2, 0.8, THRESHOLDS, on_steps=(0, 2, 3)),
+    ),
+}
 SCHEDULES = {
     "warm-up of r": Row(Gnp(r=RISE, alpha=0.8), two_passes(rise, 0.8)),
     "warm-up of alpha": Row(Gnp(r=0.2, alpha=RISE), two_passes(0.2, rise)),
@@ -128,15 +154,35 @@ COMBINATIONS = {
         msam(0.2, ascent=only("kernel", asam)),
         num_accumulated=2,
     ),
+    "stale, window, accumulated": Row(
+        Gnp(r=0.2, alpha=1.0, direction="stale", gate=window(2, 4)), ssam(0.2, on_steps=(2, 3)), num_accumulated=2
+    ),
+    "friendly, gsam, window": Row(
+        Gnp(r=0.2, alpha=0.4, direction="friendly", blend="gsam", gate=window(1, 4)),
+        fsam(0.2, 0.4, 0.9, friendly, oracles.gsam, on_steps=(1, 2, 3)),
+    ),
+    "friendly, groups 4": Row(
+        Gnp(r=0.2, alpha=0.8, direction="friendly", perturb_groups=4),
+        fsam(0.2, 0.8, 0.9, friendly, num_groups=4),
+    ),
+    "layerwise, groups 2, accumulated": Row(
+        Gnp(r=0.05, alpha=0.8, metric="layerwise", perturb_groups=2),
+        two_passes(0.05, 0.8, ascent=layerwise, num_groups=2),
+        num_accumulated=4,
+    ),
+    "rise of the loss, decoupled, groups 2": Row(
+        Gnp(r=0.05, alpha=0.8, radius="loss", blend="decoupled", perturb_groups=2),
+        two_passes(0.05, 0.8, wsam, ascent=with_rise(np.inf), num_groups=2),
+    ),
     "reused, adaptive, window, accumulated": Row(
         Gnp(r=0.2, alpha=0.8, direction="reused", reuse_every=2, metric="adaptive", gate=window(1, 4)),
         looksam(0.2, 0.8, 2, ascent=asam, on_steps=(1, 2, 3)),
         num_accumulated=2,
     ),
 }
-ROWS = BLENDS | DIRECTIONS | METRICS_AND_MASKS | PARTS | GATES | SCHEDULES | COMBINATIONS
+ROWS = BLENDS | DIRECTIONS | RADII | METRICS_AND_MASKS | PARTS | GATES | NORM_GATES | SCHEDULES | COMBINATIONS
 # Gates, schedules and single cuts add no arithmetic of their own: in float32 they stand in the combinations.
-ROWS_IN_FLOAT32 = BLENDS | DIRECTIONS | METRICS_AND_MASKS | COMBINATIONS
+ROWS_IN_FLOAT32 = BLENDS | DIRECTIONS | RADII | METRICS_AND_MASKS | COMBINATIONS
 CASES = [(name, "float64") for name in ROWS] + [(name, "float32") for name in ROWS_IN_FLOAT32]
 
 
@@ -147,9 +193,13 @@ MAX_ULPS = {
     ("float64", "gradient"): 1e-10 * 2**23,
     ("float64", "momentum"): 1e-10 * 2**23,
     ("float64", "reused"): 1e-10 * 2**23,
+    ("float64", "stale"): 1e-10 * 2**23,
+    ("float64", "friendly"): 1e-10 * 2**23,
     ("float32", "gradient"): 16,
     ("float32", "momentum"): 16,
     ("float32", "reused"): 128,
+    ("float32", "stale"): 16,
+    ("float32", "friendly"): 16,
 }
 
 
@@ -184,7 +234,7 @@ def follow(row, dtype):
 
     params = on_device(PARAMS, dtype)
     opt_state = optimizer.init(params)
-    kept = jax.tree.map(jnp.zeros_like, params) if row.gnp.direction == "reused" else None
+    kept = row.gnp.init_state(params)
     for step, kind in enumerate(row.gnp.step_kinds(np.arange(NUM_STEPS))):
         u, params, opt_state, kept = train_step(params, opt_state, kept, step, kind=int(kind))
         yield u, params

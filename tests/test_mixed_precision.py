@@ -9,8 +9,9 @@ from gnp_kernels import dots
 
 from gnp_scale.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.pipeline import train_batches
-from gnp_scale.gnp import StepKind
-from gnp_scale.gnp.blend import perturb, weighted_sum
+from gnp_scale.gnp import Gnp, StepKind
+from gnp_scale.gnp.blend import weighted_sum
+from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.resilience.divergence import HEALTH
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import copy_of
@@ -57,7 +58,7 @@ def test_the_difference_of_the_gradients_survives_bfloat16(trained, copy_dtype):
 
     def difference(gradient, dtype):
         g1 = gradient(copy_of(state.params, dtype or "float32"))
-        g2 = gradient(perturb(state.params, g1, R, dtype=dtype))
+        g2 = gradient(perturb(state.params, g1, R, Gnp(alpha=1), dtype=dtype).params)
         assert {g.dtype for g in jax.tree.leaves(g2)} == {jnp.dtype(dtype or "float32")}
         return weighted_sum(1.0, g2, -1.0, g1)
 
@@ -78,7 +79,7 @@ def test_the_bfloat16_copy_of_20_million_parameters_moves_by_r_along_the_gradien
     w, g = (jax.random.normal(jax.random.key(seed), (20_000_000,)) for seed in range(2))
     w = (0.03 * w).astype(kept_in).astype(jnp.float32)
     eps = R * g / jnp.linalg.norm(g)
-    copy, moved = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (w, perturb(w, g, R)))
+    copy, moved = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (w, perturb(w, g, R, Gnp(alpha=1)).params))
     displacement = moved - copy
     along_eps = jnp.vdot(displacement, eps) / R**2
     lowest, highest = KEPT_IN[kept_in]

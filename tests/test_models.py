@@ -84,6 +84,7 @@ def leaves_of(config: ModelConfig, image_shape: tuple[int, int, int], num_classe
         ("resnet44", None, CIFAR10, 658_586, 1, AKAMASTER),
         ("resnet56", None, CIFAR10, 853_018, 1, AKAMASTER),
         ("resnet110", None, CIFAR10, 1_727_962, 1, AKAMASTER),
+        ("cnn_s", None, CIFAR10, 94_762, 1, "own"),
         ("mixer_s", 32, IMAGENET, 19_104_624, 1, TIMM),
         ("mixer_s", 16, IMAGENET, 18_528_264, 1, TIMM),
         ("mixer_b", 32, IMAGENET, 60_293_428, 1, TIMM),

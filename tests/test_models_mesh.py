@@ -24,6 +24,8 @@ from gnp_scale.models import (
 )
 from gnp_scale.models.registry import batch_stats_of
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 EPS = np.finfo(np.float32).eps
 IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
 
@@ -124,9 +126,11 @@ def assert_close(got, expected, num_ulps: int, smallest: float = 0) -> None:
     "config",
     [
         TRANSFORMER,
-        PARALLEL,
         RESNET,
-        *(pytest.param(config, marks=pytest.mark.long) for config in (DEIT, CAIT, SWIN, WIDE, SHAKE_SHAKE, PYRAMIDNET)),
+        *(
+            pytest.param(config, marks=pytest.mark.long)
+            for config in (PARALLEL, DEIT, CAIT, SWIN, WIDE, SHAKE_SHAKE, PYRAMIDNET)
+        ),
     ],
     ids=lambda config: config.name,
 )
@@ -249,6 +253,8 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
     [
         (TRANSFORMER, 2**-5),
         (OPTIONS, 2**-5),
+        (PARALLEL, 2**-5),
+        (DEIT, 2**-5),
         (CAIT, 2**-5),
         (SWIN, 2**-5),
         (RESNET, 2**-3),

@@ -18,6 +18,8 @@ from gnp_scale.models.shake import _scaled, shake_drop
 from gnp_scale.models.shake import shake_shake as mix
 from gnp_scale.monitoring.flops import flops
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_EXAMPLES = 20_000
 STEP = 1e-3
 SHAKE_SHAKE = ModelConfig("shake_shake_26_2x32d")

@@ -18,6 +18,7 @@ from gnp_scale.config import ModelConfig
 from gnp_scale.models import (
     cait,
     cifar_resnet,
+    cnn,
     convnext,
     mixer,
     pyramidnet,
@@ -84,6 +85,7 @@ CASES = {
         (pyramidnet.LAYOUTS, "pyramidnet_110_270", (pyramidnet.BasicBlock, 14, 18)),
     ),
     "cifar_resnet": Case(ModelConfig("resnet20"), cifar_resnet.torch_name, (cifar_resnet.LAYOUTS, "resnet20", 2)),
+    "cnn": Case(ModelConfig("cnn_s"), own_name, (cnn.LAYOUTS, "cnn_s", (8, 12))),
     "vgg": Case(ModelConfig("vgg16"), partial(vgg.torch_name, "vgg16"), SMALL_VGG),
     "vgg_bn": Case(ModelConfig("vgg16_bn"), partial(vgg.torch_name, "vgg16_bn"), SMALL_VGG),
     "mixer": Case(

@@ -272,7 +272,7 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
         optim=OptimConfig(
             name="adamw", weight_decay=0.1, l2_in_loss=0.1, clip_norm=0.01, frozen=("embed/*", "blocks/00/*")
         ),
-        train=TrainConfig(num_steps=5, loss="sigmoid", kernels="xla"),
+        train=TrainConfig(num_steps=5, loss="sigmoid", kernels="xla", ema_decay=0.9),
     )
     task = Task.of(config)
     state = task.init_state()
@@ -281,9 +281,11 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
     # The head starts at zero, so the first step moves only the head.
     for batch in train_batches(task.dataset, config.data, 0, 0, 2):
         state, metrics = step(state, batch, kind=StepKind.FULL)
+    average = flat(state.ema[0])
     for path, w in flat(state.params).items():
         is_frozen = path.startswith(("embed/", "blocks/00/"))
         assert (w == before[path]).all() == is_frozen, path
+        assert (average[path] == w).all() == is_frozen, path
     assert float(metrics["gnp/grad_norm"]) > 0
     moments = flat(optax.tree.get(state.opt_state, "mu"))
     assert not any(moments[path].any() for path in before if path.startswith(("embed/", "blocks/00/")))
@@ -307,7 +309,14 @@ def test_first_moments_may_be_bfloat16_and_steps_stay_near(name, set_mesh):
 
 @pytest.mark.parametrize(
     "change",
-    [{"moment_dtype": "bfloat16"}, {"agc": 0.01}, {"layer_decay": 0.5}, {"name": "muon"}, {"name": "adafactor"}],
+    [
+        {"moment_dtype": "bfloat16"},
+        {"agc": 0.01},
+        {"layer_decay": 0.5},
+        {"name": "muon"},
+        {"name": "adafactor"},
+        {"name": "custom", "function": "a.py:b"},
+    ],
 )
 def test_kernels_refuse_what_they_do_not_compute(change, set_mesh, monkeypatch):
     """So nothing of the configuration is silently left out on an accelerator."""
@@ -315,7 +324,7 @@ def test_kernels_refuse_what_they_do_not_compute(change, set_mesh, monkeypatch):
     monkeypatch.setattr("gnp_scale.training.update.platform", lambda: "tpu")
     config = Config(optim=OptimConfig(name="adamw"), train=TrainConfig(kernels="pallas"))
     assert implementation(config) == "pallas"
-    (value,) = change.values()
+    (value, *_) = change.values()
     with pytest.raises(ConfigError, match=f"cannot do .*{value}"):
         implementation(replace(config, optim=replace(config.optim, **change)))
     automatic = replace(config, optim=replace(config.optim, **change), train=TrainConfig())

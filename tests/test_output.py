@@ -1,10 +1,8 @@
 """Output that ends, fills up or blocks does not disturb a run, and external text is printed unchanged."""
 
-import contextlib
 import fcntl
 import os
 import pty
-import select
 import shlex
 import subprocess
 import sys
@@ -18,6 +16,7 @@ from gnp_scale.monitoring import progress
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run import messages, status
 from gnp_scale.run.console import make_console
+from gnp_scale.run.stages import Stages
 from gnp_scale.run.streams import say
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
@@ -149,7 +148,7 @@ def test_saying_a_line_never_raises(monkeypatch, error):
     monkeypatch.setattr(sys, "stderr", Broken(error))
     say("a line")
     messages.announce("a line")
-    with progress.ProgressBar(0, 10, shown=True) as bar:
+    with progress.ProgressBar(0, 10, Stages(), shown=True) as bar:
         bar.report(1, {"train/loss": 1.0})
     monkeypatch.setattr(sys, "stderr", None)
     say("a line")
@@ -196,63 +195,6 @@ def test_the_summary_needs_no_working_folder(tmp_path, monkeypatch, capsys):
     gone.rmdir()
     progress.print_summary(tmp_path, 7, {"eval/top1": 1.0, "eval/top5": 1.0, "eval/loss": 0.0}, 1.0)
     assert f"--logdir {tmp_path}" in capsys.readouterr().err
-
-
-BAR = """
-from gnp_scale.run import streams
-streams.protect()
-from gnp_scale.monitoring import progress
-from gnp_scale.monitoring.progress import ProgressBar
-from gnp_scale.run import messages
-from gnp_scale.run.messages import announce
-messages.is_main_process = lambda: True
-with ProgressBar(0, 3, True) as bar:
-    for step in (1, 2, 3):
-        bar.advance(step)
-        bar.report(step, {"train/loss": 0.5})
-    announce("said [in] between :smile:")
-"""
-LINES = ["step 1/3  loss 0.5", "step 2/3  loss 0.5", "step 3/3  loss 0.5", "said [in] between :smile:"]
-
-
-def shown_in_terminal(**variables):
-    """The output of the bar on a terminal."""
-    controller, terminal = pty.openpty()
-    command = [sys.executable, "-c", BAR]
-    process = subprocess.Popen(command, stderr=terminal, env=os.environ | variables)
-    os.close(terminal)
-    shown = b""
-    with contextlib.suppress(OSError):  # EIO: the other end is closed
-        while select.select([controller], [], [], DEADLINE_S)[0] and (part := os.read(controller, 4096)):
-            shown += part
-    os.close(controller)
-    assert process.wait(DEADLINE_S) == 0
-    return shown.decode()
-
-
-@pytest.mark.parametrize("variable", ["", "FORCE_COLOR=1", "TTY_COMPATIBLE=1", "TTY_INTERACTIVE=1", "COLUMNS=7"])
-def test_a_file_gets_lines(tmp_path, variable):
-    """No frames, no colours, and no line is broken."""
-    name, _, value = variable.partition("=")
-    with (tmp_path / "log").open("w") as log:
-        subprocess.run([sys.executable, "-c", BAR], stderr=log, env=os.environ | {name or "X": value}, check=True)
-    assert (tmp_path / "log").read_text().splitlines() == LINES
-
-
-def test_a_dumb_terminal_gets_lines():
-    assert shown_in_terminal(TERM="dumb").splitlines() == LINES
-
-
-@pytest.mark.parametrize("columns", ["1", "20", "200"])
-@pytest.mark.parametrize("colours", [True, False], ids=["colours", "NO_COLOR"])
-def test_a_terminal_gets_the_bar(columns, colours):
-    variables = {} if colours else {"NO_COLOR": "1"}
-    shown = shown_in_terminal(TERM="xterm-256color", COLUMNS=columns, **variables)
-    assert "\x1b[?25l" in shown, "the cursor is hidden while the bar moves"
-    assert ("\x1b[38;" in shown or "\x1b[35m" in shown) == (colours and columns != "1")
-    if columns == "200":
-        assert "3/3" in shown
-        assert "said [in] between :smile:" in shown
 
 
 def damaged_folders(folder):

@@ -1,5 +1,7 @@
 """The section `gnp` of a configuration becomes the `Gnp` that it describes; incompatible settings give one line."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -8,6 +10,7 @@ import pytest
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.training import optim
+from gnp_scale.training.leaves import layer_axes
 from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp
 
 NUM_STEPS = 20
@@ -37,6 +40,15 @@ FIELDS = {
         Gnp(alpha=0.8, direction="reused", reuse_every=3),
     ),
     "metric": ({"metric": "adaptive"}, Gnp(alpha=0.8, metric="adaptive")),
+    "stale": ({"direction": "stale", "alpha": 1.0}, Gnp(alpha=1.0, direction="stale")),
+    "friendly": (
+        {"direction": "friendly", "gradient_weight": 0.5, "average_weight": 2.0, "average_decay": 0.6},
+        Gnp(alpha=0.8, direction="friendly", gradient_weight=0.5, average_weight=2.0, average_decay=0.6),
+    ),
+    "radius": ({"radius": "loss", "max_r": 0.5}, Gnp(alpha=0.8, radius="loss", max_r=0.5)),
+    "radius without a limit": ({"radius": "loss"}, Gnp(alpha=0.8, radius="loss")),
+    "not normalised": ({"radius": "gradient"}, Gnp(alpha=0.8, radius="gradient")),
+    "layerwise": ({"metric": "layerwise"}, Gnp(alpha=0.8, metric="layerwise")),
     "perturb_groups": ({"perturb_groups": 4}, Gnp(alpha=0.8, perturb_groups=4)),
     "ascent_fraction": ({"ascent_fraction": 0.25}, Gnp(alpha=0.8, ascent_fraction=0.25)),
 }
@@ -44,7 +56,7 @@ FIELDS = {
 
 @pytest.mark.parametrize(("values", "expected"), FIELDS.values(), ids=FIELDS.keys())
 def test_each_field_reaches_the_penalty(values, expected):
-    assert penalty(**values) == expected
+    assert penalty(**values) == dataclasses.replace(expected, axes=layer_axes)
 
 
 PATHS = ["blocks/00/norm1/scale", "blocks/00/norm1/bias", "blocks/00/mlp/in_proj/kernel", "blocks/00/mlp/in_proj/bias"]
@@ -71,6 +83,14 @@ GATES = {
     "every": ({"gate_every": 5}, [0, 5, 10, 15]),
     "window": ({"gate_start": 3, "gate_stop": 6}, [3, 4, 5]),
     "window to the end": ({"gate_start": 17}, [17, 18, 19]),
+    "tail": ({"gate_tail": 0.2}, [16, 17, 18, 19]),
+    "tail of less than a step": ({"gate_tail": 0.001}, [19]),
+    "tail of all": ({"gate_tail": 1.0}, list(STEPS)),
+    "decay from the warm-up": ({"optimizer": OptimConfig(schedule="cosine", warmup_steps=15)}, [15, 16, 17, 18, 19]),
+    "decay from the first boundary": (
+        {"optimizer": OptimConfig(schedule="step", step_boundaries=(0.7, 0.9))},
+        list(range(13, NUM_STEPS)),
+    ),
     "bernoulli": ({"gate_probability": 1.0}, list(STEPS)),
 }
 
@@ -80,6 +100,43 @@ def test_gate_opens_where_it_is_told(name):
     values, expected = GATES[name]
     on = penalty(gate=name.split()[0], **values).is_on(STEPS)
     assert np.flatnonzero(on).tolist() == expected
+
+
+@pytest.mark.parametrize("gate", [{"gate": "tail", "gate_tail": 0.5}, {"gate": "window", "gate_start": 10}])
+def test_radius_grows_after_the_gate_opens(gate):
+    """The first step with the penalty has some of it; skipped steps, which are no updates, never make r negative."""
+    gnp = penalty(r=0.2, gate_ramp_steps=4, **gate)
+    r, _ = gnp.values(np.arange(8, 16))
+    np.testing.assert_allclose(r, 0.2 * np.array([0.25, 0.25, 0.25, 0.5, 0.75, 1, 1, 1]), rtol=1e-6)
+    assert np.flatnonzero(gnp.is_on(STEPS)).tolist() == list(range(10, NUM_STEPS))
+
+
+def test_radius_that_grows_keeps_its_schedule():
+    gnp = penalty(r=0.2, r_schedule="cosine", gate="tail", gate_ramp_steps=4)
+    np.testing.assert_allclose(gnp.values(11)[0], 0.2 * 0.5 * (1 + np.cos(np.pi * 11 / NUM_STEPS)) / 2, rtol=1e-5)
+
+
+def test_threshold_of_the_norm_gate_falls_over_the_run():
+    gate = penalty(gate="norm", gate_threshold=2.0, gate_end_threshold=-1.0, gate_decay=0.8).norm_gate
+    np.testing.assert_allclose([gate.at(step) for step in (0, 10, NUM_STEPS)], [2.0, 0.5, -1.0], rtol=1e-6)
+    assert gate.decay == 0.8
+
+
+LAYERS = {
+    ("blocks/00/mlp/in_proj/kernel", (32, 128)): ((0,), (1,)),
+    ("blocks/00/mlp/in_proj/bias", (128,)): ((), (0,)),
+    ("blocks/attention/qkv/kernel", (12, 32, 3, 4, 8)): ((1,), (3, 4)),
+    ("blocks/attention/out_proj/kernel", (12, 4, 8, 32)): ((1, 2), (3,)),
+    ("blocks/norm1/scale", (12, 32)): ((), (1,)),
+    ("embed/kernel", (4, 4, 3, 32)): ((0, 1, 2), (3,)),
+    ("position", (1, 16, 32)): ((), (0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize(("layer", "expected"), LAYERS.items(), ids=lambda value: str(value[0]))
+def test_layers_have_the_inputs_and_outputs_of_the_networks(layer, expected):
+    """Stacked blocks, and queries, keys and values, are layers of their own."""
+    assert penalty(metric="layerwise").axes(*layer) == expected
 
 
 def test_random_gate_follows_the_seed_of_the_run():
@@ -147,6 +204,16 @@ def test_a_scheduled_zero_is_plain_training(schedule):
 
 
 WRONG = {
+    "decay of a rate that does not fall": (
+        {"gate": "decay", "optimizer": OptimConfig(schedule="constant")},
+        "gnp.gate is decay, but optim.schedule constant ends with the highest learning rate",
+    ),
+    "a ramp of no gate": ({"gate_ramp_steps": 3}, "gnp.gate_ramp_steps is 3, but has no effect with gnp.direction"),
+    "a limit of a fixed radius": ({"max_r": 0.1}, "gnp.max_r is 0.1, but has no effect with gnp.direction gradient"),
+    "lam with a radius that grows": (
+        {"alpha": None, "lam": 0.04, "gate": "tail", "gate_ramp_steps": 4},
+        "alpha <= 1 except with",
+    ),
     "momentum with lars": (
         {"direction": "momentum", "alpha": 1.0, "optimizer": OptimConfig(name="lars")},
         'gnp.direction "momentum" needs a momentum of all gradients: optim.name is lars',
@@ -166,7 +233,7 @@ WRONG = {
     "momentum with alpha": ({"direction": "momentum"}, "has no g1 to blend with. Got alpha=0.8"),
     "momentum with groups": (
         {"direction": "momentum", "alpha": 1.0, "perturb_groups": 2},
-        'needs blend="paper", perturb_groups=1 and ascent_fraction=1. Got perturb_groups=2',
+        "needs blend='paper' and perturb_groups=1 and ascent_fraction=1. Got perturb_groups=2",
     ),
     "reused with gsam": ({"direction": "reused", "blend": "gsam"}, "Got blend='gsam'"),
     "alpha above 1": ({"alpha": 1.5}, 'alpha may exceed 1 only with blend="decoupled". Got 1.5'),

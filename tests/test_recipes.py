@@ -1,8 +1,9 @@
 """Every recipe in configs/ has the fixed docstring, sane schedules, and a step that runs.
 
 Recipes whose steps are one program (`small_networks.program`) are built once. As compilation takes most of the time,
-only some programs run: so many that each value of an option of a recipe occurs in one (`small_networks.covering`).
-Their networks are short ones with the same kinds of layers. Three recipes are traced with their own batch.
+the steps of most recipes run by hand (`pytest -m long`): the others are chosen so that nearly each value of an option
+of a recipe occurs in one (`small_networks.covering`). Their networks are short ones with the same kinds of layers.
+Three recipes are traced with their own batch.
 """
 
 import re
@@ -54,7 +55,7 @@ def describe(name):
 PROGRAMS = by_program(shrunken)
 RUNS = covering(PROGRAMS)
 USUAL_RUNS = 13
-"""The others add little to these, and run by hand."""
+"""Of those that show all options; the others add little to these."""
 AT_SCALE = ("scale.py:vit_22b", "imagenet_modern.py:convnext_t", "imagenet.py:resnet50")
 """A scanned ViT, a network of convolutions, and one with groups of examples that share a perturbation."""
 
@@ -152,10 +153,7 @@ def test_a_step_of_the_real_batch_is_traced_on_8_devices(name, set_mesh, monkeyp
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, id=short(name), marks=[] if place < USUAL_RUNS else pytest.mark.long)
-        for place, name in enumerate(RUNS)
-    ],
+    [pytest.param(name, id=short(name), marks=[] if name in RUNS[:USUAL_RUNS] else pytest.mark.long) for name in NAMES],
 )
 def test_two_steps_of_a_small_version_change_the_parameters(name, set_mesh, monkeypatch):
     shorten(monkeypatch)

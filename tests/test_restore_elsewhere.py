@@ -16,6 +16,8 @@ from gnp_scale.config import CheckpointConfig, Config, DataConfig, MeshConfig, M
 from gnp_scale.loop import train
 from gnp_scale.monitoring.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 MOVED_AFTER, NUM_STEPS = 4, 8
 
 

@@ -21,6 +21,8 @@ from gnp_scale.loop import train
 from gnp_scale.resilience import rollback
 from gnp_scale.resilience.rollback import ROLLBACKS_FILE, Rollbacks
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def rollbacks_of(run_dir, *pairs, **settings):
     rollbacks = Rollbacks(run_dir, with_policy("rollback", max_rollbacks=9, **settings))

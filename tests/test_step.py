@@ -32,6 +32,10 @@ CONFIGS = {
     "vit, scanned": dataclasses.replace(VIT, model=dataclasses.replace(VIT.model, scan_layers=True)),
     "resnet": dataclasses.replace(VIT, model=ModelConfig(name="resnet18", stem="cifar"), optim=OptimConfig()),
     "kept direction": dataclasses.replace(VIT, gnp=GnpConfig(direction="reused")),
+    "stale": dataclasses.replace(VIT, gnp=GnpConfig(direction="stale", alpha=1.0)),
+    "average, groups": dataclasses.replace(VIT, gnp=GnpConfig(direction="friendly", perturb_groups=2)),
+    "layerwise": dataclasses.replace(VIT, gnp=GnpConfig(metric="layerwise")),
+    "norm gate": dataclasses.replace(VIT, gnp=GnpConfig(gate="norm", radius="loss")),
     "decoupled": dataclasses.replace(VIT, gnp=GnpConfig(blend="decoupled", alpha=1.5)),
     "groups": dataclasses.replace(VIT, gnp=GnpConfig(perturb_groups=2), train=TrainConfig(accumulate_steps=4)),
 }

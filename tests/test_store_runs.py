@@ -14,6 +14,8 @@ from gnp_scale.cli import main
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.history import read_history
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_STEPS = 60
 SMALL = [*OFTEN_SAVED, "--train.eval-every-steps", "30", "--checkpoint.every-steps", "12"]
 

@@ -66,6 +66,15 @@ def test_the_marks_of_a_plot_are_where_the_numbers_are(tmp_path):
     assert (low_y, high_y) == pytest.approx((bottom, top), abs=1), "ticks from 0.5 to 0.7"
 
 
+def test_first_marks_of_lines_are_joined_if_asked_for():
+    lines = {name: [chart.Mark(x, y, None, (), name)] for name, x, y in (("a", 1.0, 0.5), ("b", 3.0, 0.7))}
+    each = chart.Chart("x", "y", lines, {1.0: "1", 3.0: "3"}, is_log=False, joins=False)
+    alone, joined = (np.asarray(chart.draw(replace(each, joined=names))) for names in ((), ("a", "b")))
+    ys, xs = np.nonzero(np.abs(joined.astype(int) - alone).sum(axis=2))
+    assert np.ptp(xs) > 500, "from one to the other"
+    assert np.corrcoef(xs, ys)[0, 1] < -0.999, "a straight line upwards"
+
+
 def test_a_plot_of_one_run_or_of_equal_or_not_finite_numbers_is_drawn(tmp_path):
     make_run(tmp_path / "a", config(), {60: 1.0})
     rows = make_rows(find_results([str(tmp_path)]), [])

@@ -117,3 +117,10 @@ def test_exit_codes_have_words():
     assert meaning(77) == "diverged, exit code 77"
     assert meaning(5) == "failed, exit code 5"
     assert meaning(-9) == "killed by SIGKILL"
+
+
+def test_somebody_may_watch_while_processes_run(tmp_path):
+    num_polls = []
+    commands = {"a": shell(tmp_path, "sleep 0.7")}
+    assert Queue(tmp_path, commands, lambda name: False, 1, lambda: num_polls.append(len(num_polls))).run()
+    assert len(num_polls) >= 2

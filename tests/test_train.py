@@ -100,7 +100,7 @@ def whole_run(tmp_path_factory):
         (WARMUP, 1),
         pytest.param(RESNET, 3, marks=pytest.mark.long),
         pytest.param(REUSED, 6, marks=pytest.mark.long),
-        (GROUPED, 5),
+        pytest.param(GROUPED, 5, marks=pytest.mark.long),
         (FINE_TUNED, 3),
     ],
     ids=["mid-epoch", "at-save", "off-step", "resnet", "kept direction", "groups", "fine-tuned"],

@@ -27,6 +27,7 @@ LARGEST = {
     "pyramidnet_110_270": 1, "pyramidnet_164_48": 4096, "pyramidnet_164_270": 1, "pyramidnet_200_240": 1,
     "pyramidnet_272_200": 1,
     "resnet20": 4096, "resnet32": 4096, "resnet44": 4096, "resnet56": 4096, "resnet110": 4096,
+    "cnn_s": 4096,
     "convnext_t": 512, "convnext_s": 256, "convnext_b": 1024, "convnext_l": 512, "convnext_xl": 1024,
     "mixer_s": 1024, "mixer_b": 256, "mixer_l": 512,
     "vgg16": 512, "vgg19": 512, "vgg16_bn": 512, "vgg19_bn": 512,

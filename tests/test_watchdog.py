@@ -16,6 +16,8 @@ from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.run.history import read_history
 from gnp_scale.run.stages import Stage, Stages
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 BOUND_S = 90
 
 

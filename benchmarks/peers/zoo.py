@@ -81,7 +81,10 @@ class ConvNeXt(nn.Module):
 
 
 class Windows(nn.Module):
-    """Attention in windows of an image, which may be shifted, with a bias for each difference of positions."""
+    """Attention in windows of an image, which may be shifted, with a bias for each difference of positions.
+
+    Logits are float32, as in the network of this project.
+    """
 
     num_heads: int
     window: int
@@ -98,11 +101,12 @@ class Windows(nn.Module):
         x = x.reshape(num, rows, size, columns, size, channels).swapaxes(2, 3).reshape(-1, size**2, channels)
         query, key, value = jnp.split(nn.Dense(3 * channels, dtype=self.dtype)(x), 3, axis=-1)
         query, key, value = (part.reshape(*x.shape[:2], heads, -1) for part in (query, key, value))
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key) + self._bias()
+        product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+        logits = product("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key) + self._bias()
         if self.shift:
             logits = logits.reshape(num, -1, *logits.shape[1:]) + self._mask(rows, columns)[None, :, None]
             logits = logits.reshape(-1, *logits.shape[2:])
-        weights = nn.softmax(logits.astype(jnp.float32)).astype(self.dtype)
+        weights = nn.softmax(logits).astype(self.dtype)
         y = nn.Dense(channels, dtype=self.dtype)(jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape))
         y = y.reshape(num, rows, columns, size, size, channels).swapaxes(2, 3).reshape(num, height, width, channels)
         return jnp.roll(y, (self.shift, self.shift), (1, 2)) if self.shift else y
@@ -113,7 +117,7 @@ class Windows(nn.Module):
         place = jnp.stack(jnp.meshgrid(*(jnp.arange(self.window),) * 2, indexing="ij"), -1).reshape(-1, 2)
         difference = place[:, None] - place[None] + self.window - 1
         bias = table[difference[..., 0] * side + difference[..., 1]]
-        return jnp.moveaxis(bias, -1, 0).astype(self.dtype)
+        return jnp.moveaxis(bias, -1, 0)
 
     def _mask(self, rows: int, columns: int) -> jax.Array:
         """Minus infinity, nearly, between tokens of a shifted window that are not neighbours in the image."""
@@ -121,7 +125,7 @@ class Windows(nn.Module):
         regions = [np.repeat(np.arange(3), [n * size - size, size - shift, shift]) for n in (rows, columns)]
         region = (3 * regions[0][:, None] + regions[1]).reshape(rows, size, columns, size)
         region = region.swapaxes(1, 2).reshape(-1, size**2)
-        return jnp.asarray(np.where(region[:, :, None] == region[:, None], 0.0, -100.0), self.dtype)
+        return jnp.asarray(np.where(region[:, :, None] == region[:, None], 0.0, -100.0), jnp.float32)
 
 
 class Swin(nn.Module):

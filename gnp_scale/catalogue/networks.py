@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gnp_scale.config import ConfigError, ModelConfig
-from gnp_scale.models import cifar_resnet, pyramidnet, registry, shake_shake, wide_resnet
+from gnp_scale.models import cifar_resnet, cnn, pyramidnet, registry, shake_shake, wide_resnet
 from gnp_scale.monitoring.flops import flops
 
-_CIFAR_FAMILIES = (wide_resnet.FAMILY, cifar_resnet.FAMILY, shake_shake.FAMILY, pyramidnet.FAMILY)
+_CIFAR_FAMILIES = (wide_resnet.FAMILY, cifar_resnet.FAMILY, shake_shake.FAMILY, pyramidnet.FAMILY, cnn.FAMILY)
 _PATCH_SIZES = dict.fromkeys(("vit_so400m", "vit_h", "vit_g", "vit_gg", "vit_22b", "deit3_h"), 14)
 _IMAGE_SIZES = {"cait_xs24": 384, "cait_s36": 384, "cait_m36": 384, "cait_m48": 448}
 

@@ -29,7 +29,7 @@ class LocalJob:
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices // num_processes)}
         env |= variables or {}
         if num_processes > 1:
-            env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}", "JAX_NUM_PROCESSES": str(num_processes)}
+            env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(num_processes)}
         command = [sys.executable, "-m", *entry, *arguments]
         self.logs = [log_dir / f"{rank}.log" for rank in range(num_processes)]
         self.processes = []
@@ -61,7 +61,8 @@ class LocalJob:
                 process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback on which nobody listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -2,11 +2,19 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gnp_scale.arguments import at_least
-from gnp_scale.commands.common import import_jax
+from gnp_scale.checks import check, local_path
+from gnp_scale.commands.common import import_jax, on_cpu
 from gnp_scale.exit_codes import Exit
+from gnp_scale.resilience.preemption import StopRequest
+
+if TYPE_CHECKING:
+    from gnp_scale.evidence.plan import Plan
+
+_TABLES = ("noise40", "noise60", "clean", "photographs", "transformer", "groups")
 
 
 def add(commands: Any) -> None:
@@ -17,6 +25,26 @@ def add(commands: Any) -> None:
     kernels.add_argument("--rounds", type=at_least(2), default=20, help="calls that are timed (default: %(default)s)")
     kernels.add_argument("--no-tuning", action="store_true", help="do not search for better block sizes")
     kernels.set_defaults(command=_bench_kernels, takes_flags=False)
+    _add_generalization(bench)
+
+
+def _add_generalization(bench: Any) -> None:
+    parser = bench.add_parser(
+        "generalization", help="compare the method with others, by test accuracy and compute", allow_abbrev=False
+    )
+    parser.add_argument("table", metavar="TABLE", choices=_TABLES, help=f"{', '.join(_TABLES)} (docs/evidence.md)")
+    parser.add_argument("--out", help="folder of the runs and their report (default: runs/evidence-TABLE)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="train these methods only")
+    parser.add_argument("--seeds", type=at_least(1), default=5, help="runs of the report (default: %(default)s)")
+    parser.add_argument(
+        "--tuning-seeds", type=at_least(1), default=2, help="runs for each value (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=at_least(20), help="of plain training (default: the table's)")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="methods at a time (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="first remove the runs of the methods of --only")
+    parser.add_argument("--report", action="store_true", help="only write the report on what there is")
+    parser.add_argument("--row", metavar="METHOD", help="train this method in this process, without a report")
+    parser.set_defaults(command=_bench_generalization, takes_flags=True)
 
 
 def _bench_kernels(options: argparse.Namespace, flags: Sequence[str]) -> int:
@@ -29,3 +57,53 @@ def _bench_kernels(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     bench_kernels(options.model, options.rounds, tune=not options.no_tuning)
     return Exit.FINISHED
+
+
+def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    folder = local_path("--out", options.out or f"runs/evidence-{options.table}")
+    if options.row is not None:
+        return _train_row(options, flags, folder)
+    check(not options.again or bool(options.only), "--again removes runs: name their methods with --only")
+    on_cpu()
+    from gnp_scale.evidence.plan import checked_names
+    from gnp_scale.evidence.run import check_all, forget, report_on, rows_of, run_all
+
+    plan = _plan(options, flags)
+    rows = rows_of(plan, folder)
+    if options.report:
+        print(report_on(rows), end="")
+        return Exit.FINISHED
+    names = checked_names(options.only, plan.table)
+    if options.again:
+        forget([rows[name] for name in names])
+    check_all(list(rows.values()))
+    arguments = ["bench", "generalization", options.table, "--out", str(folder), "--steps", str(plan.num_steps)]
+    arguments += ["--seeds", str(options.seeds), "--tuning-seeds", str(options.tuning_seeds), *flags]
+    return run_all(rows, names, arguments, options.jobs)
+
+
+def _plan(options: argparse.Namespace, flags: Sequence[str]) -> "Plan":
+    from gnp_scale.evidence.plan import Plan
+    from gnp_scale.evidence.tables import TABLES
+
+    table = TABLES[options.table]
+    return Plan(table, options.seeds, options.tuning_seeds, options.steps or table.num_steps, tuple(flags))
+
+
+def _train_row(options: argparse.Namespace, flags: Sequence[str], folder: Path) -> int:
+    """Trains one method in this process; a signal saves the run that is being trained."""
+    stop = StopRequest().watch()
+    import_jax()
+    from gnp_scale.evidence.plan import checked_names
+    from gnp_scale.evidence.run import rows_of
+    from gnp_scale.run import processes
+
+    plan = _plan(options, flags)
+    (name,) = checked_names([options.row], plan.table)
+    row = rows_of(plan, folder)[name]
+    processes.start()
+    stop.joined(*processes.coordination())
+    processes.check_devices()
+    from gnp_scale.evidence.trial import trial
+
+    return row.run(lambda run, config, run_dir: trial(config, run_dir, stop, is_final=run.is_final))

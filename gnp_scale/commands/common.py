@@ -2,11 +2,12 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gnp_scale.checks import split_recipe
-from gnp_scale.config import ConfigError
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.run.store import Folder, run_folder
 
 
@@ -39,3 +40,17 @@ def existing_run(text: str) -> Folder:
     if ".py:" in text:
         raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or that of --run-dir")
     return run_folder("RUN", text)
+
+
+def config_of_run(run_dir: Folder, flags: Sequence[str], command: str, usage: str, options: Sequence[str]) -> Config:
+    """The configuration of a run for the command `command` with `usage` and `options`, with flags of data and mesh.
+
+    Raises: ConfigError: a flag belongs to another section.
+    """
+    from gnp_scale import recipe
+    from gnp_scale.run.run_dir import stored_config
+
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
+            raise ConfigError(f"{command} has no option {flag}: only those of data and mesh; the run decides the rest")
+    return recipe.override(stored_config(run_dir), flags, f"gnp-scale {command} RUN {usage}", options)

@@ -7,11 +7,11 @@ from typing import Any
 
 from gnp_scale.arguments import at_least
 from gnp_scale.checks import local_path
-from gnp_scale.commands.common import existing_run, import_jax, on_cpu
-from gnp_scale.config import Config, ConfigError, check
+from gnp_scale.commands.common import config_of_run, existing_run, import_jax, on_cpu
+from gnp_scale.config import Config, check
 from gnp_scale.exit_codes import Exit
-from gnp_scale.run.store import Folder
 
+_WATCH_S, _MOST_WATCH_S = 5.0, 86400.0
 _EVAL_OPTIONS = ("--pictures", "--probe", "--average")
 
 
@@ -34,8 +34,17 @@ def add(commands: Any) -> None:
     fingerprint.add_argument("--step", type=at_least(0), help="which checkpoint (default: the newest)")
     fingerprint.set_defaults(command=_fingerprint, takes_flags=False)
 
-    status = commands.add_parser("status", help="the state of a run, and how it spent its time")
-    status.add_argument("run_dir", metavar="RUN", help="folder of the run, which may be running")
+    status = commands.add_parser("status", help="the state of runs, and how a run spent its time", allow_abbrev=False)
+    status.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, which may be running, or of runs")
+    status.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=_WATCH_S,
+        metavar="SECONDS",
+        help="show it again until all have ended",
+    )
+    status.add_argument("--json", action="store_true", help="print a line of JSON for each run")
     status.set_defaults(command=_status, takes_flags=False)
 
 
@@ -49,7 +58,11 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     import_jax()
     from gnp_scale.run import processes
 
-    config = _config_of_recipe(options.run_dir, flags) if run_dir is None else _config_of_run(run_dir, flags)
+    config = (
+        _config_of_recipe(options.run_dir, flags)
+        if run_dir is None
+        else config_of_run(run_dir, flags, "eval", "[--probe] [--average N]", _EVAL_OPTIONS)
+    )
     processes.start()
     processes.check_devices()
     from gnp_scale.evaluation.existing import evaluate_run, probe_run
@@ -59,16 +72,6 @@ def _eval(options: argparse.Namespace, flags: Sequence[str]) -> int:
     if processes.is_main_process():
         print(json.dumps({"step": step, **scores}))
     return Exit.FINISHED
-
-
-def _config_of_run(run_dir: Folder, flags: Sequence[str]) -> Config:
-    from gnp_scale import recipe
-    from gnp_scale.run.run_dir import stored_config
-
-    for flag in flags:
-        if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
-            raise ConfigError(f"eval has no option {flag}: only those of data and mesh; the run decides the rest")
-    return recipe.override(stored_config(run_dir), flags, "gnp-scale eval RUN [--probe] [--average N]", _EVAL_OPTIONS)
 
 
 def _config_of_recipe(name: str, flags: Sequence[str]) -> Config:
@@ -85,10 +88,21 @@ def _config_of_recipe(name: str, flags: Sequence[str]) -> Config:
 
 
 def _status(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    from gnp_scale.run.status import print_status
+    from gnp_scale.run.overview import show
 
-    print_status(existing_run(options.run_dir))
+    show([existing_run(text) for text in options.runs], options.watch, as_json=options.json)
     return Exit.FINISHED
+
+
+def _seconds(text: str) -> float:
+    """The argument of `--watch`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds: give --watch after the runs") from None
+    if not 0 < seconds < _MOST_WATCH_S:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: give seconds between 0 and {_MOST_WATCH_S:.0f}")
+    return seconds
 
 
 def _fingerprint(options: argparse.Namespace, flags: Sequence[str]) -> int:

@@ -19,6 +19,8 @@ _COUNTS = (
     "synthetic_num_examples",
     "synthetic_image_size",
     "synthetic_num_classes",
+    "num_examples",
+    "num_threads",
 )
 
 
@@ -78,14 +80,21 @@ class DataConfig:
     """Part of the run's steps after which no example is mixed."""
     num_repeats: int = 1
     """How often each example of a batch occurs in it, augmented differently (arXiv 1901.09335)."""
-    train_split: str = "train"
-    """Of encoded images; so are all options from here to `max_damaged`."""
-    eval_split: str = ""
-    """The split that is evaluated; empty: the part that is held out if there is one, `validation`, or `test`."""
-    eval_labels: str = ""
-    """A JSON file with all right answers of each evaluated image, such as ReaL's; then `eval/real` is reported."""
+    num_examples: int | None = None
+    """Number of training examples that are drawn from a small set; None: all. Not for encoded images."""
+    label_noise: float = 0.0
+    """Share of the drawn training labels, also of those held out, that are replaced by another class, all of which are
+    equally probable. Not for encoded images."""
+    draw_seed: int = 0
+    """What decides which examples `num_examples` draws, and which labels `label_noise` replaces."""
     holdout: float = 0.0
     """Share of the training split, evenly spaced, that is not trained on and may be evaluated as split `holdout`."""
+    eval_split: str = ""
+    """The split that is evaluated; empty: the part that is held out if there is one, `validation`, or `test`."""
+    train_split: str = "train"
+    """Of encoded images; so are all options from here to `max_damaged`."""
+    eval_labels: str = ""
+    """A JSON file with all right answers of each evaluated image, such as ReaL's; then `eval/real` is reported."""
     image_size: int = 224
     """Height and width in pixels to which images are cropped and resized."""
     crop_area: float = 0.08
@@ -109,13 +118,14 @@ class DataConfig:
         object.__setattr__(self, "root", data_root("data.root", self.root))
         fits = self.name not in ("", ".", "..") and "/" not in self.name
         check(fits, f"data.name is {self.name!r}: give the name of a folder in data.root, or of a built-in data set")
-        for name in (*_COUNTS, "num_threads"):
+        for name in _COUNTS:
             value = getattr(self, name)
             check(value is None or value >= 1, f"data.{name} is {value}: it must be at least 1")
         for name in ("crop_area", "eval_crop"):
             value = getattr(self, name)
             check(0 < value <= 1, f"data.{name} is {value}: it must be above 0 and at most 1")
-        for name in ("holdout", "max_damaged"):
+        check(0 <= self.draw_seed < 2**32, f"data.draw_seed is {self.draw_seed}: it must be in [0, 2**32)")
+        for name in ("holdout", "max_damaged", "label_noise"):
             value = getattr(self, name)
             check(0 <= value < 1, f"data.{name} is {value}: it must be at least 0 and below 1")
         for name in ("crop_padding", "cutout", "mixup", "cutmix"):
@@ -138,10 +148,12 @@ class DataConfig:
 
     def _check_effects(self) -> None:
         is_randaugment, is_mixed = self.policy == "randaugment", bool(self.mixup or self.cutmix)
+        draws = self.num_examples is not None or self.label_noise > 0
         users = (
             (is_randaugment, "data.policy randaugment", ("randaugment_num_ops", "randaugment_magnitude")),
             (self.random_erasing > 0, "data.random_erasing above 0", ("random_erasing_mode",)),
             (is_mixed, "data.mixup or data.cutmix above 0", ("mixup_probability", "mixup_end")),
+            (draws, "data.num_examples or data.label_noise", ("draw_seed",)),
             (bool(self.mixup and self.cutmix), "data.mixup and data.cutmix above 0", ("mixup_switch_probability",)),
         )
         for is_used, needed, names in users:

@@ -7,10 +7,14 @@ from gnp_scale.checks import check, check_values
 
 PenaltySchedule = Literal["constant", "warmup", "cosine", "learning_rate"]
 BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
-Direction = Literal["gradient", "momentum", "reused"]
-Metric = Literal["euclidean", "adaptive"]
+Direction = Literal["gradient", "momentum", "reused", "stale", "friendly"]
+Metric = Literal["euclidean", "adaptive", "layerwise"]
+Radius = Literal["fixed", "loss", "gradient"]
 PerturbedParameters = Literal["all", "norm", "kernels"]
-GateName = Literal["always", "every", "window", "bernoulli"]
+GateName = Literal["always", "every", "window", "tail", "decay", "bernoulli", "norm"]
+
+_DECIDING = ("direction", "gate", "radius", "r_schedule")
+"""Options that decide which others have an effect."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,17 @@ class GnpConfig:
     direction: Direction = "gradient"
     reuse_every: int = 5
     """Number of steps for which the direction "reused" keeps its direction."""
+    gradient_weight: float = 1.0
+    """Of g1 in the direction "friendly"."""
+    average_weight: float = -1.0
+    """Of the moving average of g1 in the direction "friendly"."""
+    average_decay: float = 0.9
+    """Of that average."""
     metric: Metric = "euclidean"
+    radius: Radius = "fixed"
+    """Length of eps: r; or what raises the loss by r to first order, at most `max_r`; or r times the gradient norm."""
+    max_r: float | None = None
+    """Largest length of eps with the radius "loss"; None: no limit."""
     perturbed: PerturbedParameters = "all"
     """Parameters that are perturbed: all, scales and biases of norm layers (SAM-ON), or all kernels."""
     perturb_groups: int = 1
@@ -43,7 +57,17 @@ class GnpConfig:
     gate_start: int = 0
     gate_stop: int | None = None
     """End of the gate's window; None means the end of the run."""
+    gate_tail: float = 0.5
+    """Last share of the steps, for the gate "tail"."""
+    gate_ramp_steps: int = 0
+    """Steps in which r grows linearly to its value after the gate "window", "tail" or "decay" opens."""
     gate_probability: float = 0.5
+    gate_threshold: float = 1.0
+    """Standard deviations above the mean that the squared gradient norm needs at the first step of the gate "norm"."""
+    gate_end_threshold: float = -1.0
+    """The same at the last step; linear between."""
+    gate_decay: float = 0.9
+    """Of the moving averages of the gate "norm"."""
     r_schedule: PenaltySchedule = "constant"
     end_r: float | None = None
     """With `r_schedule` "learning_rate", the radius at `optim.end_learning_rate`: the rho_min of GSAM, whose rho_max is
@@ -64,7 +88,7 @@ class GnpConfig:
         for name in ("reuse_every", "perturb_groups", "gate_every"):
             value = getattr(self, name)
             check(value >= 1, f"gnp.{name} is {value}: it must be at least 1")
-        for name in ("gate_start", "warmup_steps"):
+        for name in ("gate_start", "gate_ramp_steps", "warmup_steps"):
             value = getattr(self, name)
             check(value >= 0, f"gnp.{name} is {value}: it must not be negative")
         check(
@@ -72,6 +96,10 @@ class GnpConfig:
             f"gnp.gate_stop is {self.gate_stop} with gnp.gate_start {self.gate_start}: it must be above that, or None",
         )
         check(0 <= self.gate_probability <= 1, f"gnp.gate_probability is {self.gate_probability}: it must be in [0, 1]")
+        check(0 < self.gate_tail <= 1, f"gnp.gate_tail is {self.gate_tail}: it must be in (0, 1]")
+        for name in ("average_decay", "gate_decay"):
+            check(0 <= getattr(self, name) < 1, f"gnp.{name} is {getattr(self, name)}: it must be in [0, 1)")
+        check(self.max_r is None or self.max_r > 0, f"gnp.max_r is {self.max_r}: it must be positive, or None")
         check(
             0.001 <= self.ascent_fraction <= 1,
             f"gnp.ascent_fraction is {self.ascent_fraction}: it must be in [0.001, 1]",
@@ -86,14 +114,24 @@ class GnpConfig:
             "gate_every": self.gate == "every",
             "gate_start": self.gate == "window",
             "gate_stop": self.gate == "window",
+            "gate_tail": self.gate == "tail",
+            "gate_ramp_steps": self.gate in ("window", "tail", "decay"),
             "gate_probability": self.gate == "bernoulli",
+            "gate_threshold": self.gate == "norm",
+            "gate_end_threshold": self.gate == "norm",
+            "gate_decay": self.gate == "norm",
+            "gradient_weight": self.direction == "friendly",
+            "average_weight": self.direction == "friendly",
+            "average_decay": self.direction == "friendly",
+            "max_r": self.radius == "loss",
         }
         for option, is_used in used.items():
             value, default = getattr(self, option), getattr(GnpConfig, option)
+            deciding = ", ".join(f"gnp.{name} {getattr(self, name)}" for name in _DECIDING)
             check(
                 is_used or value == default,
-                f"gnp.{option} is {value}, but has no effect with gnp.direction {self.direction}, gnp.gate {self.gate} "
-                f"and gnp.r_schedule {self.r_schedule}: change one of those, or leave it at {default}",
+                f"gnp.{option} is {value}, but has no effect with {deciding}: change one of those, or leave it at "
+                f"{default}",
             )
         warms_up = "warmup" in (self.r_schedule, self.alpha_schedule)
         check(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from gnp_scale.checks import check, check_values
 
-OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon"]
+OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon", "custom"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
 
 
@@ -14,6 +14,9 @@ class OptimConfig:
     """The base optimizer, which takes the penalised gradient."""
 
     name: OptimizerName = "sgd"
+    function: str | None = None
+    """FILE:FUNCTION of the optimizer "custom": it takes the schedule of the learning rate, and returns an
+    `optax.GradientTransformation` that applies it."""
     learning_rate: float = 0.1
     """The highest learning rate, reached at the end of the warm-up."""
     schedule: LearningRateSchedule = "cosine"
@@ -55,6 +58,15 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_values("optim", self)
+        check(
+            (self.function is not None) == (self.name == "custom"),
+            f"optim.function is {self.function} with optim.name {self.name}: custom needs FILE:FUNCTION, others None",
+        )
+        check(
+            self.name != "custom" or (self.weight_decay, self.moment_dtype) == (0, "float32"),
+            f"optim.weight_decay is {self.weight_decay} and optim.moment_dtype {self.moment_dtype}, but the function "
+            "of optim.name custom decides both: leave them at 0 and float32",
+        )
         check(self.learning_rate > 0, f"optim.learning_rate is {self.learning_rate}: it must be positive")
         check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: it must not be negative")
         for name in ("eps", "weight_decay", "l2_in_loss"):

@@ -21,13 +21,12 @@ from gnp_scale.data import decode
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.label_files import LabelFile, read_label_file
+from gnp_scale.data.parts import HOLDOUT, held_out
 from gnp_scale.data.sources import UNREADABLE, Dataset, Rows
 from gnp_scale.run.streams import say
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the training images of ImageNet, as in torchvision and timm."""
-HOLDOUT = "holdout"
-"""The name of the part of `train` that `data.holdout` keeps for evaluation."""
 _CHUNK = 16
 """Images that a thread reads at once."""
 _PER_CPU_OF_BUCKETS = 4
@@ -173,17 +172,6 @@ def load_images(config: DataConfig) -> Dataset:
     num_answers = 0 if answers is None else answers.num_answers
     statistics = IMAGENET_MEAN, IMAGENET_STD
     return Dataset(config.name, train, test, num_classes, *statistics, num_answers, contents.class_names)
-
-
-def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the examples that remain for training, and of those held out.
-
-    These are evenly spaced in the order of the data set: example i is held out if floor((i + 1) * share) is greater
-    than floor(i * share). In a set that is sorted by class, each class has its part.
-    """
-    edge = np.floor(np.arange(num_examples + 1) * share)
-    is_held_out = np.diff(edge) > 0
-    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def _evaluated(contents: Contents) -> str:

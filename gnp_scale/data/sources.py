@@ -11,8 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.config import ConfigError, DataConfig, check
 from gnp_scale.data.formats import DamagedFileError, checked_labels, read_cifar, read_idx
+from gnp_scale.data.parts import parts_of
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package `dataset-fashion-mnist`."""
@@ -163,7 +164,7 @@ def load(config: DataConfig) -> Dataset:
         return _images(config, tuple(readers))
     command = f"run `gnp-scale data download {config.name} --root {config.root}`"
     try:
-        return readers[config.name]()
+        dataset = readers[config.name]()
     except FileNotFoundError as error:
         if "://" in config.root:
             reason = f"data.root is {config.root}, but {config.name} is read from a local folder: give one"
@@ -174,12 +175,19 @@ def load(config: DataConfig) -> Dataset:
         ) from error
     except DamagedFileError as error:
         raise ConfigError(f"data set {config.name} is damaged: {error}; {command}") from error
+    train, test = dataset.train, dataset.test
+    assert isinstance(train, Split), "small sets are in memory"
+    assert isinstance(test, Split), "small sets are in memory"
+    return parts_of(dataset, train, test, config)
 
 
 def _images(config: DataConfig, others: tuple[str, ...]) -> Dataset:
     # The decoders take half a second to import, and small sets do not need them.
     from gnp_scale.data.images import load_images
 
+    for name in ("num_examples", "label_noise"):
+        value = getattr(config, name)
+        check(not value, f"data.{name} is {value}, but {config.name} is a folder of images: it is for the small sets")
     try:
         return load_images(config)
     except FileNotFoundError as error:

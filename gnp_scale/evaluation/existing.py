@@ -43,9 +43,9 @@ def evaluate_run(
         ConfigError: there is no checkpoint, or there are too few to average; the configuration is wrong for the data or
             the machine; or `pictures` cannot be made.
     """
-    with _working(config, pictures) as stages:
-        task = _task(config, run_dir, has_own_classes=False)
-        step, state = _load(run_dir, task, num_averaged, stages)
+    with working(config, pictures) as stages:
+        task = task_of(config, run_dir, has_own_classes=False)
+        step, state = load(run_dir, task, num_averaged, stages)
         with stages.enter(Stage.COMPILE, step):
             eval_step = trace_eval_step(task).compile()
         with stages.enter(Stage.EVALUATE, step):
@@ -67,9 +67,9 @@ def probe_run(
     Raises:
         ConfigError: as above; or the images do not fit the network.
     """
-    with _working(config, pictures) as stages:
-        task = _task(config, run_dir, has_own_classes=True)
-        step, state = _load(run_dir, task, num_averaged, stages)
+    with working(config, pictures) as stages:
+        task = task_of(config, run_dir, has_own_classes=True)
+        step, state = load(run_dir, task, num_averaged, stages)
         with stages.enter(Stage.EVALUATE, step):
             train, test = collect(task, state, stages)
             linear = linear_probe(train, test, task.dataset.num_classes, len(task.dataset.test), stages)
@@ -101,7 +101,7 @@ def _sizes(train: Features, test: Features) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _working(config: Config, pictures: Path | None) -> Iterator[Stages]:
+def working(config: Config, pictures: Path | None) -> Iterator[Stages]:
     """The stages of this process, under a watchdog, on the mesh of `config`; makes the folder of the pictures."""
     stages = Stages()
     if pictures is not None and is_main_process():
@@ -111,14 +111,18 @@ def _working(config: Config, pictures: Path | None) -> Iterator[Stages]:
         yield stages
 
 
-def _task(config: Config, run_dir: Folder | None, *, has_own_classes: bool) -> Task:
-    """A file of weights has a head for any number of classes: a new one, if its own has another number."""
+def task_of(config: Config, run_dir: Folder | None, *, has_own_classes: bool) -> Task:
+    """The task of a run, or without a folder that of a recipe.
+
+    A file of weights has a head for any number of classes: a new one, if its own has another number.
+    """
     if run_dir is None:
         return Task.of(config)
     return task_of_run(config, stored_shapes(run_dir), has_own_classes=has_own_classes)
 
 
-def _load(run_dir: Folder | None, task: Task, num_averaged: int | None, stages: Stages) -> tuple[int, TrainState]:
+def load(run_dir: Folder | None, task: Task, num_averaged: int | None, stages: Stages) -> tuple[int, TrainState]:
+    """(step, state) of the newest checkpoint, or of the average of some, or of a file of weights."""
     check_sizes_agree(task.dataset.sizes)
     with stages.enter(Stage.RESTORE, 0):
         if run_dir is None:

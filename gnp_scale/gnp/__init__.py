@@ -13,15 +13,19 @@ values of `Gnp`. Norms, eps and u are computed at least in float32. Nothing here
 """
 
 from gnp_scale.gnp.blend import LinearCombination
+from gnp_scale.gnp.choices import Axes, NormGate, Schedule
 from gnp_scale.gnp.drop_in import value_and_grad
 from gnp_scale.gnp.gates import bernoulli, every, window
-from gnp_scale.gnp.gradient import Penalized, combine, penalize
+from gnp_scale.gnp.gradient import combine, penalize
 from gnp_scale.gnp.optax_transform import penalize_updates
-from gnp_scale.gnp.settings import Gnp, Schedule, StepKind
+from gnp_scale.gnp.passes import Penalized
+from gnp_scale.gnp.settings import Gnp, StepKind
 
 __all__ = [
+    "Axes",
     "Gnp",
     "LinearCombination",
+    "NormGate",
     "Penalized",
     "Schedule",
     "StepKind",

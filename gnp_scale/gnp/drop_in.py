@@ -45,10 +45,11 @@ def value_and_grad(
 
     Reference: equations 4 to 6 and algorithm 1 of arXiv 2202.03599.
     """
-    if gnp.direction != "gradient" or gnp.blend == "decoupled":
+    if gnp.direction != "gradient" or gnp.blend == "decoupled" or gnp.norm_gate is not None:
         raise ValueError(
             "value_and_grad returns what jax.value_and_grad does: a loss and one gradient. "
-            f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, which need or return more. Call penalize instead."
+            f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, norm_gate={gnp.norm_gate}, which need or return "
+            "more. Call penalize instead."
         )
 
     def fn(*args: Any, step: Any = None, **kwargs: Any) -> Any:

@@ -9,32 +9,14 @@ import jax.numpy as jnp
 from gnp_kernels import Implementation
 from gnp_kernels.trees import upcast
 
-from gnp_scale.gnp import sharded_ops
-from gnp_scale.gnp.blend import LinearCombination, Scalar, Tree, blend_weights, norm, perturb, ratio, weighted_sum
+from gnp_scale.gnp import norm_gate, sharded_ops
+from gnp_scale.gnp.blend import LinearCombination, Scalar, Tree, blend_weights, norm, ratio, weighted_sum
+from gnp_scale.gnp.choices import NormGate
 from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_microbatches, upcast_tree
+from gnp_scale.gnp.one_pass import pass_along, pass_with_reused_gradient, plain_pass
+from gnp_scale.gnp.passes import Passes, Penalized, Weights
 from gnp_scale.gnp.settings import Gnp, StepKind
-from gnp_scale.gnp.telemetry import combined_norm, geometry, settings
-
-
-class Penalized(NamedTuple):
-    """The results of one step.
-
-    `telemetry` holds scalars of at least float32: `grad_norm` ||g1||, `update_grad_norm` ||u||, `r`, `alpha`, `lambda`,
-    `on`; and, if there was a second pass, `loss_perturbed` L(w + eps), `grad_norm_perturbed` ||g2||, `cosine` of g1 and
-    g2, and `curvature` (<g1, g2> / ||g1|| - ||g1||) / r, which tends to d^T H d along the direction d of g1. With
-    groups they are means over the groups. Metrics that a variant does not compute are absent.
-    """
-
-    loss: jax.Array
-    """Of the clean pass; with the direction "momentum", of the only pass, which is perturbed."""
-    aux: Any
-    grad: Any
-    """u, for the base optimizer: a tree like the parameters from `penalize`, a `LinearCombination` from `combine`."""
-    telemetry: dict[str, jax.Array]
-    state: Tree
-    """The direction that "reused" keeps for the next step; None for all others."""
-    displacement: Tree
-    """alpha * (g2 - g1) for the blend "decoupled": the parameters move by -(learning rate) times it; otherwise None."""
+from gnp_scale.gnp.telemetry import geometry, settings, used_radius
 
 
 def penalize(
@@ -96,15 +78,15 @@ def combine(
 
     * `step`, for schedules;
     * `kind`, static, from `Gnp.step_kinds`;
-    * `state`, for the direction "reused": the state that the last step returned, at first a tree of zeros like the
-      parameters;
+    * `state`, for the directions "reused", "stale" and "friendly", and for a `norm_gate`: the state that the last step
+      returned, at first that of `Gnp.init_state`;
     * `momentum`, for that direction: the optimizer's buffer, a tree like the parameters;
     * `copy`: the parameters in the type to differentiate in; None means the parameters themselves.
     """
     gradient = _value_and_grad(loss_fn, has_aux)
     num_in_group = num_accumulated if group_axis else max(1, num_accumulated // gnp.perturb_groups)
     passes, group_passes = (
-        _Passes(gnp, mean_over_microbatches(gradient, number, num_together), implementation)
+        Passes(gnp, mean_over_microbatches(gradient, number, num_together), implementation)
         for number in (num_accumulated, num_in_group)
     )
 
@@ -118,19 +100,23 @@ def combine(
         momentum: Tree = None,
         copy: Tree = None,
     ) -> Penalized:
-        weights = _Weights(params, copy)
+        weights = Weights(params, copy)
         if kind == StepKind.PLAIN or gnp.is_plain:
-            return _plain_pass(passes, weights, batch, rest, state)
+            return plain_pass(passes, weights, batch, rest, state)
         _check_memory(gnp, kind, state, momentum)
         r, alpha = gnp.values(step)
         if gnp.direction == "momentum":
-            result = _pass_along_momentum(passes, weights, batch, rest, r, momentum)
+            result = pass_along(passes, weights, batch, rest, r, jax.tree.map(jnp.negative, momentum))
+        elif gnp.direction == "stale":
+            result = pass_along(passes, weights, batch, rest, r, state)
         elif kind == StepKind.REUSE:
-            result = _pass_with_reused_gradient(passes, weights, batch, rest, r, alpha, state)
+            result = pass_with_reused_gradient(passes, weights, batch, rest, r, alpha, state)
         elif gnp.perturb_groups > 1:
-            result = _passes_of_groups(group_passes, weights, batch, rest, r, alpha, group_axis)
+            result = _passes_of_groups(group_passes, weights, batch, rest, r, alpha, state, group_axis)
+        elif gnp.norm_gate is not None:
+            result = _second_pass_if_large(passes, weights, batch, rest, r, alpha, state, gnp.norm_gate, step)
         else:
-            result = _two_passes(passes, weights, batch, rest, r, alpha)
+            result = _two_passes(passes, weights, batch, rest, r, alpha, state)
         return result._replace(telemetry=settings(r, alpha, gnp.is_active(r, alpha)) | result.telemetry)
 
     return fn
@@ -143,98 +129,54 @@ def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[...,
 
 
 def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None:
+    what = "a norm_gate" if gnp.norm_gate is not None else f'the direction "{gnp.direction}"'
+    needs_state = kind == StepKind.REUSE or gnp.direction in ("stale", "friendly") or gnp.norm_gate is not None
     missing = "momentum" if gnp.direction == "momentum" and momentum is None else None
-    missing = "state" if kind == StepKind.REUSE and state is None else missing
+    missing = "state" if needs_state and state is None else missing
     if missing:
         raise ValueError(
-            f'The direction "{gnp.direction}" needs a value from an earlier step. Got no {missing}. '
-            f"Call the function with {missing}=..., a tree like the parameters."
+            f"With {what} a step needs a value from an earlier step. Got no {missing}. "
+            f"Call the function with {missing}=..., at first "
+            f"{'Gnp.init_state(params)' if missing == 'state' else 'zeros like the parameters'}."
         )
 
 
-class _Weights(NamedTuple):
-    """The parameters: the master, which is perturbed and updated, and optionally a copy to differentiate at."""
+class _Clean(NamedTuple):
+    """The results of the clean pass."""
 
-    master: Tree
-    copy: Tree
-
-    @property
-    def differentiated(self) -> Tree:
-        """Where the clean pass takes its gradient."""
-        return self.master if self.copy is None else self.copy
-
-    @property
-    def copy_dtype(self) -> Any:
-        """The type of the copy; None if there is no copy."""
-        dtypes = {x.dtype for x in jax.tree.leaves(self.copy)}
-        if len(dtypes) > 1:
-            raise ValueError(
-                "A copy of the parameters to differentiate at must have one type. "
-                f"Got {', '.join(sorted(map(str, dtypes)))}. Cast all of them to one."
-            )
-        return dtypes.pop() if dtypes else None
+    loss: jax.Array
+    aux: Any
+    g1: Tree
 
 
-class _Passes(NamedTuple):
-    """What all kinds of passes share."""
-
-    gnp: Gnp
-    gradient: Callable[..., Any]
-    """Returns ((loss, aux), gradient) of a batch."""
-    implementation: Implementation
-
-    def perturbed(self, weights: _Weights, direction: Tree, r: Scalar) -> Tree:
-        """Parameters to differentiate at, moved by r along `direction`."""
-        return perturb(
-            weights.master,
-            direction,
-            r,
-            adaptive=self.gnp.metric == "adaptive",
-            mask=self.gnp.mask,
-            dtype=weights.copy_dtype,
-            implementation=self.implementation,
-        )
-
-
-def _plain_pass(passes: _Passes, weights: _Weights, batch: Tree, rest: Any, state: Tree) -> Penalized:
-    (loss, aux), g1 = passes.gradient(weights.differentiated, batch, *rest)
-    g1_norm = norm(g1, passes.implementation)
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": g1_norm, **settings(0.0, 0.0, False)}
-    return Penalized(loss, aux, LinearCombination(1.0, g1, 0.0, None), telemetry, state, None)
-
-
-def _pass_along_momentum(
-    passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: Scalar, momentum: Tree
+def _two_passes(
+    passes: Passes, weights: Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, state: Tree
 ) -> Penalized:
-    perturbed = passes.perturbed(weights, jax.tree.map(jnp.negative, momentum), r)
-    (loss, aux), g2 = passes.gradient(perturbed, batch, *rest)
-    g2_norm = norm(g2, passes.implementation)
-    telemetry = {"loss_perturbed": upcast(loss), "grad_norm_perturbed": g2_norm, "update_grad_norm": g2_norm}
-    return Penalized(loss, aux, LinearCombination(1.0, g2, 0.0, None), telemetry, None, None)
-
-
-def _pass_with_reused_gradient(
-    passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, kept: Tree
-) -> Penalized:
-    """u = g1 + alpha * ||g1|| / ||kept|| * kept (arXiv 2203.02714, algorithm 1)."""
-    (loss, aux), g1 = passes.gradient(weights.differentiated, batch, *rest)
-    dots = sharded_ops.dots(g1, kept, implementation=passes.implementation)
-    g1_norm = jnp.sqrt(dots.a_a)
-    # Division by an infinite norm would hide it.
-    c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
-    # `kept` is 0 until a full step was not skipped, and at a minimum, where g1 is 0 too.
-    is_on = passes.gnp.is_active(r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": upcast(is_on)}
-    return Penalized(loss, aux, LinearCombination(1.0, g1, c2, kept), telemetry, kept, None)
-
-
-def _two_passes(passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar) -> Penalized:
     """Algorithm 1 of arXiv 2202.03599."""
-    ascent_batch = first_part(batch, passes.gnp.ascent_fraction)
+    gnp, ascent_batch = passes.gnp, first_part(batch, passes.gnp.ascent_fraction)
     (loss, aux), g1 = passes.gradient(weights.differentiated, ascent_batch, *rest)
-    perturbed = passes.perturbed(weights, g1, r)
+    clean = _Clean(loss, aux, g1)
+    if gnp.direction != "friendly":
+        return _second_pass(passes, weights, batch, rest, r, alpha, clean, g1)
+    average = weighted_sum(gnp.average_decay, state, 1 - gnp.average_decay, g1)
+    direction = weighted_sum(gnp.gradient_weight, g1, gnp.average_weight, average)
+    return _second_pass(passes, weights, batch, rest, r, alpha, clean, direction)._replace(state=average)
+
+
+def _second_pass(
+    passes: Passes,
+    weights: Weights,
+    batch: Tree,
+    rest: Any,
+    r: Scalar,
+    alpha: Scalar,
+    clean: _Clean,
+    direction: Tree,
+) -> Penalized:
+    gnp, g1 = passes.gnp, clean.g1
+    perturbed, length = passes.perturbed(weights, direction, r)
     (loss_perturbed, _), g2 = passes.gradient(perturbed, batch, *rest)
-    gnp, dots = passes.gnp, sharded_ops.dots(g1, g2, implementation=passes.implementation)
+    dots = sharded_ops.dots(g1, g2, implementation=passes.implementation)
     where_on = partial(jnp.where, gnp.is_active(r, alpha))
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
     # If a schedule is at 0, u is bitwise the plain gradient, for any g2.
@@ -243,22 +185,59 @@ def _two_passes(passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: S
     displacement = None
     if gnp.blend == "decoupled":
         displacement = jax.tree.map(where_on, weighted_sum(alpha, g2, -alpha, g1), jax.tree.map(jnp.zeros_like, g1))
-    telemetry = {"loss_perturbed": upcast(loss_perturbed), **geometry(gnp, dots, r, u)}
-    return Penalized(loss, aux, u, telemetry, kept, displacement)
+    telemetry = {"loss_perturbed": upcast(loss_perturbed), **geometry(gnp, dots, length, u)}
+    telemetry |= used_radius(gnp, length, alpha)
+    return Penalized(clean.loss, clean.aux, u, telemetry, kept, displacement)
+
+
+def _second_pass_if_large(
+    passes: Passes,
+    weights: Weights,
+    batch: Tree,
+    rest: Any,
+    r: Scalar,
+    alpha: Scalar,
+    state: Tree,
+    gate: NormGate,
+    step: Any,
+) -> Penalized:
+    """Two passes, or u = g1 where ||g1|| is small; the second pass has no telemetry of its own."""
+    (loss, aux), g1 = passes.gradient(weights.differentiated, batch, *rest)
+    g1_norm = norm(g1, passes.implementation)
+    is_large, state = norm_gate.judge(gate, state, g1_norm, gate.at(step))
+
+    def blended() -> tuple[Tree, Any]:
+        result = _second_pass(passes, weights, batch, rest, r, alpha, _Clean(loss, aux, g1), g1)
+        return result.grad.like(weights.master), result.telemetry["update_grad_norm"]
+
+    def plain() -> tuple[Tree, Any]:
+        return LinearCombination(1.0, g1, 0.0, None).like(weights.master), g1_norm
+
+    u, u_norm = jax.lax.cond(is_large, blended, plain)
+    used = [jnp.where(is_large, value, 0.0) for value in (r, alpha, passes.gnp.is_active(r, alpha))]
+    telemetry = {"grad_norm": g1_norm, "update_grad_norm": u_norm, **settings(*used)}
+    return Penalized(loss, aux, LinearCombination(1.0, u, 0.0, None), telemetry, state, None)
 
 
 def _passes_of_groups(
-    passes: _Passes, weights: _Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, group_axis: str | None
+    passes: Passes,
+    weights: Weights,
+    batch: Tree,
+    rest: Any,
+    r: Scalar,
+    alpha: Scalar,
+    state: Tree,
+    group_axis: str | None,
 ) -> Penalized:
     """The mean of `_two_passes` over groups of examples, each with its own perturbation."""
 
     def of_group(group: Tree, shared: Any) -> Penalized:
-        weights, rest, r, alpha = shared
-        result = _two_passes(passes, weights, group, rest, r, alpha)
+        weights, rest, r, alpha, state = shared
+        result = _two_passes(passes, weights, group, rest, r, alpha, state)
         loss, aux = upcast_tree((result.loss, result.aux))
         return result._replace(loss=loss, aux=aux, grad=result.grad.like(weights.master))
 
-    shared = (weights, rest, r, alpha)
+    shared = (weights, rest, r, alpha, state)
     if group_axis:
         result = mean_over_axis(of_group, group_axis, batch, shared)
     else:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from gnp_kernels import dots
 
-from gnp_scale.gnp.blend import LinearCombination, Tree, blend_weights, perturb
+from gnp_scale.gnp.blend import LinearCombination, Tree, blend_weights
+from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.gnp.settings import Gnp
 
 
@@ -39,11 +40,13 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
         >>> print(updates)
         [-0.10282844 -0.10282844]
     """
-    if (gnp.direction, gnp.perturb_groups, gnp.ascent_fraction) != ("gradient", 1, 1) or gnp.blend == "decoupled":
+    is_one_step = (gnp.direction, gnp.perturb_groups, gnp.ascent_fraction, gnp.norm_gate) == ("gradient", 1, 1, None)
+    if not is_one_step or gnp.blend == "decoupled":
         raise ValueError(
             "An optax transformation sees one gradient and returns one. "
             f"Got direction={gnp.direction!r}, blend={gnp.blend!r}, perturb_groups={gnp.perturb_groups}, "
-            f"ascent_fraction={gnp.ascent_fraction}, which need more. Call gnp_scale.gnp.penalize instead."
+            f"ascent_fraction={gnp.ascent_fraction}, norm_gate={gnp.norm_gate}, which need more. "
+            "Call gnp_scale.gnp.penalize instead."
         )
 
     def init(params: Tree) -> PenalizeState:
@@ -59,7 +62,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
 
         def penalised(g1: Tree) -> Tree:
             r, alpha = gnp.values(state.count)
-            g2 = grad_fn(perturb(params, g1, r, adaptive=gnp.metric == "adaptive", mask=gnp.mask))
+            g2 = grad_fn(perturb(params, g1, r, gnp).params)
             weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="xla"))
             return LinearCombination(weights[0], g1, weights[1], g2).like(params)
 

@@ -1,27 +1,30 @@
 """`Gnp`: the settings of the method and its variants."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gnp_scale.gnp.blend import ratio
+from gnp_scale.gnp.checks import LARGEST_ALPHA, check_combinations, check_values
+from gnp_scale.gnp.choices import (
+    AxesOf,
+    BlendName,
+    Direction,
+    Mask,
+    Metric,
+    NormGate,
+    Radius,
+    Schedule,
+    at,
+    is_number,
+    last_axis_is_output,
+)
 from gnp_scale.gnp.gates import Gate
-
-type Schedule = Callable[[Any], Any]
-"""A function of the step (a scalar, or an array of steps elementwise), like the schedules of optax."""
-type Mask = Callable[[str], bool]
-"""A function of the path of a parameter, such as "blocks/00/mlp/in_proj/kernel"."""
-
-BlendName = Literal["paper", "unit_norm", "gsam", "decoupled"]
-Direction = Literal["gradient", "momentum", "reused"]
-Metric = Literal["euclidean", "adaptive"]
-
-
-_LARGEST_ALPHA = 1 + 1e-6
-"""For blends that do not extrapolate; above 1, because rounding may bring lam / r above 1."""
 
 
 class StepKind(IntEnum):
@@ -52,14 +55,28 @@ class Gnp:
             `"gradient"`: g1;
             `"momentum"`: minus the momentum of the optimizer, which needs no extra pass (arXiv 2401.12033);
             `"reused"`: g1 every `reuse_every` steps, counting steps with the penalty on. The part of g2 orthogonal to
-            g1 is kept. The steps between add it to g1, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714).
+            g1 is kept. The steps between add it to g1, rescaled to alpha * ||g1|| (LookSAM, arXiv 2203.02714);
+            `"stale"`: the gradient of the step before, which needs no extra pass (S2-SAM, NeurIPS 2024);
+            `"friendly"`: `gradient_weight` g1 + `average_weight` m, where m is the moving average of g1 over the steps
+            with the penalty on: by default g1 - m (F-SAM, arXiv 2403.12350), and m with weights 0 and 1 (VaSSO, arXiv
+            2309.15639).
         reuse_every: number of steps for which "reused" keeps a direction.
-        metric: `"euclidean"`, or `"adaptive"`: eps = r T^2 g / ||T g|| with T = |w| (ASAM, arXiv 2102.11600).
+        gradient_weight: of g1 in the direction "friendly".
+        average_weight: of the moving average in the direction "friendly".
+        average_decay: of that average, in [0, 1).
+        metric: `"euclidean"`; `"adaptive"`: eps = r T^2 g / ||T g|| with T = |w| (ASAM, arXiv 2102.11600); or
+            `"layerwise"`: eps of each layer has the norm r sqrt(outputs / inputs), in the Euclidean norm over the layer
+            (the spectral condition of muP^2, arXiv 2411.00075).
+        axes: the inputs and outputs of each parameter, for "layerwise".
+        radius: the length of eps: `"fixed"`: r; `"loss"`: min(r / ||g1||, `max_r`), so that r is the rise of the loss
+            to first order (LE-SAM, arXiv 2605.10183); `"gradient"`: r ||g1||, so that eps = r g1.
+        max_r: the largest length of eps with the radius "loss".
         mask: which parameters are perturbed, by path; None means all. SAM-ON (arXiv 2306.04226) perturbs norm layers.
         perturb_groups: number of equal groups of consecutive examples in the batch, each with its own eps; u is the
             mean over groups (m-sharpness). It does not depend on the devices.
         ascent_fraction: g1 is computed from this first fraction of each group, in [0.001, 1].
         gate: on which steps the penalty is on; None means always.
+        norm_gate: on which of these ||g1|| is large enough for a second pass; None means on all.
 
     Raises:
         ValueError: a value is out of range, or two values are incompatible.
@@ -71,70 +88,48 @@ class Gnp:
     blend: BlendName = "paper"
     direction: Direction = "gradient"
     reuse_every: int = 5
+    gradient_weight: float = 1.0
+    average_weight: float = -1.0
+    average_decay: float = 0.9
     metric: Metric = "euclidean"
+    axes: AxesOf = last_axis_is_output
+    radius: Radius = "fixed"
+    max_r: float = math.inf
     mask: Mask | None = None
     perturb_groups: int = 1
     ascent_fraction: float = 1.0
     gate: Gate | None = None
+    norm_gate: NormGate | None = None
 
     def __post_init__(self) -> None:
-        if (self.alpha is None) == (self.lam is None):
-            raise ValueError(
-                "The strength of the penalty is either alpha or lam = alpha * r. "
-                f"Got alpha={self.alpha} and lam={self.lam}. Give exactly one of them."
-            )
-        for name in ("r", "alpha", "lam"):
-            value = getattr(self, name)
-            if is_number(value) and not 0 <= value < float("inf"):
-                raise ValueError(f"Gnp.{name} must be finite and not negative. Got {value}. Give a number >= 0.")
-        for name, choices in (("blend", BlendName), ("direction", Direction), ("metric", Metric)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"Gnp.{name} must be one of {get_args(choices)}. Got {getattr(self, name)!r}. Choose one of them."
-                )
-        for name in ("reuse_every", "perturb_groups"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"Gnp.{name} must be a whole number of at least 1. Got {value}. Give such a number.")
-        if not 0.001 <= self.ascent_fraction <= 1:
-            raise ValueError(f"Gnp.ascent_fraction must be in [0.001, 1]. Got {self.ascent_fraction}. Change it.")
-        self._check_combination()
-
-    def _check_combination(self) -> None:
-        """Raises ValueError for settings that exclude each other."""
-        needs = {
-            "blend": self.blend == "paper",
-            "perturb_groups": self.perturb_groups == 1,
-            "ascent_fraction": self.ascent_fraction == 1,
-        }
-        if self.direction != "gradient" and not all(needs.values()):
-            wrong = next(name for name, is_met in needs.items() if not is_met)
-            raise ValueError(
-                f'The direction "{self.direction}" needs blend="paper", perturb_groups=1 and ascent_fraction=1. '
-                f"Got {wrong}={getattr(self, wrong)!r}. Change it, or the direction."
-            )
-        if self.direction == "momentum" and self.alpha != 1:
-            raise ValueError(
-                'The direction "momentum" has no g1 to blend with. '
-                f"Got alpha={self.alpha}, lam={self.lam}. Give alpha=1."
-            )
-        alpha = self.values()[1] if is_number(self.r) and is_number(self.lam) else self.alpha
-        of_lam = "" if self.lam is None else f" (lam={self.lam} / r={self.r})"
-        if self.blend != "decoupled" and is_number(alpha) and cast(float, alpha) > _LARGEST_ALPHA:
-            raise ValueError(
-                f'alpha may exceed 1 only with blend="decoupled". Got {alpha}{of_lam} with {self.blend!r}. '
-                "Give alpha in [0, 1], or that blend."
-            )
+        check_values(self)
+        check_combinations(self)
 
     def values(self, step: Any = None) -> tuple[Any, Any]:
         """(r, alpha) at `step`; numbers if they do not depend on the step."""
-        r = _at(self.r, step)
+        r = at(self.r, step)
         if self.lam is None:
-            return r, _at(self.alpha, step)
-        lam = _at(self.lam, step)
+            return r, at(self.alpha, step)
+        lam = at(self.lam, step)
         if is_number(r):
             return r, lam / r if r else 0.0
         return r, ratio(lam, r)
+
+    def length_of(self, r: Any, norm: jax.Array) -> Any:
+        """The length of eps, from r and the norm of its direction; both scalars."""
+        match self.radius:
+            case "fixed":
+                return r
+            case "loss":
+                return jnp.minimum(ratio(r, norm), self.max_r)
+            case "gradient":
+                return r * norm
+
+    def init_state(self, params: Any) -> Any:
+        """What a step passes to the next one, before the first: a tree like the parameters, or two scalars, or None."""
+        if self.norm_gate is not None:
+            return {"mean": jnp.zeros(()), "variance": jnp.zeros(())}
+        return jax.tree.map(jnp.zeros_like, params) if self.direction in ("reused", "stale", "friendly") else None
 
     @property
     def is_plain(self) -> bool:
@@ -155,7 +150,7 @@ class Gnp:
             return np.zeros(np.shape(step), bool)
         r, alpha = self.values(step)
         on = self.is_active(r, alpha)
-        return on if self.gate is None else on & _at(self.gate, step)
+        return on if self.gate is None else on & at(self.gate, step)
 
     def check(self, steps: np.ndarray) -> None:
         """Checks the values of the schedules at `steps`; call it on the host, before the first of them.
@@ -168,7 +163,7 @@ class Gnp:
             return
         is_open = True if self.gate is None else np.asarray(self.gate(steps))
         r, alpha = (np.asarray(value) for value in self.values(steps))
-        largest = np.inf if self.blend == "decoupled" else _LARGEST_ALPHA
+        largest = np.inf if self.blend == "decoupled" else LARGEST_ALPHA
         is_sound = (r >= 0) & np.isfinite(r) & (alpha >= 0) & np.isfinite(alpha) & (alpha <= largest)
         wrong = np.flatnonzero(np.broadcast_to(~is_sound & is_open, steps.shape))
         if wrong.size:
@@ -194,8 +189,9 @@ class Gnp:
         return kinds[steps]
 
     def num_passes(self, kind: StepKind) -> float:
-        """Forward and backward passes over the batch that a step of this kind costs."""
-        return 1 + self.ascent_fraction if kind == StepKind.FULL and self.direction != "momentum" else 1
+        """Forward and backward passes over the batch that a step of this kind costs; at most, with a `norm_gate`."""
+        has_two = kind == StepKind.FULL and self.direction not in ("momentum", "stale")
+        return 1 + self.ascent_fraction if has_two else 1
 
 
 def count_reuses(kinds: np.ndarray, is_forgotten: np.ndarray, reuse_every: int) -> np.ndarray:
@@ -211,22 +207,6 @@ def count_reuses(kinds: np.ndarray, is_forgotten: np.ndarray, reuse_every: int) 
     return np.where(on, np.where(is_full, StepKind.FULL, StepKind.REUSE), StepKind.PLAIN)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a setting is a number, known before anything is traced."""
-    return isinstance(value, int | float | np.number)
-
-
 def _is_on(value: Any) -> Any:
     """Whether a value is positive, or NaN."""
     return (value > 0) | (value != value)
-
-
-def _at(value: float | Schedule | Gate | None, step: Any) -> Any:
-    if not callable(value):
-        return cast(float, value)
-    if step is None:
-        raise ValueError(
-            "Schedules and gates are functions of the step. Gnp has one, but no step was given. "
-            "Call the function with step=..., the number of updates so far."
-        )
-    return value(step)

@@ -25,7 +25,8 @@ def geometry(gnp: Gnp, dots: Dots, r: Scalar, u: LinearCombination) -> dict[str,
         "cosine": ratio(dots.a_b, norm1 * norm2),
     }
     # g2 - g1 is r times the curvature along g1 only if eps is along g1, and both use the same examples.
-    if gnp.metric == "euclidean" and gnp.mask is None and gnp.ascent_fraction == 1:
+    is_along = gnp.metric == "euclidean" and gnp.mask is None and gnp.direction != "friendly"
+    if is_along and gnp.ascent_fraction == 1:
         scalars["curvature"] = ratio(ratio(dots.a_b, norm1) - norm1, r)
     return scalars
 
@@ -34,3 +35,10 @@ def settings(r: Scalar, alpha: Scalar, is_on: Any) -> dict[str, jax.Array]:
     """The settings of the penalty at this step."""
     scalars = {"r": r, "alpha": alpha, "lambda": r * alpha, "on": is_on}
     return {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}
+
+
+def used_radius(gnp: Gnp, length: Scalar, alpha: Scalar) -> dict[str, jax.Array]:
+    """The length of eps in place of the setting r, if the gradient decides it."""
+    if gnp.radius == "fixed":
+        return {}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in (("r", length), ("lambda", alpha * length))}

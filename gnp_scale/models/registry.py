@@ -18,6 +18,7 @@ from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import (
     cait,
     cifar_resnet,
+    cnn,
     convnext,
     mixer,
     pyramidnet,
@@ -49,6 +50,7 @@ _FAMILIES = (
     convnext.FAMILY,
     shake_shake.FAMILY,
     pyramidnet.FAMILY,
+    cnn.FAMILY,
 )
 _FAMILY_OF = {name: family for family in _FAMILIES for name in family.names}
 

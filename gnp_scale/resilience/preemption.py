@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.grace import USED, VARIABLE, grace_s
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import say, say_at_last
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """The signals of schedulers, shells and terminals before they kill."""
@@ -136,7 +136,7 @@ class StopRequest:
             return  # Python is shutting down and starts no more threads: there is nothing to stop.
         while signal.sigwait(signals) != signal.SIGINT or time.monotonic() - first_s < _SECOND_INTERRUPT_S:
             pass
-        say("interrupted again: ending at once, without a save")
+        say_at_last("interrupted again: ending at once, without a save")
         os._exit(Exit.INTERRUPTED)
 
     def _hear(self) -> None:
@@ -186,7 +186,7 @@ class StopRequest:
     def _leave(self, reason: str) -> NoReturn:
         self._leaving.acquire()
         if self._rank == 0:
-            say(f"{reason}; {self._say_what_is_lost()}: start the same command again to go on")
+            say_at_last(f"{reason}; {self._say_what_is_lost()}: start the same command again to go on")
             if self._num_processes > 1:
                 # The others lose their coordinator, and with it their exit code, when this process ends.
                 time.sleep(1)

@@ -26,7 +26,7 @@ from gnp_scale.run.budgets import VARIABLE, budgets_s
 from gnp_scale.run.layout import STACKS_FILE
 from gnp_scale.run.processes import FAILURE, Failure
 from gnp_scale.run.stages import Stage, Stages
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import say, say_at_last
 
 _REPORTS, _MAIN = "gnp_scale/watchdog/reports/", FAILURE.removesuffix("failure")
 _STDERR = 2
@@ -236,7 +236,7 @@ class Watchdog:
         self._is_ending = True
         is_hung = failure.code == Exit.HUNG
         advice = f"; {VARIABLE} changes what is allowed" if is_hung else ""
-        say(f"{failure.reason}: ending with exit code {failure.code}{advice}")
+        say_at_last(f"{failure.reason}: ending with exit code {failure.code}{advice}")
         # A hung file system must not keep a hung process alive.
         last_words = threading.Thread(target=self._leave_word, args=(failure, is_hung), daemon=True)
         last_words.start()

@@ -1,9 +1,11 @@
 """`gnp-scale status`: the state of a run and how it spent its time, only from the files in its folder."""
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from rich.console import Group
 from rich.table import Table
 
 from gnp_scale.config import ConfigError
@@ -37,26 +39,41 @@ _COPY_DELAY_S = 60.0
 
 
 def print_status(run_dir: Folder) -> None:
-    """Prints tables of the state and the time of the run in `run_dir`, which may be running.
+    """Prints the details of the run in `run_dir`; raises what `details` raises."""
+    make_console().print(details(run_dir))
+
+
+def details(run_dir: Folder) -> Group:
+    """Tables of the state and the time of the run in `run_dir`, which may be running.
 
     Raises:
         ConfigError: the folder holds no run, or cannot be read.
+        StoreError: its store does not answer now.
     """
-    console = make_console()
-    try:
-        num_steps = _num_steps(run_dir)
-        history = read_history(run_dir)
+    with unreadable_is_config_error(run_dir):
+        num_steps, history = num_steps_of(run_dir), read_history(run_dir)
         overview = _overview(run_dir, history, num_steps)
+    return Group(overview, _times(history), _starts(history)) if history.starts else Group(overview)
+
+
+@contextlib.contextmanager
+def unreadable_is_config_error(run_dir: Folder) -> Iterator[None]:
+    """Turns an OSError from reading `run_dir` into a ConfigError, except if a store may answer later."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, StoreError) and not error.is_lasting:
             raise
         raise ConfigError(f"{run_dir} cannot be read ({error.strerror}): give the folder of a run") from error
-    console.print(overview)
-    if history.starts:
-        console.print(_times(history), _starts(history))
 
 
-def _num_steps(run_dir: Folder) -> int:
+def num_steps_of(run_dir: Folder) -> int:
+    """The length of the run in steps, from its configuration.
+
+    Raises:
+        ConfigError: the folder holds no run, or its configuration is damaged.
+        OSError: it cannot be read.
+    """
     path = run_dir / CONFIG_FILE
     try:
         return int(json.loads(path.read_text())["train"]["num_steps"])

@@ -10,8 +10,11 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
+before_last_words: Callable[[], object] | None = None
+"""Ends what is drawn on standard error, such as a bar; None if nothing is."""
 _PATIENCE_S = 1.0
 """How long a write waits for the reader of standard error, before lines are dropped."""
 
@@ -23,6 +26,13 @@ def say(message: str) -> None:
         if sys.stderr is not None:
             sys.stderr.write(f"gnp-scale: {message}\n")
             sys.stderr.flush()
+
+
+def say_at_last(message: str) -> None:
+    """`say`, in a process that exits now, in whatever thread and whatever the other threads do."""
+    if before_last_words is not None:
+        before_last_words()
+    say(message)
 
 
 def protect() -> None:

@@ -31,6 +31,8 @@ class Mark:
     mean: float
     half: float | None
     values: tuple[float, ...]
+    word: str = ""
+    """Above the mark."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Chart:
     is_log: bool
     joins: bool
     """Whether the marks of a line are joined."""
+    joined: Sequence[str] = ()
+    """Lines whose first marks are joined, in this order."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,12 @@ def draw(chart: Chart) -> Image.Image:
     ticks = nice_ticks(*_y_range(chart))
     space = _space(chart, ticks)
     _draw_axes(pen, chart, ticks, space)
+    shifts = {label: _shift(number, len(chart.lines)) for number, label in enumerate(chart.lines)}
+    firsts = [(chart.lines[label][0], shifts[label]) for label in chart.joined]
+    for pair in itertools.pairwise((space.x(mark.x) + shift, space.y(mark.mean)) for mark, shift in firsts):
+        pen.line(pair, _FADED, 2)
     for number, (label, marks) in enumerate(chart.lines.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        shift = min(_BESIDE, _ALL_BESIDE / len(chart.lines)) * (number - (len(chart.lines) - 1) / 2)
+        colour, shift = _COLOURS[number % len(_COLOURS)], shifts[label]
         _draw_line(pen, sorted(marks, key=lambda mark: mark.x), colour, space, shift, joins=chart.joins)
         if label:
             y = _HEIGHT + _LINE * number
@@ -75,6 +82,11 @@ def draw(chart: Chart) -> Image.Image:
             pen.dot((_LEFT + 12, y), _DOT, colour)
             pen.text((_LEFT + 34, y), label, "lm")
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _shift(number: int, num_lines: int) -> float:
+    """Pixels by which the marks of a line are moved along x."""
+    return min(_BESIDE, _ALL_BESIDE / num_lines) * (number - (num_lines - 1) / 2)
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
@@ -140,6 +152,7 @@ def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, s
             for end in ends:
                 pen.line([(x - _CAP, end), (x + _CAP, end)], colour, 1)
         pen.dot((x, y), _DOT, colour)
+        pen.text((x, space.y(mark.mean + (mark.half or 0)) - _DOT - 3), mark.word, "mb")
         for value in mark.values if len(mark.values) > 1 else ():
             pen.dot((x, space.y(value)), _SEED_DOT, _FADED)
 

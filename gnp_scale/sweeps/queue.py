@@ -26,16 +26,22 @@ class Queue:
 
     A process that is stopped or killed is started again. A point that another process is training now is left to it,
     and is looked at again when that has ended. The lock of a point is that of its log. The process of the point holds
-    it too, so it outlives a queue that is killed.
+    it too, so it outlives a queue that is killed. `each_poll` is called all the time.
 
     Attributes:
         codes: the exit code of each point that has ended, also of points that were finished before.
     """
 
     def __init__(
-        self, folder: Path, commands: Mapping[str, Sequence[str]], is_finished: Callable[[str], bool], num_jobs: int
+        self,
+        folder: Path,
+        commands: Mapping[str, Sequence[str]],
+        is_finished: Callable[[str], bool],
+        num_jobs: int,
+        each_poll: Callable[[], object] = lambda: None,
     ) -> None:
         self._folder, self._commands, self._is_finished, self._num_jobs = folder, commands, is_finished, num_jobs
+        self._each_poll = each_poll
         self._waiting = list(commands)
         self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         self._num_starts = dict.fromkeys(commands, 0)
@@ -54,6 +60,7 @@ class Queue:
                 self._pass_signals_on()
                 self._start()
                 time.sleep(_POLL_S)
+                self._each_poll()
                 self._collect()
         return not self._is_stopped
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from gnp_scale.checks import closest
 from gnp_scale.config import OptimConfig, check
+from gnp_scale.gnp import Axes
 
 type Params = Any
 """Nested dicts of float32 arrays, whose last key names the kind of parameter: kernel, bias, scale, ..."""
@@ -17,14 +18,6 @@ _STACKS = ("blocks", "class_blocks", "stages", "merging", "downsamplings")
 """Modules with a number for each block; a shortcut between stages belongs to the first block after it."""
 _STEM = ("embed", "patches", "position", "token", "registers", "conv")
 """Modules and parameters that images reach before the first block."""
-
-
-class Axes(NamedTuple):
-    """Axes of a kernel; those in neither are a batch of kernels."""
-
-    inputs: tuple[int, ...]
-    """Axes over which a unit sums its inputs."""
-    outputs: tuple[int, ...]
 
 
 def names_of(path: Any) -> tuple[str, ...]:
@@ -48,6 +41,14 @@ def kernel_axes(names: Sequence[str], num_dims: int) -> Axes:
     if is_attention and "out_proj" not in names and len(axes) > 2:
         return Axes(axes[:1], axes[-2:])
     return Axes(axes[:-1], axes[-1:])
+
+
+def layer_axes(path: str, shape: tuple[int, ...]) -> Axes:
+    """The axes of any parameter; those that are no kernels have only outputs."""
+    names = path.split("/")
+    if names[-1] == "kernel":
+        return kernel_axes(names, len(shape))
+    return Axes((), tuple(range(is_stacked(names), len(shape))))
 
 
 def layer_factors(params: Params, decay: float) -> Params:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnp_scale.config import OptimConfig
+from gnp_scale import recipe
+from gnp_scale.config import OptimConfig, check
 from gnp_scale.training import rules
 from gnp_scale.training.leaves import Params, frozen_mask
 
@@ -97,6 +98,15 @@ def freeze(params: Params, config: OptimConfig) -> Params:
     )
 
 
+def with_frozen(average: Params, params: Params, config: OptimConfig) -> Params:
+    """The moving average of `params`, in which frozen ones are their own, without the rounding of an average."""
+    if not config.frozen:
+        return average
+    return jax.tree.map(
+        lambda mean, w, is_frozen: w if is_frozen else mean, average, params, frozen_mask(params, config)
+    )
+
+
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
     """The optimizer of `config`: clipping of units (`agc`) and by the global norm, then one of
 
@@ -107,7 +117,8 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
       by ||g + decay * w||, as in optax; the paper has the bound ||g|| + decay * ||w||;
     * `lion`: arXiv 2302.06675, algorithm 2;
     * `adafactor`: `rules.adafactor`;
-    * `muon`: `rules.muon`.
+    * `muon`: `rules.muon`;
+    * `custom`: what `config.function` returns, which has its own weight decay.
 
     Weight decay is decoupled, times the learning rate (in `lars` it is inside the trust ratio and the momentum), and
     acts on `decay_mask`. Only kernels have a trust ratio, as is usual in `lamb` and `lars`; for other parameters it is
@@ -123,7 +134,8 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     decay = optax.add_decayed_weights(config.weight_decay, partial(decay_mask, config=config))
     lamb_trust = optax.masked(optax.scale_by_trust_ratio(), is_kernel)
     lars_trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST_COEFFICIENT), is_kernel)
-    rate = optax.scale_by_learning_rate(learning_rate(config, num_steps))
+    schedule = learning_rate(config, num_steps)
+    rate = optax.scale_by_learning_rate(schedule)
     chains = {
         "sgd": (optax.trace(config.momentum, config.nesterov, dtype), decay, rate),
         "adamw": (adam, decay, rate),
@@ -132,6 +144,23 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         "lion": (optax.scale_by_lion(config.b1, config.b2, dtype), decay, rate),
         "adafactor": (rules.adafactor(config), decay, rate),
         "muon": (rules.muon(config), decay, rate),
+        "custom": () if config.function is None else (_count_updates(), *_custom(config, config.function, schedule)),
     }
     layers = () if config.layer_decay == 1 else (rules.by_layer(config.layer_decay),)
     return optax.chain(*agc, clip, *chains[config.name], *layers)
+
+
+def _custom(config: OptimConfig, name: str, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
+    """The optimizer that the function `name` returns; whatever it decays, frozen parameters do not move."""
+    found = recipe.call(name, "optimizer", schedule)
+    check(
+        isinstance(found, optax.GradientTransformation),
+        f"optimizer {name} returned a {type(found).__name__}: it must return an optax.GradientTransformation",
+    )
+    still = optax.masked(optax.set_to_zero(), partial(frozen_mask, config=config))
+    return (found, still) if config.frozen else (found,)
+
+
+def _count_updates() -> optax.GradientTransformation:
+    """Leaves the gradient as it is, and keeps the count that `num_updates` finds first."""
+    return optax.scale_by_schedule(lambda _: 1.0)

@@ -1,5 +1,6 @@
 """The penalty that a configuration describes, as a `Gnp`."""
 
+import math
 from collections.abc import Collection
 
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import optax
 from gnp_scale import gnp, mesh
 from gnp_scale.config import Config, ConfigError, GnpConfig, check
 from gnp_scale.config.gnp import PenaltySchedule
-from gnp_scale.gnp import Gnp, StepKind
+from gnp_scale.gnp import Gnp, NormGate, Schedule, StepKind
+from gnp_scale.gnp.choices import Mask, at
 from gnp_scale.gnp.gates import Gate
-from gnp_scale.gnp.settings import Mask, Schedule
 from gnp_scale.training import optim
-from gnp_scale.training.leaves import is_frozen
+from gnp_scale.training.leaves import is_frozen, layer_axes
 
 # The name of the momentum in each optimizer's state. That of `lars` is in units of updates, with the opposite sign.
 MOMENTUM = {"sgd": "trace", "adamw": "mu", "lamb": "mu", "lion": "mu"}
@@ -45,17 +46,24 @@ def make_gnp(config: Config) -> Gnp:
     )
     try:
         penalty = Gnp(
-            r=_radius(config),
+            r=_ramped(config, _radius(config)),
             alpha=None if section.alpha is None else _scheduled(config, section.alpha, section.alpha_schedule),
             lam=None if section.lam is None else _scheduled(config, section.lam, section.alpha_schedule),
             blend=section.blend,
             direction=section.direction,
             reuse_every=section.reuse_every,
+            gradient_weight=section.gradient_weight,
+            average_weight=section.average_weight,
+            average_decay=section.average_decay,
             metric=section.metric,
+            axes=layer_axes,
+            radius=section.radius,
+            max_r=math.inf if section.max_r is None else section.max_r,
             mask=_mask(config),
             perturb_groups=section.perturb_groups,
             ascent_fraction=section.ascent_fraction,
             gate=_gate(section, config),
+            norm_gate=_norm_gate(section, config),
         )
         penalty.check(np.arange(config.train.num_steps))
     except ValueError as error:
@@ -66,7 +74,7 @@ def make_gnp(config: Config) -> Gnp:
 def group_advice(config: Config, kinds: Collection[StepKind], bn_group_size: int = 1) -> str | None:
     """What to set if a perturbation belongs to more than `LARGEST_GROUP` examples on a step of `kinds`, or None.
 
-    Call it with the mesh set. The other directions than "gradient" have only one group.
+    Call it with the mesh set. The directions that an earlier step has left have only one group.
 
     Args:
         config: The configuration.
@@ -75,7 +83,7 @@ def group_advice(config: Config, kinds: Collection[StepKind], bn_group_size: int
     """
     section, batch_size = config.gnp, config.data.batch_size
     num_examples = round(batch_size / section.perturb_groups * section.ascent_fraction)
-    if StepKind.FULL not in kinds or section.direction != "gradient" or num_examples <= LARGEST_GROUP:
+    if StepKind.FULL not in kinds or section.direction not in ("gradient", "friendly") or num_examples <= LARGEST_GROUP:
         return None
     advice, num_groups = "a larger --mesh.replica, and the same --gnp.perturb-groups", _usual_groups(config)
     if num_groups is not None:
@@ -148,15 +156,53 @@ def _scheduled(config: Config, value: float, schedule: PenaltySchedule) -> float
             return lambda step: value * rate(step) / config.optim.learning_rate
 
 
+def _ramped(config: Config, r: float | Schedule) -> float | Schedule:
+    """r, which grows from 0 over `gnp.gate_ramp_steps` steps after the gate opens."""
+    num_steps = config.gnp.gate_ramp_steps
+    if not num_steps:
+        return r
+    start = _window(config.gnp, config)[0]
+    # Skipped steps are no updates, so the count may be below `start`: the first penalised step has some of r anyway.
+    return lambda step: at(r, step) * jnp.clip((jnp.asarray(step) + 1 - start) / num_steps, 1 / num_steps, 1.0)
+
+
 def _gate(section: GnpConfig, config: Config) -> Gate | None:
     match section.gate:
-        case "always":
+        case "always" | "norm":
             return None
         case "every":
             return gnp.every(section.gate_every)
-        case "window":
-            return gnp.window(
-                section.gate_start, config.train.num_steps if section.gate_stop is None else section.gate_stop
-            )
+        case "window" | "tail" | "decay":
+            return gnp.window(*_window(section, config))
         case "bernoulli":
             return gnp.bernoulli(section.gate_probability, config.train.seed)
+
+
+def _window(section: GnpConfig, config: Config) -> tuple[int, int]:
+    """(first, last + 1) of the steps with the penalty."""
+    num_steps = config.train.num_steps
+    match section.gate:
+        case "tail":
+            return num_steps - max(1, round(section.gate_tail * num_steps)), num_steps
+        case "decay":
+            return _start_of_decay(config), num_steps
+    return section.gate_start, num_steps if section.gate_stop is None else section.gate_stop
+
+
+def _start_of_decay(config: Config) -> int:
+    """The last step with the highest learning rate."""
+    rate = np.asarray(optim.learning_rate(config.optim, config.train.num_steps)(np.arange(config.train.num_steps)))
+    start = int(np.flatnonzero(rate == rate.max())[-1])
+    check(
+        rate[-1] < rate.max(),
+        f"gnp.gate is decay, but optim.schedule {config.optim.schedule} ends with the highest learning rate: choose a "
+        "schedule that falls, or the gate tail",
+    )
+    return start
+
+
+def _norm_gate(section: GnpConfig, config: Config) -> NormGate | None:
+    if section.gate != "norm":
+        return None
+    threshold = optax.linear_schedule(section.gate_threshold, section.gate_end_threshold, config.train.num_steps)
+    return NormGate(threshold, section.gate_decay)

@@ -90,7 +90,7 @@ class Task:
             self.optimizer,
             self.config.train.seed,
             with_ema=self.config.train.ema_decay is not None,
-            with_kept=self.config.gnp.direction == "reused",
+            init_kept=self.gnp.init_state,
             copy_dtype=copy_dtype(self.config.train),
         )
 

@@ -28,7 +28,7 @@ class TrainState:
     ema: Any
     """Moving average of (parameters, batch statistics), or None."""
     kept: Any
-    """Direction that the method keeps between steps, or None."""
+    """What the method keeps between steps (`Gnp.init_state`), or None."""
     copy: Any
     """The parameters in the type in which gradients are taken; None if it is their own type."""
 
@@ -44,7 +44,7 @@ def make_init(
     seed: int,
     *,
     with_ema: bool,
-    with_kept: bool,
+    init_kept: Callable[[Any], Any],
     copy_dtype: jax.typing.DTypeLike | None,
 ) -> Callable[..., TrainState]:
     """`init(given=None)`: the state before the first update, sharded on the current mesh from the start: no device ever
@@ -58,7 +58,7 @@ def make_init(
     def init(given: tuple[Any, Any] | None = None) -> TrainState:
         params, batch_stats = _overlaid(model.init(initial_key(seed)), given)
         ema = jax.tree.map(jnp.copy, (params, batch_stats)) if with_ema else None
-        kept = jax.tree.map(jnp.zeros_like, params) if with_kept else None
+        kept = init_kept(params)
         copy = copy_of(params, copy_dtype)
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), ema, kept, copy)
 

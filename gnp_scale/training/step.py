@@ -65,7 +65,8 @@ def make_train_step(task: Task) -> Any:
         batch_stats, ema, kept = result.aux[0], None, result.state
         if config.train.ema_decay is not None:
             share = optim.average_share(config.train.ema_decay, num_updates)
-            ema = optax.incremental_update((params, batch_stats), state.ema, share)
+            average: Any = optax.incremental_update((params, batch_stats), state.ema, share)
+            ema = optim.with_frozen(average[0], params, config.optim), average[1]
         old = state.batch_stats, state.ema, state.kept
         batch_stats, ema, kept = select(is_finite, (batch_stats, ema, kept), old)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, kept, copy)

@@ -65,6 +65,8 @@ def _refusal(config: Config) -> str | None:
         value = getattr(optim_config, name)
         if value != getattr(OptimConfig, name):
             return f"optim.{name} {value}"
+    if config.gnp.metric == "layerwise":
+        return 'gnp.metric "layerwise"'
     return 'gnp.blend "decoupled"' if config.gnp.blend == "decoupled" else None
 
 

@@ -1,0 +1,89 @@
+"""Which of the examples of a small set are trained on and evaluated, and with which labels.
+
+N examples of a split, K classes.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gnp_scale.config import DataConfig, check
+
+if TYPE_CHECKING:
+    from gnp_scale.data.sources import Dataset, Split
+
+HOLDOUT = "holdout"
+"""The name of the part of the training split that `data.holdout` keeps for evaluation."""
+
+
+def parts_of(dataset: "Dataset", train: "Split", test: "Split", config: DataConfig) -> "Dataset":
+    """`dataset`, with the part of its split `train` that `config` trains on, and the split that it evaluates.
+
+    First `num_examples` are drawn, then labels are replaced, and then a part is held out: it has wrong labels too, as a
+    part of a real noisy set would. The split `train` is the examples that are trained on, with their labels.
+
+    Raises:
+        ConfigError: there are not so many examples or classes, or there is no such split.
+    """
+    given = _with_noise(_drawn(train, config), dataset.num_classes, config)
+    train_ids, holdout_ids = held_out(len(given), config.holdout)
+    splits = {"train": _chosen(given, train_ids), "test": test}
+    if config.holdout:
+        splits[HOLDOUT] = _chosen(given, holdout_ids)
+    name = config.eval_split or (HOLDOUT if config.holdout else "test")
+    hint = "; for a part of the training examples set data.holdout" * (name == HOLDOUT)
+    check(
+        name in splits,
+        f"data.eval_split is {name!r}, which {dataset.name} does not have: give {' or '.join(splits)}{hint}",
+    )
+    for what, split in (("trains", splits["train"]), ("evaluates", splits[name])):
+        check(len(split) > 0, f"data.holdout {config.holdout} of {len(given)} examples {what} on none: change it")
+    return replace(dataset, train=splits["train"], test=splits[name])
+
+
+def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the examples that remain for training, and of those held out.
+
+    These are evenly spaced in the order of the data set: example i is held out if floor((i + 1) * share) is greater
+    than floor(i * share). In a set that is sorted by class, each class has its part.
+    """
+    edge = np.floor(np.arange(num_examples + 1) * share)
+    is_held_out = np.diff(edge) > 0
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _drawn(split: "Split", config: DataConfig) -> "Split":
+    """`num_examples` different examples in random order."""
+    number = config.num_examples
+    if number is None:
+        return split
+    check(number <= len(split), f"data.num_examples is {number}, but {config.name} has {len(split)}: lower it")
+    return _chosen(split, _random(config, 0).choice(len(split), number, replace=False))
+
+
+def _with_noise(split: "Split", num_classes: int, config: DataConfig) -> "Split":
+    """Symmetric noise: a random share of the labels, rounded to a whole number, becomes one of the other classes.
+
+    All other classes are equally probable, so each of the chosen labels is wrong (as in arXiv 1804.06872).
+    """
+    if not config.label_noise:
+        return split
+    check(num_classes > 1, f"data.label_noise is {config.label_noise}, but {config.name} has one class: set it to 0")
+    random = _random(config, 1)
+    chosen = random.choice(len(split), round(config.label_noise * len(split)), replace=False)
+    label_N = split.label.copy()
+    label_N[chosen] = (label_N[chosen] + random.integers(1, num_classes, len(chosen))) % num_classes
+    return replace(split, label=label_N.astype(np.int32))
+
+
+def _random(config: DataConfig, purpose: int) -> np.random.Generator:
+    """Other numbers for each purpose, so that the same examples are drawn with and without noise."""
+    return np.random.default_rng([config.draw_seed, purpose])
+
+
+def _chosen(split: "Split", ids: np.ndarray) -> "Split":
+    """The examples `ids`; the split itself if these are all in order."""
+    if len(ids) == len(split) and np.array_equal(ids, np.arange(len(split))):
+        return split
+    return replace(split, image=split.image[ids], label=split.label[ids])

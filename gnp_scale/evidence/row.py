@@ -1,0 +1,109 @@
+"""The protocol for one method: tune on validation images, choose, and train with the chosen value on fresh seeds.
+
+All runs of a method are trained in one process, one after another. A process for each run would import JAX and
+register its devices each time. The methods have a process each, of the queue of sweeps, so that one that is killed ends
+no other, and several may run at a time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gnp_scale.config import Config
+from gnp_scale.evidence import outcome
+from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
+from gnp_scale.evidence.plan import FINAL, Plan, Run, config_of, folder_of
+from gnp_scale.exit_codes import Exit
+from gnp_scale.run.history import read_history
+from gnp_scale.run.messages import one_line
+from gnp_scale.run.streams import say
+
+type Train = Callable[[Run, Config, Path], Outcome | None]
+"""Trains a run in a folder, and keeps its outcome there; None if it was stopped."""
+type Outcomes = dict[Run, Outcome]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the benchmark in `folder`."""
+
+    plan: Plan
+    name: str
+    config: Config
+    """Before it is tuned."""
+    folder: Path
+
+    def finished(self, runs: Sequence[Run]) -> Outcomes:
+        """The outcomes of those runs that are finished.
+
+        Raises:
+            ConfigError: a folder holds a run of another configuration.
+        """
+        found = {run: outcome.read(folder_of(self.folder, run), config_of(run, self.config)) for run in runs}
+        return {run: result for run, result in found.items() if result is not None}
+
+    def chosen(self) -> float | None:
+        """The value that tuning chooses; None until all runs that tune are finished, or if all have diverged."""
+        runs = self.plan.tuning(self.name)
+        results = self.finished(runs)
+        return best_value(results) if len(results) == len(runs) else None
+
+    def final(self) -> list[Run]:
+        """The runs with the chosen value; none as long as there is none."""
+        value = self.chosen()
+        return [] if value is None else self.plan.final(self.name, value)
+
+    def is_finished(self) -> bool:
+        """Whether all runs have an outcome; no values are left to train with if all runs that tune have diverged."""
+        runs = self.plan.tuning(self.name)
+        return len(self.finished(runs)) == len(runs) and len(self.finished(self.final())) == len(self.final())
+
+    def num_finished(self) -> int:
+        """Finished runs, by the names of their files alone; final runs count after tuning."""
+        folders = [folder_of(self.folder, run) for run in self.plan.tuning(self.name)]
+        num_tuning = sum((folder / OUTCOME_FILE).exists() for folder in folders)
+        final = (self.folder / self.name).glob(f"{FINAL}*/{OUTCOME_FILE}")
+        return num_tuning + (min(len(list(final)), self.plan.num_seeds) if num_tuning == len(folders) else 0)
+
+    def run(self, train: Train) -> Exit:
+        """Makes all runs that are not finished; a failure is named, and ends no other run."""
+        code = self._all(self.plan.tuning(self.name), train)
+        if code != Exit.FINISHED:
+            return code
+        say(f"{self.name}: {self.plan.table.methods[self.name].tuned} {self.chosen()} is chosen")
+        return self._all(self.final(), train)
+
+    def _all(self, runs: Sequence[Run], train: Train) -> Exit:
+        done, has_failed = self.finished(runs), False
+        for run in sorted((run for run in runs if run not in done), key=self._num_bad_ends):
+            try:
+                if train(run, config_of(run, self.config), folder_of(self.folder, run)) is None:
+                    return Exit.PREEMPTED
+            except Exception as error:
+                # Whatever it is, the other runs may be free of it.
+                has_failed = True
+                say(f"{self.name}, {run.name}: failed: {type(error).__name__}: {one_line(error)}")
+        return Exit.FAILED if has_failed else Exit.FINISHED
+
+    def _num_bad_ends(self, run: Run) -> int:
+        """How often the run failed or its process died: it comes last then, and does not keep the others waiting."""
+        starts = read_history(folder_of(self.folder, run)).starts
+        return sum(start.exit not in (Exit.FINISHED, Exit.PREEMPTED) for start in starts)
+
+
+def mean_validation(results: Mapping[Run, Outcome]) -> dict[float, float]:
+    """By value, the mean over the seeds of the best accuracy on validation; a run that diverged counts as 0."""
+    values = {run.value: [] for run in results}
+    for run, result in results.items():
+        values[run.value].append(0.0 if result.has_diverged else result.best[1])
+    return {value: float(np.mean(accuracies)) for value, accuracies in values.items()}
+
+
+def best_value(results: Mapping[Run, Outcome]) -> float | None:
+    """The value with the highest mean accuracy on validation, of equal ones the smallest; None if all have diverged."""
+    if all(result.has_diverged for result in results.values()):
+        return None
+    means = mean_validation(results)
+    return max(sorted(means), key=lambda value: means[value])

@@ -1,0 +1,147 @@
+"""`gnp-scale bench generalization`: all rows of a table, each trained by a process, and the report."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnp_scale.config import check
+from gnp_scale.data import sources
+from gnp_scale.evidence import report
+from gnp_scale.evidence.plan import Plan, num_passes
+from gnp_scale.evidence.row import Row
+from gnp_scale.evidence.summary import Comparison, Summary
+from gnp_scale.exit_codes import Exit
+from gnp_scale.run.run_dir import try_lock
+from gnp_scale.run.streams import say
+from gnp_scale.sweeps.queue import Queue, last_line, meaning
+from gnp_scale.sweeps.record import LOGS_FOLDER
+
+_LOOK_S = 5.0
+"""Seconds between two counts of the finished runs."""
+
+
+def rows_of(plan: Plan, folder: Path) -> dict[str, Row]:
+    """The row of each method of the table.
+
+    Raises:
+        ConfigError: the configuration of a method is wrong.
+    """
+    return {name: Row(plan, name, config, folder) for name, config in plan.configs().items()}
+
+
+def check_all(rows: Sequence[Row]) -> None:
+    """Checks, before anything is trained, what would end all runs.
+
+    Raises:
+        ConfigError: the data are missing, or the folder holds a run of other settings.
+    """
+    for row in rows:
+        row.is_finished()
+    sources.load(rows[0].config.data)
+
+
+def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[str], num_jobs: int) -> int:
+    """Trains what is not finished, and reports on the whole table; returns the exit code.
+
+    Args:
+        rows: of all methods of the table.
+        names: of the methods that are trained now.
+        arguments: of `gnp-scale`, for all of them; `--row NAME` is added for each.
+        num_jobs: rows at a time.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    folder = rows[names[0]].folder
+    commands = {name: [sys.executable, "-m", "gnp_scale.cli", *arguments, "--row", name] for name in names}
+    progress = Progress([rows[name] for name in names])
+    say(progress.line())
+    queue = Queue(folder, commands, lambda name: rows[name].is_finished(), num_jobs, progress.poll)
+    has_ended = queue.run()
+    print(report_on(rows), end="")
+    for name, code in queue.codes.items():
+        if code != Exit.FINISHED:
+            say(f"{name}: {meaning(code)}: {last_line(folder, name)}")
+    if not has_ended:
+        say("stopped: the same command goes on")
+        return Exit.PREEMPTED
+    return Exit.FAILED if any(queue.codes.values()) else Exit.FINISHED
+
+
+def report_on(rows: Mapping[str, Row]) -> str:
+    """Writes the report on what there is; returns its table."""
+    first = next(iter(rows.values()))
+    return report.write(first.plan, Comparison(tuple(map(Summary.of, rows.values()))), first.folder)
+
+
+def forget(rows: Sequence[Row]) -> None:
+    """Removes all runs of the rows.
+
+    Raises:
+        ConfigError: one of them is being trained.
+    """
+    for row in rows:
+        logs = row.folder / LOGS_FOLDER
+        logs.mkdir(parents=True, exist_ok=True)
+        with (logs / f"{row.name}.log").open("ab") as log:
+            check(try_lock(log.fileno()), f"{row.name} is being trained: stop that first, or leave out --again")
+            shutil.rmtree(row.folder / row.name, ignore_errors=True)
+
+
+@dataclass
+class _Count:
+    """How much of a row is done, in passes over a batch."""
+
+    done: float
+    all: float
+    num_runs: int
+
+
+class Progress:
+    """A line whenever runs have finished, with an estimate of the time that the others take."""
+
+    def __init__(self, rows: Sequence[Row], clock: Callable[[], float] = time.monotonic) -> None:
+        self._rows, self._clock = rows, clock
+        self._passes = {row.name: num_passes(row.config) for row in rows}
+        self._first, self._begin_s = self._count(), clock()
+        self._last, self._looked_s = self._first, self._begin_s
+
+    def poll(self) -> None:
+        """Says the line, if it has changed."""
+        if self._clock() - self._looked_s < _LOOK_S:
+            return
+        self._looked_s, now = self._clock(), self._count()
+        if now.num_runs != self._last.num_runs:
+            self._last = now
+            say(self.line())
+
+    def line(self) -> str:
+        """How many runs are finished, and how long the others will take at the speed since the start."""
+        now = self._last
+        num_all = sum(self._num_runs(row) for row in self._rows)
+        text = f"{now.num_runs} of {num_all} runs are finished"
+        passes = now.done - self._first.done
+        if passes <= 0 or now.num_runs == num_all:
+            return text
+        left_s = (now.all - now.done) * (self._clock() - self._begin_s) / passes
+        return f"{text}, about {_words(left_s)} left"
+
+    def _num_runs(self, row: Row) -> int:
+        return len(row.plan.tuning(row.name)) + row.plan.num_seeds
+
+    def _count(self) -> _Count:
+        count = _Count(0.0, 0.0, 0)
+        for row in self._rows:
+            num_finished = row.num_finished()
+            count.num_runs += num_finished
+            count.done += self._passes[row.name] * num_finished
+            count.all += self._passes[row.name] * self._num_runs(row)
+        return count
+
+
+def _words(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{max(1, minutes)} min"

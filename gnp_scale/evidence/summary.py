@@ -1,0 +1,145 @@
+"""What the methods have reached: means over the seeds, and differences to the baselines, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from gnp_scale.evidence.methods import Method
+from gnp_scale.evidence.outcome import Outcome
+from gnp_scale.evidence.plan import num_passes
+from gnp_scale.evidence.row import Row, mean_validation
+
+_NUM_RESAMPLES = 10_000
+_LEVEL = 0.95
+CHEAP = 1.3
+"""Compute, in units of plain training, up to which a method is called cheap."""
+
+
+class Interval(NamedTuple):
+    """A mean, and its interval."""
+
+    mean: float
+    low: float
+    high: float
+    num: int
+    """Numbers of which it is the mean."""
+
+
+def bootstrap(values: Sequence[float]) -> Interval:
+    """The mean of n numbers with its 95 % percentile bootstrap interval (Efron 1979), by 10,000 resamples of n.
+
+    The resamples are the same at each call. With few numbers the interval is too narrow: with n = 5 it has about 0.63
+    times the width of Student's (`sweeps.statistics`), and one number has none.
+    """
+    value_N = np.asarray(values, np.float64)
+    chosen_RxN = np.random.default_rng(0).integers(len(value_N), size=(_NUM_RESAMPLES, len(value_N)))
+    mean_R = value_N[chosen_RxN].mean(axis=1)
+    low, high = np.quantile(mean_R, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(value_N.mean()), float(low), float(high), len(value_N))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One method, with its finished runs."""
+
+    name: str
+    method: Method
+    num_passes: float
+    """Of a run."""
+    value: float | None
+    """The chosen one; None as long as there is none."""
+    validation_of: Mapping[float, float]
+    """The mean accuracy on validation of each value that was tried."""
+    outcomes: Mapping[int, Outcome]
+    """Of the final runs, by seed, without those that diverged."""
+    num_diverged: int
+    num_runs: int
+    """Final runs that the plan has."""
+
+    @classmethod
+    def of(cls, row: Row) -> "Summary":
+        """The summary of a row, which may not be finished."""
+        plan, name = row.plan, row.name
+        final = {run.seed: result for run, result in row.finished(row.final()).items()}
+        good = {seed: result for seed, result in final.items() if not result.has_diverged}
+        return cls(
+            name,
+            plan.table.methods[name],
+            num_passes(row.config),
+            row.chosen(),
+            mean_validation(row.finished(plan.tuning(name))),
+            good,
+            len(final) - len(good),
+            plan.num_seeds,
+        )
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether the chosen value is the smallest or the largest of those that were tried."""
+        return self.value in (min(self.validation_of, default=None), max(self.validation_of, default=None))
+
+    def scores(self, name: str) -> dict[int, float]:
+        """The field `name` of the outcomes, or the best accuracy on validation, by seed."""
+        found = {
+            seed: result.best[1] if name == "validation" else getattr(result, name)
+            for seed, result in self.outcomes.items()
+        }
+        return dict(sorted(found.items()))
+
+    def mean(self, name: str) -> float | None:
+        """The mean of `scores`; None without runs."""
+        scores = self.scores(name)
+        return float(np.mean(list(scores.values()))) if scores else None
+
+    def difference(self, other: "Summary", name: str) -> Interval | None:
+        """The mean difference of `scores` to `other`, paired by the seeds that both have; None if there are none."""
+        ours, theirs = self.scores(name), other.scores(name)
+        seeds = [seed for seed in ours if seed in theirs]
+        return bootstrap([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All methods of a table, of which the first is plain training."""
+
+    summaries: tuple[Summary, ...]
+
+    def named(self, name: str) -> Summary | None:
+        """The method `name`, if it is here."""
+        return next((summary for summary in self.summaries if summary.name == name), None)
+
+    def cost(self, summary: Summary) -> float:
+        """Its compute, in units of plain training."""
+        return summary.num_passes / self.summaries[0].num_passes
+
+    @cached_property
+    def frontier(self) -> list[Summary]:
+        """The methods with results that no other equals in accuracy for the same or less compute, by their compute."""
+        known = [summary for summary in self.summaries if summary.outcomes]
+        accuracy = {summary.name: summary.mean("test_best") or 0.0 for summary in known}
+        found: list[Summary] = []
+        for summary in sorted(known, key=lambda summary: (self.cost(summary), -accuracy[summary.name])):
+            if not found or accuracy[summary.name] > accuracy[found[-1].name]:
+                found.append(summary)
+        return found
+
+    def cheap_share(self) -> tuple[Summary, Summary, float] | None:
+        """(cheap method, best method, share of the best gain over plain training that the cheap one has).
+
+        The cheap one is the best of at most `CHEAP`, the best one of at most twice the compute of plain training. None
+        if no method gains anything.
+        """
+        plain = self.summaries[0]
+        gains = [
+            (difference.mean, self.cost(summary), number)
+            for number, summary in enumerate(self.summaries)
+            if summary.method.flags and (difference := summary.difference(plain, "test_best")) is not None
+        ]
+        best = max((gain for gain in gains if gain[1] <= 2), default=None)
+        cheap = max((gain for gain in gains if gain[1] <= CHEAP), default=None)
+        if best is None or cheap is None or best[0] <= 0:
+            return None
+        return self.summaries[cheap[2]], self.summaries[best[2]], cheap[0] / best[0]

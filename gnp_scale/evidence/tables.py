@@ -1,0 +1,81 @@
+"""The tables of the benchmark: data, network and schedule of each, and the methods that it compares.
+
+All values are this project's own choice, made so that two CPU cores finish a run of `noise40` in about a minute.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gnp_scale.config import CheckpointConfig, Config, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
+from gnp_scale.evidence.methods import GATED, GROUPED, GROUPED_BATCH, METHODS, Method
+
+NUM_EVALUATIONS = 15
+"""Of a run of any length, so that each method chooses its best checkpoint among equally many."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An experiment: one network on one data set, trained by several methods."""
+
+    about: str
+    num_steps: int
+    config: Callable[[int], Config]
+    """Plain training of so many steps."""
+    methods: Mapping[str, Method]
+
+
+def _config(data: DataConfig, model: ModelConfig, optim: OptimConfig, num_steps: int) -> Config:
+    every = max(1, num_steps // NUM_EVALUATIONS)
+    train = TrainConfig(num_steps=num_steps, log_every_steps=every, eval_every_steps=every)
+    checkpoint = CheckpointConfig(every_steps=max(1, num_steps // 3), keep_last=1, keep_best=1)
+    return Config(data=data, model=model, gnp=GnpConfig(alpha=0.0), optim=optim, train=train, checkpoint=checkpoint)
+
+
+def _clothes(label_noise: float, batch_size: int = 128) -> DataConfig:
+    """4,000 images of Fashion-MNIST and as many held out, with equally many wrong labels, and no augmentation."""
+    return DataConfig(
+        name="fashion_mnist",
+        batch_size=batch_size,
+        eval_batch_size=500,
+        num_examples=8000,
+        holdout=0.5,
+        label_noise=label_noise,
+    )
+
+
+def _sgd(learning_rate: float) -> OptimConfig:
+    return OptimConfig(name="sgd", learning_rate=learning_rate, momentum=0.9, l2_in_loss=1e-4, clip_norm=5.0)
+
+
+def _noisy(label_noise: float) -> Callable[[int], Config]:
+    return lambda num_steps: _config(_clothes(label_noise), ModelConfig("cnn_s"), _sgd(0.05), num_steps)
+
+
+def _photographs(num_steps: int) -> Config:
+    data = DataConfig(name="grocery_store", batch_size=64, eval_batch_size=64, image_size=64, flip=True, crop_area=0.25)
+    return _config(data, ModelConfig("cnn_s"), _sgd(0.05), num_steps)
+
+
+def _transformer(num_steps: int) -> Config:
+    model = ModelConfig("vit_mu", patch_size=4, depth=4, width=64, num_heads=4)
+    optim = OptimConfig(
+        name="adamw", learning_rate=1e-3, warmup_steps=num_steps // 10, weight_decay=0.05, clip_norm=5.0
+    )
+    return _config(_clothes(0.0), model, optim, num_steps)
+
+
+def _large_batches(num_steps: int) -> Config:
+    # Batch statistics of 16 examples in all methods, so that only the perturbation differs.
+    model = ModelConfig("cnn_s", num_bn_groups=GROUPED_BATCH // 16)
+    return _config(_clothes(0.4, GROUPED_BATCH), model, _sgd(0.1), num_steps)
+
+
+_CLOTHES = "4,000 images of Fashion-MNIST"
+TABLES = {
+    "noise40": Table(f"{_CLOTHES}, 40 % wrong labels; a small CNN", 1500, _noisy(0.4), METHODS),
+    "noise60": Table(f"{_CLOTHES}, 60 % wrong labels; a small CNN", 1500, _noisy(0.6), METHODS),
+    "clean": Table(f"{_CLOTHES}, right labels; a small CNN", 1500, _noisy(0.0), METHODS),
+    "photographs": Table("Grocery Store photographs at 64 pixels; a small CNN", 1500, _photographs, METHODS),
+    "transformer": Table(f"{_CLOTHES}, no augmentation; a small vision transformer", 1500, _transformer, GATED),
+    "groups": Table(f"{_CLOTHES}, 40 % wrong labels, batches of 512; a small CNN", 750, _large_batches, GROUPED),
+}

@@ -1,0 +1,247 @@
+"""`gnp-scale status` of several runs: a row for each, or a line of JSON; drawn again while they run."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from gnp_scale.config import ConfigError, check
+from gnp_scale.run.console import make_console
+from gnp_scale.run.files import read_rows
+from gnp_scale.run.history import read_history
+from gnp_scale.run.layout import CONFIG_FILE, METRICS_FILE, SWEEP_FILE
+from gnp_scale.run.status import details, num_steps_of, state_now, unreadable_is_config_error
+from gnp_scale.run.store import Folder, StoreError, StorePath
+
+_RUNNING, _NOT_STARTED = "running", "not started"
+_STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", _NOT_STARTED: "dim"}
+"""Of the first word of a state; all others are problems."""
+_TAILS_BYTES = (1 << 18, 1 << 24)
+"""How much of the end of the metrics is read: more if there is no evaluation in the first part."""
+_COLUMNS = ("step", "loss", "accuracy", "goodput", "age")
+"""After the run and its state: the accuracy is that of the last evaluation, the age that of the last record."""
+_NARROW = 70
+_NUM_READERS = 16
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+"""Of the age of a record: the largest of which it has two."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run has reached. None if that is not known; numbers that are not finite are words, as in the metrics."""
+
+    run: str
+    state: str
+    """As `status.state_now` says it."""
+    exit: int | None = None
+    """The exit code of the last start."""
+    step: int = 0
+    num_steps: int | None = None
+    loss: float | str | None = None
+    """The newest one."""
+    top1: float | str | None = None
+    """Of the last evaluation."""
+    goodput: float | None = None
+    age_s: float | None = None
+    """Seconds since the last record of the run."""
+    error: str | None = None
+    """Why it could not be read."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more happens unless somebody starts it again."""
+        return self.state.partition(":")[0] not in (_RUNNING, _NOT_STARTED, "no answer")
+
+
+def show(folders: Sequence[Folder], watch_s: float | None, *, as_json: bool) -> None:
+    """Prints the state of the runs that `folders` are or hold, again every `watch_s` seconds until all have ended.
+
+    A single run is shown with all details.
+
+    Raises:
+        ConfigError: one of the folders is no run and holds none, or cannot be read.
+        StoreError: a store does not answer; not after the first time.
+    """
+    is_strict = True
+    with _screen(watch_s is not None, as_json=as_json) as draw:
+        while True:
+            try:
+                content, has_ended = _content(folders, is_strict=is_strict, as_json=as_json)
+                draw(content)
+            except StoreError as error:
+                if is_strict or error.is_lasting:
+                    raise
+                has_ended = False
+            if watch_s is None or has_ended:
+                return
+            is_strict = False
+            time.sleep(watch_s)
+
+
+def find_runs(folders: Sequence[Folder]) -> dict[str, tuple[Folder, bool]]:
+    """The runs that `folders` are or hold, each once by its name, and whether it was named itself.
+
+    Points of a sweep that have not been started are among them.
+
+    Raises: ConfigError: one of the folders is no run and holds none.
+    """
+    found: dict[str, tuple[Folder, bool]] = {}
+    for folder in folders:
+        with unreadable_is_config_error(folder):
+            inner = (
+                {} if _is_run(folder) else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
+            )
+            check(
+                _is_run(folder) or bool(inner),
+                f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give the folder of a run, "
+                "or one of runs",
+            )
+        found |= inner or {str(folder): (folder, True)}
+    return found
+
+
+def read_row(name: str, run_dir: Folder) -> Row:
+    """The row of the run in `run_dir`.
+
+    Raises:
+        ConfigError: it cannot be read.
+        StoreError: its store does not answer now.
+    """
+    with unreadable_is_config_error(run_dir):
+        if not _is_run(run_dir):
+            return Row(name, _NOT_STARTED)
+        num_steps, history = num_steps_of(run_dir), read_history(run_dir)
+        loss, top1 = _newest_metrics(run_dir)
+    row = Row(name, state_now(run_dir, history), None, 0, num_steps, loss, top1)
+    if not history.starts:
+        return row
+    last = history.starts[-1]
+    age_s = max(0.0, time.time() - last.time)
+    return replace(row, exit=last.exit, step=last.step, goodput=history.goodput, age_s=age_s)
+
+
+def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tuple[RenderableType, bool]:
+    """What is shown, and whether all runs have ended."""
+    runs = find_runs(folders)
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        rows = list(pool.map(lambda item: _row(*item, is_strict=is_strict), runs.items()))
+    has_ended = all(row.has_ended for row in rows)
+    if as_json:
+        return "\n".join(json.dumps(asdict(row)) for row in rows), has_ended
+    if len(rows) == 1 and rows[0].error is None and _is_run(folders[0]):
+        return details(folders[0]), has_ended
+    return _table(rows, make_console().width), has_ended
+
+
+def _row(name: str, found: tuple[Folder, bool], *, is_strict: bool) -> Row:
+    run_dir, is_named = found
+    try:
+        return read_row(name, run_dir)
+    except (ConfigError, StoreError) as error:
+        if is_strict and is_named:
+            raise
+        return Row(name, "unreadable" if isinstance(error, ConfigError) else "no answer", error=str(error))
+
+
+def _is_run(folder: Folder) -> bool:
+    return (folder / CONFIG_FILE).exists()
+
+
+def _names_in(folder: Folder) -> list[str]:
+    """The folders of runs in `folder`: of a sweep, those of its points."""
+    points = _points(folder / SWEEP_FILE)
+    if points:
+        return points
+    if isinstance(folder, StorePath):
+        names = [name.rstrip("/") for name in folder.names() if name.endswith("/")]
+    else:
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if _is_run(folder / name)]
+
+
+def _points(path: Folder) -> list[str]:
+    try:
+        return list(json.loads(path.read_text())["points"])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or name the runs") from error
+
+
+def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:
+    """The newest loss and the newest accuracy of an evaluation; None if there is none."""
+    loss = top1 = None
+    for tail_bytes in _TAILS_BYTES:
+        for row in read_rows(run_dir / METRICS_FILE, tail_bytes):
+            # If the only pass is perturbed, there is no other loss.
+            loss = row.get("train/loss", row.get("train/loss_perturbed", loss))
+            top1 = row.get("eval/top1", top1)
+        if top1 is not None:
+            break
+    return loss, top1
+
+
+def _table(rows: Sequence[Row], width: int) -> RenderableType:
+    """A line for each run; on a narrow screen, a paragraph."""
+    errors = [Text(row.error, "red") for row in rows if row.error]
+    if width < _NARROW:
+        return Group(*(_paragraph(row) for row in rows), *errors)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("run", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.run, _state(row), *_numbers(row))
+    return Group(table, *errors)
+
+
+def _paragraph(row: Row) -> Text:
+    numbers = [f"{name} {number}" for name, number in zip(_COLUMNS, _numbers(row), strict=True) if number]
+    return Text.assemble(f"{row.run}: ", _state(row), *(f", {number}" for number in numbers))
+
+
+def _state(row: Row) -> Text:
+    """The state in a few words: how long a dead run has been silent is the age of its record."""
+    word = row.state.partition(":")[0].partition(",")[0]
+    text = {"running": row.state, "failed": f"failed, code {row.exit}"}.get(word, word)
+    return Text(text, _STYLES.get(word, "red"))
+
+
+def _numbers(row: Row) -> tuple[str, ...]:
+    """Those of `_COLUMNS`."""
+    step = "" if row.num_steps is None else f"{row.step}/{row.num_steps}"
+    loss = "" if row.loss is None else f"{float(row.loss):.4g}"
+    return step, loss, _percent(row.top1), _percent(row.goodput), _age(row.age_s)
+
+
+def _percent(share: float | str | None) -> str:
+    return "" if share is None else f"{float(share):.1%}"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    unit = max((unit for unit, size in _UNITS_S.items() if seconds >= 2 * size), key=_UNITS_S.__getitem__, default="s")
+    return f"{seconds / _UNITS_S[unit]:.0f} {unit}"
+
+
+@contextlib.contextmanager
+def _screen(is_watching: bool, *, as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Yields a function that draws: over what it drew before if that is watched on a terminal, else below it."""
+    console = make_console()
+    if as_json:
+        yield lambda lines: print(lines, flush=True)
+    elif is_watching and console.is_terminal and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda content: live.update(content, refresh=True)
+    else:
+        yield console.print

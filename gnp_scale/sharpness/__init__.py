@@ -1,0 +1,1 @@
+"""How flat the minimum of a run is, and how robust its network: `gnp-scale sharpness`."""

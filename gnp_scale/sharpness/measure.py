@@ -1,0 +1,142 @@
+"""Measures the sharpness and robustness of a run that exists; writes nothing into its folder."""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gnp_scale.config import Config, check
+from gnp_scale.evaluation.existing import load, task_of, working
+from gnp_scale.run.stages import Stage
+from gnp_scale.run.store import Folder
+from gnp_scale.sharpness import examples, landscape, rise, robustness, spectrum
+from gnp_scale.sharpness.examples import During
+from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
+from gnp_scale.sharpness.pictures import corrupted_examples
+from gnp_scale.sharpness.settings import Settings
+from gnp_scale.training.setup import Task
+from gnp_scale.training.state import TrainState
+
+
+@dataclass
+class Report:
+    """What was measured."""
+
+    step: int
+    scores: dict[str, float] = field(default_factory=dict)
+    """`sharpness/*` and `robustness/*`."""
+    steps: np.ndarray | None = None
+    """The steps of the plane."""
+    losses: np.ndarray | None = None
+    """Its losses: a row for each step along the second direction."""
+    corrupted: np.ndarray | None = None
+    """An image with each corruption, as a picture (uint8 H x W x 3)."""
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What is measured of a network."""
+
+    task: Task
+    params: Params
+    batch_stats: object
+    settings: Settings
+    during: During
+
+
+def measure_run(
+    config: Config, run_dir: Folder, settings: Settings, output: Path | None, num_averaged: int | None
+) -> Report:
+    """Measures the newest checkpoint in `run_dir`, as `config` says; makes the folder `output`, if it is given.
+
+    The moving average is measured if the run keeps one. With `num_averaged`, it is the average of so many checkpoints.
+
+    Raises:
+        ConfigError: as `evaluate_run`; or a measurement has no meaning for this network.
+    """
+    if "spectrum" in settings.measures:
+        spectrum.check_installed()
+    with working(config, output) as stages:
+        task = task_of(config, run_dir, has_own_classes=False)
+        step, state = load(run_dir, task, num_averaged, stages)
+        during = partial(stages.enter, Stage.EVALUATE, step)
+        return _measure(task, state, settings, during, Report(step))
+
+
+def _measure(task: Task, state: TrainState, settings: Settings, during: During, report: Report) -> Report:
+    network = _Network(task, *state.evaluated, settings, during)
+    if {"rise", "spectrum", "plane"} & {*settings.measures}:
+        with jax.default_matmul_precision("highest"):
+            _measure_loss(network, report)
+    if "corruptions" in settings.measures:
+        accuracy = robustness.of_corruptions(task, network.params, network.batch_stats, settings.seed, during)
+        for kind, top1_V in accuracy.items():
+            report.scores["robustness/top1"] = top1_V[0]
+            report.scores |= {f"robustness/{kind}_{severity}": top1 for severity, top1 in enumerate(top1_V) if severity}
+        report.corrupted = corrupted_examples(task.dataset, settings.seed)
+    if "rounding" in settings.measures:
+        accuracy = robustness.of_rounding(task, network.params, network.batch_stats, during)
+        report.scores["robustness/top1"] = accuracy.pop(32)
+        report.scores |= {f"robustness/{num_bits}_bits": top1 for num_bits, top1 in accuracy.items()}
+    return report
+
+
+def _measure_loss(network: _Network, report: Report) -> None:
+    """The measurements of the loss at fixed examples."""
+    task, settings, during = network.task, network.settings, network.during
+    loss_sum, is_free = examples.make_loss_sum(task), examples.free_mask(network.params, task)
+    size = min(task.config.data.eval_batch_size, settings.num_examples)
+    fixed = examples.read(task, network.batch_stats, settings.num_examples, size, settings.seed, during)
+    with during():
+        loss = float(jax.jit(partial(value, loss_sum))(network.params, fixed))
+    check(math.isfinite(loss), "the loss is not finite: the network has diverged, so measure an earlier run")
+    report.scores |= {"sharpness/num_examples": float(jnp.sum(fixed.parts["mask"])), "sharpness/loss": loss}
+    if "rise" in settings.measures:
+        _measure_rise(network, loss_sum, fixed, report)
+    key = jax.random.key(settings.seed)
+    if "spectrum" in settings.measures:
+        report.scores |= _spectrum(network, loss_sum, fixed, is_free, key)
+    if "plane" in settings.measures:
+        report.steps = np.linspace(-1, 1, settings.grid_size)
+        report.losses = landscape.plane(loss_sum, network.params, fixed, is_free, key, report.steps, during)
+
+
+def _measure_rise(network: _Network, loss_sum: LossSum, fixed: Fixed, report: Report) -> None:
+    task, settings, during = network.task, network.settings, network.during
+    radius_R, scores = jnp.array(settings.radii, jnp.float32), report.scores
+    with during():
+        whole = jax.device_get(jax.jit(partial(rise.worst_case, loss_sum))(network.params, fixed, radius_R))
+    scores["sharpness/grad_norm"] = float(whole.grad_norm)
+    grouped = examples.read(
+        task, network.batch_stats, settings.num_examples, settings.group_size, settings.seed, during
+    )
+    with during():
+        mean_over_groups = jax.jit(partial(rise.mean_over_groups, loss_sum))
+        mean_R, error_R = jax.device_get(mean_over_groups(network.params, grouped, radius_R))
+    for number, radius in enumerate(settings.radii):
+        name = f"sharpness/rise_{radius:g}"
+        scores[name] = float(whole.rises[number])
+        scores[f"{name}_m{settings.group_size}"] = float(mean_R[number])
+        if np.isfinite(error_R[number]):
+            scores[f"{name}_m{settings.group_size}_error"] = float(error_R[number])
+
+
+def _spectrum(network: _Network, loss_sum: LossSum, fixed: Fixed, is_free: object, key: jax.Array) -> dict[str, float]:
+    settings, during = network.settings, network.during
+    sizes = jax.tree.map(lambda w, is_free: w.size if is_free else 0, network.params, is_free)
+    num_steps = min(settings.num_lanczos_steps, sum(jax.tree.leaves(sizes)))
+    with during():
+        found = spectrum.eigenvalues(loss_sum, network.params, fixed, is_free, key, settings.num_eigenvalues, num_steps)
+    scores = {}
+    for number, (eigenvalue, bound) in enumerate(zip(found.largest, found.bounds, strict=True), start=1):
+        scores |= {f"sharpness/eigenvalue_{number}": eigenvalue, f"sharpness/eigenvalue_{number}_bound": bound}
+    trace = spectrum.trace(loss_sum, network.params, fixed, key, settings.num_vectors, during)
+    return scores | {
+        "sharpness/eigenvalue_lowest": found.lowest,
+        "sharpness/trace": trace.mean,
+        "sharpness/trace_error": trace.error,
+    }

@@ -1,0 +1,110 @@
+"""What `gnp-scale sharpness` prints and writes: lines of text, a file of numbers, pictures, TensorBoard events."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gnp_scale.config import ConfigError
+from gnp_scale.monitoring.tensorboard import TensorBoard
+from gnp_scale.sharpness import corruptions
+from gnp_scale.sharpness.corruptions import SEVERITIES
+from gnp_scale.sharpness.measure import Report
+from gnp_scale.sharpness.pictures import accuracy_picture, plane_picture
+from gnp_scale.sharpness.settings import Settings
+
+_FIRST, _COLUMN = 26, 13
+"""Characters of the first column and of the others."""
+
+
+def lines(report: Report, settings: Settings) -> Iterator[str]:
+    """The report for a reader."""
+    scores, measures = report.scores, settings.measures
+    num = scores.get("sharpness/num_examples")
+    yield f"step {report.step}"
+    if num is not None:
+        yield _row(f"loss of {num:.0f} examples", [f"{scores['sharpness/loss']:.4g}"])
+    if "rise" in measures:
+        yield from _rise_lines(scores, settings)
+    if "spectrum" in measures:
+        yield from _spectrum_lines(scores, settings)
+    if report.losses is not None:
+        yield _row("highest loss of the plane", [f"{np.nanmax(report.losses):.4g}"])
+    if "robustness/top1" in scores:
+        yield _row("accuracy", [f"{scores['robustness/top1']:.2%}"])
+    if "rounding" in measures:
+        for num_bits in (8, 4):
+            yield _row(f"  kernels of {num_bits} bits", [f"{scores[f'robustness/{num_bits}_bits']:.2%}"])
+    if "corruptions" in measures:
+        severities = [severity for severity in SEVERITIES if severity]
+        yield _row("  by severity", [str(severity) for severity in severities])
+        for kind in corruptions.KINDS:
+            top1 = [f"{scores[f'robustness/{kind}_{severity}']:.2%}" for severity in severities]
+            yield _row(f"  {kind.replace('_', ' ')}", top1)
+
+
+def _rise_lines(scores: dict[str, float], settings: Settings) -> Iterator[str]:
+    yield _row("gradient norm", [f"{scores['sharpness/grad_norm']:.4g}"])
+    names = [f"sharpness/rise_{radius:g}" for radius in settings.radii]
+    yield _row("rise of the loss", [f"r {radius:g}" for radius in settings.radii])
+    yield _row("  all examples together", [f"{scores[name]:.4g}" for name in names])
+    group = f"_m{settings.group_size}"
+    yield _row(f"  groups of {settings.group_size}", [f"{scores[name + group]:.4g}" for name in names])
+    errors = [scores[f"{name}{group}_error"] for name in names if f"{name}{group}_error" in scores]
+    if errors:
+        yield _row("    standard error", [f"{error:.2g}" for error in errors])
+
+
+def _spectrum_lines(scores: dict[str, float], settings: Settings) -> Iterator[str]:
+    names = [f"sharpness/eigenvalue_{number + 1}" for number in range(settings.num_eigenvalues)]
+    yield _row("largest eigenvalues", [f"{scores[name]:.4g}" for name in names])
+    yield _row("  one is at most so far", [f"{scores[f'{name}_bound']:.2g}" for name in names])
+    yield _row("lowest eigenvalue", [f"{scores['sharpness/eigenvalue_lowest']:.4g}"])
+    yield _row("trace", [f"{scores['sharpness/trace']:.4g}", f"+- {scores['sharpness/trace_error']:.2g}"])
+
+
+def _row(name: str, words: list[str]) -> str:
+    return name.ljust(_FIRST) + "".join(word.rjust(_COLUMN) for word in words)
+
+
+def write(folder: Path, run: str, report: Report, settings: Settings) -> None:
+    """Writes `sharpness.json`, pictures and TensorBoard events into `folder`.
+
+    Raises:
+        ConfigError: the disk refuses.
+    """
+    pictures = _pictures(report)
+    try:
+        (folder / "sharpness.json").write_text(_to_json(run, report, settings))
+        for name, picture in pictures.items():
+            Image.fromarray(picture).save(folder / f"{name}.png")
+        board = TensorBoard(folder, report.step)
+        board.scalars(report.step, report.scores)
+        for name, picture in pictures.items():
+            board.images(report.step, f"sharpness/{name}", picture[None] / 255, (0.0,), (1.0,))
+        board.close()
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror or error}): choose another --output") from error
+
+
+def _pictures(report: Report) -> dict[str, np.ndarray]:
+    pictures = {}
+    if report.losses is not None:
+        pictures["plane"] = plane_picture(report.losses)
+    if "robustness/blur_1" in report.scores:
+        pictures["accuracy"] = accuracy_picture(report.scores)
+    if report.corrupted is not None:
+        pictures["corruptions"] = report.corrupted
+    return pictures
+
+
+def _to_json(run: str, report: Report, settings: Settings) -> str:
+    plane = None
+    if report.steps is not None and report.losses is not None:
+        losses = [[loss if np.isfinite(loss) else None for loss in row] for row in report.losses.tolist()]
+        plane = {"steps": report.steps.tolist(), "loss": losses}
+    content = {"run": run, "step": report.step, "settings": asdict(settings), "scores": report.scores, "plane": plane}
+    return json.dumps(content, indent=1) + "\n"

@@ -1,0 +1,52 @@
+"""What `gnp-scale sharpness` measures, and how."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gnp_scale.checks import closest
+from gnp_scale.config import check
+
+MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    measures: Sequence[str] = MEASURES
+    num_examples: int = 1024
+    """Training examples of the loss."""
+    radii: Sequence[float] = (0.01, 0.05, 0.1)
+    """Of the ascent."""
+    group_size: int = 32
+    """Examples of a group of m-sharpness."""
+    num_eigenvalues: int = 5
+    num_lanczos_steps: int = 20
+    """Products with the Hessian for the eigenvalues."""
+    num_vectors: int = 32
+    """Products with the Hessian for the trace."""
+    grid_size: int = 11
+    """Steps along each direction of the plane, from -1 to 1."""
+    seed: int = 0
+    """Of the examples, directions, vectors and corruptions."""
+
+    def __post_init__(self) -> None:
+        for name in self.measures:
+            check(
+                name in MEASURES,
+                f"--measure has {name!r}: {closest(name, MEASURES)}choose some of {','.join(MEASURES)}",
+            )
+        check(
+            len(self.radii) > 0 and all(math.isfinite(radius) and radius > 0 for radius in self.radii),
+            f"--radii is {','.join(f'{radius:g}' for radius in self.radii)}: give numbers above 0, such as 0.01,0.05",
+        )
+        check(
+            self.num_eigenvalues <= self.num_lanczos_steps,
+            f"--eigenvalues is {self.num_eigenvalues} and --lanczos-steps {self.num_lanczos_steps}: each step finds at "
+            "most one, so make --lanczos-steps larger, several times as large for exact values",
+        )

@@ -1,0 +1,341 @@
+"""The protocol of `gnp-scale bench generalization`, with a trainer that only writes outcomes."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gnp_scale import recipe
+from gnp_scale.cli import main
+from gnp_scale.commands.bench import _TABLES
+from gnp_scale.config import ConfigError
+from gnp_scale.evidence import outcome
+from gnp_scale.evidence.methods import METHODS, RADII, RATE_FACTORS, Method
+from gnp_scale.evidence.outcome import Outcome
+from gnp_scale.evidence.plan import Plan, Run, config_of, folder_of, num_passes
+from gnp_scale.evidence.row import Row, best_value, mean_validation
+from gnp_scale.evidence.run import Progress, forget, rows_of
+from gnp_scale.evidence.summary import bootstrap
+from gnp_scale.evidence.tables import NUM_EVALUATIONS, TABLES
+from gnp_scale.exit_codes import Exit
+from gnp_scale.run.history import Recorder
+from gnp_scale.run.run_dir import try_lock
+from gnp_scale.run.stages import Stages
+from gnp_scale.sweeps.record import LOGS_FOLDER
+
+PLAN = Plan(TABLES["noise40"], num_seeds=3, num_tuning_seeds=2, num_steps=60)
+RATE = 0.05
+"""The learning rate of the table."""
+
+
+def accuracy(run: Run) -> float:
+    """On validation: each seed shifts all values; plain training has its best value at RATE, others at r = 0.1."""
+    best = {"plain": RATE, "plain-2x": RATE}.get(run.method, 0.1 * METHODS[run.method].radius_factor)
+    return 0.5 - abs(np.log(run.value / best)) / 10 + (run.seed % 7) / 100
+
+
+class Fake:
+    """Trains nothing: keeps what it was asked for, and writes outcomes."""
+
+    def __init__(self, fails=lambda run: False, stops_at=None, test=lambda run: 0.5):
+        self.asked, self._fails, self._stops_at, self._test = [], fails, stops_at, test
+
+    def __call__(self, run, config, run_dir):
+        self.asked.append(run)
+        if len(self.asked) == self._stops_at:
+            return None
+        if self._fails(run):
+            raise ConfigError("the disk is full\nand more")
+        assert run_dir.name.startswith("final," if run.is_final else "tune,")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.json").write_text(recipe.to_json(config))
+        validation = {"30": accuracy(run) - 0.1, "60": accuracy(run)}
+        test = {"test_best": self._test(run), "test_final": self._test(run) - 0.1} if run.is_final else {}
+        result = Outcome(num_passes(config), 1e12, 30.0, validation, 0.9, **test)
+        outcome.write(run_dir, result)
+        return result
+
+
+@pytest.fixture(scope="module")
+def configs():
+    return PLAN.configs()
+
+
+@pytest.fixture
+def rows(configs, tmp_path):
+    return {name: Row(PLAN, name, config, tmp_path) for name, config in configs.items()}
+
+
+ALIKE = ("noise60", "clean")
+"""Tables that differ from `noise40` in their noise alone."""
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_tables_of_other_noise_differ_in_nothing_else(name):
+    table, noise40 = TABLES[name], TABLES["noise40"]
+    assert (table.methods, table.num_steps) == (noise40.methods, noise40.num_steps)
+    config, other = table.config(60), noise40.config(60)
+    assert config != other
+    assert replace(config, data=replace(config.data, label_noise=0.4)) == other
+
+
+@pytest.mark.parametrize("name", TABLES.keys() - ALIKE)
+def test_every_method_of_a_table_is_a_run_that_can_be_made(name):
+    table = TABLES[name]
+    plan = Plan(table, 5, 2, table.num_steps)
+    configs = plan.configs()
+    costs = {method: num_passes(config) / table.num_steps for method, config in configs.items()}
+    assert {method: costs[method] for method in ("plain", "plain-2x")} == {"plain": 1, "plain-2x": 2}
+    expected = {"every-2": 1.5, "momentum": 1, "reused": 1.2, "stale": 1, "late-50": 1.5, "late-20": 1.2}
+    expected |= {"sam-gated": 1.9, "gnp-0.8-gated": 1.9}
+    exact = {method: cost for method, cost in costs.items() if method not in ("plain", "plain-2x", "bernoulli-0.5")}
+    assert exact == {method: expected.get(method, 2) for method in exact}
+    assert costs.get("bernoulli-0.5", 1.5) == pytest.approx(1.5, abs=0.05)
+    for method, config in configs.items():
+        steps = range(1, config.train.num_steps + 1)
+        assert sum(map(config.train.evaluates_after, steps)) == NUM_EVALUATIONS, "equal choices of a checkpoint"
+        assert len({config_of(run, config).data.draw_seed for run in plan.tuning(method)}) == 1 + (
+            name != "photographs"
+        )
+
+
+def test_the_command_offers_the_tables():
+    assert tuple(TABLES) == _TABLES
+
+
+def test_all_methods_have_equal_budgets_and_no_seed_both_tunes_and_reports(rows):
+    budgets = {(len(PLAN.tuning(name)), len(PLAN.final(name, 0.1))) for name in rows}
+    assert budgets == {(12, 3)}
+    assert len(RADII) == len(RATE_FACTORS)
+    tuning = {run.seed for name in rows for run in PLAN.tuning(name)}
+    assert not tuning & {run.seed for run in PLAN.final("sam", 0.1)}
+    config = rows["sam"].config
+    drawn = [config_of(run, config) for run in (*PLAN.tuning("sam"), *PLAN.final("sam", 0.1))]
+    assert all(each.data.draw_seed == each.train.seed for each in drawn)
+    assert {each.gnp.r for each in drawn} == set(RADII)
+
+
+@pytest.mark.parametrize(("name", "value"), [("plain", RATE), ("plain-2x", RATE), ("sam", 0.1), ("asam", 1.0)])
+def test_a_row_tunes_chooses_and_trains_on_fresh_seeds(rows, name, value):
+    train = Fake()
+    assert rows[name].run(train) == Exit.FINISHED
+    assert train.asked == [*PLAN.tuning(name), *PLAN.final(name, value)]
+    assert rows[name].is_finished()
+    again = Fake()
+    assert rows[name].run(again) == Exit.FINISHED
+    assert not again.asked, "finished runs are not made again"
+
+
+@given(st.data())
+def test_the_choice_does_not_look_at_test_scores(data):
+    share = st.floats(0, 1)
+    without = {run: Outcome(120.0, validation={"60": data.draw(share)}) for run in PLAN.tuning("sam")}
+    drawn = {
+        run: replace(result, test_best=data.draw(share), test_final=data.draw(share)) for run, result in without.items()
+    }
+    assert best_value(drawn) == best_value(without)
+
+
+def test_the_choice_is_by_the_mean_of_the_best_evaluations():
+    def results(accuracies):
+        validations = [{"30": best, "60": last} for best, last in accuracies]
+        values = itertools.product((0.1, 0.2), (0, 1))
+        return {
+            Run("sam", False, "gnp.r", value, seed): Outcome(1.0, validation=validation)
+            for (value, seed), validation in zip(values, validations, strict=True)
+        }
+
+    found = results([(0.5, 0.1), (0.7, 0.1), (0.2, 0.55), (0.3, 0.55)])
+    assert mean_validation(found) == {0.1: pytest.approx(0.6), 0.2: pytest.approx(0.55)}
+    assert best_value(found) == 0.1
+    assert best_value(results([(0.5, 0.5)] * 4)) == 0.1, "of equal ones the smallest"
+
+
+def test_a_run_that_diverged_counts_as_nothing_right():
+    runs = [Run("sam", False, "gnp.r", value, seed) for value in (0.1, 0.2) for seed in (0, 1)]
+    diverged, good = Outcome(1.0), Outcome(1.0, validation={"60": 0.4})
+    results = dict(zip(runs, (diverged, Outcome(1.0, validation={"60": 0.7}), good, good), strict=True))
+    assert best_value(results) == 0.2
+    assert best_value(dict.fromkeys(runs, diverged)) is None
+
+
+def test_a_row_whose_values_all_diverge_ends_without_final_runs(rows):
+    def train(run, config, run_dir):
+        Fake()(run, config, run_dir)
+        result = Outcome(num_passes(config))
+        outcome.write(run_dir, result)
+        return result
+
+    assert rows["sam"].run(train) == Exit.FINISHED
+    assert (rows["sam"].is_finished(), rows["sam"].chosen(), rows["sam"].final()) == (True, None, [])
+
+
+def test_of_equal_evaluations_the_last_is_best():
+    """Its checkpoint is the one that is kept."""
+    assert Outcome(1.0, validation={"20": 0.5, "100": 0.5, "60": 0.4}).best == (100, 0.5)
+
+
+@pytest.mark.parametrize("stops_at", [1, 5, 12, 13, 14])
+def test_a_stopped_row_goes_on_where_it_stopped(rows, stops_at):
+    first, second = Fake(stops_at=stops_at), Fake()
+    assert rows["sam"].run(first) == Exit.PREEMPTED
+    assert not rows["sam"].is_finished()
+    assert rows["sam"].run(second) == Exit.FINISHED
+    made = [*first.asked[:-1], *second.asked]
+    assert made == [*PLAN.tuning("sam"), *PLAN.final("sam", 0.1)]
+
+
+def test_a_failure_is_named_and_ends_no_other_run_and_is_tried_again(rows, capsys):
+    bad = PLAN.tuning("sam")[3]
+    train = Fake(fails=lambda run: run == bad)
+    assert rows["sam"].run(train) == Exit.FAILED
+    assert train.asked == PLAN.tuning("sam")
+    assert rows["sam"].chosen() is None, "nothing is chosen before all values had equal chances"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert line == f"gnp-scale: sam, {bad.name}: failed: ConfigError: the disk is full and more"
+    again = Fake()
+    assert rows["sam"].run(again) == Exit.FINISHED
+    assert again.asked == [bad, *PLAN.final("sam", 0.1)]
+
+
+def test_a_failure_and_a_stop_and_a_restart_of_another_row_together(rows):
+    """The row that is restarted loses its runs, and the disturbed one keeps those that it has made."""
+    bad = PLAN.tuning("sam")[2]
+    assert rows["plain"].run(Fake()) == Exit.FINISHED
+    disturbed = Fake(fails=lambda run: run == bad, stops_at=9)
+    assert rows["sam"].run(disturbed) == Exit.PREEMPTED
+    forget([rows["plain"]])
+    rest, again = Fake(), Fake()
+    assert rows["sam"].run(rest) == Exit.FINISHED
+    assert rest.asked == [bad, *PLAN.tuning("sam")[8:], *PLAN.final("sam", 0.1)]
+    assert rows["plain"].run(again) == Exit.FINISHED
+    assert len(again.asked) == 15
+
+
+@pytest.mark.parametrize("code", [None, Exit.HUNG, Exit.PREEMPTED])
+def test_a_run_in_which_the_process_died_comes_last_and_one_that_was_stopped_goes_on(rows, code):
+    first, *others = PLAN.tuning("sam")
+    folder = folder_of(rows["sam"].folder, first)
+    folder.mkdir(parents=True)
+    with Recorder(folder, Stages(), is_writer=True) as recorder:
+        if code is not None:
+            recorder.end(code)
+    train = Fake()
+    assert rows["sam"].run(train) == Exit.FINISHED
+    assert train.asked[:12] == ([first, *others] if code == Exit.PREEMPTED else [*others, first])
+
+
+def test_more_seeds_of_both_kinds_add_runs(rows):
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    more = replace(rows["sam"], plan=replace(PLAN, num_tuning_seeds=3, num_seeds=4))
+    assert not more.is_finished()
+    train = Fake()
+    assert more.run(train) == Exit.FINISHED
+    assert len(train.asked) == 6 + 1
+
+
+def test_runs_of_other_settings_are_refused(rows, tmp_path):
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    longer = rows_of(replace(PLAN, num_steps=90), tmp_path)["sam"]
+    with pytest.raises(ConfigError, match=r"train\.num_steps 60 -> 90.*choose another --out, or add --again"):
+        longer.is_finished()
+
+
+def test_a_row_is_forgotten_alone_and_not_while_it_is_trained(rows, tmp_path):
+    for name in ("plain", "sam"):
+        assert rows[name].run(Fake()) == Exit.FINISHED
+    forget([rows["sam"]])
+    assert (rows["plain"].is_finished(), rows["sam"].is_finished()) == (True, False)
+    with (tmp_path / LOGS_FOLDER / "plain.log").open("w") as log:
+        assert try_lock(log.fileno())
+        with pytest.raises(ConfigError, match="plain is being trained"):
+            forget([rows["plain"]])
+    assert rows["plain"].is_finished()
+
+
+def test_a_damaged_outcome_is_one_line(rows):
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    path = folder_of(rows["sam"].folder, PLAN.tuning("sam")[0]) / outcome.OUTCOME_FILE
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"cannot be read .* remove it, and the run is measured again"):
+        rows["sam"].is_finished()
+
+
+def test_progress_weighs_runs_by_their_passes(rows, capsys):
+    """Runs of sam cost two passes a step, those of plain training one: after all of plain, two thirds are left."""
+    now = [0.0]
+    progress = Progress([rows["plain"], rows["sam"]], clock=lambda: now[0])
+    assert progress.line() == "0 of 30 runs are finished"
+    rows["plain"].run(Fake())
+    now[0] = 3.0
+    progress.poll()
+    now[0] = 3600.0
+    progress.poll()
+    progress.poll()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "runs are finished" in line]
+    assert lines == ["gnp-scale: 15 of 30 runs are finished, about 2 h 00 min left"]
+    rows["sam"].run(Fake(stops_at=13))
+    now[0] = 7200.0
+    progress.poll()
+    assert "27 of 30 runs are finished, about 18 min left" in capsys.readouterr().err
+    # A command that goes on does not count the runs of earlier ones in its speed.
+    again = Progress([rows["plain"], rows["sam"]], clock=lambda: now[0])
+    assert again.line() == "27 of 30 runs are finished"
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.3, 0.35), (0.0, 0.1, 0.5, 0.6), (0.2, 0.2, 0.2)])
+def test_the_bootstrap_interval_is_that_of_all_resamples(values):
+    """With few numbers all n^n resamples can be listed."""
+    means = np.sort([np.mean(chosen) for chosen in itertools.product(values, repeat=len(values))])
+    found = bootstrap(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.num == len(values)
+    # A drawn quantile lies between exact ones whose levels are a little lower and higher.
+    for quantile, bound in ((0.025, found.low), (0.975, found.high)):
+        low, high = np.quantile(means, [quantile - 0.006, quantile + 0.006], method="inverted_cdf")
+        assert low - 1e-12 <= bound <= high + 1e-12
+    assert bootstrap(values) == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["noise50"], "there is no TABLE noise50: did you mean noise60?"),
+        (["noise40", "--only", "sgd"], "there is no method sgd in this table: it has plain, plain-2x, sam"),
+        (["groups", "--only", "sam"], "there is no method sam in this table"),
+        (["noise40", "--again"], "name their methods with --only"),
+        (["noise40", "--optim.learning-rate", "1"], "--optim.learning-rate would change the table: only --data.root"),
+        (["noise40", "--steps", "5"], "5 is less than 20"),
+        (["noise40", "--out", "gs://bucket/x"], "--out"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, part, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "generalization", *arguments]) == Exit.WRONG_CONFIG
+    message = capsys.readouterr().err
+    assert part in message
+    assert message.count("\n") == 1
+    assert not list(Path(tmp_path).iterdir()), "nothing was started"
+
+
+def test_a_method_without_flags_tunes_the_learning_rate():
+    assert Method().tuned == "optim.learning_rate"
+    assert Method("--gnp.alpha 1", radius_factor=10).values(RATE)[2] == pytest.approx(1.0)
+
+
+def test_missing_data_and_runs_of_other_settings_end_the_command_before_it_starts(rows, tmp_path, capsys):
+    root, folder = str(tmp_path / "none"), str(tmp_path / "evidence")
+    command = ["bench", "generalization", "photographs", "--out", folder, "--data.root", root]
+    assert main(command) == Exit.WRONG_CONFIG
+    assert "there is no data set grocery_store" in capsys.readouterr().err
+    assert not (tmp_path / "evidence").exists()
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    capsys.readouterr()
+    other = ["bench", "generalization", "noise40", "--out", str(tmp_path), "--only", "plain", "--steps", "90"]
+    assert main(other) == Exit.WRONG_CONFIG
+    assert "train.num_steps 60 -> 90" in capsys.readouterr().err
+    assert not (tmp_path / LOGS_FOLDER).exists()
