@@ -29,7 +29,7 @@ COMMANDING = [page for page in LINKING if page.name != "CHANGELOG.md" and "resul
 COMMANDS = {
     name
     for file in (ROOT / "gnp_scale" / "commands").glob("*.py")
-    for name in re.findall(r'commands\.add_parser\("(\w+)"', file.read_text())
+    for name in re.findall(r'commands\.add_parser\(\s*"(\w+)"', file.read_text())
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
