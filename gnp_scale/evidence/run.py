@@ -55,9 +55,8 @@ def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[s
     Raises:
         ConfigError: the folder cannot be written.
     """
-    folder = rows[names[0]].folder
     commands = {name: [sys.executable, "-m", "gnp_scale.cli", *arguments, "--row", name] for name in names}
-    progress = Progress([rows[name] for name in names])
+    folder, progress = rows[names[0]].folder, Progress([rows[name] for name in names])
     say(progress.line())
     queue = Queue(folder, commands, lambda name: rows[name].is_finished(), num_jobs, progress.poll)
     has_ended = queue.run()

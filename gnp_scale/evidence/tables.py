@@ -1,6 +1,7 @@
 """The tables of the benchmark: data, network and schedule of each, and the methods that it compares.
 
-All values are this project's own choice, made so that two CPU cores finish a run of `noise40` in about a minute.
+All values are this project's own choice, for two CPU cores: plain training in `noise40` takes 81 s of CPU time with its
+start and its evaluations, and ends with 99.5 % of its noisy training labels memorised (measured with one seed).
 """
 
 from collections.abc import Callable, Mapping
