@@ -68,13 +68,13 @@ def corrupted_examples(dataset: Dataset, seed: int) -> np.ndarray | None:
     rows = dataset.test.read(np.zeros(1, np.int64), None)
     if rows["label"][0] == UNREADABLE:
         return None
-    return np.concatenate([_row(rows["image"], seed, kind) for kind in corruptions.KINDS])
+    return np.concatenate([_row(rows["image"], seed, *entry) for entry in enumerate(corruptions.KINDS)])
 
 
-def _row(image_1xHxWxC: np.ndarray, seed: int, kind: str) -> np.ndarray:
+def _row(image_1xHxWxC: np.ndarray, seed: int, number: int, kind: str) -> np.ndarray:
     @jax.jit
     def all_severities(image: jax.Array) -> jax.Array:
-        key = keys(seed, jnp.zeros(1, jnp.int32), kind)
+        key = keys(seed, jnp.zeros(1, jnp.int32), number)
         return jax.lax.map(lambda severity: corruptions.corrupt(kind, image, severity, key), jnp.array(SEVERITIES))
 
     tiles = [_tile(image[0]) for image in np.asarray(all_severities(image_1xHxWxC))]

@@ -1,6 +1,6 @@
 """Accuracy on corrupted images, and with rounded kernels.
 
-B examples, V severities.
+B examples, K kinds, V severities.
 """
 
 from functools import partial
@@ -34,14 +34,13 @@ def of_corruptions(
     Images are read once. The key of an image follows from `seed`, its number in the split and the kind alone.
     """
     data, step, num_images = task.config.data, _make_step(task), 0.0
-    right_V = {kind: np.zeros(len(SEVERITIES)) for kind in corruptions.KINDS}
+    right_KxV = np.zeros((len(corruptions.KINDS), len(SEVERITIES)))
     for number, batch in enumerate(eval_batches(task.dataset.test, data)):
         with during():
             num_images += float(jnp.sum(batch["mask"]))
             first = np.int32(number * data.eval_batch_size)
-            for kind in right_V:
-                right_V[kind] += np.asarray(step(params, batch_stats, batch, first, np.uint32(seed), kind=kind))
-    return {kind: tuple((right / num_images).tolist()) for kind, right in right_V.items()}
+            right_KxV += np.asarray(step(params, batch_stats, batch, first, np.uint32(seed))).reshape(right_KxV.shape)
+    return dict(zip(corruptions.KINDS, map(tuple, (right_KxV / num_images).tolist()), strict=True))
 
 
 def of_rounding(task: Task, params: Params, batch_stats: Any, during: During) -> dict[int, float]:
@@ -57,27 +56,31 @@ def of_rounding(task: Task, params: Params, batch_stats: Any, during: During) ->
 
 
 def _make_step(task: Task) -> Any:
-    """How many images of a batch are guessed correctly for each severity (float32 V)."""
+    """How many images of a batch are guessed correctly, for each severity of each kind (float32 K V).
 
-    @partial(jax.jit, static_argnames="kind", compiler_options=compiler_options())
-    def step(
-        params: Params, batch_stats: Any, batch: Batch, first: jax.Array, seed: jax.Array, *, kind: str
-    ) -> jax.Array:
+    The kind is chosen inside the program, so that the network is compiled once.
+    """
+    kind_KV, severity_KV = np.indices((len(corruptions.KINDS), len(SEVERITIES))).reshape(2, -1)
+    functions = [partial(corruptions.corrupt, kind) for kind in corruptions.KINDS]
+
+    @partial(jax.jit, compiler_options=compiler_options())
+    def step(params: Params, batch_stats: Any, batch: Batch, first: jax.Array, seed: jax.Array) -> jax.Array:
         place_B = jax.sharding.reshard(jnp.arange(len(batch["label"]), dtype=jnp.int32), P(BATCH))
-        key_B = keys(seed, first + place_B, kind)
 
-        def of_severity(severity: jax.Array) -> jax.Array:
-            image = corruptions.corrupt(kind, batch["image"], severity, key_B)
+        def of_corruption(kind_and_severity: tuple[jax.Array, jax.Array]) -> jax.Array:
+            kind, severity = kind_and_severity
+            key_B = keys(seed, first + place_B, kind)
+            image = jax.lax.switch(kind, functions, batch["image"], severity, key_B)
             return _num_right(task, params, batch_stats, batch | {"image": image})
 
-        return jax.lax.map(of_severity, jnp.array(SEVERITIES))
+        return jax.lax.map(of_corruption, (jnp.asarray(kind_KV), jnp.asarray(severity_KV)))
 
     return step
 
 
-def keys(seed: jax.typing.ArrayLike, number_B: jax.Array, kind: str) -> jax.Array:
-    """The keys of a kind of corruption for the images with these numbers in their split."""
-    key = jax.random.fold_in(jax.random.key(seed), list(corruptions.KINDS).index(kind))
+def keys(seed: jax.typing.ArrayLike, number_B: jax.Array, kind: jax.typing.ArrayLike) -> jax.Array:
+    """The keys for the images with these numbers in their split, of the kind with this number in `KINDS`."""
+    key = jax.random.fold_in(jax.random.key(seed), kind)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, number_B)
 
 
