@@ -108,6 +108,7 @@ def run_dir(tmp_path_factory):
         writer.board.guesses(4, GUESSES, DATASET)
     with MetricWriter(run_dir, is_writer=True, start_step=2) as writer:
         assert writer.board is not None
+        writer.board.environment(2, {"device": "TPU v5e"})
         writer.board.config(Config())
         writer.board.images(2, "train/images", np.zeros((3, 8, 8, 1), np.float32), [0.5], [0.25])
         log_steps(writer, range(3, 7), offset=0)
@@ -142,23 +143,27 @@ def test_nothing_but_the_run_itself_is_listed(server):
 
 
 def test_charts_of_the_penalty_find_their_metrics(server):
+    """One each: of several, a person could not tell which line is which."""
     layout = server.json("custom_scalars/layout")
-    (category,) = layout["category"]
     found = {}
-    for chart in category["chart"]:
-        series = [
-            server.json("custom_scalars/scalars", run=".", tag=pattern)["tag_to_events"]
-            for pattern in chart["multiline"]["tag"]
-        ]
-        found[chart["title"]] = tuple(tag for tags in series for tag in tags)
+    for category in layout["category"]:
+        for chart in category["chart"]:
+            (pattern,) = chart["multiline"]["tag"]
+            (tag,) = server.json("custom_scalars/scalars", run=".", tag=pattern)["tag_to_events"]
+            found.setdefault(category["title"], {})[chart["title"]] = tag
     assert found == CHARTS
 
 
 def test_configuration_is_shown_as_a_block_of_json(server):
-    assert sorted(server.json("text/tags")["."]) == ["config/text_summary", "eval/confusions/text_summary"]
+    assert sorted(server.json("text/tags")["."]) == [
+        f"{name}/text_summary" for name in ("config", "environment", "eval/confusions")
+    ]
     (text,) = server.json("text/text", run=".", tag="config/text_summary")
     assert "<code" in text["text"]
     assert "learning_rate" in text["text"]
+    (text,) = server.json("text/text", run=".", tag="environment/text_summary")
+    assert text["step"] == 2
+    assert "TPU v5e" in text["text"]
 
 
 def log_run(run_dir, config, top1):
