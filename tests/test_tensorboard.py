@@ -247,7 +247,7 @@ def test_guesses_of_a_step_that_was_repeated_are_shown_once(server):
     ((_, step, buckets),) = server.json("histograms/histograms", run=".", tag="eval/class_accuracy")
     assert (step, sum(count for *_, count in buckets)) == (4, 3)
     assert server.image("eval/confusion_matrix", step=4).shape[2] == 3
-    assert server.image("eval/worst_images", step=4).shape == (164, 264, 3)
+    assert server.image("eval/worst_images", step=4).shape == (180, 264, 3)
 
 
 @pytest.mark.parametrize(

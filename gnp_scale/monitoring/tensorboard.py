@@ -23,18 +23,18 @@ from gnp_scale.run.files import RecordFile
 from gnp_scale.run.layout import EVENTS_PATTERN
 
 CHARTS = {
-    "1. loss": {
-        "at the parameters": "train/loss",
-        "at the perturbed parameters": "train/loss_perturbed",
+    "loss": {
+        "loss at the parameters": "train/loss",
+        "loss at the perturbed parameters": "train/loss_perturbed",
     },
-    "2. gradients": {
-        "norm at the parameters": "gnp/grad_norm",
-        "norm at the perturbed parameters": "gnp/grad_norm_perturbed",
+    "gradients": {
+        "gradient norm at the parameters": "gnp/grad_norm",
+        "gradient norm at the perturbed parameters": "gnp/grad_norm_perturbed",
         "norm of their blend, for the update": "gnp/update_grad_norm",
-        "cosine between the two": "gnp/cosine",
+        "cosine of the two gradients": "gnp/cosine",
         "curvature along the gradient": "gnp/curvature",
     },
-    "3. strength of the penalty": {
+    "strength of the penalty": {
         "radius r": "gnp/r",
         "share alpha of the perturbed gradient": "gnp/alpha",
         "weight lambda of the gradient norm": "gnp/lambda",
