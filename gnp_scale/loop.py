@@ -14,6 +14,7 @@ import numpy as np
 
 from gnp_scale import PROCESS_START_S, recipe
 from gnp_scale.checkpoint import Checkpoints, has_checkpoints
+from gnp_scale.checkpoint.exactness import circumstances
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.exit_codes import Exit
@@ -206,6 +207,8 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
         contextlib.closing(run.rollbacks.batches(read, start, num_steps)) as stream,
         stages.enter(Stage.TRAIN, start),
     ):
+        if writer.board is not None:
+            writer.board.environment(start, circumstances(config))
         with stages.enter(Stage.DATA, start + 1):
             # After the first batch, threads read ahead while programs are being compiled.
             first = list(itertools.islice(stream, 1))

@@ -234,7 +234,7 @@ def test_the_worst_images_stand_in_a_grid(side: int, channels: int):
     split = Split(np.full((500, side, side, channels), 60, np.uint8), guesses.label)
     picture = worst_picture(guesses, awkward_set(split))
     assert picture is not None
-    assert picture.shape == (4 * (128 + 2 * 16 + 4), 4 * (128 + 4), 3)
+    assert picture.shape == (4 * (128 + 2 * 24 + 4), 4 * (128 + 4), 3)
     assert (picture[30, 30] == 60).all()
     # An image that cannot be read again is not there; the others move up.
     chosen = guesses.worst(16)
@@ -242,7 +242,7 @@ def test_the_worst_images_stand_in_a_grid(side: int, channels: int):
     lost[chosen[1:]] = UNREADABLE
     single = worst_picture(guesses, awkward_set(Split(split.image, lost)))
     assert single is not None
-    assert single.shape == (128 + 2 * 16 + 4, 128 + 4, 3)
+    assert single.shape == (128 + 2 * 24 + 4, 128 + 4, 3)
     lost[:] = UNREADABLE
     assert worst_picture(guesses, awkward_set(Split(split.image, lost))) is None
 

@@ -59,19 +59,20 @@ def table_rows(capsys):
 def test_a_folder_of_runs_is_a_table_with_a_row_for_each(runs, capsys):
     assert main(["status", "runs/"]) == 0
     assert table_rows(capsys) == [
-        ["runs/a-running", "running: train", "500/1000", "0.25", "75.0%", "80.0%", "1 s"],
-        ["runs/b-finished", "finished", "1000/1000", "0.25", "75.0%", "80.0%", "5 min"],
-        ["runs/c-preempted", "preempted", "500/1000", "0.25", "75.0%", "80.0%", "2 h"],
-        ["runs/d-failed", "failed, code 1", "500/1000", "80.0%", "10 s"],
-        ["runs/e-hung", "hung", "500/1000", "nan", "80.0%", "10 s"],
-        ["runs/f-dead", "dead", "500/1000", "0.25", "75.0%", "80.0%", "3 d"],
-        ["runs/g-new", "not started", "0/7"],
+        ["runs:"],
+        ["a-running", "running: train", "500/1000", "0.25", "75.0%", "80.0%", "1 s"],
+        ["b-finished", "finished", "1000/1000", "0.25", "75.0%", "80.0%", "5 min"],
+        ["c-preempted", "preempted", "500/1000", "0.25", "75.0%", "80.0%", "2 h"],
+        ["d-failed", "failed, code 1", "500/1000", "80.0%", "10 s"],
+        ["e-hung", "hung", "500/1000", "nan", "80.0%", "10 s"],
+        ["f-dead", "dead", "500/1000", "0.25", "75.0%", "80.0%", "3 d"],
+        ["g-new", "not started", "0/7"],
     ]
 
 
 def test_runs_and_folders_of_them_may_be_mixed_and_count_once(runs, capsys):
     assert main(["status", "runs/b-finished", "runs", "runs/b-finished/"]) == 0
-    assert [row[0] for row in table_rows(capsys)][:3] == ["runs/b-finished", "runs/a-running", "runs/c-preempted"]
+    assert [row[0] for row in table_rows(capsys)][:4] == ["runs:", "b-finished", "a-running", "c-preempted"]
 
 
 def test_a_single_run_is_shown_with_its_details(runs, capsys):
@@ -168,7 +169,7 @@ def test_a_watch_ends_with_the_last_run_and_survives_a_store_that_does_not_answe
     monkeypatch.setattr(overview, "read_history", read_or_fail)
     assert main(["status", str(folder), "runs/d-failed", "--watch", "2.5"]) == 0
     assert waits == [2.5, 2.5]
-    shown = [row[1] for row in table_rows(capsys) if row[0] == str(folder)]
+    shown = [row[1] for row in table_rows(capsys) if row[0] == "a-running"]
     assert shown == ["running: train", "no answer", "finished"]
 
 
@@ -186,7 +187,7 @@ def test_a_watch_on_a_terminal_draws_over_the_table_before_and_ends_at_ctrl_c(ru
         *table, last, prompt = terminal.screen()
     assert (last, prompt) == ("gnp-scale: interrupted" if columns == 100 else "ed", "")
     text = "".join(table)
-    assert text.count("runs/a-running") == text.count("501/1000") == text.count("runs/d-failed") == 1
+    assert text.count("a-running") == text.count("501/1000") == text.count("d-failed") == 1
     assert text.count("500/1000") == 1
 
 

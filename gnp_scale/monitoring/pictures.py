@@ -30,6 +30,8 @@ _LONGEST_NAME, _MARGIN = 160, 6
 _TEXT, _LINE = 12, 16
 """Pixels of letters and of a line."""
 _NUM_WORST, _NUM_COLUMNS, _TILE, _GAP = 16, 4, 128, 4
+_CAPTION, _CAPTION_LINE = 20, 24
+"""Pixels of letters and lines below an image: large, because TensorBoard shows the picture at half of its size."""
 
 type _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -158,8 +160,8 @@ def _fitted(text: str, width: float, font: _Font) -> str:
 
 def _captions(guesses: Guesses, place: int, name_of: NameOf) -> list[str]:
     """Two lines: the class of an image; the guess and its probability."""
-    font = _font(_TEXT)
-    end = f" {guesses.confidence[place]:.0%}"
+    font = _font(_CAPTION)
+    end = f", {guesses.confidence[place]:.0%}"
     guess = _fitted(f"-> {name_of(int(guesses.guess[place]))}", _TILE - font.getlength(end), font)
     return [_fitted(name_of(int(guesses.label[place])), _TILE, font), guess + end]
 
@@ -172,11 +174,11 @@ def _tile(image_HxWxC: np.ndarray, captions: list[str]) -> Image.Image:
         image = image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
     else:
         image.thumbnail((_TILE, _TILE), Image.Resampling.BICUBIC)
-    tile = Image.new("RGB", (_TILE, _TILE + _LINE * len(captions)), "white")
+    tile = Image.new("RGB", (_TILE, _TILE + _CAPTION_LINE * len(captions)), "white")
     tile.paste(image, ((_TILE - image.width) // 2, (_TILE - image.height) // 2))
     draw = ImageDraw.Draw(tile)
     for number, caption in enumerate(captions):
-        draw.text((0, _TILE + _LINE * number), caption, "black", _font(_TEXT))
+        draw.text((0, _TILE + _CAPTION_LINE * number), caption, "black", _font(_CAPTION))
     return tile
 
 

@@ -1,10 +1,12 @@
 """TensorBoard event files of a run: scalars, the configuration, images, guesses, and the charts of the penalty."""
 
+import json
 import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -20,14 +22,28 @@ from gnp_scale.monitoring.pictures import matrix_picture, worst_picture
 from gnp_scale.run.files import RecordFile
 from gnp_scale.run.layout import EVENTS_PATTERN
 
-# Charts of the CUSTOM SCALARS tab and the metrics in each.
 CHARTS = {
-    "loss: clean and perturbed": ("train/loss", "train/loss_perturbed"),
-    "gradient norms": ("gnp/grad_norm", "gnp/grad_norm_perturbed", "gnp/update_grad_norm"),
-    "cosine of the two gradients": ("gnp/cosine",),
-    "curvature along the gradient": ("gnp/curvature",),
-    "r, alpha, lambda": ("gnp/r", "gnp/alpha", "gnp/lambda"),
+    "loss": {
+        "loss at the parameters": "train/loss",
+        "loss at the perturbed parameters": "train/loss_perturbed",
+    },
+    "gradients": {
+        "gradient norm at the parameters": "gnp/grad_norm",
+        "gradient norm at the perturbed parameters": "gnp/grad_norm_perturbed",
+        "norm of their blend, for the update": "gnp/update_grad_norm",
+        "cosine of the two gradients": "gnp/cosine",
+        "curvature along the gradient": "gnp/curvature",
+    },
+    "strength of the penalty": {
+        "radius r": "gnp/r",
+        "share alpha of the perturbed gradient": "gnp/alpha",
+        "weight lambda of the gradient norm": "gnp/lambda",
+    },
 }
+"""The groups of the CUSTOM SCALARS tab, the titles of their charts, and the metric of each.
+
+A chart has one metric: TensorBoard draws those of one run in one colour. Each run has its own, so runs can be compared.
+"""
 _SMALLEST_SIDE = 128  # pixels at which a single image can be recognised on a screen
 _MAX_IMAGES = 16
 _ACCURACY_BINS = np.linspace(0, 1, 21)
@@ -46,8 +62,11 @@ class TensorBoard:
         self._file = RecordFile(_new_file(run_dir))
         self._add(0, Event(file_version="brain.Event:2"))
         self._add(start_step + 1, Event(session_log=SessionLog(status=SessionLog.START)))
-        charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in CHARTS.items()}
-        self._add_values(0, summary.custom_scalars({"penalty on the gradient norm": charts}))
+        charts = {
+            group: {title: ["Multiline", [f"^{tag}$"]] for title, tag in titles.items()}
+            for group, titles in CHARTS.items()
+        }
+        self._add_values(0, summary.custom_scalars(charts))
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one point to the chart of each name."""
@@ -64,8 +83,13 @@ class TensorBoard:
             for key, value in recipe.flatten(config).items()
         }
         _, session, _ = summary.hparams(values, {})
-        text = summary.text("config", f"```json\n{recipe.to_json(config)}\n```")
+        text = summary.text("config", _as_code(recipe.to_json(config)))
         self._add_values(0, text, session)
+
+    def environment(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Shows in the TEXT tab where a start of the run, from `step` on, computes: its versions, devices and so on."""
+        text = json.dumps({"host": socket.gethostname(), **facts}, indent=2)
+        self._add_values(step, summary.text("environment", _as_code(text)))
 
     def images(
         self, step: int, name: str, image_BxHxWxC: np.ndarray, mean: Sequence[float], std: Sequence[float]
@@ -103,6 +127,10 @@ class TensorBoard:
     def _add(self, step: int, event: Event) -> None:
         event.step, event.wall_time = step, time.time()
         self._file.append(_encode(event))
+
+
+def _as_code(text: str) -> str:
+    return f"```json\n{text}\n```"
 
 
 def _encode(event: Event) -> bytes:

@@ -28,8 +28,7 @@ _TAILS_BYTES = (1 << 18, 1 << 24)
 """How much of the end of the metrics is read: more if there is no evaluation in the first part."""
 _COLUMNS = ("step", "loss", "accuracy", "goodput", "age")
 """After the run and its state: the accuracy is that of the last evaluation, the age that of the last record."""
-_NARROW = 70
-_NUM_READERS = 16
+_NARROW, _NUM_READERS = 70, 16
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 """Of the age of a record: the largest of which it has two."""
 
@@ -190,10 +189,14 @@ def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:
 
 
 def _table(rows: Sequence[Row], width: int) -> RenderableType:
-    """A line for each run; on a narrow screen, a paragraph."""
+    """A line for each run, and their folder above if it is the same; on a narrow screen, a paragraph for each."""
     errors = [Text(row.error, "red") for row in rows if row.error]
+    parents = {row.run.rpartition("/")[0] for row in rows}
+    above = [Text(f"{parent}:") for parent in parents if parent] if len(parents) == 1 else []
+    if above:
+        rows = [replace(row, run=row.run.rpartition("/")[2]) for row in rows]
     if width < _NARROW:
-        return Group(*(_paragraph(row) for row in rows), *errors)
+        return Group(*above, *(_paragraph(row) for row in rows), *errors)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
@@ -201,7 +204,7 @@ def _table(rows: Sequence[Row], width: int) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row.run, _state(row), *_numbers(row))
-    return Group(table, *errors)
+    return Group(*above, table, *errors)
 
 
 def _paragraph(row: Row) -> Text:
