@@ -20,16 +20,16 @@ from gnp_scale.sharpness.settings import Settings
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 HAS_MATFREE = importlib.util.find_spec("matfree") is not None
-MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding") if HAS_MATFREE else ("rise", "plane", "corruptions")
+MEASURES = ("rise", "corruptions", "rounding", *(["spectrum"] if HAS_MATFREE else []))
 CONFIG = Config(
     data=DataConfig("synthetic", synthetic_num_examples=200, synthetic_image_size=8, batch_size=32, eval_batch_size=32),
     model=ModelConfig("vit_mu", patch_size=4, depth=1, width=32, num_heads=2, dtype="bfloat16"),
     optim=OptimConfig("sgd", learning_rate=0.05, frozen=("embed/*",)),
-    mesh=MeshConfig(replica=1, fsdp=8, tensor=1),
+    mesh=MeshConfig(replica=1, fsdp=-1, tensor=1),
     train=TrainConfig(num_steps=6, log_every_steps=6, eval_every_steps=6, loss="bce", ema_decay=0.5),
     checkpoint=CheckpointConfig(every_steps=3, keep_last=2),
 )
-SETTINGS = Settings(MEASURES, 40, (0.05, 0.5), 12, 2, 4, 3, 3)
+SETTINGS = Settings(MEASURES, 40, (0.05, 0.5), 12, 2, 4, 2)
 
 
 def made_up(settings):
@@ -72,8 +72,9 @@ def test_a_run_is_measured_in_two_processes_as_in_one(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     here = measure_run(replace(CONFIG, mesh=MeshConfig(2, 2, 2)), folder, SETTINGS, None, 2)
     options = ["--measure", ",".join(MEASURES), "--examples", "40", "--radii", "0.05,0.5", "--group", "12"]
-    options += ["--eigenvalues", "2", "--lanczos-steps", "4", "--vectors", "3", "--grid", "3", "--average", "2"]
-    run(tmp_path, "sharpness", str(folder), *options, "--output", str(tmp_path / "found"), num_processes=2)
+    options += ["--eigenvalues", "2", "--lanczos-steps", "4", "--vectors", "2", "--average", "2"]
+    options += ["--output", str(tmp_path / "found")]
+    run(tmp_path, "sharpness", str(folder), *options, num_processes=2, num_devices=2)
     found = json.loads((tmp_path / "found" / "sharpness.json").read_text())
     assert (found["step"], here.step) == (6, 6)
     assert found["scores"].keys() == here.scores.keys()
@@ -81,6 +82,5 @@ def test_a_run_is_measured_in_two_processes_as_in_one(tmp_path):
         # Rounding to bfloat16 may move images across a border, and the loss is computed in float32.
         tolerance = {"atol": 0.041} if name.startswith("robustness") else {"rtol": 2e-3, "atol": 1e-5}
         np.testing.assert_allclose(found["scores"][name], value, err_msg=name, **tolerance)
-    np.testing.assert_allclose(found["plane"]["loss"], here.losses, rtol=1e-3)
     assert here.scores["robustness/top1"] == evaluate_run(CONFIG, folder, num_averaged=2)[1]["eval/top1"]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -14,6 +14,7 @@ from terminal import Terminal
 from gnp_scale.cli import main
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import overview
+from gnp_scale.run.find import find_runs
 from gnp_scale.run.store import StoreError
 
 DEADLINE_S = 60
@@ -126,7 +127,7 @@ def test_points_of_a_sweep_that_were_not_started_are_listed_and_awaited(tmp_path
     """Between two points of a sweep no run exists for seconds: the sweep has not ended."""
     (tmp_path / "sweep.json").write_text('{"points": {"seed=1": {}, "seed=0": {}}}')
     make_run(tmp_path / "seed=1", code=Exit.FINISHED)
-    rows = [overview.read_row(name, folder) for name, (folder, _) in overview.find_runs([tmp_path]).items()]
+    rows = [overview.read_row(name, folder) for name, (folder, _) in find_runs([tmp_path]).items()]
     assert [(row.run.rpartition("/")[2], row.state) for row in rows] == [
         ("seed=1", "finished"),
         ("seed=0", "not started"),
@@ -189,6 +190,16 @@ def test_a_watch_on_a_terminal_draws_over_the_table_before_and_ends_at_ctrl_c(ru
     text = "".join(table)
     assert text.count("a-running") == text.count("501/1000") == text.count("d-failed") == 1
     assert text.count("500/1000") == 1
+
+
+def test_a_watch_ends_when_nobody_reads_it(runs):
+    """As in `status runs --json --watch | head -n 1`."""
+    command = [sys.executable, "-m", "gnp_scale.cli", "status", "runs", "--json", "--watch", "0.2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["run"] == "runs/a-running"
+    process.stdout.close()
+    assert process.wait(DEADLINE_S) == 0
 
 
 def test_a_watch_in_a_file_has_no_control_sequences(runs, tmp_path):

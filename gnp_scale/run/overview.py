@@ -13,13 +13,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gnp_scale.config import ConfigError, check
+from gnp_scale.config import ConfigError
+from gnp_scale.run import streams
 from gnp_scale.run.console import make_console
 from gnp_scale.run.files import read_rows
+from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
-from gnp_scale.run.layout import CONFIG_FILE, METRICS_FILE, SWEEP_FILE
+from gnp_scale.run.layout import METRICS_FILE
 from gnp_scale.run.status import details, num_steps_of, state_now, unreadable_is_config_error
-from gnp_scale.run.store import Folder, StoreError, StorePath
+from gnp_scale.run.store import Folder, StoreError
 
 _RUNNING, _NOT_STARTED = "running", "not started"
 _STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", _NOT_STARTED: "dim"}
@@ -61,7 +63,8 @@ class Row:
 
 
 def show(folders: Sequence[Folder], watch_s: float | None, *, as_json: bool) -> None:
-    """Prints the state of the runs that `folders` are or hold, again every `watch_s` seconds until all have ended.
+    """Prints the state of the runs that `folders` are or hold, again every `watch_s` seconds until all have ended, or
+    nobody reads it.
 
     A single run is shown with all details.
 
@@ -79,32 +82,10 @@ def show(folders: Sequence[Folder], watch_s: float | None, *, as_json: bool) -> 
                 if is_strict or error.is_lasting:
                     raise
                 has_ended = False
-            if watch_s is None or has_ended:
+            if watch_s is None or has_ended or streams.has_no_reader():
                 return
             is_strict = False
             time.sleep(watch_s)
-
-
-def find_runs(folders: Sequence[Folder]) -> dict[str, tuple[Folder, bool]]:
-    """The runs that `folders` are or hold, each once by its name, and whether it was named itself.
-
-    Points of a sweep that have not been started are among them.
-
-    Raises: ConfigError: one of the folders is no run and holds none.
-    """
-    found: dict[str, tuple[Folder, bool]] = {}
-    for folder in folders:
-        with unreadable_is_config_error(folder):
-            inner = (
-                {} if _is_run(folder) else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
-            )
-            check(
-                _is_run(folder) or bool(inner),
-                f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give the folder of a run, "
-                "or one of runs",
-            )
-        found |= inner or {str(folder): (folder, True)}
-    return found
 
 
 def read_row(name: str, run_dir: Folder) -> Row:
@@ -115,7 +96,7 @@ def read_row(name: str, run_dir: Folder) -> Row:
         StoreError: its store does not answer now.
     """
     with unreadable_is_config_error(run_dir):
-        if not _is_run(run_dir):
+        if not is_run(run_dir):
             return Row(name, _NOT_STARTED)
         num_steps, history = num_steps_of(run_dir), read_history(run_dir)
         loss, top1 = _newest_metrics(run_dir)
@@ -135,7 +116,7 @@ def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tu
     has_ended = all(row.has_ended for row in rows)
     if as_json:
         return "\n".join(json.dumps(asdict(row)) for row in rows), has_ended
-    if len(rows) == 1 and rows[0].error is None and _is_run(folders[0]):
+    if len(rows) == 1 and rows[0].error is None and is_run(folders[0]):
         return details(folders[0]), has_ended
     return _table(rows, make_console().width), has_ended
 
@@ -148,31 +129,6 @@ def _row(name: str, found: tuple[Folder, bool], *, is_strict: bool) -> Row:
         if is_strict and is_named:
             raise
         return Row(name, "unreadable" if isinstance(error, ConfigError) else "no answer", error=str(error))
-
-
-def _is_run(folder: Folder) -> bool:
-    return (folder / CONFIG_FILE).exists()
-
-
-def _names_in(folder: Folder) -> list[str]:
-    """The folders of runs in `folder`: of a sweep, those of its points."""
-    points = _points(folder / SWEEP_FILE)
-    if points:
-        return points
-    if isinstance(folder, StorePath):
-        names = [name.rstrip("/") for name in folder.names() if name.endswith("/")]
-    else:
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in names if _is_run(folder / name)]
-
-
-def _points(path: Folder) -> list[str]:
-    try:
-        return list(json.loads(path.read_text())["points"])
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or name the runs") from error
 
 
 def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:

@@ -52,13 +52,22 @@ def protect() -> None:
 
 def lost_results() -> str | None:
     """Why standard output is incomplete, in one line; None if it is complete, or if its reader closed it."""
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    error = raw.error if isinstance(raw, _Results) else None
+    error = _error_of_results()
     if error is None or error.errno == errno.EPIPE:
         return None
     return f"standard output cannot be written ({error.strerror})"
+
+
+def has_no_reader() -> bool:
+    """Whether further results would be lost."""
+    return _error_of_results() is not None
+
+
+def _error_of_results() -> OSError | None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.error if isinstance(raw, _Results) else None
 
 
 class _Stream(io.RawIOBase):

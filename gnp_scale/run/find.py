@@ -1,0 +1,55 @@
+"""Finds the runs that a command names: their own folders, or folders of runs or of a sweep."""
+
+import json
+from collections.abc import Sequence
+
+from gnp_scale.config import ConfigError, check
+from gnp_scale.run.layout import CONFIG_FILE, SWEEP_FILE
+from gnp_scale.run.status import unreadable_is_config_error
+from gnp_scale.run.store import Folder, StorePath
+
+
+def find_runs(folders: Sequence[Folder]) -> dict[str, tuple[Folder, bool]]:
+    """The runs that `folders` are or hold, each once by its name, and whether it was named itself.
+
+    Points of a sweep that have not been started are among them.
+
+    Raises: ConfigError: one of the folders is no run and holds none.
+    """
+    found: dict[str, tuple[Folder, bool]] = {}
+    for folder in folders:
+        with unreadable_is_config_error(folder):
+            inner = {} if is_run(folder) else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
+            check(
+                is_run(folder) or bool(inner),
+                f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give the folder of a run, "
+                "or one of runs",
+            )
+        found |= inner or {str(folder): (folder, True)}
+    return found
+
+
+def is_run(folder: Folder) -> bool:
+    """Whether a run has been started in `folder`."""
+    return (folder / CONFIG_FILE).exists()
+
+
+def _names_in(folder: Folder) -> list[str]:
+    """The folders of runs in `folder`: of a sweep, those of its points."""
+    points = _points(folder / SWEEP_FILE)
+    if points:
+        return points
+    if isinstance(folder, StorePath):
+        names = [name.rstrip("/") for name in folder.names() if name.endswith("/")]
+    else:
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if is_run(folder / name)]
+
+
+def _points(path: Folder) -> list[str]:
+    try:
+        return list(json.loads(path.read_text())["points"])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or name the runs") from error
