@@ -39,11 +39,11 @@ class Outcome:
         return self.validation is None
 
     @property
-    def best(self) -> tuple[int, float]:
-        """(step, accuracy) of the best evaluation on validation; of equal ones the last, whose checkpoint is kept."""
+    def best(self) -> tuple[list[int], float]:
+        """(steps, accuracy) of the best evaluations on validation; one of equal ones has a checkpoint."""
         assert self.validation, "the run has diverged"
-        accuracy, step = max((accuracy, int(step)) for step, accuracy in self.validation.items())
-        return step, accuracy
+        best = max(self.validation.values())
+        return [int(step) for step, accuracy in self.validation.items() if accuracy == best], best
 
 
 def write(run_dir: Path, outcome: Outcome) -> None:

@@ -59,9 +59,10 @@ def _measure(config: Config, run_dir: Path, *, is_final: bool) -> Outcome:
     found = Outcome(num_passes(config), seconds=seconds, validation=validation)
     with jax.set_mesh(make_mesh(resolve(config.mesh, jax.device_count()))):
         scorer = _Scorer(config, run_dir)
-        last, (best, _) = config.train.num_steps, found.best
+        last, (steps, _) = config.train.num_steps, found.best
         found = replace(found, train=scorer.top1(last, "train"), flops=found.num_passes * scorer.flops_per_pass)
         if is_final:
+            best = max(set(steps) & set(open_store(run_dir).steps()))
             test = [scorer.top1(step, "test") for step in (best, last)]
             found = replace(found, test_best=test[0], test_final=test[1])
     return found
