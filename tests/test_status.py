@@ -38,11 +38,11 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.chdir(tmp_path)
     runs = tmp_path / "runs"
-    make_run(runs / "a-running", age_s=1.4)
+    make_run(runs / "a-running")
     make_run(runs / "b-finished", 1000, code=Exit.FINISHED, age_s=300)
     make_run(runs / "c-preempted", code=Exit.PREEMPTED, age_s=7300)
-    make_run(runs / "d-failed", code=Exit.FAILED, age_s=10.4, rows=())
-    make_run(runs / "e-hung", code=Exit.HUNG, age_s=10.4, rows=[{"train/loss_perturbed": "nan"}])
+    make_run(runs / "d-failed", code=Exit.FAILED, rows=())
+    make_run(runs / "e-hung", code=Exit.HUNG, rows=[{"train/loss_perturbed": "nan"}])
     make_run(runs / "f-dead", age_s=3 * 86400)
     (runs / "g-new").mkdir()
     (runs / "g-new" / "config.json").write_text('{"train": {"num_steps": 7}}')
@@ -59,13 +59,14 @@ def table_rows(capsys):
 
 def test_a_folder_of_runs_is_a_table_with_a_row_for_each(runs, capsys):
     assert main(["status", "runs/"]) == 0
-    assert table_rows(capsys) == [
+    rows = [[re.sub(r"^\d+ s$", "seconds", cell) for cell in cells] for cells in table_rows(capsys)]
+    assert rows == [
         ["runs:"],
-        ["a-running", "running: train", "500/1000", "0.25", "75.0%", "80.0%", "1 s"],
+        ["a-running", "running: train", "500/1000", "0.25", "75.0%", "80.0%", "seconds"],
         ["b-finished", "finished", "1000/1000", "0.25", "75.0%", "80.0%", "5 min"],
         ["c-preempted", "preempted", "500/1000", "0.25", "75.0%", "80.0%", "2 h"],
-        ["d-failed", "failed, code 1", "500/1000", "80.0%", "10 s"],
-        ["e-hung", "hung", "500/1000", "nan", "80.0%", "10 s"],
+        ["d-failed", "failed, code 1", "500/1000", "80.0%", "seconds"],
+        ["e-hung", "hung", "500/1000", "nan", "80.0%", "seconds"],
         ["f-dead", "dead", "500/1000", "0.25", "75.0%", "80.0%", "3 d"],
         ["g-new", "not started", "0/7"],
     ]
@@ -92,7 +93,7 @@ def test_json_has_a_line_for_each_run(runs, capsys):
     assert finished.pop("age_s") == pytest.approx(300, abs=30)
     assert finished.pop("goodput") == pytest.approx(0.8)
     numbers = {"exit": 0, "step": 1000, "num_steps": 1000, "loss": 0.25, "top1": 0.75, "error": None}
-    assert finished == {"run": "runs/b-finished", "state": "finished", **numbers}
+    assert finished == {"run": "runs/b-finished", "state": "finished", "stage": "train", **numbers}
     assert main(["status", "--json", "runs/b-finished"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == "runs/b-finished"
 

@@ -25,7 +25,7 @@ from gnp_scale.run.store import Folder, StoreError
 
 _RUNNING, _NOT_STARTED = "running", "not started"
 _STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", _NOT_STARTED: "dim"}
-"""Of the first word of a state; all others are problems."""
+"""Of a state; all others are problems."""
 _TAILS_BYTES = (1 << 18, 1 << 24)
 """How much of the end of the metrics is read: more if there is no evaluation in the first part."""
 _COLUMNS = ("step", "loss", "accuracy", "goodput", "age")
@@ -41,7 +41,9 @@ class Row:
 
     run: str
     state: str
-    """As `status.state_now` says it."""
+    """The first word of what `status.state_now` says, or `not started`, `no answer`, `unreadable`."""
+    stage: str | None = None
+    """In which it is, or was last."""
     exit: int | None = None
     """The exit code of the last start."""
     step: int = 0
@@ -59,7 +61,7 @@ class Row:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more happens unless somebody starts it again."""
-        return self.state.partition(":")[0] not in (_RUNNING, _NOT_STARTED, "no answer")
+        return self.state not in (_RUNNING, _NOT_STARTED, "no answer")
 
 
 def show(folders: Sequence[Folder], watch_s: float | None, *, as_json: bool) -> None:
@@ -100,12 +102,13 @@ def read_row(name: str, run_dir: Folder) -> Row:
             return Row(name, _NOT_STARTED)
         num_steps, history = num_steps_of(run_dir), read_history(run_dir)
         loss, top1 = _newest_metrics(run_dir)
-    row = Row(name, state_now(run_dir, history), None, 0, num_steps, loss, top1)
+    state = state_now(run_dir, history).partition(":")[0].partition(",")[0]
+    row = Row(name, state, num_steps=num_steps, loss=loss, top1=top1)
     if not history.starts:
         return row
     last = history.starts[-1]
     age_s = max(0.0, time.time() - last.time)
-    return replace(row, exit=last.exit, step=last.step, goodput=history.goodput, age_s=age_s)
+    return replace(row, stage=last.stage, exit=last.exit, step=last.step, goodput=history.goodput, age_s=age_s)
 
 
 def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tuple[RenderableType, bool]:
@@ -170,9 +173,8 @@ def _paragraph(row: Row) -> Text:
 
 def _state(row: Row) -> Text:
     """The state in a few words: how long a dead run has been silent is the age of its record."""
-    word = row.state.partition(":")[0].partition(",")[0]
-    text = {"running": row.state, "failed": f"failed, code {row.exit}"}.get(word, word)
-    return Text(text, _STYLES.get(word, "red"))
+    words = {_RUNNING: f"{_RUNNING}: {row.stage}", "failed": f"failed, code {row.exit}"}
+    return Text(words.get(row.state, row.state), _STYLES.get(row.state, "red"))
 
 
 def _numbers(row: Row) -> tuple[str, ...]:
