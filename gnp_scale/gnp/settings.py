@@ -1,7 +1,7 @@
 """`Gnp`: the settings of the method and its variants."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -92,7 +92,7 @@ class Gnp:
     average_weight: float = -1.0
     average_decay: float = 0.9
     metric: Metric = "euclidean"
-    axes: AxesOf = last_axis_is_output
+    axes: AxesOf = field(default=last_axis_is_output, repr=False)
     radius: Radius = "fixed"
     max_r: float = math.inf
     mask: Mask | None = None
