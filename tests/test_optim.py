@@ -148,8 +148,10 @@ def assert_trees_close(tree, expected, **tolerance):
 
 
 def test_every_optimizer_of_the_configuration_has_an_oracle():
-    """Those of adafactor and muon are in `test_optim_rules.py`, because they depend on the layers."""
-    assert {*OPTIMIZERS, "adafactor", "muon"} == set(get_args(OptimizerName))
+    """Those of adafactor and muon are in `test_optim_rules.py`, because they depend on the layers. A function of the
+    user is its own oracle (`test_optim_custom.py`).
+    """
+    assert {*OPTIMIZERS, "adafactor", "muon", "custom"} == set(get_args(OptimizerName))
 
 
 def test_the_gradients_of_these_tests_are_clipped_on_some_steps_only():
