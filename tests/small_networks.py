@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gnp_scale import recipe
-from gnp_scale.config import Config
+from gnp_scale.config import Config, DataConfig
 from gnp_scale.models import (
     cait,
     cifar_resnet,
@@ -80,7 +80,15 @@ def synthetic(config: Config) -> Config:
     """`config` with synthetic images of the size of its own, and a network of the same kind."""
     size = IMAGE_SIZES.get(config.data.name, config.data.image_size)
     model = replace(config.model, name=_first_alike(config.model.name), depth=None, width=None, num_heads=None)
-    data = replace(config.data, name="synthetic", synthetic_image_size=size, synthetic_num_examples=64)
+    data = replace(
+        config.data,
+        name="synthetic",
+        synthetic_image_size=size,
+        synthetic_num_examples=64,
+        # A hundredth of so few images is none.
+        holdout=DataConfig.holdout,
+        eval_split=DataConfig.eval_split,
+    )
     return replace(config, data=data, model=model)
 
 
