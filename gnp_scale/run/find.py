@@ -37,8 +37,11 @@ def is_run(folder: Folder) -> bool:
 def _names_in(folder: Folder) -> list[str]:
     """The folders of runs in `folder`: of a sweep, those of its points."""
     points = _points(folder / SWEEP_FILE)
-    if points:
-        return points
+    return points or runs_in(folder)
+
+
+def runs_in(folder: Folder) -> list[str]:
+    """The names of the folders in `folder` that are those of runs."""
     if isinstance(folder, StorePath):
         names = [name.rstrip("/") for name in folder.names() if name.endswith("/")]
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from gnp_scale.checks import check
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.monitoring.metrics import read_metrics
+from gnp_scale.run.find import is_run, runs_in
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.run_dir import stored_config
@@ -74,7 +75,7 @@ def results_of(folder: Path, sweep: Sweep, states: Mapping[str, str]) -> list[Re
     """
     found = [
         read_result(folder / name, name)
-        if (folder / name / CONFIG_FILE).exists()
+        if is_run(folder / name)
         else Result(name, sweep.config_of(name), NOT_STARTED, {}, None, None)
         for name in sweep.points
     ]
@@ -91,7 +92,7 @@ def find_results(arguments: Sequence[str]) -> list[Result]:
     for text in arguments:
         folder = run_folder("RUN", text)
         # A run that is given twice counts once.
-        found = [(folder, str(folder))] if (folder / CONFIG_FILE).exists() else _runs_in(folder)
+        found = [(folder, str(folder))] if is_run(folder) else _runs_in(folder)
         for run_dir, name in found:
             place = run_dir.resolve() if isinstance(run_dir, Path) else run_dir
             if place not in results:
@@ -100,16 +101,9 @@ def find_results(arguments: Sequence[str]) -> list[Result]:
 
 
 def _runs_in(folder: Folder) -> list[tuple[Folder, str]]:
-    if isinstance(folder, StorePath):
-        names = [name.rstrip("/") for name in folder.names() if name.endswith("/")]
-    else:
-        sweep = read(folder)
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        if sweep is not None:
-            names = list(sweep.points)
-    found: list[tuple[Folder, str]] = [
-        (folder / name, str(folder / name)) for name in names if (folder / name / CONFIG_FILE).exists()
-    ]
+    sweep = None if isinstance(folder, StorePath) else read(folder)
+    names = runs_in(folder) if sweep is None else [name for name in sweep.points if is_run(folder / name)]
+    found: list[tuple[Folder, str]] = [(folder / name, str(folder / name)) for name in names]
     check(
         bool(found),
         f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give folders of runs, or of a sweep",
