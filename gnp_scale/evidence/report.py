@@ -1,6 +1,5 @@
 """The report of a table: Markdown, JSON, and the plot of accuracy over compute."""
 
-import io
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from gnp_scale.evidence.plan import Plan
 from gnp_scale.evidence.summary import CHEAP, Comparison, Interval, Summary, bootstrap
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.streams import say
-from gnp_scale.sweeps.chart import Chart, Mark, draw
+from gnp_scale.sweeps.chart import Chart, Mark, draw, png
 from gnp_scale.sweeps.statistics import mean_and_interval
 
 TABLE_FILE, JSON_FILE, PLOT_FILE = "table.md", "table.json", "frontier.png"
@@ -44,9 +43,7 @@ def write(plan: Plan, comparison: Comparison, folder: Path) -> str:
         replace_file(folder / TABLE_FILE, text.encode())
         replace_file(folder / JSON_FILE, json.dumps(_numbers(plan, comparison), indent=2).encode() + b"\n")
         if picture is not None:
-            data = io.BytesIO()
-            picture.save(data, "png")
-            replace_file(folder / PLOT_FILE, data.getvalue())
+            replace_file(folder / PLOT_FILE, png(picture))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
     names = [TABLE_FILE, JSON_FILE, *([PLOT_FILE] if picture is not None else [])]

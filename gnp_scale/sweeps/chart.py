@@ -3,6 +3,7 @@
 Positions are in pixels of the picture, which is drawn larger by `_SCALE` and then reduced, for smooth lines.
 """
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,13 @@ class _Space:
 
     x: Callable[[float], float]
     y: Callable[[float], float]
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a file."""
+    data = io.BytesIO()
+    picture.save(data, "png")
+    return data.getvalue()
 
 
 def draw(chart: Chart) -> Image.Image:

@@ -1,12 +1,12 @@
 """Writes the table and the plot of a comparison."""
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.streams import say
+from gnp_scale.sweeps.chart import png
 from gnp_scale.sweeps.plot import plot
 from gnp_scale.sweeps.results import Result
 from gnp_scale.sweeps.table import make_rows, table
@@ -32,9 +32,7 @@ def write(results: Sequence[Result], keys: Iterable[str], folder: Path | None) -
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / TABLE_FILE, text.encode())
         if picture is not None:
-            data = io.BytesIO()
-            picture.save(data, "png")
-            replace_file(folder / PLOT_FILE, data.getvalue())
+            replace_file(folder / PLOT_FILE, png(picture))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
     say(f"written: {folder / TABLE_FILE}" + ("" if picture is None else f", {folder / PLOT_FILE}"))
