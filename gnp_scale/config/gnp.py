@@ -125,9 +125,9 @@ class GnpConfig:
             "average_decay": self.direction == "friendly",
             "max_r": self.radius == "loss",
         }
+        deciding = ", ".join(f"gnp.{name} {getattr(self, name)}" for name in _DECIDING)
         for option, is_used in used.items():
             value, default = getattr(self, option), getattr(GnpConfig, option)
-            deciding = ", ".join(f"gnp.{name} {getattr(self, name)}" for name in _DECIDING)
             check(
                 is_used or value == default,
                 f"gnp.{option} is {value}, but has no effect with {deciding}: change one of those, or leave it at "
