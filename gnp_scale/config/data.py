@@ -146,14 +146,18 @@ class DataConfig:
         )
         self._check_effects()
 
+    @property
+    def draws(self) -> bool:
+        """Whether `draw_seed` decides anything."""
+        return self.num_examples is not None or self.label_noise > 0
+
     def _check_effects(self) -> None:
         is_randaugment, is_mixed = self.policy == "randaugment", bool(self.mixup or self.cutmix)
-        draws = self.num_examples is not None or self.label_noise > 0
         users = (
             (is_randaugment, "data.policy randaugment", ("randaugment_num_ops", "randaugment_magnitude")),
             (self.random_erasing > 0, "data.random_erasing above 0", ("random_erasing_mode",)),
             (is_mixed, "data.mixup or data.cutmix above 0", ("mixup_probability", "mixup_end")),
-            (draws, "data.num_examples or data.label_noise", ("draw_seed",)),
+            (self.draws, "data.num_examples or data.label_noise", ("draw_seed",)),
             (bool(self.mixup and self.cutmix), "data.mixup and data.cutmix above 0", ("mixup_switch_probability",)),
         )
         for is_used, needed, names in users:

@@ -91,8 +91,7 @@ def config_of(run: Run, config: Config) -> Config:
     """The configuration of `run`, whose method has `config`: another seed also draws other examples and noise."""
     config = with_values(config, {run.tuned: run.value, "train.seed": run.seed})
     data = config.data
-    draws = data.num_examples is not None or data.label_noise > 0
-    return replace(config, data=replace(data, draw_seed=run.seed)) if draws else config
+    return replace(config, data=replace(data, draw_seed=run.seed)) if data.draws else config
 
 
 def num_passes(config: Config) -> float:
