@@ -10,11 +10,11 @@ from gnp_kernels import Implementation
 from gnp_kernels.trees import upcast
 
 from gnp_scale.gnp import norm_gate, sharded_ops
-from gnp_scale.gnp.blend import LinearCombination, Scalar, Tree, blend_weights, norm, ratio, weighted_sum
+from gnp_scale.gnp.blend import LinearCombination, Tree, blend_weights, norm, ratio, weighted_sum
 from gnp_scale.gnp.choices import NormGate
 from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_microbatches, upcast_tree
 from gnp_scale.gnp.one_pass import pass_along, pass_with_reused_gradient, plain_pass
-from gnp_scale.gnp.passes import Passes, Penalized, Weights
+from gnp_scale.gnp.passes import Inputs, Passes, Penalized, Weights
 from gnp_scale.gnp.settings import Gnp, StepKind
 from gnp_scale.gnp.telemetry import geometry, settings, used_radius
 
@@ -105,18 +105,19 @@ def combine(
             return plain_pass(passes, weights, batch, rest, state)
         _check_memory(gnp, kind, state, momentum)
         r, alpha = gnp.values(step)
+        inputs = Inputs(weights, batch, rest, r, alpha, state)
         if gnp.direction == "momentum":
-            result = pass_along(passes, weights, batch, rest, r, jax.tree.map(jnp.negative, momentum))
+            result = pass_along(passes, inputs, jax.tree.map(jnp.negative, momentum))
         elif gnp.direction == "stale":
-            result = pass_along(passes, weights, batch, rest, r, state)
+            result = pass_along(passes, inputs, state)
         elif kind == StepKind.REUSE:
-            result = pass_with_reused_gradient(passes, weights, batch, rest, r, alpha, state)
+            result = pass_with_reused_gradient(passes, inputs)
         elif gnp.perturb_groups > 1:
-            result = _passes_of_groups(group_passes, weights, batch, rest, r, alpha, state, group_axis)
+            result = _passes_of_groups(group_passes, inputs, group_axis)
         elif gnp.norm_gate is not None:
-            result = _second_pass_if_large(passes, weights, batch, rest, r, alpha, state, gnp.norm_gate, step)
+            result = _second_pass_if_large(passes, inputs, gnp.norm_gate, step)
         else:
-            result = _two_passes(passes, weights, batch, rest, r, alpha, state)
+            result = _two_passes(passes, inputs)
         return result._replace(telemetry=settings(r, alpha, gnp.is_active(r, alpha)) | result.telemetry)
 
     return fn
@@ -149,35 +150,24 @@ class _Clean(NamedTuple):
     g1: Tree
 
 
-def _two_passes(
-    passes: Passes, weights: Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, state: Tree
-) -> Penalized:
+def _two_passes(passes: Passes, inputs: Inputs) -> Penalized:
     """Algorithm 1 of arXiv 2202.03599."""
-    gnp, ascent_batch = passes.gnp, first_part(batch, passes.gnp.ascent_fraction)
-    (loss, aux), g1 = passes.gradient(weights.differentiated, ascent_batch, *rest)
+    gnp, ascent_batch = passes.gnp, first_part(inputs.batch, passes.gnp.ascent_fraction)
+    (loss, aux), g1 = passes.gradient(inputs.weights.differentiated, ascent_batch, *inputs.rest)
     clean = _Clean(loss, aux, g1)
     if gnp.direction != "friendly":
-        return _second_pass(passes, weights, batch, rest, r, alpha, clean, g1)
-    average = weighted_sum(gnp.average_decay, state, 1 - gnp.average_decay, g1)
+        return _second_pass(passes, inputs, clean, g1)
+    average = weighted_sum(gnp.average_decay, inputs.state, 1 - gnp.average_decay, g1)
     direction = weighted_sum(gnp.gradient_weight, g1, gnp.average_weight, average)
-    return _second_pass(passes, weights, batch, rest, r, alpha, clean, direction)._replace(state=average)
+    return _second_pass(passes, inputs, clean, direction)._replace(state=average)
 
 
-def _second_pass(
-    passes: Passes,
-    weights: Weights,
-    batch: Tree,
-    rest: Any,
-    r: Scalar,
-    alpha: Scalar,
-    clean: _Clean,
-    direction: Tree,
-) -> Penalized:
-    gnp, g1 = passes.gnp, clean.g1
-    perturbed, length = passes.perturbed(weights, direction, r)
-    (loss_perturbed, _), g2 = passes.gradient(perturbed, batch, *rest)
+def _second_pass(passes: Passes, inputs: Inputs, clean: _Clean, direction: Tree) -> Penalized:
+    gnp, g1, alpha = passes.gnp, clean.g1, inputs.alpha
+    perturbed, length = passes.perturbed(inputs.weights, direction, inputs.r)
+    (loss_perturbed, _), g2 = passes.gradient(perturbed, inputs.batch, *inputs.rest)
     dots = sharded_ops.dots(g1, g2, implementation=passes.implementation)
-    where_on = partial(jnp.where, gnp.is_active(r, alpha))
+    where_on = partial(jnp.where, gnp.is_active(inputs.r, alpha))
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
     # If a schedule is at 0, u is bitwise the plain gradient, for any g2.
     u = LinearCombination(where_on(c1, 1.0), g1, where_on(c2, 0.0), g2)
@@ -190,24 +180,15 @@ def _second_pass(
     return Penalized(clean.loss, clean.aux, u, telemetry, kept, displacement)
 
 
-def _second_pass_if_large(
-    passes: Passes,
-    weights: Weights,
-    batch: Tree,
-    rest: Any,
-    r: Scalar,
-    alpha: Scalar,
-    state: Tree,
-    gate: NormGate,
-    step: Any,
-) -> Penalized:
+def _second_pass_if_large(passes: Passes, inputs: Inputs, gate: NormGate, step: Any) -> Penalized:
     """Two passes, or u = g1 where ||g1|| is small; the second pass has no telemetry of its own."""
-    (loss, aux), g1 = passes.gradient(weights.differentiated, batch, *rest)
+    weights, r, alpha = inputs.weights, inputs.r, inputs.alpha
+    (loss, aux), g1 = passes.gradient(weights.differentiated, inputs.batch, *inputs.rest)
     g1_norm = norm(g1, passes.implementation)
-    is_large, state = norm_gate.judge(gate, state, g1_norm, gate.at(step))
+    is_large, state = norm_gate.judge(gate, inputs.state, g1_norm, gate.at(step))
 
     def blended() -> tuple[Tree, Any]:
-        result = _second_pass(passes, weights, batch, rest, r, alpha, _Clean(loss, aux, g1), g1)
+        result = _second_pass(passes, inputs, _Clean(loss, aux, g1), g1)
         return result.grad.like(weights.master), result.telemetry["update_grad_norm"]
 
     def plain() -> tuple[Tree, Any]:
@@ -219,29 +200,19 @@ def _second_pass_if_large(
     return Penalized(loss, aux, LinearCombination(1.0, u, 0.0, None), telemetry, state, None)
 
 
-def _passes_of_groups(
-    passes: Passes,
-    weights: Weights,
-    batch: Tree,
-    rest: Any,
-    r: Scalar,
-    alpha: Scalar,
-    state: Tree,
-    group_axis: str | None,
-) -> Penalized:
+def _passes_of_groups(passes: Passes, inputs: Inputs, group_axis: str | None) -> Penalized:
     """The mean of `_two_passes` over groups of examples, each with its own perturbation."""
 
-    def of_group(group: Tree, shared: Any) -> Penalized:
-        weights, rest, r, alpha, state = shared
-        result = _two_passes(passes, weights, group, rest, r, alpha, state)
+    def of_group(group: Tree, shared: Inputs) -> Penalized:
+        result = _two_passes(passes, shared._replace(batch=group))
         loss, aux = upcast_tree((result.loss, result.aux))
-        return result._replace(loss=loss, aux=aux, grad=result.grad.like(weights.master))
+        return result._replace(loss=loss, aux=aux, grad=result.grad.like(shared.weights.master))
 
-    shared = (weights, rest, r, alpha, state)
+    shared = inputs._replace(batch=None)
     if group_axis:
-        result = mean_over_axis(of_group, group_axis, batch, shared)
+        result = mean_over_axis(of_group, group_axis, inputs.batch, shared)
     else:
-        result = mean_over_groups(partial(of_group, shared=shared), passes.gnp.perturb_groups, batch)
+        result = mean_over_groups(partial(of_group, shared=shared), passes.gnp.perturb_groups, inputs.batch)
     # The norm of the mean is not the mean of the norms.
     telemetry = result.telemetry | {"update_grad_norm": norm(result.grad, passes.implementation)}
     return result._replace(grad=LinearCombination(1.0, result.grad, 0.0, None), telemetry=telemetry)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from gnp_kernels.trees import upcast
 
 from gnp_scale.gnp import sharded_ops
-from gnp_scale.gnp.blend import LinearCombination, Scalar, Tree, norm, ratio
+from gnp_scale.gnp.blend import LinearCombination, Tree, norm, ratio
 from gnp_scale.gnp.microbatch import upcast_tree
-from gnp_scale.gnp.passes import Passes, Penalized, Weights
+from gnp_scale.gnp.passes import Inputs, Passes, Penalized, Weights
 from gnp_scale.gnp.telemetry import combined_norm, settings, used_radius
 
 
@@ -21,10 +21,10 @@ def plain_pass(passes: Passes, weights: Weights, batch: Tree, rest: Any, state: 
     return Penalized(loss, aux, LinearCombination(1.0, g1, 0.0, None), telemetry, state, None)
 
 
-def pass_along(passes: Passes, weights: Weights, batch: Tree, rest: Any, r: Scalar, direction: Tree) -> Penalized:
+def pass_along(passes: Passes, inputs: Inputs, direction: Tree) -> Penalized:
     """u = g2, the only gradient, which "stale" keeps."""
-    perturbed, length = passes.perturbed(weights, direction, r)
-    (loss, aux), g2 = passes.gradient(perturbed, batch, *rest)
+    perturbed, length = passes.perturbed(inputs.weights, direction, inputs.r)
+    (loss, aux), g2 = passes.gradient(perturbed, inputs.batch, *inputs.rest)
     g2_norm = norm(g2, passes.implementation)
     telemetry = {"loss_perturbed": upcast(loss), "grad_norm_perturbed": g2_norm, "update_grad_norm": g2_norm}
     state = upcast_tree(g2) if passes.gnp.direction == "stale" else None
@@ -32,16 +32,15 @@ def pass_along(passes: Passes, weights: Weights, batch: Tree, rest: Any, r: Scal
     return Penalized(loss, aux, u, telemetry | used_radius(passes.gnp, length, 1.0), state, None)
 
 
-def pass_with_reused_gradient(
-    passes: Passes, weights: Weights, batch: Tree, rest: Any, r: Scalar, alpha: Scalar, kept: Tree
-) -> Penalized:
+def pass_with_reused_gradient(passes: Passes, inputs: Inputs) -> Penalized:
     """u = g1 + alpha * ||g1|| / ||kept|| * kept (arXiv 2203.02714, algorithm 1)."""
-    (loss, aux), g1 = passes.gradient(weights.differentiated, batch, *rest)
+    alpha, kept = inputs.alpha, inputs.state
+    (loss, aux), g1 = passes.gradient(inputs.weights.differentiated, inputs.batch, *inputs.rest)
     dots = sharded_ops.dots(g1, kept, implementation=passes.implementation)
     g1_norm = jnp.sqrt(dots.a_a)
     # Division by an infinite norm would hide it.
     c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
     # `kept` is 0 until a full step was not skipped, and at a minimum, where g1 is 0 too.
-    is_on = passes.gnp.is_active(r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
+    is_on = passes.gnp.is_active(inputs.r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
     telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": upcast(is_on)}
     return Penalized(loss, aux, LinearCombination(1.0, g1, c2, kept), telemetry, kept, None)

@@ -55,6 +55,19 @@ class Weights(NamedTuple):
         return dtypes.pop() if dtypes else None
 
 
+class Inputs(NamedTuple):
+    """What a penalised step computes with."""
+
+    weights: Weights
+    batch: Tree
+    rest: tuple[Any, ...]
+    """Further arguments of the loss."""
+    r: Scalar
+    alpha: Scalar
+    state: Tree
+    """What the step before has passed on."""
+
+
 class Passes(NamedTuple):
     """What all kinds of passes share."""
 
