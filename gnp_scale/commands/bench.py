@@ -100,8 +100,9 @@ def _train_row(options: argparse.Namespace, flags: Sequence[str], folder: Path) 
 
     plan = _plan(options, flags)
     (name,) = checked_names([options.row], plan.table)
-    row = rows_of(plan, folder)[name]
     processes.start()
+    # A gate is computed by JAX, which thereby starts the devices.
+    row = rows_of(plan, folder)[name]
     stop.joined(*processes.coordination())
     processes.check_devices()
     from gnp_scale.evidence.trial import trial
