@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from gnp_scale import recipe
 from gnp_scale.cli import main
 from gnp_scale.commands.bench import _TABLES
-from gnp_scale.config import ConfigError
+from gnp_scale.config import ConfigError, OptimConfig
 from gnp_scale.evidence import outcome
-from gnp_scale.evidence.methods import METHODS, RADII, RATE_FACTORS, Method
+from gnp_scale.evidence.methods import METHODS, RADII, Method
 from gnp_scale.evidence.outcome import Outcome
 from gnp_scale.evidence.plan import Plan, Run, config_of, folder_of, num_passes
-from gnp_scale.evidence.row import Row, best_value, mean_validation
+from gnp_scale.evidence.row import Row, best_point, mean_validation
 from gnp_scale.evidence.run import Progress, forget, rows_of
 from gnp_scale.evidence.summary import bootstrap
 from gnp_scale.evidence.tables import NUM_EVALUATIONS, TABLES
@@ -28,14 +28,17 @@ from gnp_scale.run.stages import Stages
 from gnp_scale.sweeps.record import LOGS_FOLDER
 
 PLAN = Plan(TABLES["noise40"], num_seeds=3, num_tuning_seeds=2, num_steps=60)
-RATE = 0.05
-"""The learning rate of the table."""
+RATE, DECAY = 0.05, 1e-4
+"""The learning rate and weight decay of the table."""
+BEST = (("gnp.r", 0.1), ("optim.learning_rate", RATE))
+BEST_PLAIN = (("optim.learning_rate", RATE), ("optim.l2_in_loss", DECAY))
 
 
 def accuracy(run: Run) -> float:
-    """On validation: each seed shifts all values; plain training has its best value at RATE, others at r = 0.1."""
-    best = {"plain": RATE, "plain-2x": RATE}.get(run.method, 0.1 * METHODS[run.method].radius_factor)
-    return 0.5 - abs(np.log(run.value / best)) / 10 + (run.seed % 7) / 100
+    """On validation: each seed shifts all points; the best are the table's rate and decay, and r = 0.1."""
+    best = {"optim.learning_rate": RATE, "optim.l2_in_loss": DECAY, "gnp.r": 0.1 * METHODS[run.method].radius_factor}
+    distance = sum(abs(np.log(value / best[option])) for option, value in run.point)
+    return 0.5 - distance / 20 + (run.seed % 7) / 100
 
 
 class Fake:
@@ -108,22 +111,26 @@ def test_the_command_offers_the_tables():
 
 
 def test_all_methods_have_equal_budgets_and_no_seed_both_tunes_and_reports(rows):
-    budgets = {(len(PLAN.tuning(name)), len(PLAN.final(name, 0.1))) for name in rows}
-    assert budgets == {(12, 3)}
-    assert len(RADII) == len(RATE_FACTORS)
+    budgets = {(len(set(PLAN.tuning(name))), len(PLAN.final(name, BEST))) for name in rows}
+    assert budgets == {(24, 3)}
     tuning = {run.seed for name in rows for run in PLAN.tuning(name)}
-    assert not tuning & {run.seed for run in PLAN.final("sam", 0.1)}
+    assert not tuning & {run.seed for run in PLAN.final("sam", BEST)}
     config = rows["sam"].config
-    drawn = [config_of(run, config) for run in (*PLAN.tuning("sam"), *PLAN.final("sam", 0.1))]
+    drawn = [config_of(run, config) for run in (*PLAN.tuning("sam"), *PLAN.final("sam", BEST))]
     assert all(each.data.draw_seed == each.train.seed for each in drawn)
     assert {each.gnp.r for each in drawn} == set(RADII)
 
 
-@pytest.mark.parametrize(("name", "value"), [("plain", RATE), ("plain-2x", RATE), ("sam", 0.1), ("asam", 1.0)])
-def test_a_row_tunes_chooses_and_trains_on_fresh_seeds(rows, name, value):
+ASAM = (("gnp.r", 1.0), ("optim.learning_rate", RATE))
+
+
+@pytest.mark.parametrize(
+    ("name", "point"), [("plain", BEST_PLAIN), ("plain-2x", BEST_PLAIN), ("sam", BEST), ("asam", ASAM)]
+)
+def test_a_row_tunes_chooses_and_trains_on_fresh_seeds(rows, name, point):
     train = Fake()
     assert rows[name].run(train) == Exit.FINISHED
-    assert train.asked == [*PLAN.tuning(name), *PLAN.final(name, value)]
+    assert train.asked == [*PLAN.tuning(name), *PLAN.final(name, point)]
     assert rows[name].is_finished()
     again = Fake()
     assert rows[name].run(again) == Exit.FINISHED
@@ -137,30 +144,33 @@ def test_the_choice_does_not_look_at_test_scores(data):
     drawn = {
         run: replace(result, test_best=data.draw(share), test_final=data.draw(share)) for run, result in without.items()
     }
-    assert best_value(drawn) == best_value(without)
+    assert best_point(drawn) == best_point(without)
+
+
+LOW, HIGH = ((("gnp.r", value),) for value in (0.1, 0.2))
 
 
 def test_the_choice_is_by_the_mean_of_the_best_evaluations():
     def results(accuracies):
         validations = [{"30": best, "60": last} for best, last in accuracies]
-        values = itertools.product((0.1, 0.2), (0, 1))
+        places = itertools.product((LOW, HIGH), (0, 1))
         return {
-            Run("sam", False, "gnp.r", value, seed): Outcome(1.0, validation=validation)
-            for (value, seed), validation in zip(values, validations, strict=True)
+            Run("sam", False, point, seed): Outcome(1.0, validation=validation)
+            for (point, seed), validation in zip(places, validations, strict=True)
         }
 
     found = results([(0.5, 0.1), (0.7, 0.1), (0.2, 0.55), (0.3, 0.55)])
-    assert mean_validation(found) == {0.1: pytest.approx(0.6), 0.2: pytest.approx(0.55)}
-    assert best_value(found) == 0.1
-    assert best_value(results([(0.5, 0.5)] * 4)) == 0.1, "of equal ones the smallest"
+    assert mean_validation(found) == {LOW: pytest.approx(0.6), HIGH: pytest.approx(0.55)}
+    assert best_point(found) == LOW
+    assert best_point(results([(0.5, 0.5)] * 4)) == LOW, "of equal ones the smallest"
 
 
 def test_a_run_that_diverged_counts_as_nothing_right():
-    runs = [Run("sam", False, "gnp.r", value, seed) for value in (0.1, 0.2) for seed in (0, 1)]
+    runs = [Run("sam", False, point, seed) for point in (LOW, HIGH) for seed in (0, 1)]
     diverged, good = Outcome(1.0), Outcome(1.0, validation={"60": 0.4})
     results = dict(zip(runs, (diverged, Outcome(1.0, validation={"60": 0.7}), good, good), strict=True))
-    assert best_value(results) == 0.2
-    assert best_value(dict.fromkeys(runs, diverged)) is None
+    assert best_point(results) == HIGH
+    assert best_point(dict.fromkeys(runs, diverged)) is None
 
 
 def test_a_row_whose_values_all_diverge_ends_without_final_runs(rows):
@@ -179,14 +189,14 @@ def test_equal_evaluations_are_all_best():
     assert Outcome(1.0, validation={"20": 0.5, "60": 0.4, "100": 0.5}).best == ([20, 100], 0.5)
 
 
-@pytest.mark.parametrize("stops_at", [1, 5, 12, 13, 14])
+@pytest.mark.parametrize("stops_at", [1, 5, 24, 25, 26])
 def test_a_stopped_row_goes_on_where_it_stopped(rows, stops_at):
     first, second = Fake(stops_at=stops_at), Fake()
     assert rows["sam"].run(first) == Exit.PREEMPTED
     assert not rows["sam"].is_finished()
     assert rows["sam"].run(second) == Exit.FINISHED
     made = [*first.asked[:-1], *second.asked]
-    assert made == [*PLAN.tuning("sam"), *PLAN.final("sam", 0.1)]
+    assert made == [*PLAN.tuning("sam"), *PLAN.final("sam", BEST)]
 
 
 def test_a_failure_is_named_and_ends_no_other_run_and_is_tried_again(rows, capsys):
@@ -199,7 +209,7 @@ def test_a_failure_is_named_and_ends_no_other_run_and_is_tried_again(rows, capsy
     assert line == f"gnp-scale: sam, {bad.name}: failed: ConfigError: the disk is full and more"
     again = Fake()
     assert rows["sam"].run(again) == Exit.FINISHED
-    assert again.asked == [bad, *PLAN.final("sam", 0.1)]
+    assert again.asked == [bad, *PLAN.final("sam", BEST)]
 
 
 def test_a_failure_and_a_stop_and_a_restart_of_another_row_together(rows):
@@ -211,9 +221,9 @@ def test_a_failure_and_a_stop_and_a_restart_of_another_row_together(rows):
     forget([rows["plain"]])
     rest, again = Fake(), Fake()
     assert rows["sam"].run(rest) == Exit.FINISHED
-    assert rest.asked == [bad, *PLAN.tuning("sam")[8:], *PLAN.final("sam", 0.1)]
+    assert rest.asked == [bad, *PLAN.tuning("sam")[8:], *PLAN.final("sam", BEST)]
     assert rows["plain"].run(again) == Exit.FINISHED
-    assert len(again.asked) == 15
+    assert len(again.asked) == 27
 
 
 @pytest.mark.parametrize("code", [None, Exit.HUNG, Exit.PREEMPTED])
@@ -226,7 +236,7 @@ def test_a_run_in_which_the_process_died_comes_last_and_one_that_was_stopped_goe
             recorder.end(code)
     train = Fake()
     assert rows["sam"].run(train) == Exit.FINISHED
-    assert train.asked[:12] == ([first, *others] if code == Exit.PREEMPTED else [*others, first])
+    assert train.asked[:24] == ([first, *others] if code == Exit.PREEMPTED else [*others, first])
 
 
 def test_more_seeds_of_both_kinds_add_runs(rows):
@@ -235,7 +245,7 @@ def test_more_seeds_of_both_kinds_add_runs(rows):
     assert not more.is_finished()
     train = Fake()
     assert more.run(train) == Exit.FINISHED
-    assert len(train.asked) == 6 + 1
+    assert len(train.asked) == 12 + 1
 
 
 def test_runs_of_other_settings_are_refused(rows, tmp_path):
@@ -269,7 +279,7 @@ def test_progress_weighs_runs_by_their_passes(rows, capsys):
     """Runs of sam cost two passes a step, those of plain training one: after all of plain, two thirds are left."""
     now = [0.0]
     progress = Progress([rows["plain"], rows["sam"]], clock=lambda: now[0])
-    assert progress.line() == "0 of 30 runs are finished"
+    assert progress.line() == "0 of 54 runs are finished"
     rows["plain"].run(Fake())
     now[0] = 3.0
     progress.poll()
@@ -277,14 +287,14 @@ def test_progress_weighs_runs_by_their_passes(rows, capsys):
     progress.poll()
     progress.poll()
     lines = [line for line in capsys.readouterr().err.splitlines() if "runs are finished" in line]
-    assert lines == ["gnp-scale: 15 of 30 runs are finished, about 2 h 00 min left"]
-    rows["sam"].run(Fake(stops_at=13))
+    assert lines == ["gnp-scale: 27 of 54 runs are finished, about 2 h 00 min left"]
+    rows["sam"].run(Fake(stops_at=22))
     now[0] = 7200.0
     progress.poll()
-    assert "27 of 30 runs are finished, about 18 min left" in capsys.readouterr().err
+    assert "48 of 54 runs are finished, about 21 min left" in capsys.readouterr().err
     # A command that goes on does not count the runs of earlier ones in its speed.
     again = Progress([rows["plain"], rows["sam"]], clock=lambda: now[0])
-    assert again.line() == "27 of 30 runs are finished"
+    assert again.line() == "48 of 54 runs are finished"
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.3, 0.35), (0.0, 0.1, 0.5, 0.6), (0.2, 0.2, 0.2)])
@@ -322,9 +332,17 @@ def test_a_wrong_argument_is_one_line(arguments, part, capsys, tmp_path, monkeyp
     assert not list(Path(tmp_path).iterdir()), "nothing was started"
 
 
-def test_a_method_without_flags_tunes_the_learning_rate():
-    assert Method().tuned == "optim.learning_rate"
-    assert Method("--gnp.alpha 1", radius_factor=10).values(RATE)[2] == pytest.approx(1.0)
+def test_what_is_tuned():
+    """Plain training: its rate and weight decay, whichever form that has; others the radius and the rate."""
+    optim = OptimConfig(learning_rate=RATE, l2_in_loss=DECAY)
+    assert Method().points(optim)[5] == (("optim.learning_rate", RATE / 2), ("optim.l2_in_loss", 5 * DECAY))
+    decoupled = OptimConfig(name="adamw", learning_rate=RATE, weight_decay=0.05)
+    assert Method().points(decoupled)[-1] == (("optim.learning_rate", 4 * RATE), ("optim.weight_decay", 0.25))
+    assert Method("--gnp.alpha 1", radius_factor=10).points(optim)[4] == (
+        ("gnp.r", 1.0),
+        ("optim.learning_rate", RATE / 4),
+    )
+    assert {r for (_, r), _ in Method("--gnp.alpha 1").points(optim)} == set(RADII)
 
 
 def test_missing_data_and_runs_of_other_settings_end_the_command_before_it_starts(rows, tmp_path, capsys):

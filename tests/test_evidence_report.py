@@ -17,21 +17,28 @@ from gnp_scale.evidence.tables import TABLES
 PLAN = Plan(TABLES["noise40"], num_seeds=3, num_tuning_seeds=2, num_steps=60)
 
 
-def summary(name, cost, scores, value=0.1, **other):
+def point(r, rate=0.05):
+    return ("gnp.r", r), ("optim.learning_rate", rate)
+
+
+CHOSEN = point(0.1)
+
+
+def summary(name, cost, scores, chosen=CHOSEN, **other):
     """A method with test accuracies by seed; its last checkpoint is 0.1 worse."""
     outcomes = {
         seed: Outcome(60.0 * cost, 2e12 * cost, 30.0 * cost, {"30": 0.6, "60": 0.5}, 0.9, test, test - 0.1)
         for seed, test in scores.items()
     }
-    tried = {0.05: 0.5, 0.1: 0.6, 0.2: 0.4}
+    tried = {point(0.05): 0.5, point(0.1): 0.6, point(0.1, 0.2): 0.55, point(0.2): 0.4}
     counts = {"num_diverged": 0, "num_runs": 3} | other
-    return Summary(name, METHODS[name], 60.0 * cost, value, tried, outcomes, **counts)
+    return Summary(name, METHODS[name], 60.0 * cost, chosen, tried, outcomes, **counts)
 
 
 PLAIN = summary("plain", 1, {0: 0.70, 1: 0.72, 2: 0.71})
-DOUBLE = summary("plain-2x", 2, {0: 0.70, 1: 0.74, 2: 0.71}, value=0.05)
+DOUBLE = summary("plain-2x", 2, {0: 0.70, 1: 0.74, 2: 0.71}, point(0.05))
 SAM = summary("sam", 2, {0: 0.78, 1: 0.81, 2: 0.80})
-MOMENTUM = summary("momentum", 1, {0: 0.71, 1: 0.74, 2: 0.72}, value=0.2)
+MOMENTUM = summary("momentum", 1, {0: 0.71, 1: 0.74, 2: 0.72}, point(0.2))
 EVERY = summary("every-2", 1.5, {0: 0.77, 1: 0.79, 2: 0.80})
 ALL = Comparison((PLAIN, DOUBLE, SAM, EVERY, MOMENTUM))
 
@@ -84,20 +91,27 @@ def test_the_table_says_what_was_reached_at_what_cost():
     rows = cells(text)
     assert list(rows) == ["plain", "plain-2x", "sam*", "every-2*", "momentum*"]
     sam = rows["sam*"]
-    assert (sam["compute"], sam["chosen"], sam["test"], sam["last"]) == ("2.00", "0.1", "79.67", "69.67")
+    assert (sam["compute"], sam["chosen"], sam["test"], sam["last"]) == (
+        "2.00",
+        "r 0.1, learning_rate 0.05",
+        "79.67",
+        "69.67",
+    )
     assert sam["test - plain"].startswith("+8.67 [+8.00, +9.00]")
     assert sam["test - plain-2x"].startswith("+8.00 [")
     assert (sam["train"], sam["held out"], sam["s"], sam["TFLOP"]) == ("90.00", "60.00", "60", "4.00")
     assert (sam["test / TFLOP"], sam["test / s"], sam["runs"]) == ("19.9", "1.3", "3/3")
     assert rows["plain"]["test - plain"] == ""
-    assert (rows["plain-2x"]["chosen"], rows["momentum*"]["chosen"]) == ("0.05 (edge)", "0.2 (edge)")
+    # Two learning rates were tried, so one of them is no edge.
+    edges = ["r 0.05, learning_rate 0.05 (edge)", "r 0.2, learning_rate 0.05 (edge)"]
+    assert [rows[name]["chosen"] for name in ("plain-2x", "momentum*")] == edges
     assert "momentum gains the most: 15 % of the gain of sam" in text
-    assert "2 tuning seeds for each of 6 values, 3 seeds" in text
+    assert "2 tuning seeds for each of 12 points, 3 seeds" in text
 
 
 def test_an_unfinished_method_has_a_row_and_one_run_no_interval():
     partly = summary("sam", 2, {1: 0.8})
-    none = summary("gnp-0.8", 2, {}, value=None)
+    none = summary("gnp-0.8", 2, {}, None)
     diverged = summary("asam", 2, {0: 0.7, 1: 0.7}, num_diverged=1)
     rows = cells(report.markdown(PLAN, Comparison((PLAIN, partly, none, diverged))))
     assert (rows["sam*"]["runs"], rows["sam*"]["test - plain"]) == ("1/3", "+8.00")
@@ -114,14 +128,15 @@ def test_the_files_have_the_numbers_of_every_seed(tmp_path):
     assert sam["test_best_minus"]["plain"]["mean"] == pytest.approx(0.26 / 3)
     assert sam["test_final_minus"]["plain-2x"]["num"] == 3
     assert "plain" not in methods["plain"]["test_best_minus"]
-    assert sam["held_out_of_values"] == {"0.05": 0.5, "0.1": 0.6, "0.2": 0.4}
+    assert sam["chosen"] == {"gnp.r": 0.1, "optim.learning_rate": 0.05}
+    assert sam["held_out_of_points"]["r 0.1, learning_rate 0.2"] == 0.55
     assert (sam["is_on_frontier"], methods["plain-2x"]["is_on_frontier"]) == (True, False)
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.width > 600
 
 
 def test_without_results_there_is_a_table_and_no_plot(tmp_path):
-    report.write(PLAN, Comparison((summary("plain", 1, {}, value=None),)), tmp_path)
+    report.write(PLAN, Comparison((summary("plain", 1, {}, None),)), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.json", "table.md"]
 
 

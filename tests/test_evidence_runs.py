@@ -74,7 +74,7 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     assert process.returncode == 0, err
     assert all(path.read_bytes() == text for path, text in first.items()), "finished runs are left alone"
     outcomes = {path.parent.name: json.loads(path.read_bytes()) for path in folder.glob("plain/*/outcome.json")}
-    assert sorted(name.partition(",")[0] for name in outcomes) == ["final", *["tune"] * 6]
+    assert sorted(name.partition(",")[0] for name in outcomes) == ["final", *["tune"] * 12]
     for name, found in outcomes.items():
         assert len(found["validation"]) == 15
         assert (found["test_best"] is None) == (found["test_final"] is None) == name.startswith("tune")
@@ -82,12 +82,12 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
         if folder / "plain" / name / "outcome.json" not in first:
             assert any((folder / "plain" / name / "checkpoints").glob("*")) == name.startswith("final")
     best = {
-        name.split(",")[1]: max(found["validation"].values())
+        tuple(name.split(",")[1:-1]): max(found["validation"].values())
         for name, found in outcomes.items()
         if name.startswith("tune")
     }
     (chosen,) = [name for name in outcomes if name.startswith("final")]
-    assert best[chosen.split(",")[1]] == max(best.values())
+    assert best[tuple(chosen.split(",")[1:-1])] == max(best.values())
     assert (folder / "table.md").read_text() == out
 
     # As if it were killed after the last step and before its outcome is written.

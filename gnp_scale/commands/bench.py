@@ -36,9 +36,7 @@ def _add_generalization(bench: Any) -> None:
     parser.add_argument("--out", help="folder of the runs and their report (default: runs/evidence-TABLE)")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="train these methods only")
     parser.add_argument("--seeds", type=at_least(1), default=5, help="runs of the report (default: %(default)s)")
-    parser.add_argument(
-        "--tuning-seeds", type=at_least(1), default=2, help="runs for each value (default: %(default)s)"
-    )
+    parser.add_argument("--tuning-seeds", type=at_least(1), default=1, help="runs at each point (default: %(default)s)")
     parser.add_argument("--steps", type=at_least(20), help="of plain training (default: the table's)")
     parser.add_argument("--jobs", type=at_least(1), default=1, help="methods at a time (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="first remove the runs of the methods of --only")

@@ -1,11 +1,22 @@
 """The methods that are compared: each is the plain configuration of a table, with other flags."""
 
+import itertools
 from dataclasses import dataclass
 
+from gnp_scale.config import OptimConfig
+
+type Point = tuple[tuple[str, float], ...]
+"""Values of the options that are tuned, such as (("gnp.r", 0.1), ("optim.learning_rate", 0.05))."""
+
+RADIUS, RATE = "gnp.r", "optim.learning_rate"
 RADII = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Values of `gnp.r` that are tried for a method with a penalty."""
-RATE_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Multiples of the table's learning rate that are tried for plain training: as many as there are radii."""
+PENALISED_RATES = (0.25, 1.0)
+"""Multiples of the table's learning rate that are tried with each radius."""
+PLAIN_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""The same for plain training."""
+PLAIN_DECAYS = (1.0, 5.0)
+"""Multiples of the table's weight decay that are tried with each of them. So all methods have equally many points."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +30,20 @@ class Method:
     step_factor: int = 1
     """Multiplies the number of steps."""
 
-    @property
-    def tuned(self) -> str:
-        """The option that is tuned: the radius, or the learning rate of plain training."""
-        return "gnp.r" if self.flags else "optim.learning_rate"
-
-    def values(self, learning_rate: float) -> tuple[float, ...]:
-        """The values that are tried, in order; `learning_rate` is that of the table."""
+    def points(self, optim: OptimConfig) -> list[Point]:
+        """The values that are tried, in order; `optim` is that of the table."""
+        decay = "weight_decay" if optim.weight_decay else "l2_in_loss"
         if self.flags:
-            return tuple(self.radius_factor * r for r in RADII)
-        return tuple(factor * learning_rate for factor in RATE_FACTORS)
+            grid = {
+                RADIUS: [self.radius_factor * r for r in RADII],
+                RATE: [factor * optim.learning_rate for factor in PENALISED_RATES],
+            }
+        else:
+            grid = {
+                RATE: [factor * optim.learning_rate for factor in PLAIN_RATES],
+                f"optim.{decay}": [factor * getattr(optim, decay) for factor in PLAIN_DECAYS],
+            }
+        return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 PLAIN, DOUBLE = "plain", "plain-2x"

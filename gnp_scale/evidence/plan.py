@@ -1,7 +1,7 @@
 """Which runs a table needs, and the configuration of each.
 
-First each method is tuned: for each value of one option, a run for each tuning seed. Then the method is trained with
-the chosen value on fresh seeds. All methods have equally many runs of both kinds.
+First each method is tuned: for each point of its grid, a run for each tuning seed. Then the method is trained at the
+chosen point on fresh seeds. All methods have equally many runs of both kinds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, check
-from gnp_scale.evidence.methods import Method
+from gnp_scale.evidence.methods import Method, Point
 from gnp_scale.evidence.tables import Table
 from gnp_scale.gnp import StepKind
 from gnp_scale.sweeps.grid import name_of, with_values
@@ -32,15 +32,13 @@ class Run:
 
     method: str
     is_final: bool
-    tuned: str
-    value: float
-    """Of the option `tuned`."""
+    point: Point
     seed: int
 
     @property
     def name(self) -> str:
         """Its folder in that of the method."""
-        return (FINAL if self.is_final else TUNING) + name_of({self.tuned: self.value, "seed": self.seed})
+        return (FINAL if self.is_final else TUNING) + name_of(dict(self.point) | {"seed": self.seed})
 
 
 @dataclass(frozen=True)
@@ -72,24 +70,23 @@ class Plan:
         flags = method.flags.format(warmup_steps=base.optim.warmup_steps).split()
         return recipe.override(base, [*self.flags, *flags], "gnp-scale bench generalization TABLE")
 
-    def values(self, name: str) -> tuple[float, ...]:
-        """The values of the tuned option that are tried for the method `name`."""
-        return self.table.methods[name].values(self.table.config(self.num_steps).optim.learning_rate)
+    def points(self, name: str) -> list[Point]:
+        """The points that are tried for the method `name`."""
+        return self.table.methods[name].points(self.table.config(self.num_steps).optim)
 
     def tuning(self, name: str) -> list[Run]:
         """The runs that tune the method `name`."""
-        tuned = self.table.methods[name].tuned
         seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + self.num_tuning_seeds)
-        return [Run(name, False, tuned, value, seed) for value in self.values(name) for seed in seeds]
+        return [Run(name, False, point, seed) for point in self.points(name) for seed in seeds]
 
-    def final(self, name: str, value: float) -> list[Run]:
-        """The runs of the method `name` with the chosen value."""
-        return [Run(name, True, self.table.methods[name].tuned, value, seed) for seed in range(self.num_seeds)]
+    def final(self, name: str, point: Point) -> list[Run]:
+        """The runs of the method `name` at the chosen point."""
+        return [Run(name, True, point, seed) for seed in range(self.num_seeds)]
 
 
 def config_of(run: Run, config: Config) -> Config:
     """The configuration of `run`, whose method has `config`: another seed also draws other examples and noise."""
-    config = with_values(config, {run.tuned: run.value, "train.seed": run.seed})
+    config = with_values(config, dict(run.point) | {"train.seed": run.seed})
     data = config.data
     return replace(config, data=replace(data, draw_seed=run.seed)) if data.draws else config
 

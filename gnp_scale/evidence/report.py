@@ -12,6 +12,7 @@ from PIL import Image
 from gnp_scale.config import ConfigError
 from gnp_scale.evidence.methods import DOUBLE, PLAIN
 from gnp_scale.evidence.plan import Plan
+from gnp_scale.evidence.row import words
 from gnp_scale.evidence.summary import CHEAP, Comparison, Interval, Summary, bootstrap
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.streams import say
@@ -20,9 +21,9 @@ from gnp_scale.sweeps.statistics import mean_and_interval
 
 TABLE_FILE, JSON_FILE, PLOT_FILE = "table.md", "table.json", "frontier.png"
 _LEGEND = (
-    "Accuracies in %, means over the seeds. compute: passes over a batch, plain training = 1. chosen: the value of "
-    "gnp.r, or of optim.learning_rate for plain training, with the best accuracy on the images held out, in runs on "
-    "other seeds; (edge): the smallest or largest of those tried. test: of the checkpoint that is best on the images "
+    "Accuracies in %, means over the seeds. compute: passes over a batch, plain training = 1. chosen: the values "
+    "with the best accuracy on the images held out, in runs on other seeds; (edge): one is the smallest or largest of "
+    "more than two that were tried. test: of the checkpoint that is best on the images "
     "held out. last: of the last checkpoint. The columns with a minus are differences, paired by seed, with 95 % "
     "bootstrap intervals. train: of the last checkpoint on its training images with their labels. *: no method "
     "reaches more with the same or less compute."
@@ -58,7 +59,7 @@ def markdown(plan: Plan, comparison: Comparison) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, " | ".join("-" * width for width in widths))
-    seeds = f"{plan.num_tuning_seeds} tuning seeds for each of {len(plan.values(PLAIN))} values, {plan.num_seeds} seeds"
+    seeds = f"{plan.num_tuning_seeds} tuning seeds for each of {len(plan.points(PLAIN))} points, {plan.num_seeds} seeds"
     head = f"{plan.table.about}. {plan.num_steps} steps; {seeds}."
     return "\n".join([head, "", *(f"| {line} |" for line in lines), "", _LEGEND, *_note(comparison)]) + "\n"
 
@@ -93,7 +94,7 @@ def _columns(comparison: Comparison) -> dict[str, _Column]:
     columns: dict[str, _Column] = {
         "method": lambda summary: summary.name + "*" * (summary in comparison.frontier),
         "compute": lambda summary: f"{comparison.cost(summary):.2f}",
-        "chosen": _value,
+        "chosen": _point,
         "test": lambda summary: _percent(summary.mean("test_best")),
     }
     for score, word in (("test_best", "test"), ("test_final", "last")):
@@ -126,8 +127,8 @@ def _difference_to(baseline: Summary, score: str) -> _Column:
     return cell
 
 
-def _value(summary: Summary) -> str:
-    return "" if summary.value is None else f"{summary.value:g}" + " (edge)" * summary.is_at_edge
+def _point(summary: Summary) -> str:
+    return "" if summary.point is None else words(summary.point) + " (edge)" * summary.is_at_edge
 
 
 def _percent(share: float | None) -> str:
@@ -169,9 +170,8 @@ def _numbers_of(summary: Summary, comparison: Comparison) -> dict[str, Any]:
     found: dict[str, Any] = {
         "flags": summary.method.flags,
         "compute": comparison.cost(summary),
-        "tuned": summary.method.tuned,
-        "value": summary.value,
-        "held_out_of_values": {str(value): mean for value, mean in summary.validation_of.items()},
+        "chosen": None if summary.point is None else dict(summary.point),
+        "held_out_of_points": {words(point): mean for point, mean in summary.validation_of.items()},
         "is_on_frontier": summary in comparison.frontier,
         "num_diverged": summary.num_diverged,
     }

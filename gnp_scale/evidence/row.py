@@ -1,4 +1,4 @@
-"""The protocol for one method: tune on validation images, choose, and train with the chosen value on fresh seeds.
+"""The protocol for one method: tune on validation images, choose, and train with the chosen point on fresh seeds.
 
 All runs of a method are trained in one process, one after another. A process for each run would import JAX and
 register its devices each time. The methods have a process each, of the queue of sweeps, so that one that is killed ends
@@ -13,6 +13,7 @@ import numpy as np
 
 from gnp_scale.config import Config
 from gnp_scale.evidence import outcome
+from gnp_scale.evidence.methods import Point
 from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
 from gnp_scale.evidence.plan import FINAL, Plan, Run, config_of, folder_of
 from gnp_scale.exit_codes import Exit
@@ -44,19 +45,19 @@ class Row:
         found = {run: outcome.read(folder_of(self.folder, run), config_of(run, self.config)) for run in runs}
         return {run: result for run, result in found.items() if result is not None}
 
-    def chosen(self) -> float | None:
-        """The value that tuning chooses; None until all runs that tune are finished, or if all have diverged."""
+    def chosen(self) -> Point | None:
+        """The point that tuning chooses; None until all runs that tune are finished, or if all have diverged."""
         runs = self.plan.tuning(self.name)
         results = self.finished(runs)
-        return best_value(results) if len(results) == len(runs) else None
+        return best_point(results) if len(results) == len(runs) else None
 
     def final(self) -> list[Run]:
-        """The runs with the chosen value; none as long as there is none."""
-        value = self.chosen()
-        return [] if value is None else self.plan.final(self.name, value)
+        """The runs at the chosen point; none as long as there is none."""
+        point = self.chosen()
+        return [] if point is None else self.plan.final(self.name, point)
 
     def is_finished(self) -> bool:
-        """Whether all runs have an outcome; no values are left to train with if all runs that tune have diverged."""
+        """Whether all runs have an outcome; no point is left to train at if all runs that tune have diverged."""
         runs = self.plan.tuning(self.name)
         return len(self.finished(runs)) == len(runs) and len(self.finished(self.final())) == len(self.final())
 
@@ -72,7 +73,8 @@ class Row:
         code = self._all(self.plan.tuning(self.name), train)
         if code != Exit.FINISHED:
             return code
-        say(f"{self.name}: {self.plan.table.methods[self.name].tuned} {self.chosen()} is chosen")
+        point = self.chosen()
+        say(f"{self.name}: {'all points diverge' if point is None else f'{words(point)} is chosen'}")
         return self._all(self.final(), train)
 
     def _all(self, runs: Sequence[Run], train: Train) -> Exit:
@@ -93,17 +95,22 @@ class Row:
         return sum(start.exit not in (Exit.FINISHED, Exit.PREEMPTED) for start in starts)
 
 
-def mean_validation(results: Mapping[Run, Outcome]) -> dict[float, float]:
-    """By value, the mean over the seeds of the best accuracy on validation; a run that diverged counts as 0."""
-    values = {run.value: [] for run in results}
+def words(point: Point) -> str:
+    """A point as text, such as "r 0.1, learning_rate 0.05"."""
+    return ", ".join(f"{option.partition('.')[2]} {value:g}" for option, value in point)
+
+
+def mean_validation(results: Mapping[Run, Outcome]) -> dict[Point, float]:
+    """By point, the mean over the seeds of the best accuracy on validation; a run that diverged counts as 0."""
+    found = {run.point: [] for run in results}
     for run, result in results.items():
-        values[run.value].append(0.0 if result.has_diverged else result.best[1])
-    return {value: float(np.mean(accuracies)) for value, accuracies in values.items()}
+        found[run.point].append(0.0 if result.has_diverged else result.best[1])
+    return {point: float(np.mean(accuracies)) for point, accuracies in found.items()}
 
 
-def best_value(results: Mapping[Run, Outcome]) -> float | None:
-    """The value with the highest mean accuracy on validation, of equal ones the smallest; None if all have diverged."""
+def best_point(results: Mapping[Run, Outcome]) -> Point | None:
+    """The point with the highest mean accuracy on validation, of equal ones the smallest; None if all have diverged."""
     if all(result.has_diverged for result in results.values()):
         return None
     means = mean_validation(results)
-    return max(sorted(means), key=lambda value: means[value])
+    return max(sorted(means), key=lambda point: means[point])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gnp_scale.evidence.methods import Method
+from gnp_scale.evidence.methods import Method, Point
 from gnp_scale.evidence.outcome import Outcome
 from gnp_scale.evidence.plan import num_passes
 from gnp_scale.evidence.row import Row, mean_validation
@@ -49,10 +49,10 @@ class Summary:
     method: Method
     num_passes: float
     """Of a run."""
-    value: float | None
+    point: Point | None
     """The chosen one; None as long as there is none."""
-    validation_of: Mapping[float, float]
-    """The mean accuracy on validation of each value that was tried."""
+    validation_of: Mapping[Point, float]
+    """The mean accuracy on validation of each point that was tried."""
     outcomes: Mapping[int, Outcome]
     """Of the final runs, by seed, without those that diverged."""
     num_diverged: int
@@ -78,8 +78,12 @@ class Summary:
 
     @property
     def is_at_edge(self) -> bool:
-        """Whether the chosen value is the smallest or the largest of those that were tried."""
-        return self.value in (min(self.validation_of, default=None), max(self.validation_of, default=None))
+        """Whether an option has the smallest or the largest of its values, if more than two were tried."""
+        tried = [sorted(set(values)) for values in zip(*self.validation_of, strict=True)]
+        return self.point is not None and any(
+            len(values) > 2 and value in (values[0], values[-1])
+            for value, values in zip(self.point, tried, strict=True)
+        )
 
     def scores(self, name: str) -> dict[int, float]:
         """The field `name` of the outcomes, or the best accuracy on validation, by seed."""
