@@ -56,16 +56,17 @@ def flops(fn: Callable[..., Any], *args: Any) -> int:
     >>> flops(lambda x: x @ x.T, x)  # 2 * 8 * 8 * 16
     2048
     """
-    return _jaxpr_flops(jax.make_jaxpr(fn)(*args))
+    return jaxpr_flops(jax.make_jaxpr(fn)(*args))
 
 
-def _jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+def jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
+    """The same of a function that is already traced."""
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
 def _equation_flops(equation: JaxprEqn) -> int:
     params = equation.params
-    inner = [_jaxpr_flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
+    inner = [jaxpr_flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
     match equation.primitive.name:
         case "dot_general":
             return _dot_flops(equation)
