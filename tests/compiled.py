@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from benchmarks.launches import ARRAY, NUM_BYTES
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig
 from gnp_scale.gnp import StepKind
+from gnp_scale.planning.collectives import parse_groups
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
@@ -85,25 +85,6 @@ def _collectives(text: str) -> Iterator[Collective]:
 def sends_between_slices(text: str) -> list[int]:
     """Bytes of each message that a device sends to other TPU slices."""
     return [_num_bytes(match["array"]) for match in map(_SEND.search, text.splitlines()) if match]
-
-
-def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices at the start of `text`, in any of XLA's formats."""
-    if match := re.match(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
-        groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
-    elif match := re.match(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, reshaped, order = ([int(n) for n in (part or "").split(",") if n] for part in match.groups())
-        places = np.arange(math.prod(reshaped)).reshape(reshaped)
-        groups = places.transpose(order or None).reshape(shape)
-    elif match := re.match(r"replica_groups=mesh\[(['\w=,]+)\] \{(['\w,]+)\}(?:,|$)", text):
-        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-        names = re.findall(r"'(\w+)'", match[2])
-        places = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-        last = np.moveaxis(places, [list(sizes).index(name) for name in names], range(-len(names), 0))
-        groups = last.reshape(-1, math.prod(sizes[name] for name in names))
-    else:
-        raise ValueError(f"groups of devices in a form that is not known: {text[:100]}")
-    return tuple(tuple(int(place) for place in group) for group in groups)
 
 
 def _num_bytes(result: str) -> int:

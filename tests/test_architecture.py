@@ -31,7 +31,7 @@ LAYERS = (
     {"monitoring"},
     {"training"},
     {"checkpoint"},
-    {"loop", "bench", "evaluation"},
+    {"loop", "bench", "evaluation", "planning"},
     {"chaos", "catalogue", "sweeps"},
     {"evidence", "sharpness"},
     {"commands"},

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiled import MESH, Collective, collectives, parse_groups, sends_between_slices, step_text, without_sources
+from compiled import MESH, Collective, collectives, sends_between_slices, step_text, without_sources
 
 from benchmarks.tpu_estimates import CHIPS
 from gnp_scale.config import GnpConfig
@@ -22,25 +22,6 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 PLAIN, ONE_GROUP, TWO_GROUPS = GnpConfig(alpha=0.0), GnpConfig(), GnpConfig(perturb_groups=2)
 # The means over groups reduce each vector that FSDP replicates once for every shard: 0.3 % at this width.
 EQUAL = 0.004
-
-GROUPS = {
-    "explicit": ("replica_groups={{0,1},{2,3}}, dimensions={0}", ((0, 1), (2, 3))),
-    "pairs": ("source_target_pairs={{0,1},{1,0}}, channel_id=1", ((0, 1), (1, 0))),
-    "iota": ("replica_groups=[2,4]<=[8], use_global_device_ids=true", ((0, 1, 2, 3), (4, 5, 6, 7))),
-    "transposed iota": ("replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add", ((0, 4), (1, 5), (2, 6), (3, 7))),
-    "mesh": ("replica_groups=mesh['replica'=2,'fsdp'=2] {'replica'}, to_apply=%add", ((0, 2), (1, 3))),
-    "mesh axes": ("replica_groups=mesh['replica'=2,'fsdp'=2] {'replica','fsdp'}, to_apply=%add", ((0, 1, 2, 3),)),
-}
-
-
-@pytest.mark.parametrize(("text", "groups"), GROUPS.values(), ids=GROUPS.keys())
-def test_every_form_of_device_groups_is_read(text, groups):
-    assert parse_groups(text) == groups
-
-
-def test_other_forms_of_device_groups_are_refused():
-    with pytest.raises(ValueError, match="not known"):
-        parse_groups("replica_groups=@mesh {'replica':(1)2}")
 
 
 @pytest.fixture(scope="module")

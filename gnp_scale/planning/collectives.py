@@ -1,0 +1,129 @@
+"""The collectives of a program: what each device sends, along which axes of the mesh, and through which network."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from gnp_scale.planning.hlo import Computation, Instruction, Program
+
+_KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_BETWEEN_SLICES = "xla_megascale_runtime"
+"""What sends an array to the other slices of TPUs."""
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective of a step."""
+
+    kind: str
+    axes: tuple[str, ...]
+    """Of the mesh, along which the devices that communicate differ."""
+    num_bytes: int
+    """That each device sends in one run, by the algorithm of a ring; of an all-reduce, twice its array."""
+    is_slow: bool
+    """Whether it crosses the network between slices or hosts."""
+    runs: float
+    """In a step."""
+
+
+def find(program: Program, mesh: jax.sharding.Mesh, slice_size: int) -> list[Collective]:
+    """The collectives of a step.
+
+    Args:
+        program: of one device of the mesh.
+        mesh: whose devices are in the order of the program's partitions.
+        slice_size: Devices that the fast network joins, in that order.
+    """
+    found: dict[object, Collective] = {}
+    for name, computation in program.computations.items():
+        runs = program.runs[name]
+        for instruction in computation.instructions.values() if runs else ():
+            each = _collective(computation, instruction, mesh, slice_size, runs)
+            if each is None:
+                continue
+            # A collective that computes something else meanwhile stands in several fusions, with one number.
+            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            is_alone = channel is None or not re.search("fus", name)
+            key = (name, instruction.name) if is_alone else (each.kind, channel and channel[1])
+            if key not in found or found[key].runs < runs:
+                found[key] = each
+    return list(found.values())
+
+
+def _collective(
+    computation: Computation, instruction: Instruction, mesh: jax.sharding.Mesh, slice_size: int, runs: float
+) -> Collective | None:
+    kind = instruction.opcode.removesuffix("-start")
+    num_bytes = sum(array.num_bytes for array in computation.arrays(instruction.operands))
+    if instruction.opcode == "send" and _BETWEEN_SLICES in instruction.rest:
+        num_bytes = max((array.num_bytes for array in computation.arrays(instruction.operands)), default=0)
+        return Collective("send", _slow_axes(mesh, slice_size), num_bytes, is_slow=True, runs=runs)
+    if kind not in _KINDS:
+        return None
+    groups = parse_groups(instruction.rest[instruction.rest.index(_groups_key(instruction.rest)) :])
+    (first, *_), num_groups = groups, len(groups)
+    del num_groups
+    size = len(first)
+    is_slow = any(len({place // slice_size for place in group}) > 1 for group in groups)
+    return Collective(kind, _axes(groups, mesh), _sent(kind, num_bytes, size), is_slow, runs)
+
+
+def _sent(kind: str, num_bytes: int, size: int) -> int:
+    """Bytes that each of `size` devices sends, of an operand of `num_bytes`."""
+    share = (size - 1) / size
+    match kind:
+        case "all-gather":
+            return num_bytes * (size - 1)
+        case "all-reduce":
+            return round(2 * share * num_bytes)
+        case "reduce-scatter" | "all-to-all" | "ragged-all-to-all":
+            return round(share * num_bytes)
+    return num_bytes
+
+
+def _axes(groups: tuple[tuple[int, ...], ...], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+    places = np.stack(np.unravel_index(np.array(groups[0]), mesh.devices.shape))
+    return tuple(axis for axis, along in zip(mesh.axis_names, places, strict=True) if len(set(along.tolist())) > 1)
+
+
+def _slow_axes(mesh: jax.sharding.Mesh, slice_size: int) -> tuple[str, ...]:
+    places = np.arange(mesh.devices.size).reshape(mesh.devices.shape) // slice_size
+    return tuple(axis for number, axis in enumerate(mesh.axis_names) if np.any(np.diff(places, axis=number)))
+
+
+def _groups_key(rest: str) -> str:
+    return "source_target_pairs=" if "source_target_pairs=" in rest else "replica_groups="
+
+
+def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """The groups of devices at the start of `text`, in any of XLA's forms: positions in the mesh.
+
+    Raises:
+        ValueError: the form is not known.
+    """
+    if match := re.match(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
+        groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
+    elif match := re.match(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, reshaped, order = ([int(n) for n in (part or "").split(",") if n] for part in match.groups())
+        places = np.arange(math.prod(reshaped)).reshape(reshaped)
+        groups = places.transpose(order or None).reshape(shape)
+    elif match := re.match(r"replica_groups=mesh\[(['\w=,]+)\] \{(['\w,]+)\}(?:,|$)", text):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        names = re.findall(r"'(\w+)'", match[2])
+        places = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        last = np.moveaxis(places, [list(sizes).index(name) for name in names], range(-len(names), 0))
+        groups = last.reshape(-1, math.prod(sizes[name] for name in names))
+    else:
+        raise ValueError(f"groups of devices in a form that is not known: {text[:100]}")
+    return tuple(tuple(int(place) for place in group) for group in groups)
