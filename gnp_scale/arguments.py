@@ -38,6 +38,7 @@ ABOUT_TRAIN = """\
 Trains the recipe that FUNCTION in FILE returns, or resumes its run.
   --run-dir   folder of the run (default: runs/FILE-FUNCTION)
   --kernels   short for --train.kernels
+  --plan      a file of gnp-scale plan --json, from which the run must not differ
 
 A flag --section.key VALUE replaces one value of the recipe. The sections:
 {sections}

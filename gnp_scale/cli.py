@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gnp_scale.arguments import EXAMPLES, Parser, Version
 from gnp_scale.checks import DeviceError
-from gnp_scale.commands import bench, data, drill, export, runs, sharpness, sweeps, train, zoo
+from gnp_scale.commands import bench, data, drill, export, plan, runs, sharpness, sweeps, train, zoo
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.run import streams
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print versions and exit")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for group in (train, runs, sharpness, sweeps, export, zoo, drill, data, bench):
+    for group in (train, plan, runs, sharpness, sweeps, export, zoo, drill, data, bench):
         group.add(commands)
     return parser
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gnp_scale.arguments import ABOUT_TRAIN
+from gnp_scale.checks import local_path
 from gnp_scale.commands.common import default_run_dir, import_jax, on_cpu
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
@@ -12,8 +13,8 @@ from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.run.store import run_folder
 
 _TRAIN = (
-    "gnp-scale train FILE:FUNCTION [--run-dir RUN] [--kernels auto|xla|triton|pallas]",
-    ("--run-dir", "--kernels"),
+    "gnp-scale train FILE:FUNCTION [--run-dir RUN] [--kernels auto|xla|triton|pallas] [--plan FILE]",
+    ("--run-dir", "--kernels", "--plan"),
 )
 
 
@@ -23,6 +24,7 @@ def add(commands: Any) -> None:
     train.add_argument("recipe", nargs="?")
     train.add_argument("--run-dir")
     train.add_argument("--kernels")
+    train.add_argument("--plan")
     train.set_defaults(command=_train, takes_flags=True)
 
 
@@ -42,10 +44,22 @@ def _train(options: argparse.Namespace, flags: Sequence[str]) -> int:
     stop.joined(*processes.coordination())
     processes.check_devices()
     from gnp_scale.loop import train
+    from gnp_scale.monitoring.metrics import read_metrics
+    from gnp_scale.run.messages import announce
 
     if options.kernels is not None:
         flags = [*flags, "--train.kernels", options.kernels]
-    return train(recipe.override(recipe.load(options.recipe), flags, *_TRAIN), run_dir, stop)
+    config = recipe.override(recipe.load(options.recipe), flags, *_TRAIN)
+    if options.plan is None:
+        return train(config, run_dir, stop)
+    from gnp_scale.planning import check
+
+    plan = check.read(local_path("--plan", options.plan))
+    check.check_run(plan, config)
+    code = train(config, run_dir, stop)
+    if code == Exit.FINISHED and (line := check.comparison(plan, read_metrics(run_dir), check.most_used_bytes())):
+        announce(line)
+    return code
 
 
 def _explain_train(name: str | None, flags: Sequence[str]) -> int:

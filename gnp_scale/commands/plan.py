@@ -1,0 +1,78 @@
+"""`gnp-scale plan`."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gnp_scale.arguments import at_least
+from gnp_scale.checks import local_path
+from gnp_scale.commands.common import import_jax
+from gnp_scale.config import ConfigError
+from gnp_scale.exit_codes import Exit
+from gnp_scale.run.streams import say
+
+_USAGE = (
+    "gnp-scale plan FILE:FUNCTION --topology CHIP:SHAPE",
+    ("--topology", "--num-slices", "--num-classes", "--fit", "--json"),
+)
+
+
+def add(commands: Any) -> None:
+    """Adds the command to the parsers `commands`."""
+    plan = commands.add_parser(
+        "plan", help="estimate memory and time of a run on hardware that is not there", allow_abbrev=False
+    )
+    plan.add_argument("recipe", metavar="FILE:FUNCTION", help="as for train; flags of train follow")
+    plan.add_argument("--topology", required=True, help="such as v5e:16x16, v5p:8x16x16, or h100:8x16 (GPUs x hosts)")
+    plan.add_argument("--num-slices", type=at_least(1), default=1, help="slices of TPUs (default: %(default)s)")
+    plan.add_argument("--num-classes", type=at_least(1), help="of a data set that is not here")
+    plan.add_argument("--fit", action="store_true", help="look for flags with which the run fits into memory")
+    plan.add_argument("--json", metavar="FILE", help="also write the plan into FILE")
+    plan.set_defaults(command=_plan, takes_flags=True)
+
+
+def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
+    file = None if options.json is None else local_path("--json", options.json)
+    _prepare(options.topology)
+    from gnp_scale import recipe
+    from gnp_scale.planning import absent_data, report
+    from gnp_scale.planning.compiled import DoesNotFitError
+    from gnp_scale.planning.fit import fit
+    from gnp_scale.planning.hardware import GIB, Cluster
+    from gnp_scale.planning.plan import make_plan
+
+    cluster = Cluster(options.topology, options.num_slices)
+    config = recipe.override(recipe.load(options.recipe), flags, *_USAGE)
+    dataset, name = absent_data.load(config.data, options.num_classes), " ".join([options.recipe, *flags])
+    if options.fit:
+        added = fit(config, cluster, dataset, say)
+        config, name = recipe.override(config, added, *_USAGE), " ".join([name, *added])
+    try:
+        plan = make_plan(config, cluster, dataset)
+    except DoesNotFitError as error:
+        limit = cluster.chip.memory_bytes / GIB
+        raise ConfigError(f"{error}, and a chip has {limit:.2f}: add --fit to look for what to change") from error
+    print(report.text(plan, name), end="")
+    if file is not None:
+        _write(file, report.numbers(plan, name))
+    return Exit.FINISHED
+
+
+def _prepare(topology: str) -> None:
+    """Sets what the compilers read when JAX is imported."""
+    from gnp_scale.planning.variables import environment
+
+    os.environ.update(environment(topology))
+    import_jax()
+
+
+def _write(file: Path, numbers: dict[str, Any]) -> None:
+    from gnp_scale.run.files import replace_file
+
+    try:
+        replace_file(file, json.dumps(numbers, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another --json") from error

@@ -1,0 +1,79 @@
+"""What to change so that a run fits into the memory of a chip: changes that keep the numbers, tried in order."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from gnp_scale import recipe
+from gnp_scale.config import Config, ConfigError
+from gnp_scale.data.sources import Dataset
+from gnp_scale.gnp import StepKind
+from gnp_scale.mesh import resolve
+from gnp_scale.planning.compiled import DoesNotFitError, compile_step, make_task, mesh_of
+from gnp_scale.planning.hardware import GIB, Cluster
+
+
+def fit(config: Config, cluster: Cluster, dataset: Dataset, say: Callable[[str], None]) -> list[str]:
+    """The flags with which the run fits; empty if it does without. They recompute, shard or accumulate more.
+
+    Args:
+        config: of the run.
+        cluster: where it is to run.
+        dataset: its images, or their sizes alone.
+        say: gets a line for each attempt.
+
+    Raises:
+        ConfigError: it fits with none of them, or does not fit the cluster at all.
+    """
+    limit = cluster.chip.memory_bytes
+    for flags in _candidates(config, cluster):
+        name = " ".join(flags) or "as it is"
+        try:
+            needed = needed_bytes(recipe.override(config, flags, "gnp-scale plan"), cluster, dataset)
+        except ConfigError as error:
+            if not flags:
+                raise
+            say(f"{name}: not possible: {error}")
+            continue
+        say(f"{name}: {needed / GIB:.2f} of {limit / GIB:.2f} GiB")
+        if needed <= limit:
+            return flags
+    raise ConfigError(
+        f"the run does not fit {cluster.name}, also with more recomputation, sharding and microbatches: "
+        "choose more chips, a smaller batch or a larger --mesh.tensor"
+    )
+
+
+def needed_bytes(config: Config, cluster: Cluster, dataset: Dataset) -> int:
+    """Memory that the dearest step of a run takes on a chip, also where the compiler refuses it.
+
+    Raises:
+        ConfigError: the configuration does not fit the cluster.
+    """
+    with jax.set_mesh(mesh_of(config, cluster)):
+        task = make_task(config, dataset)
+        kinds = {StepKind(kind) for kind in task.gnp.step_kinds(np.arange(config.train.num_steps))}
+        dearest = StepKind.FULL if StepKind.FULL in kinds else StepKind.PLAIN
+        try:
+            return compile_step(task, cluster, dearest).memory.total
+        except DoesNotFitError as error:
+            return error.needed_bytes
+
+
+def _candidates(config: Config, cluster: Cluster) -> Iterator[list[str]]:
+    """Flags in the order in which they are tried; each list has those before it."""
+    flags: list[str] = []
+    yield flags
+    mesh = resolve(config.mesh, cluster.num_chips)
+    changes: Sequence[list[str]] = [
+        ["--model.remat"] * (not config.model.remat),
+        ["--mesh.replica", str(cluster.num_slices), "--mesh.fsdp", "-1"] * (mesh.replica > cluster.num_slices),
+    ]
+    for change in filter(None, changes):
+        flags = [*flags, *change]
+        yield flags
+    accumulate = 2 * config.train.accumulate_steps
+    while config.data.batch_size >= accumulate * mesh.replica * mesh.fsdp:
+        yield [*flags, "--train.accumulate-steps", str(accumulate)]
+        accumulate *= 2

@@ -1,0 +1,243 @@
+"""What `gnp-scale plan` prints and refuses, and its arithmetic against closed forms."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gnp_scale.cli import main
+from gnp_scale.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    GnpConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from gnp_scale.exit_codes import Exit
+from gnp_scale.gnp import StepKind
+from gnp_scale.mesh import make_mesh
+from gnp_scale.planning import absent_data, check, fit
+from gnp_scale.planning.compiled import Memory, flops_of, local_bytes, make_task
+from gnp_scale.planning.estimate import Estimate, _chip_s, _Inside
+from gnp_scale.planning.hardware import CHIPS, GIB, Cluster
+from gnp_scale.planning.plan import Plan, PlannedStep
+from gnp_scale.planning.report import numbers, text
+
+ROOT = Path(__file__).parent.parent
+VIT = Config(
+    data=DataConfig(name="imagenet", batch_size=64, eval_batch_size=64, image_size=64),
+    model=ModelConfig("vit_mu", patch_size=16, width=128, depth=3, num_heads=2),
+    gnp=GnpConfig(),
+    optim=OptimConfig("adamw"),
+    train=TrainConfig(num_steps=100),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_slices", "sizes"),
+    [
+        ("v5e:16x16", 1, (256, 64, 256)),
+        ("v5e:16x16", 2, (512, 128, 256)),
+        ("v5p:8x16x16", 1, (2048, 512, 2048)),
+        ("h100:8x16", 1, (128, 16, 8)),
+        ("h200:1x1", 1, (1, 1, 1)),
+    ],
+)
+def test_the_sizes_of_a_cluster(name, num_slices, sizes):
+    cluster = Cluster(name, num_slices)
+    assert (cluster.num_chips, cluster.num_hosts, cluster.slice_size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--topology", "v9:4x4"], "--topology 'v9:4x4' is not known: write it as v5e:16x16"),
+        (["--topology", "v5e"], "--topology 'v5e' is not known"),
+        (["--topology", "v5e:0x4"], "has no devices: give sizes of at least 1"),
+        (["--topology", "h100:8x2x2"], "write it as h100:8x16 for 16 hosts of 8"),
+        (["--topology", "h100:8x2", "--num-slices", "2"], "without --num-slices"),
+        (["--topology", "v5e:4x4", "--num-slices", "0"], "0 is less than 1"),
+        (["--topology", "v5e:4x4", "--model.remats"], "--model.remats"),
+        ([], "--topology"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, part, capsys, monkeypatch):
+    monkeypatch.setattr("gnp_scale.commands.plan._prepare", lambda topology: None)
+    assert main(["plan", "configs/digits.py:quickstart", *arguments]) == Exit.WRONG_CONFIG
+    message = capsys.readouterr().err
+    assert part in message
+    assert message.count("\n") == 1
+
+
+def test_images_that_are_elsewhere_have_their_published_sizes(tmp_path):
+    data = DataConfig(name="imagenet", root=str(tmp_path), image_size=192, batch_size=8, eval_batch_size=8)
+    dataset = absent_data.load(data, None)
+    assert (dataset.image_shape, dataset.num_classes, len(dataset.train)) == ((192, 192, 3), 1000, 1_281_167)
+    own = replace(data, name="own")
+    with pytest.raises(ConfigError, match=r"or plan without the images: add --num-classes N"):
+        absent_data.load(own, None)
+    assert absent_data.load(own, 12).num_classes == 12
+    assert absent_data.load(DataConfig(name="digits"), None).image_shape == (8, 8, 1), "what is here is read"
+
+
+@pytest.fixture(scope="module")
+def task():
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        yield make_task(VIT, absent_data.load(VIT.data, None))
+
+
+def test_flops_are_those_of_the_closed_form(task):
+    """Within 2 %: a plain step is three forward passes, a penalised one six."""
+    width, depth, tokens, classes = 128, 3, 16, 1000
+    block = 12 * width**2 * tokens + 2 * tokens**2 * width
+    forward = 2 * VIT.data.batch_size * (depth * block + tokens * 16 * 16 * 3 * width + width * classes)
+    # The gradient by the images is not computed.
+    first = 2 * VIT.data.batch_size * tokens * 16 * 16 * 3 * width
+    assert flops_of(task, StepKind.PLAIN) == pytest.approx(3 * forward - first, rel=0.02)
+    assert flops_of(task, StepKind.FULL) <= 2.005 * flops_of(task, StepKind.PLAIN)
+
+
+def test_recomputation_costs_a_forward_pass_of_the_blocks(task):
+    remat = make_task(replace(VIT, model=replace(VIT.model, remat=True)), task.dataset)
+    scanned = make_task(replace(VIT, model=replace(VIT.model, remat=True, scan_layers=True)), task.dataset)
+    plain, again, scan = (flops_of(each, StepKind.PLAIN) for each in (task, remat, scanned))
+    assert plain * 1.2 < again < plain * 4 / 3
+    assert scan == pytest.approx(again, rel=0.02), "the body of the scan counts for each layer"
+
+
+def test_bytes_of_a_state_are_those_of_its_shards(task):
+    state = task.init_state()
+    for tree, abstract in ((state.params, task.abstract_state().params), (state, task.abstract_state())):
+        on_first = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(tree))
+        assert local_bytes(abstract) == on_first
+
+
+def test_the_time_of_a_gpu_is_that_of_products_and_of_other_traffic():
+    chip = CHIPS["h200"]
+    inside = _Inside(num_bytes=5e9, product_bytes=1e9, kernel_bytes=0, cycles=0)
+    products_s = 7.18e12 / 718e12
+    assert _chip_s(chip, 7.18e12, inside) == pytest.approx(products_s + 4e9 / 3880e9, rel=1e-3)
+    assert _chip_s(CHIPS["v5e"], 1e12, _Inside(5e9, 0, 819e9, 1.5e9)) == pytest.approx(1 + 1)
+
+
+def planned(total, chip_s=0.1, fast_s=0.02, slow_s=0.0, model_flops=1e12):
+    memory = Memory(total // 4, total // 4, 0, 0, total // 4, total // 4, 0, total)
+    return PlannedStep(memory, Estimate(model_flops, 1e9, chip_s / 2, chip_s, (), fast_s, slow_s), model_flops)
+
+
+@pytest.fixture
+def plan():
+    steps = {StepKind.FULL: planned(12 * GIB, 0.2, 0.3), StepKind.PLAIN: planned(8 * GIB)}
+    counts = {StepKind.FULL: 900, StepKind.PLAIN: 100}
+    return Plan(VIT, Cluster("v5e:4x4"), MeshConfig(1, 16, 1), steps, counts)
+
+
+def test_what_follows_for_the_run(plan):
+    assert plan.fits
+    assert plan.hours == (pytest.approx((900 * 0.3 + 100 * 0.1) / 3600), pytest.approx((900 * 0.5 + 100 * 0.12) / 3600))
+    assert plan.penalty_cost == pytest.approx((900 * 0.3 + 100 * 0.1) / (1000 * 0.1))
+    assert plan.images_per_s(StepKind.PLAIN) == pytest.approx(640)
+    assert plan.mfu(StepKind.PLAIN) == pytest.approx(1e12 / 0.1 / 197e12)
+    assert plan.cores_per_host == pytest.approx(640 / 4 / 500)
+    assert [step.estimate.bound for step in plan.steps.values()] == ["fast network", "compute"]
+    too_large = replace(plan, steps=plan.steps | {StepKind.FULL: planned(20 * GIB)})
+    assert not too_large.fits
+    assert "does not fit: 20.00 of 15.75 GiB, 4.25 GiB too much" in text(too_large, "x")
+
+
+def test_the_plan_as_json_has_what_its_text_has(plan):
+    found = json.loads(json.dumps(numbers(plan, "a.py:b")))
+    assert found["steps"]["penalised"]["memory"]["total"] == 12 * GIB
+    assert found["mesh"] == {"replica": 1, "fsdp": 16, "tensor": 1}
+    assert "fits: 12.00 of 15.75 GiB, 3.75 GiB free" in text(plan, "a.py:b")
+    assert "not measured" in text(plan, "a.py:b")
+
+
+def test_changes_are_tried_in_order_until_the_run_fits(monkeypatch):
+    cluster, config, tried = Cluster("v5e:4x4"), replace(VIT, mesh=MeshConfig(replica=4)), []
+
+    def needed(config, cluster, dataset):
+        tried.append((config.model.remat, config.mesh.replica, config.train.accumulate_steps))
+        if config.train.accumulate_steps == 2:
+            raise ConfigError("two microbatches do not divide")
+        return 20 * GIB // len(tried)
+
+    monkeypatch.setattr(fit, "needed_bytes", needed)
+    said = []
+    assert fit.fit(config, cluster, None, said.append) == ["--model.remat"]
+    assert tried == [(False, 4, 1), (True, 4, 1)]
+    tried.clear()
+    monkeypatch.setattr(fit, "needed_bytes", lambda *args: max(needed(*args), (16 if len(tried) < 5 else 1) * GIB))
+    flags = ["--model.remat", "--mesh.replica", "1", "--mesh.fsdp", "-1", "--train.accumulate-steps", "4"]
+    assert fit.fit(config, cluster, None, said.append) == flags
+    assert any("not possible: two microbatches do not divide" in line for line in said)
+    monkeypatch.setattr(fit, "needed_bytes", lambda *args: 99 * GIB)
+    with pytest.raises(ConfigError, match="choose more chips, a smaller batch"):
+        fit.fit(config, cluster, None, said.append)
+
+
+def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(numbers(plan, "a.py:b")))
+    found = check.read(file)
+    with pytest.raises(ConfigError, match=r"the plan is for 16 x TPU v5 lite, and here are 8 x cpu"):
+        check.check_run(found, VIT)
+    here = found | {"device_kind": "cpu", "num_chips": 8}
+    with pytest.raises(ConfigError, match="the plan has the mesh"):
+        check.check_run(here, VIT)
+    here["mesh"] = {"replica": 1, "fsdp": 8, "tensor": 1}
+    check.check_run(here, replace(VIT, train=replace(VIT.train, log_every_steps=7)))
+    with pytest.raises(ConfigError, match=r"differs from its plan in model\.remat, optim\.name"):
+        check.check_run(here, replace(VIT, model=replace(VIT.model, remat=True), optim=OptimConfig("sgd")))
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="holds no plan"):
+        check.read(file)
+
+
+def test_measured_times_stand_beside_the_planned_ones(plan):
+    found, rows = numbers(plan, "a.py:b"), [{"step": 50, "perf/step_ms": 900.0}, {"step": 150, "perf/step_ms": 300.0}]
+    assert check.comparison(found, rows, None) == "planned 280.0 to 462.0 ms a step, measured 300.0 ms"
+    assert "planned 12.00 GiB on a device, used 11.00 GiB" in check.comparison(found, rows, 11 * GIB)
+    assert check.comparison(found, rows[:1], None) is None
+
+
+def run_plan(tmp_path, *arguments):
+    file = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "gnp_scale.cli", "plan", *arguments, "--json", str(file)]
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return done, json.loads(file.read_bytes()) if file.exists() else None
+
+
+SMALL = ["--model.width", "256", "--model.depth", "2", "--model.num-heads", "2", "--train.num-steps", "10"]
+SMALL += ["--optim.warmup-steps", "1", "--data.batch-size", "64"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU compiler: make tpu-compiler")
+def test_a_plan_for_tpus_from_the_command_line(tmp_path):
+    """The real compiler, for eight chips in two slices: sizes of the state, and which collectives leave a slice."""
+    arguments = ["configs/imagenet_no_aug.py:vit_b16_gnp", "--topology", "v5e:2x2", "--num-slices", "2", *SMALL]
+    done, found = run_plan(tmp_path, *arguments, "--mesh.replica", "2", "--gnp.perturb-groups", "2")
+    assert done.returncode == Exit.FINISHED, done.stderr
+    assert done.stdout.startswith("configs/imagenet_no_aug.py:vit_b16_gnp")
+    assert "mesh replica 2 x fsdp 4 x tensor 1" in done.stdout
+    step = found["steps"]["penalised"]
+    assert step["memory"]["total"] == pytest.approx(sum(step["memory"].values()) / 2, rel=1e-6)
+    assert found["fits"]
+    assert {(tuple(each["axes"]), each["is_slow"]) for each in step["traffic"]} >= {(("fsdp",), False)}
+    assert all("replica" in each["axes"] for each in step["traffic"] if each["is_slow"])
+    assert step["slow_s"] > 0
+    assert math.isfinite(found["hours"][1])
+    assert np.isclose(found["steps"]["penalised"]["flops"] / found["steps"]["plain"]["flops"], 2, rtol=0.0025)
