@@ -108,6 +108,12 @@ def test_flops_are_those_of_the_closed_form(task):
     assert flops_of(task, StepKind.FULL) <= 2.005 * flops_of(task, StepKind.PLAIN)
 
 
+def test_flops_of_a_network_without_attention(task):
+    config = replace(VIT, model=ModelConfig("resnet18", num_bn_groups=8), optim=OptimConfig("sgd"))
+    network = make_task(config, task.dataset)
+    assert flops_of(network, StepKind.PLAIN) == pytest.approx(network.flops_per_pass, rel=0.03)
+
+
 def test_recomputation_costs_a_forward_pass_of_the_blocks(task):
     remat = make_task(replace(VIT, model=replace(VIT.model, remat=True)), task.dataset)
     scanned = make_task(replace(VIT, model=replace(VIT.model, remat=True, scan_layers=True)), task.dataset)

@@ -107,7 +107,9 @@ def flops_of(task: Task, kind: StepKind) -> int:
 
     Attention is counted as XLA computes it: a fused kernel has no count.
     """
-    model = replace(task.config.model, attention="xla")
+    model = task.config.model
+    if "attention" in registry.family_of(model.name).options:
+        model = replace(model, attention="xla")
     plain = make_task(replace(task.config, model=model), task.dataset)
     traced = make_train_step(plain).trace(plain.abstract_state(), plain.abstract_batch(), kind=kind)
     return jaxpr_flops(traced.jaxpr)
