@@ -20,6 +20,7 @@ from gnp_scale.models import (
     shake_shake,
     swin,
     vgg,
+    vit,
     wide_resnet,
 )
 from gnp_scale.models.registry import batch_stats_of
@@ -208,6 +209,19 @@ def test_remat_keeps_no_activation_inside_a_block_and_changes_no_number(scan_lay
     assert kept[True] == 0
     # The same sums, but XLA may fuse and order them differently.
     assert_close(run(replace(config, remat=True)), run(config), num_ulps=16)
+
+
+def test_a_scan_on_an_accelerator_stores_one_array_of_the_hidden_layer(monkeypatch):
+    """Its input, the result of a product; without this a scan also stores what the derivative of the GELU needs."""
+    config, kept, results = replace(TRANSFORMER, scan_layers=True), {}, {}
+    for name in ("cpu", "tpu"):
+        monkeypatch.setattr(vit, "platform", lambda name=name: name)
+        model, params, batch_stats = init(config)
+        residuals = residuals_of(loss_fn(model, batch_stats), params)
+        kept[name] = sum(residual.shape[-3:] == (NUM_EXAMPLES, 16, 128) for residual in residuals)
+        results[name] = run(config)
+    assert (kept["cpu"] > 1, kept["tpu"]) == (True, 1)
+    assert_close(results["tpu"], results["cpu"], num_ulps=16)
 
 
 @pytest.mark.slow

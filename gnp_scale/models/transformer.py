@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer, normal, xavier_uniform
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
@@ -22,6 +23,8 @@ from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_pa
 from gnp_scale.models.positions import Grid, rotate
 
 TOKENS = P(BATCH, None, None)
+ATTENTION = "attention"
+"""The name of the result of attention, by which it is stored for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ class Attention(nnx.Module):
             query_BxNxHxK, key_BxNxHxK = self.norm_query(query_BxNxHxK), self.norm_key(key_BxNxHxK)
         if self.grid is not None:
             query_BxNxHxK, key_BxNxHxK = rotate(query_BxNxHxK, self.grid), rotate(key_BxNxHxK, self.grid)
-        return self.out_proj(self.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+        out_BxNxHxK = self.attend(query_BxNxHxK, key_BxNxHxK, value_BxNxHxK)
+        return self.out_proj(checkpoint_name(out_BxNxHxK, ATTENTION))
 
     def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
         """For each query the weighted average of the values (B x N x H x K)."""
