@@ -26,7 +26,6 @@ from gnp_scale.models.torch_weights import name_by_table
 from gnp_scale.models.transformer import ATTENTION, Block, ParallelBlock, ViTConfig, cut_patches, initializer
 from gnp_scale.models.vit_sizes import SIZES, check_shapes, size_of
 
-
 # A scan stores all that the backward pass of its body reads. So it is told what XLA would store of separate blocks:
 # results of matrix products and of attention, but none of normalisations or of the GELU.
 STORED = jax.checkpoint_policies.save_from_both_policies(
