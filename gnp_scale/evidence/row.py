@@ -74,7 +74,7 @@ class Row:
         if code != Exit.FINISHED:
             return code
         point = self.chosen()
-        say(f"{self.name}: {'all points diverge' if point is None else f'{words(point)} is chosen'}")
+        say(f"{self.name}: {'no point' if point is None else words(point)} is chosen")
         return self._all(self.final(), train)
 
     def _all(self, runs: Sequence[Run], train: Train) -> Exit:
