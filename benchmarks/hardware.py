@@ -18,22 +18,9 @@ from gnp_scale.config.optim import OptimizerName
 from gnp_scale.config.run import Kernels
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
+from gnp_scale.planning.hardware import Cluster
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
-
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-"""NVIDIA's published figures of an H100 SXM, as XLA takes them (`GpuTargetConfigProto`)."""
 
 Dtype = Literal["float32", "bfloat16"]
 MODELS: dict[str, tuple[str, OptimizerName]] = {"ViT-B/16": ("vit_b", "adamw"), "ResNet-50": ("resnet50", "sgd")}
@@ -47,11 +34,7 @@ def h100_mesh() -> jax.sharding.Mesh:
 
 def h100_devices(num_devices: int) -> list[jax.Device]:
     """H100 of one host."""
-    jax.devices()
-    topology = f"1x1x{num_devices}"
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", topology=topology, target_config=H100
-    ).devices
+    return Cluster(f"h100:{num_devices}x1").devices()
 
 
 def tpu_mesh(name: str) -> jax.sharding.Mesh:

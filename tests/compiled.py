@@ -79,7 +79,13 @@ def _collectives(text: str) -> Iterator[Collective]:
         arrays = ARRAY.findall(match["result"])
         num_scalars = sum(shape == "" for _, shape, _ in arrays)
         sizes = tuple((dtype, _num_entries(shape)) for dtype, shape, _ in arrays)
-        yield Collective(match["kind"], _num_bytes(match["result"]), num_scalars, parse_groups(match["groups"]), sizes)
+        yield Collective(
+            match["kind"],
+            _num_bytes(match["result"]),
+            num_scalars,
+            parse_groups(match["groups"].partition("=")[2]),
+            sizes,
+        )
 
 
 def sends_between_slices(text: str) -> list[int]:

@@ -227,7 +227,7 @@ def run_plan(tmp_path, *arguments):
 
 
 SMALL = ["--model.width", "256", "--model.depth", "2", "--model.num-heads", "2", "--train.num-steps", "10"]
-SMALL += ["--optim.warmup-steps", "1", "--data.batch-size", "64"]
+SMALL += ["--optim.warmup-steps", "1", "--data.batch-size", "64", "--data.image-size", "32"]
 
 
 @pytest.mark.slow

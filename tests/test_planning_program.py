@@ -165,12 +165,12 @@ def test_a_scan_moves_and_repeats_what_its_length_says(unoptimized):
 
 
 GROUPS = {
-    "explicit": ("replica_groups={{0,1},{2,3}}, dimensions={0}", ((0, 1), (2, 3))),
-    "pairs": ("source_target_pairs={{0,1},{1,0}}, channel_id=1", ((0, 1), (1, 0))),
-    "iota": ("replica_groups=[2,4]<=[8], use_global_device_ids=true", ((0, 1, 2, 3), (4, 5, 6, 7))),
-    "transposed iota": ("replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add", ((0, 4), (1, 5), (2, 6), (3, 7))),
-    "mesh": ("replica_groups=mesh['replica'=2,'fsdp'=2] {'replica'}, to_apply=%add", ((0, 2), (1, 3))),
-    "mesh axes": ("replica_groups=mesh['replica'=2,'fsdp'=2] {'replica','fsdp'}, to_apply=%add", ((0, 1, 2, 3),)),
+    "explicit": ("{{0,1},{2,3}}, dimensions={0}", ((0, 1), (2, 3))),
+    "pairs": ("{{0,1},{1,0}}, channel_id=1", ((0, 1), (1, 0))),
+    "iota": ("[2,4]<=[8], use_global_device_ids=true", ((0, 1, 2, 3), (4, 5, 6, 7))),
+    "transposed iota": ("[4,2]<=[2,4]T(1,0), to_apply=%add", ((0, 4), (1, 5), (2, 6), (3, 7))),
+    "mesh": ("mesh['replica'=2,'fsdp'=2] {'replica'}, to_apply=%add", ((0, 2), (1, 3))),
+    "mesh axes": ("mesh['replica'=2,'fsdp'=2] {'replica','fsdp'}, to_apply=%add", ((0, 1, 2, 3),)),
 }
 
 
@@ -181,4 +181,4 @@ def test_every_form_of_device_groups_is_read(text, groups):
 
 def test_other_forms_of_device_groups_are_refused():
     with pytest.raises(ValueError, match="not known"):
-        parse_groups("replica_groups=@mesh {'replica':(1)2}")
+        parse_groups("@mesh {'replica':(1)2}")

@@ -20,6 +20,7 @@ _KINDS = (
 )
 _BETWEEN_SLICES = "xla_megascale_runtime"
 """What sends an array to the other slices of TPUs."""
+_GROUPS = re.compile("(?:replica_groups|source_target_pairs)=")
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,15 @@ def _collective(
     computation: Computation, instruction: Instruction, mesh: jax.sharding.Mesh, slice_size: int, runs: float
 ) -> Collective | None:
     kind = instruction.opcode.removesuffix("-start")
-    num_bytes = sum(array.num_bytes for array in computation.arrays(instruction.operands))
+    sizes = [array.num_bytes for array in computation.arrays(instruction.operands)]
     if instruction.opcode == "send" and _BETWEEN_SLICES in instruction.rest:
-        num_bytes = max((array.num_bytes for array in computation.arrays(instruction.operands)), default=0)
-        return Collective("send", _slow_axes(mesh, slice_size), num_bytes, is_slow=True, runs=runs)
+        # The other operand is a token.
+        return Collective("send", _slow_axes(mesh, slice_size), sum(sizes), is_slow=True, runs=runs)
     if kind not in _KINDS:
         return None
-    groups = parse_groups(instruction.rest[instruction.rest.index(_groups_key(instruction.rest)) :])
-    (first, *_), num_groups = groups, len(groups)
-    del num_groups
-    size = len(first)
+    groups = parse_groups(_GROUPS.split(instruction.rest, maxsplit=1)[1])
     is_slow = any(len({place // slice_size for place in group}) > 1 for group in groups)
-    return Collective(kind, _axes(groups, mesh), _sent(kind, num_bytes, size), is_slow, runs)
+    return Collective(kind, _axes(groups[0], mesh), _sent(kind, sum(sizes), len(groups[0])), is_slow, runs)
 
 
 def _sent(kind: str, num_bytes: int, size: int) -> int:
@@ -92,33 +90,33 @@ def _sent(kind: str, num_bytes: int, size: int) -> int:
     return num_bytes
 
 
-def _axes(groups: tuple[tuple[int, ...], ...], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    places = np.stack(np.unravel_index(np.array(groups[0]), mesh.devices.shape))
-    return tuple(axis for axis, along in zip(mesh.axis_names, places, strict=True) if len(set(along.tolist())) > 1)
+def _axes(group: tuple[int, ...], mesh: jax.sharding.Mesh) -> tuple[str, ...]:
+    """The axes along which the devices of a group differ."""
+    places = np.unravel_index(np.array(group), mesh.devices.shape)
+    return tuple(axis for axis, along in zip(mesh.axis_names, places, strict=True) if np.ptp(along) > 0)
 
 
 def _slow_axes(mesh: jax.sharding.Mesh, slice_size: int) -> tuple[str, ...]:
+    """The axes along which a step leads to another slice."""
     places = np.arange(mesh.devices.size).reshape(mesh.devices.shape) // slice_size
     return tuple(axis for number, axis in enumerate(mesh.axis_names) if np.any(np.diff(places, axis=number)))
 
 
-def _groups_key(rest: str) -> str:
-    return "source_target_pairs=" if "source_target_pairs=" in rest else "replica_groups="
-
-
 def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices at the start of `text`, in any of XLA's forms: positions in the mesh.
+    """The groups of devices at the start of `text`, after `replica_groups=` or so, in any of XLA's forms.
+
+    They are positions in the mesh.
 
     Raises:
         ValueError: the form is not known.
     """
-    if match := re.match(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
+    if match := re.match(r"\{(\{[\d,{}]*\})\}", text):
         groups = [[int(number) for number in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
-    elif match := re.match(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+    elif match := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         shape, reshaped, order = ([int(n) for n in (part or "").split(",") if n] for part in match.groups())
         places = np.arange(math.prod(reshaped)).reshape(reshaped)
         groups = places.transpose(order or None).reshape(shape)
-    elif match := re.match(r"replica_groups=mesh\[(['\w=,]+)\] \{(['\w,]+)\}(?:,|$)", text):
+    elif match := re.match(r"mesh\[(['\w=,]+)\] \{(['\w,]+)\}(?:,|$)", text):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
         names = re.findall(r"'(\w+)'", match[2])
         places = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))

@@ -53,7 +53,7 @@ class Estimate:
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """What takes longest; of the work of a chip it is "compute" if products are at least half of it."""
         times = {"fast network": self.fast_s, "slow network": self.slow_s}
         times["compute" if self.compute_s >= 0.5 * self.chip_s else "memory"] = self.chip_s
         return max(times, key=lambda name: times[name])
