@@ -119,9 +119,9 @@ def _accuracy(task: Task, ends: tuple[Params, Params], stats: list[Any], during:
 def _statistics(
     task: Task, ends: tuple[Params, Params], batch_stats: Any, settings: Settings, during: During
 ) -> Iterator[Any]:
-    """The batch statistics at each step: means, over batches of training examples, of those of a training pass.
+    """The batch statistics at each step: means, over whole batches of training examples, of those of a training pass.
 
-    The network computes in float32, without random branches; images are not augmented. Each batch is one group.
+    Each batch is one group. Padding would count in the statistics, so there is none.
     """
     if not jax.tree.leaves(batch_stats):
         yield from [batch_stats] * len(STEPS)
@@ -129,16 +129,27 @@ def _statistics(
     num_shards = current_axis_size(AXES)
     size = min(task.config.data.eval_batch_size, settings.num_examples) // num_shards * num_shards
     check(size > 0, f"--examples is {settings.num_examples}: give at least one for each of the {num_shards} devices")
-    # Whole batches, because padding would count in the statistics.
     num_examples = min(settings.num_examples, len(task.dataset.train)) // size * size
     parts = examples.read(task, batch_stats, num_examples, size, settings.seed, during).parts
+    statistics_at = _make_statistics(task, size)
+    for step in STEPS:
+        with during():
+            yield statistics_at(ends, batch_stats, parts, np.float32(step))
+
+
+def _make_statistics(task: Task, batch_size: int) -> Any:
+    """A jitted function of (ends, batch_stats, parts, step), of which the second is only a form.
+
+    The network computes in float32, without random branches; images are not augmented.
+    """
     as_float32 = replace(task.config.model, dtype="float32", num_bn_groups=1)
-    model = registry.create(as_float32, task.dataset.image_shape, task.dataset.num_classes, size)
-    # A pass moves statistics of 0 to a share of those of its batch.
-    nothing = jax.tree.map(jnp.zeros_like, batch_stats)
+    model = registry.create(as_float32, task.dataset.image_shape, task.dataset.num_classes, batch_size)
 
     @partial(jax.jit, compiler_options=compiler_options())
-    def statistics(ends: tuple[Params, Params], nothing: Any, parts: Any, step: jax.Array) -> Any:
+    def statistics_at(ends: tuple[Params, Params], batch_stats: Any, parts: Any, step: jax.Array) -> Any:
+        # A pass moves statistics of 0 to a share of those of its batch.
+        nothing = jax.tree.map(jnp.zeros_like, batch_stats)
+
         def of_part(part: Any) -> Any:
             network = model.network(at(ends, step), nothing)
             network(normalise(part["image"], task.dataset), train=True)
@@ -147,9 +158,7 @@ def _statistics(
         moved = jax.lax.map(of_part, parts)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0) / (1 - BatchNorm.momentum), moved)
 
-    for step in STEPS:
-        with during():
-            yield statistics(ends, nothing, parts, np.float32(step))
+    return statistics_at
 
 
 def _height(steps: np.ndarray, values: np.ndarray) -> float:

@@ -70,19 +70,17 @@ def measure_run(
     With `other_dir` it also measures the line to the run there.
 
     Raises:
-        ConfigError: as `evaluate_run`; or a measurement has no meaning for this network; or the other run has another
-            network.
+        ConfigError: as `evaluate_run`; a measurement has no meaning for this network; or the other run has another one.
     """
     if "spectrum" in settings.measures:
         spectrum.check_installed()
     with working(config, output) as stages:
         task = task_of(config, run_dir, has_own_classes=False)
         step, state = load(run_dir, task, num_averaged, stages)
-        report, other = Report(step), None
-        if other_dir is not None:
-            report.other_step, other = _other_end(config, run_dir, other_dir, num_averaged, stages)
+        other_step, other = _other_end(config, run_dir, other_dir, num_averaged, stages) if other_dir else (None, None)
         during = partial(stages.enter, Stage.EVALUATE, step)
-        return _measure(_Network(task, *state.evaluated, settings, during, other), report)
+        network = _Network(task, *state.evaluated, settings, during, other)
+        return _measure(network, Report(step, other_step=other_step))
 
 
 def _other_end(

@@ -24,10 +24,9 @@ _FIRST, _COLUMN = 26, 13
 def lines(report: Report, settings: Settings) -> Iterator[str]:
     """The report for a reader."""
     scores, measures = report.scores, settings.measures
-    num = scores.get("sharpness/num_examples")
     yield f"step {report.step}"
-    if num is not None:
-        yield _row(f"loss of {num:.0f} examples", [f"{scores['sharpness/loss']:.4g}"])
+    if "sharpness/num_examples" in scores:
+        yield _row(f"loss of {scores['sharpness/num_examples']:.0f} examples", [f"{scores['sharpness/loss']:.4g}"])
     if "rise" in measures:
         yield from _rise_lines(scores, settings)
     if "spectrum" in measures:
