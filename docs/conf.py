@@ -27,7 +27,10 @@ TITLES = {"README": "Overview"}
 BELOW = {
     "docs/launch": ["launch/slurm/README", "launch/gke/README", "launch/tpu_vm/README", "launch/local/README"],
     "docs/kernels": ["kernels/README"],
-    "docs/api": ["docs/api/gnp", "docs/api/kernels", "docs/api/config", "docs/api/recipe", "docs/api/training"],
+    "docs/api": [
+        *("docs/api/gnp", "docs/api/sharpness", "docs/api/kernels"),
+        *("docs/api/config", "docs/api/recipe", "docs/api/training"),
+    ],
     "docs/measurements": sorted(f"benchmarks/results/{file.stem}" for file in ROOT.glob("benchmarks/results/*.md"))[
         ::-1
     ],

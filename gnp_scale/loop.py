@@ -22,6 +22,7 @@ from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.models import registry
 from gnp_scale.monitoring.metrics import MetricWriter
+from gnp_scale.monitoring.profiles import Profile
 from gnp_scale.monitoring.progress import ProgressBar, print_summary
 from gnp_scale.monitoring.reporter import Reporter
 from gnp_scale.monitoring.throughput import Throughput
@@ -62,6 +63,7 @@ class _Run:
     rollbacks: Rollbacks
     recorder: Recorder
     checkpoints: Checkpoints
+    profile: Profile
     stop: StopRequest
 
 
@@ -109,8 +111,10 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                     announce(advice)
                 if advice := group_advice(config, kinds, task.model.bn_group_size):
                     announce(advice)
-                with Checkpoints(run_dir, config) as checkpoints:
-                    run = _Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, stop or StopRequest())
+                stop = stop or StopRequest()
+                # A run that is asked to stop ends its saves before it writes a profile.
+                with Profile(config.train, run_dir) as profile, Checkpoints(run_dir, config) as checkpoints:
+                    run = _Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, profile, stop)
                     last = _train_on(run)
                 code = _tell_end(run, last)
                 recorder.end(code)
@@ -221,12 +225,16 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             barrier()
         evaluate = make_evaluate(task, partial(_evaluation, run))
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, broadcast)
+        run.profile.begin(start)
         run.stop.begin(start, num_steps, partial(_leave, run))
 
         for step in range(start + 1, num_steps + 1):
-            with throughput.waiting_for_data(step):
-                batch = first.pop() if first else next(stream)
-            state, metrics = compiled[kinds[step - 1]](state, batch)
+            if run.profile.turns_before(step):
+                _turn_profile(run, step, throughput, after=state)
+            with run.profile.step(step):
+                with throughput.waiting_for_data(step):
+                    batch = first.pop() if first else next(stream)
+                state, metrics = compiled[kinds[step - 1]](state, batch)
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 run.recorder.first_step_is_computed()
@@ -255,6 +263,15 @@ def _train_from(start: int, state: TrainState, run: _Run) -> int:
             if stops:
                 return step
     return num_steps
+
+
+def _turn_profile(run: _Run, step: int, throughput: Throughput, after: TrainState) -> None:
+    """Begins or ends a recording before `step`, when the devices have computed `after`, the state of the last one."""
+    with throughput.paused(Stage.COMPILE, step - 1, after):
+        # What compiles while steps are recorded slows them.
+        run.programs.get(_EVALUATION)
+    with throughput.paused(Stage.SAVE, step - 1, after):
+        run.profile.turn()
 
 
 def _scores(evaluation: Evaluation, step: int, writer: MetricWriter, task: Task) -> dict[str, float]:

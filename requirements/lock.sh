@@ -11,5 +11,5 @@ lock() {
         --no-emit-index-url --no-header --quiet --exclude-newer "$not_newer_than" -o "requirements/$out.txt"
 }
 lock base
-for extra in cuda tpu gcs s3 parquet sharpness; do lock "$extra" --extra "$extra" -c requirements/base.txt; done
+for extra in cuda tpu gcs s3 parquet sharpness profile; do lock "$extra" --extra "$extra" -c requirements/base.txt; done
 for group in dev docs optional tpu-compiler gpu-compiler; do lock "$group" --group "$group" -c requirements/base.txt; done

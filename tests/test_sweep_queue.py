@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gnp_scale.run.run_dir import try_lock
-from gnp_scale.sweeps.queue import Queue, last_line, meaning
+from gnp_scale.sweeps.queue import Queue, meaning, telling_line
 
 
 def shell(folder, script):
@@ -34,8 +34,46 @@ def test_a_failure_does_not_end_the_queue_and_a_stop_is_started_again(tmp_path):
     assert ours.run()
     assert ours.codes == {"wrong": 2, "diverged": 77, "stopped": 0, "killed": 0, "hung": 76, "good": 0}
     assert len((tmp_path / "hung").read_text().split()) == 4, "it must not be started for ever"
-    assert last_line(tmp_path, "wrong") == "no such flag"
-    assert last_line(tmp_path, "good") == "its log is empty"
+    assert ours.error_of("wrong") == "no such flag"
+    assert ours.error_of("good") == "its log is empty"
+
+
+PLUGIN = "Traceback (most recent call last):\nRuntimeError: Unable to load cuFFT. Is it installed?\n"
+STEPS = "step 10/60  loss 2.3\nstep 20/60  loss 2.2  images/s 300\n"
+TABLE = "step 60/60  test accuracy 0.9\n  finished\nwatch it: tensorboard --logdir runs/a\n"
+LOGS = {
+    "a mistake": (f"{PLUGIN}gnp-scale: --x is wrong: leave it out\n", "--x is wrong: leave it out"),
+    "a failure, after which other runs go on": (
+        f"{PLUGIN}{STEPS}gnp-scale: sam, tune: failed: OSError: disk full\n{STEPS}{TABLE}gnp-scale: process 1 waits\n",
+        "sam, tune: failed: OSError: disk full",
+    ),
+    "a traceback": (
+        f"{STEPS}Traceback (most recent call last):\n  File x\njax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: memory\n"
+        "of 3 GB\n--------\nE0000 tsl\n",
+        "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: memory",
+    ),
+    "a divergence": (f"{STEPS}diverged: step 21: nan\nthere is no checkpoint\n", "diverged: step 21: nan"),
+    "a crash": (
+        f"{STEPS}Fatal Python error: Segmentation fault\n\nThread 1:\n",
+        "Fatal Python error: Segmentation fault",
+    ),
+    "a kill, after an error that ended nothing": (f"{PLUGIN}{STEPS}", "step 20/60  loss 2.2  images/s 300"),
+    "nothing": (" \n\n", "its log is empty"),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), LOGS.values(), ids=LOGS)
+def test_the_line_that_tells_the_error_is_found_in_a_log(text, line):
+    assert telling_line(text) == line
+
+
+def test_an_error_of_an_earlier_start_is_not_told_again(tmp_path):
+    script = (
+        "[ -e again ] && { echo 'step 1/9 '; kill -KILL $$; }; touch again; echo 'gnp-scale: a: failed: x'; exit 75"
+    )
+    ours = queue(tmp_path, a=script)
+    assert ours.run()
+    assert (ours.codes, ours.error_of("a")) == ({"a": -9}, "step 1/9")
 
 
 @pytest.mark.parametrize("num_jobs", [1, 2])

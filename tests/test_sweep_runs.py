@@ -60,7 +60,7 @@ def test_a_stopped_sweep_goes_on_past_a_point_that_fails_and_grows(tmp_path):
     first, second = cells(out)
     assert (first["mesh.fsdp"], first["step"], first["state"]) == ("1", "600", "finished")
     assert second["state"] == "wrong configuration, exit code 2"
-    assert f"{MISFIT}: wrong configuration, exit code 2: gnp-scale: a mesh of" in err
+    assert f"{MISFIT}: wrong configuration, exit code 2: a mesh of" in err
     assert (folder / "table.md").read_text() == out
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 

@@ -7,70 +7,17 @@ workers. Each loader is pinned to as many CPUs as it has threads.
 """
 
 import argparse
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from benchmarks.input.protocol import BATCH_SIZE
 from benchmarks.timing import write_report
+from benchmarks.workers import Worker
 from gnp_scale.data.prepare import prepare
 
 HERE = Path(__file__).parent
-CLOCK_HZ = os.sysconf("SC_CLK_TCK")
-
-
-class Loader:
-    """A loader in a process of its own, which is stopped between rounds: else it would read ahead at no cost."""
-
-    def __init__(self, command: list[str], num_threads: int) -> None:
-        self._process = subprocess.Popen(
-            [*command, str(num_threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, range(num_threads)),
-            start_new_session=True,
-        )
-        assert self._answer() == "ready", command
-        self._signal(signal.SIGSTOP)
-
-    def read(self, num_batches: int) -> tuple[float, float]:
-        """CPU seconds and seconds in which it read some batches."""
-        assert self._process.stdin is not None
-        cpu_s, start_s = self._cpu_s(), time.perf_counter()
-        self._signal(signal.SIGCONT)
-        print(num_batches, file=self._process.stdin, flush=True)
-        self._answer()
-        self._signal(signal.SIGSTOP)
-        return self._cpu_s() - cpu_s, time.perf_counter() - start_s
-
-    def close(self) -> None:
-        """Ends the process and its workers."""
-        self._signal(signal.SIGKILL)
-        self._process.communicate()
-
-    def _signal(self, number: int) -> None:
-        os.killpg(self._process.pid, number)
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def _cpu_s(self) -> float:
-        """Of the process and its workers."""
-        total, pending = 0, [self._process.pid]
-        while pending:
-            pid = pending.pop()
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                pending += [int(child) for child in (task / "children").read_text().split()]
-        return total / CLOCK_HZ
 
 
 def main() -> None:
@@ -118,13 +65,15 @@ def main() -> None:
 
 def timed(commands: dict[str, list[str]], num_threads: int, num_rounds: int, num_batches: int) -> list[str]:
     """A row of the table for each loader."""
-    loaders = {name: Loader(command, num_threads) for name, command in commands.items()}
+    loaders = {name: Worker([*command, str(num_threads)], num_threads) for name, command in commands.items()}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
     try:
+        for loader in loaders.values():
+            loader.get_ready()
         for _ in range(num_rounds):
             for name, loader in loaders.items():
-                cpu_s, seconds = loader.read(num_batches)
-                rates[name].append((num_batches * BATCH_SIZE / cpu_s, num_batches * BATCH_SIZE / seconds))
+                work = loader.ask(str(num_batches))
+                rates[name].append((num_batches * BATCH_SIZE / work.cpu_s, num_batches * BATCH_SIZE / work.seconds))
     finally:
         for loader in loaders.values():
             loader.close()

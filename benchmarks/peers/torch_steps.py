@@ -45,12 +45,20 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """ViT-Ti with patches of 4x4 and the mean over tokens."""
+    """Vision transformer with the mean over tokens, by default ViT-Ti with patches of 4x4."""
 
-    def __init__(self, width: int = 192, depth: int = 12, num_heads: int = 3, patch: int = 4) -> None:
+    def __init__(
+        self,
+        width: int = 192,
+        depth: int = 12,
+        num_heads: int = 3,
+        patch: int = 4,
+        image_size: int = IMAGE_SIZE,
+        num_channels: int = 3,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Conv2d(3, width, patch, patch)
-        self.position = nn.Parameter(torch.randn((IMAGE_SIZE // patch) ** 2, width) * width**-0.5)
+        self.embed = nn.Conv2d(num_channels, width, patch, patch)
+        self.position = nn.Parameter(torch.randn((image_size // patch) ** 2, width) * width**-0.5)
         self.blocks = nn.Sequential(*(Block(width, num_heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width, 1e-6), nn.Linear(width, NUM_CLASSES)
 
@@ -78,9 +86,9 @@ class BasicBlock(nn.Module):
         return functional.relu(self.shortcut(x) + self.layers(x))
 
 
-def resnet18() -> nn.Module:
+def resnet18(num_channels: int = 3) -> nn.Module:
     """ResNet-18 with the stem for images of 32x32."""
-    stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
+    stem = nn.Sequential(nn.Conv2d(num_channels, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
     widths = (64, 64, 128, 256, 512)
     blocks = [
         block

@@ -32,14 +32,14 @@ def on_cpu() -> None:
     import_jax().config.update("jax_platforms", "cpu")
 
 
-def existing_run(text: str) -> Folder:
-    """The folder of the run that `text` names.
+def existing_run(text: str, option: str = "RUN") -> Folder:
+    """The folder of the run that `text` names, which was given as `option`.
 
     Raises: ConfigError: it names none.
     """
     if ".py:" in text:
         raise ConfigError(f"{text} is a recipe: give the folder of its run, runs/NAME or that of --run-dir")
-    return run_folder("RUN", text)
+    return run_folder(option, text)
 
 
 def config_of_run(run_dir: Folder, flags: Sequence[str], command: str, usage: str, options: Sequence[str]) -> Config:

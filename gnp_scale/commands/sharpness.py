@@ -20,7 +20,7 @@ _NUMBERS = {
     "seed": ("seed", 0, "of the examples, directions, vectors and corruptions"),
 }
 """Options that are whole numbers: the field of `Settings`, the lowest value, the help."""
-_OPTIONS = ("measure", "radii", *_NUMBERS, "output", "average")
+_OPTIONS = ("measure", "radii", *_NUMBERS, "output", "average", "to")
 
 
 def add(commands: Any) -> None:
@@ -36,8 +36,9 @@ def add(commands: Any) -> None:
     )
     words = ",".join(MEASURES)
     parser.add_argument(
-        "--measure", metavar="PARTS", type=_words, default=MEASURES, help=f"some of {words} (default: all)"
+        "--measure", metavar="PARTS", type=_words, help=f"some of {words} (default: all; with --to, none)"
     )
+    parser.add_argument("--to", metavar="RUN2", help="measure the line from RUN to this run of the same network")
     radii = ",".join(map(str, default.radii))
     parser.add_argument("--radii", type=_numbers, default=default.radii, help=f"of the ascent ({radii})")
     for option, (name, lowest, text) in _NUMBERS.items():
@@ -50,8 +51,10 @@ def add(commands: Any) -> None:
 
 def _sharpness(options: argparse.Namespace, flags: Sequence[str]) -> int:
     numbers = {name: getattr(options, name) for name, *_ in _NUMBERS.values()}
-    settings = Settings(measures=options.measure, radii=options.radii, **numbers)
+    measures = options.measure or (MEASURES if options.to is None else ())
+    settings = Settings(measures=measures, radii=options.radii, **numbers)
     run_dir = existing_run(options.run_dir)
+    other_dir = None if options.to is None else existing_run(options.to, "--to")
     output = None if options.output is None else local_path("--output", options.output)
     import_jax()
     from gnp_scale.run import processes
@@ -63,11 +66,11 @@ def _sharpness(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.sharpness import report
     from gnp_scale.sharpness.measure import measure_run
 
-    found = measure_run(config, run_dir, settings, output, options.average)
+    found = measure_run(config, run_dir, settings, output, options.average, other_dir)
     if processes.is_main_process():
         print("\n".join(report.lines(found, settings)), flush=True)
         if output is not None:
-            report.write(output, options.run_dir, found, settings)
+            report.write(output, options.run_dir, found, settings, options.to)
     return Exit.FINISHED
 
 

@@ -74,7 +74,7 @@ def _asked_for(options: argparse.Namespace, flags: Sequence[str]) -> "Sweep":
 
 def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) -> int:
     """Trains what is not finished, and reports; returns the exit code."""
-    from gnp_scale.sweeps.queue import Queue, last_line, meaning
+    from gnp_scale.sweeps.queue import Queue, meaning
 
     train = [sys.executable, "-m", "gnp_scale.cli", "train"]
     commands = {name: [*train, *sweep.arguments(name, folder)] for name in names}
@@ -83,7 +83,7 @@ def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) ->
     states = {name: meaning(code) for name, code in queue.codes.items() if code != Exit.FINISHED}
     _report(folder, states)
     for name, state in states.items():
-        say(f"{name}: {state}: {last_line(folder, name)}")
+        say(f"{name}: {state}: {queue.error_of(name)}")
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED

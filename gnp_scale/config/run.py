@@ -1,5 +1,6 @@
 """Sections `mesh`, `train`, `divergence` and `checkpoint`: how a run proceeds."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +62,9 @@ class TrainConfig:
     communication; the parameters themselves stay in float32."""
     log_every_steps: int = 10
     eval_every_steps: int = 100
+    profile_steps: str | None = None
+    """Steps of which each process records a profile, as START:STOP like a slice: 10:15 for the steps 10 to 14. The
+    first step of a start is never recorded."""
 
     def __post_init__(self) -> None:
         check_values("train", self)
@@ -74,6 +78,7 @@ class TrainConfig:
             f"train.label_smoothing is {self.label_smoothing}: it must be in [0, 1)",
         )
         self._check_threshold()
+        self._check_profile()
         check(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             f"train.ema_decay is {self.ema_decay}: it must be between 0 and 1, or None",
@@ -87,6 +92,22 @@ class TrainConfig:
             f"train.target_threshold is {value}, and makes labels of 0 and 1: use it with train.loss sigmoid or bce, "
             "and without train.label_smoothing",
         )
+
+    def _check_profile(self) -> None:
+        text, steps = self.profile_steps, self.profiled
+        option = f"train.profile_steps is {text!r}"
+        check(text is None or bool(steps), f"{option}: write it as START:STOP, such as 10:15 for the steps 10 to 14")
+        check(
+            text is None or (steps.start >= 2 and steps.stop <= self.num_steps + 1),
+            f"{option} with train.num_steps {self.num_steps}: START must be at least 2, because the first step of a "
+            f"start is not recorded, and STOP at most {self.num_steps + 1}",
+        )
+
+    @property
+    def profiled(self) -> range:
+        """The steps of `profile_steps`; empty if it is None."""
+        match = re.fullmatch("([0-9]{1,10}):([0-9]{1,10})", self.profile_steps or "")
+        return range(int(match[1]), int(match[2])) if match else range(0)
 
     def evaluates_after(self, step: int) -> bool:
         """Whether an evaluation follows `step`."""

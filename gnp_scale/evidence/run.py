@@ -16,7 +16,7 @@ from gnp_scale.evidence.summary import Comparison, Summary
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.run_dir import try_lock
 from gnp_scale.run.streams import say
-from gnp_scale.sweeps.queue import Queue, last_line, meaning
+from gnp_scale.sweeps.queue import Queue, meaning
 from gnp_scale.sweeps.record import LOGS_FOLDER
 
 _LOOK_S = 5.0
@@ -63,7 +63,7 @@ def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[s
     print(report_on(rows), end="")
     for name, code in queue.codes.items():
         if code != Exit.FINISHED:
-            say(f"{name}: {meaning(code)}: {last_line(folder, name)}")
+            say(f"{name}: {meaning(code)}: {queue.error_of(name)}")
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED

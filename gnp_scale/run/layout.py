@@ -12,6 +12,8 @@ EVENTS_PATTERN = "events.out.tfevents.*"
 STACKS_FILE = "stacks-{rank}.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
 COMPILED_FOLDER = "compiled"
+PROFILES_FOLDER = "plugins/profile"
+"""Where xprof and TensorBoard look for profiles."""
 COMMITTED_MARK, GOOD_MARK, DELETED_MARK = "committed", "good", "deleted"
 ASIDE_MARKS = ("damaged", "rolled-back", DELETED_MARK)
 """On an object store, the last words of the names of empty objects beside the folders of checkpoints."""

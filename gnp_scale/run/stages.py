@@ -22,7 +22,8 @@ class Stage(StrEnum):
     """Waiting for a batch."""
     EVALUATE = "evaluate"
     SAVE = "save"
-    """Training waits for a save: for the copy to the host, and for an earlier write that is not yet complete."""
+    """Training waits for a save: for the copy to the host, and for an earlier write that is not yet complete; or for a
+    profile to be written."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+PROGRAM = "gnp-scale"
+"""Lines of `say` begin with this name."""
+
 before_last_words: Callable[[], object] | None = None
 """Ends what is drawn on standard error, such as a bar; None if nothing is."""
 _PATIENCE_S = 1.0
@@ -24,7 +27,7 @@ def say(message: str) -> None:
     # In an unprotected process, standard error may be closed (ValueError) or missing.
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            sys.stderr.write(f"gnp-scale: {message}\n")
+            sys.stderr.write(f"{PROGRAM}: {message}\n")
             sys.stderr.flush()
 
 

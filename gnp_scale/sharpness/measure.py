@@ -1,7 +1,7 @@
 """Measures the sharpness and robustness of a run that exists; writes nothing into its folder."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gnp_scale.checkpoint import stored_shapes
 from gnp_scale.config import Config, check
 from gnp_scale.evaluation.existing import load, task_of, working
-from gnp_scale.run.stages import Stage
+from gnp_scale.run.run_dir import stored_config
+from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
-from gnp_scale.sharpness import examples, landscape, rise, robustness, spectrum
+from gnp_scale.sharpness import examples, landscape, line, rise, robustness, spectrum
 from gnp_scale.sharpness.examples import During
+from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
 from gnp_scale.sharpness.pictures import corrupted_examples
 from gnp_scale.sharpness.settings import Settings
 from gnp_scale.training.setup import Task
-from gnp_scale.training.state import TrainState
 
 
 @dataclass
@@ -35,6 +37,10 @@ class Report:
     """Its losses: a row for each step along the second direction."""
     corrupted: np.ndarray | None = None
     """An image with each corruption, as a picture (uint8 H x W x 3)."""
+    line: Line | None = None
+    """Between the parameters of the run and those of another one."""
+    other_step: int | None = None
+    """The step of the other run."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +52,60 @@ class _Network:
     batch_stats: object
     settings: Settings
     during: During
+    other: Params = None
+    """The parameters of the other end of the line, if there is one."""
 
 
 def measure_run(
-    config: Config, run_dir: Folder, settings: Settings, output: Path | None, num_averaged: int | None
+    config: Config,
+    run_dir: Folder,
+    settings: Settings,
+    output: Path | None,
+    num_averaged: int | None,
+    other_dir: Folder | None = None,
 ) -> Report:
     """Measures the newest checkpoint in `run_dir`, as `config` says; makes the folder `output`, if it is given.
 
     The moving average is measured if the run keeps one. With `num_averaged`, it is the average of so many checkpoints.
+    With `other_dir` it also measures the line to the run there.
 
     Raises:
-        ConfigError: as `evaluate_run`; or a measurement has no meaning for this network.
+        ConfigError: as `evaluate_run`; a measurement has no meaning for this network; or the other run has another one.
     """
     if "spectrum" in settings.measures:
         spectrum.check_installed()
     with working(config, output) as stages:
         task = task_of(config, run_dir, has_own_classes=False)
         step, state = load(run_dir, task, num_averaged, stages)
+        other_step, other = _other_end(config, run_dir, other_dir, num_averaged, stages) if other_dir else (None, None)
         during = partial(stages.enter, Stage.EVALUATE, step)
-        return _measure(task, state, settings, during, Report(step))
+        network = _Network(task, *state.evaluated, settings, during, other)
+        return _measure(network, Report(step, other_step=other_step))
 
 
-def _measure(task: Task, state: TrainState, settings: Settings, during: During, report: Report) -> Report:
-    network = _Network(task, *state.evaluated, settings, during)
-    if {"rise", "spectrum", "plane"} & {*settings.measures}:
+def _other_end(
+    config: Config, run_dir: Folder, other_dir: Folder, num_averaged: int | None, stages: Stages
+) -> tuple[int, Params]:
+    """The step and the parameters of the run in `other_dir`."""
+    is_same = other_dir.absolute() == run_dir.absolute()
+    check(not is_same, f"--to is {other_dir}, which is the run itself: give another one")
+    other = stored_config(other_dir)
+    line.check_same_network(config, other, str(other_dir))
+    shapes, others = stored_shapes(run_dir), stored_shapes(other_dir)
+    differing = [f"{name} {shape} -> {others.get(name)}" for name, shape in shapes.items() if others.get(name) != shape]
+    check(
+        not differing,
+        f"{other_dir} has another network ({', '.join(differing[:1])}): give --to a run of the same network",
+    )
+    data = replace(config.data, batch_size=other.data.batch_size)
+    task = task_of(replace(other, data=data, mesh=config.mesh), other_dir, has_own_classes=False)
+    step, state = load(other_dir, task, num_averaged, stages)
+    return step, state.evaluated[0]
+
+
+def _measure(network: _Network, report: Report) -> Report:
+    task, settings, during = network.task, network.settings, network.during
+    if {"rise", "spectrum", "plane"} & {*settings.measures} or network.other is not None:
         with jax.default_matmul_precision("highest"):
             _measure_loss(network, report)
     if "corruptions" in settings.measures:
@@ -103,6 +139,12 @@ def _measure_loss(network: _Network, report: Report) -> None:
     if "plane" in settings.measures:
         report.steps = np.linspace(-1, 1, settings.grid_size)
         report.losses = landscape.plane(loss_sum, network.params, fixed, is_free, key, report.steps, during)
+    if network.other is not None:
+        report.line = line.between(task, loss_sum, (network.params, network.other), fixed, settings, during)
+        report.scores |= {
+            "sharpness/line_barrier": report.line.barrier,
+            "sharpness/line_top1_barrier": report.line.top1_barrier,
+        }
 
 
 def _measure_rise(network: _Network, loss_sum: LossSum, fixed: Fixed, report: Report) -> None:

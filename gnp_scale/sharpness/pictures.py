@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gnp_scale.data.sources import UNREADABLE, Dataset
 from gnp_scale.sharpness import corruptions
 from gnp_scale.sharpness.corruptions import SEVERITIES
+from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.robustness import keys
 from gnp_scale.sweeps.chart import Chart, Mark, draw
 
@@ -58,6 +59,19 @@ def accuracy_picture(scores: Mapping[str, float]) -> np.ndarray:
     }
     ticks = {float(severity): str(severity) for severity in SEVERITIES}
     return np.asarray(draw(Chart("severity", "top-1 accuracy", lines, ticks, is_log=False, joins=True)))
+
+
+def line_picture(line: Line) -> np.ndarray:
+    """The loss above, the accuracy below, both by the step along the line (uint8 H x W x 3)."""
+    ticks = {float(step): f"{step:g}" for step in line.steps if step % 0.25 == 0}
+
+    def chart(label: str, values: np.ndarray) -> np.ndarray:
+        pairs = zip(line.steps.tolist(), values.tolist(), strict=True)
+        marks = [Mark(step, value, None, (value,)) for step, value in pairs if np.isfinite(value)]
+        words = "step from RUN (0) to the other run (1)"
+        return np.asarray(draw(Chart(words, label, {"": marks}, ticks, is_log=False, joins=True)))
+
+    return np.concatenate([chart("loss", line.losses), chart("top-1 accuracy", line.top1)])
 
 
 def corrupted_examples(dataset: Dataset, seed: int) -> np.ndarray | None:

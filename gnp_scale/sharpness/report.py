@@ -12,8 +12,9 @@ from gnp_scale.config import ConfigError
 from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.sharpness import corruptions
 from gnp_scale.sharpness.corruptions import SEVERITIES
+from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.measure import Report
-from gnp_scale.sharpness.pictures import accuracy_picture, plane_picture
+from gnp_scale.sharpness.pictures import accuracy_picture, line_picture, plane_picture
 from gnp_scale.sharpness.settings import Settings
 
 _FIRST, _COLUMN = 26, 13
@@ -23,16 +24,17 @@ _FIRST, _COLUMN = 26, 13
 def lines(report: Report, settings: Settings) -> Iterator[str]:
     """The report for a reader."""
     scores, measures = report.scores, settings.measures
-    num = scores.get("sharpness/num_examples")
     yield f"step {report.step}"
-    if num is not None:
-        yield _row(f"loss of {num:.0f} examples", [f"{scores['sharpness/loss']:.4g}"])
+    if "sharpness/num_examples" in scores:
+        yield _row(f"loss of {scores['sharpness/num_examples']:.0f} examples", [f"{scores['sharpness/loss']:.4g}"])
     if "rise" in measures:
         yield from _rise_lines(scores, settings)
     if "spectrum" in measures:
         yield from _spectrum_lines(scores, settings)
     if report.losses is not None:
         yield _row("highest loss of the plane", [f"{np.nanmax(report.losses):.4g}"])
+    if report.line is not None:
+        yield from _line_lines(report, report.line)
     if "robustness/top1" in scores:
         yield _row("accuracy", [f"{scores['robustness/top1']:.2%}"])
     if "rounding" in measures:
@@ -66,19 +68,27 @@ def _spectrum_lines(scores: dict[str, float], settings: Settings) -> Iterator[st
     yield _row("trace", [f"{scores['sharpness/trace']:.4g}", f"+- {scores['sharpness/trace_error']:.2g}"])
 
 
+def _line_lines(report: Report, line: Line) -> Iterator[str]:
+    shown = [number for number, step in enumerate(line.steps) if step % 0.25 == 0]
+    yield _row(f"to step {report.other_step} by", [f"{line.steps[number]:g}" for number in shown])
+    yield _row("  loss", [f"{line.losses[number]:.4g}" for number in shown])
+    yield _row("  accuracy", [f"{line.top1[number]:.2%}" for number in shown])
+    yield _row("  barrier: loss, error", [f"{line.barrier:.4g}", f"{line.top1_barrier:.2%}"])
+
+
 def _row(name: str, words: list[str]) -> str:
     return name.ljust(_FIRST) + "".join(word.rjust(_COLUMN) for word in words)
 
 
-def write(folder: Path, run: str, report: Report, settings: Settings) -> None:
-    """Writes `sharpness.json`, pictures and TensorBoard events into `folder`.
+def write(folder: Path, run: str, report: Report, settings: Settings, other: str | None = None) -> None:
+    """Writes `sharpness.json`, pictures and TensorBoard events into `folder`; `other` is the run to which a line leads.
 
     Raises:
         ConfigError: the disk refuses.
     """
     pictures = _pictures(report)
     try:
-        (folder / "sharpness.json").write_text(_to_json(run, report, settings))
+        (folder / "sharpness.json").write_text(_to_json(run, report, settings, other))
         for name, picture in pictures.items():
             Image.fromarray(picture).save(folder / f"{name}.png")
         board = TensorBoard(folder, report.step)
@@ -96,15 +106,24 @@ def _pictures(report: Report) -> dict[str, np.ndarray]:
         pictures["plane"] = plane_picture(report.losses)
     if "robustness/blur_1" in report.scores:
         pictures["accuracy"] = accuracy_picture(report.scores)
+    if report.line is not None:
+        pictures["line"] = line_picture(report.line)
     if report.corrupted is not None:
         pictures["corruptions"] = report.corrupted
     return pictures
 
 
-def _to_json(run: str, report: Report, settings: Settings) -> str:
+def _to_json(run: str, report: Report, settings: Settings, other: str | None) -> str:
     plane = None
     if report.steps is not None and report.losses is not None:
-        losses = [[loss if np.isfinite(loss) else None for loss in row] for row in report.losses.tolist()]
-        plane = {"steps": report.steps.tolist(), "loss": losses}
+        plane = {"steps": report.steps.tolist(), "loss": [_finite(row) for row in report.losses]}
     content = {"run": run, "step": report.step, "settings": asdict(settings), "scores": report.scores, "plane": plane}
+    if report.line is not None:
+        line = {"steps": report.line.steps.tolist(), "loss": _finite(report.line.losses)}
+        content["line"] = {"to": other, "to_step": report.other_step, **line, "top1": report.line.top1.tolist()}
     return json.dumps(content, indent=1) + "\n"
+
+
+def _finite(losses: np.ndarray) -> list[float | None]:
+    """JSON has no infinity."""
+    return [loss if np.isfinite(loss) else None for loss in losses.tolist()]

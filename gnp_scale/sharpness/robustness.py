@@ -71,7 +71,7 @@ def _make_step(task: Task) -> Any:
             kind, severity = kind_and_severity
             key_B = keys(seed, first + place_B, kind)
             image = jax.lax.switch(kind, functions, batch["image"], severity, key_B)
-            return _num_right(task, params, batch_stats, batch | {"image": image})
+            return num_right(task, params, batch_stats, batch | {"image": image})
 
         return jax.lax.map(of_corruption, (jnp.asarray(kind_KV), jnp.asarray(severity_KV)))
 
@@ -85,11 +85,11 @@ def keys(seed: jax.typing.ArrayLike, number_B: jax.Array, kind: jax.typing.Array
 
 
 def _make_clean_step(task: Task) -> Any:
+    return jax.jit(partial(num_right, task), compiler_options=compiler_options())
+
+
+def num_right(task: Task, params: Params, batch_stats: Any, batch: Batch) -> jax.Array:
     """How many images of a batch are guessed correctly."""
-    return jax.jit(partial(_num_right, task), compiler_options=compiler_options())
-
-
-def _num_right(task: Task, params: Params, batch_stats: Any, batch: Batch) -> jax.Array:
     logits_BxK = task.model.network(params, batch_stats)(normalise(batch["image"], task.dataset), train=False)
     right_B = losses.top_k_correct(logits_BxK, batch["label"], k=1)
     return jnp.sum(jnp.where(batch["mask"] > 0, right_B, 0.0))

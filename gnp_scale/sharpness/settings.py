@@ -8,6 +8,7 @@ from gnp_scale.checks import closest
 from gnp_scale.config import check
 
 MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding")
+"""Of one network."""
 
 
 @dataclass(frozen=True)

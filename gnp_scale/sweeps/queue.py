@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,9 +14,12 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.preemption import signals_to_take
 from gnp_scale.run.layout import LOCK_FILE
 from gnp_scale.run.run_dir import try_lock
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import PROGRAM, say
 from gnp_scale.sweeps.record import LOGS_FOLDER
 
+_PROGRESS = re.compile(r"step \d+/\d+ ")
+_FAILURE = ": failed: "
+_ERROR = re.compile(rf"{PROGRAM}: |diverged: |Fatal Python error|[\w.]+(Error|Exception|Exit|Interrupt)\b")
 _POLL_S = 0.2
 _MOST_STARTS = 4
 """Of one point by one queue: one that hangs or is killed again and again must not keep the others waiting."""
@@ -44,7 +48,7 @@ class Queue:
         self._each_poll = each_poll
         self._waiting = list(commands)
         self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
-        self._num_starts = dict.fromkeys(commands, 0)
+        self._num_starts, self._log_starts = dict.fromkeys(commands, 0), dict.fromkeys(commands, 0)
         self._signals: list[int] = []
         self._is_stopped = False
         self.codes: dict[str, int] = {}
@@ -63,6 +67,11 @@ class Queue:
                 self._each_poll()
                 self._collect()
         return not self._is_stopped
+
+    def error_of(self, name: str) -> str:
+        """The line in which the last process of a point tells its error; see `telling_line`."""
+        log = _log(self._folder, name).read_bytes()[self._log_starts[name] :]
+        return telling_line(log.decode(errors="replace"))
 
     @contextlib.contextmanager
     def _signals_are_kept(self) -> Iterator[None]:
@@ -98,6 +107,7 @@ class Queue:
                 self._end(name, Exit.FINISHED, "is finished")
                 continue
             self._num_starts[name] += 1
+            self._log_starts[name] = log.tell()
             # In a session of its own, it does not get the Ctrl-C of the terminal besides the one that is passed on.
             process = subprocess.Popen(
                 self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -138,10 +148,18 @@ def _log(folder: Path, name: str) -> Path:
     return folder / LOGS_FOLDER / f"{name}.log"
 
 
-def last_line(folder: Path, name: str) -> str:
-    """The last line in the log of a point: that of an error, if it ended with one."""
-    lines = _log(folder, name).read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+def telling_line(text: str) -> str:
+    """The last line of a log that tells an error; without one the last line, which shows how far a process came.
+
+    A process may go on after a failure that it names. Other errors are the end: what was printed before the last
+    progress, such as the traceback of a library that looks for a GPU, ended nothing.
+    """
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    progress = [number for number, line in enumerate(lines) if _PROGRESS.match(line)]
+    failures = [line for line in lines if _FAILURE in line]
+    errors = [line for line in lines[progress[-1] + 1 if progress else 0 :] if _ERROR.match(line)]
+    found = failures or errors or lines
+    return found[-1].removeprefix(f"{PROGRAM}: ") if found else "its log is empty"
 
 
 def is_in_use(run_dir: Path) -> bool:
