@@ -12,7 +12,10 @@ from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.mesh import AXES, resolve
 
-_FREE = ("checkpoint.", "divergence.", "train.log_every_steps", "train.eval_every_steps", "data.root", "mesh.")
+_FREE = (
+    *("checkpoint.", "divergence.", "mesh.", "data.root"),
+    *("train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
+)
 """Options on which the memory and time of a step do not depend; the mesh is compared after it is resolved."""
 SETTLED_STEP = 100
 """First step whose time counts."""
