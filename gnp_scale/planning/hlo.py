@@ -105,7 +105,8 @@ class Program:
     def runs(self) -> dict[str, float]:
         """How often a step runs each computation, those inside fusions included.
 
-        The body of a loop counts with the trips of the loop, and each branch of a condition as if it were taken.
+        The body of a loop counts with the trips of the loop (once if they are not known), and each branch of a
+        condition as if it were taken.
         """
         runs = dict.fromkeys(self.computations, 0.0)
         runs[self.entry.name] = 1.0
@@ -130,12 +131,16 @@ class Program:
                 for instruction in computation.instructions.values():
                     yield computation, instruction, self.runs[name]
 
-    def num_trips(self, loop: Instruction) -> int:
-        """How often a loop runs its body.
+    @cached_property
+    def num_unknown_loops(self) -> int:
+        """Loops whose number of trips is not known."""
+        instructions = (
+            each for computation in self.computations.values() for each in computation.instructions.values()
+        )
+        return sum(each.opcode == "while" and self.num_trips(each) is None for each in instructions)
 
-        Raises:
-            ValueError: its condition has another form than counter < constant.
-        """
+    def num_trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs its body; None if its condition has another form than counter < constant."""
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(match[1])
         (name,) = loop.called["condition"]
@@ -148,9 +153,7 @@ class Program:
             condition = self.computations[next(iter(test.called.values()))[0]]
             test = condition.root
         constants += [limit for operand in test.operands if (limit := _constant(condition, operand)) is not None]
-        if len(constants) != 1 or "direction=LT" not in test.rest:
-            raise ValueError(f"the number of trips of the loop {loop.name} is not known")
-        return constants[0]
+        return constants[0] if len(constants) == 1 and "direction=LT" in test.rest else None
 
     def _calls(self, instruction: Instruction) -> Iterator[tuple[str, float]]:
         trips = None
@@ -159,7 +162,7 @@ class Program:
             if role == "to_apply" and instruction.opcode not in ("call", "custom-call"):
                 continue
             if instruction.opcode == "while":
-                trips = self.num_trips(instruction) if trips is None else trips
+                trips = (self.num_trips(instruction) or 1) if trips is None else trips
                 factor = trips + (role == "condition")
             yield from ((name, factor) for name in names if name in self.computations)
 

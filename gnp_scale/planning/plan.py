@@ -27,6 +27,8 @@ class PlannedStep:
     estimate: Estimate
     model_flops: float
     """Of all passes on one chip, without what is computed again."""
+    num_unknown_loops: int = 0
+    """Loops of the program whose trips are not known, so that they count once."""
 
 
 @dataclass(frozen=True)
@@ -97,5 +99,7 @@ def make_plan(config: Config, cluster: Cluster, dataset: Dataset) -> Plan:
         for kind in sorted({*kinds, StepKind.PLAIN}, reverse=True):
             step: Step = compile_step(task, cluster, kind)
             model_flops = task.gnp.num_passes(kind) * task.flops_per_pass / cluster.num_chips
-            steps[kind] = PlannedStep(step.memory, estimate(step, cluster, mesh), model_flops)
+            steps[kind] = PlannedStep(
+                step.memory, estimate(step, cluster, mesh), model_flops, step.program.num_unknown_loops
+            )
     return Plan(config, cluster, resolve(config.mesh, cluster.num_chips), steps, dict(kinds))

@@ -37,6 +37,7 @@ def numbers(plan: Plan, name: str) -> dict[str, Any]:
         _NAMES[kind]: {
             "memory": asdict(step.memory),
             "model_flops": step.model_flops,
+            "num_unknown_loops": step.num_unknown_loops,
             **asdict(step.estimate),
             "shortest_s": step.estimate.shortest_s,
             "longest_s": step.estimate.longest_s,
@@ -110,16 +111,22 @@ def _times(plan: Plan) -> str:
     }
     rows = [("time of a step", *(f"{_NAMES[kind]} step" for kind in plan.steps))]
     rows += [(label, *(cell(kind, step) for kind, step in plan.steps.items())) for label, cell in columns.items()]
-    return _aligned(rows)
+    num_loops = max(step.num_unknown_loops for step in plan.steps.values())
+    note = f"\n{num_loops} loops of a step have no known number of trips, and count once: times are too short"
+    return _aligned(rows) + note * (num_loops > 0)
 
 
 def _run(plan: Plan) -> str:
     (shortest, longest), num_cores = plan.hours, plan.cluster.chip.cores_per_host
     return (
-        f"the run: {shortest:.1f} to {longest:.1f} hours, without evaluation and checkpoints; "
+        f"the run: {_words(shortest)} to {_words(longest)}, without evaluation and checkpoints; "
         f"{plan.penalty_cost:.2f} times plain training; {plan.cores_per_host:.0f} of {num_cores} "
         "cores of each host for encoded images"
     )
+
+
+def _words(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def _collectives(plan: Plan, kind: StepKind) -> str:
