@@ -10,7 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from gnp_scale import loop
+from gnp_scale import loop, steps
 from gnp_scale.config import (
     CheckpointConfig,
     Config,
@@ -110,14 +110,14 @@ def deepen_queue(monkeypatch):
 
 def count_batches(monkeypatch):
     """A list that grows by one with each batch that a run takes."""
-    taken, read = [], loop.train_batches
+    taken, read = [], steps.train_batches
 
     def counted(*arguments):
         for batch in read(*arguments):
             taken.append(len(taken))
             yield batch
 
-    monkeypatch.setattr(loop, "train_batches", counted)
+    monkeypatch.setattr(steps, "train_batches", counted)
     return taken
 
 

@@ -31,6 +31,7 @@ LAYERS = (
     {"monitoring"},
     {"training"},
     {"checkpoint"},
+    {"steps"},
     {"loop", "bench", "evaluation", "planning"},
     {"chaos", "catalogue", "sweeps"},
     {"evidence", "sharpness"},

@@ -9,7 +9,7 @@ import pytest
 from faults import DIGITS
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from gnp_scale import loop
+from gnp_scale import loop, steps
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import METRICS_FILE, MetricWriter, read_metrics
@@ -276,7 +276,7 @@ def test_a_run_whose_disk_is_full_for_a_while_ends_as_if_nothing_were(disk, tmp_
     config = replace(DIGITS, checkpoint=replace(DIGITS.checkpoint, every_steps=None))
     config = replace(config, train=replace(config.train, log_every_steps=1))
     assert loop.train(config, tmp_path / "whole") == Exit.FINISHED
-    run_dir, report = disk.path / "run", loop.Reporter.report
+    run_dir, report = disk.path / "run", steps.Reporter.report
 
     def report_and_fill(self, step, scalars):
         if step == 4:
@@ -285,7 +285,7 @@ def test_a_run_whose_disk_is_full_for_a_while_ends_as_if_nothing_were(disk, tmp_
             disk.free()
         report(self, step, scalars)
 
-    monkeypatch.setattr(loop.Reporter, "report", report_and_fill)
+    monkeypatch.setattr(steps.Reporter, "report", report_and_fill)
     assert loop.train(config, run_dir) == Exit.FINISHED
 
     def numbers(folder):

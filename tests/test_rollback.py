@@ -11,7 +11,7 @@ import pytest
 from faults import DIGITS, rows_of, stop_after, with_policy
 from launcher import Job
 
-from gnp_scale import loop
+from gnp_scale import loop, steps
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import CheckpointConfig, ConfigError, DivergenceConfig, GnpConfig
 from gnp_scale.data.pipeline import train_batches
@@ -177,7 +177,7 @@ def test_rollback_is_the_run_that_never_saw_the_bad_batches(tmp_path, monkeypatc
     """
     clean, whole, stopped = (tmp_path / name for name in ("clean", "whole", "stopped"))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_batches", jumping_stream(after_step=5, num_batches=2))
+        patch.setattr(steps, "train_batches", jumping_stream(after_step=5, num_batches=2))
         assert train(DIGITS, clean) == Exit.FINISHED
     faults.poison(monkeypatch.setattr, (7, 0))
     config = with_policy("rollback")

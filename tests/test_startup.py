@@ -10,7 +10,7 @@ import jax
 import pytest
 from jax._src import monitoring
 
-from gnp_scale import loop
+from gnp_scale import steps
 from gnp_scale.config import ModelConfig
 from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import train
@@ -56,7 +56,7 @@ def test_the_state_is_traced_once_and_each_program_compiled_once_even_after_a_ro
 
 @pytest.mark.slow
 def test_the_first_batch_is_read_while_programs_are_compiled(tmp_path, monkeypatch):
-    is_read, read, compile_program = threading.Event(), loop.train_batches, jax.stages.Lowered.compile
+    is_read, read, compile_program = threading.Event(), steps.train_batches, jax.stages.Lowered.compile
 
     def noted(*arguments):
         for batch in read(*arguments):
@@ -67,14 +67,14 @@ def test_the_first_batch_is_read_while_programs_are_compiled(tmp_path, monkeypat
         assert is_read.wait(PATIENCE_S), "no batch was asked for"
         return compile_program(lowered)
 
-    monkeypatch.setattr(loop, "train_batches", noted)
+    monkeypatch.setattr(steps, "train_batches", noted)
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_late)
     assert train(SMALL, tmp_path) == Exit.FINISHED
 
 
 @pytest.mark.slow
 def test_a_run_keeps_no_batch_that_it_has_used(tmp_path, monkeypatch):
-    read, used = loop.train_batches, []
+    read, used = steps.train_batches, []
 
     def noted(*arguments):
         for batch in read(*arguments):
@@ -83,7 +83,7 @@ def test_a_run_keeps_no_batch_that_it_has_used(tmp_path, monkeypatch):
             yield batch
             del batch
 
-    monkeypatch.setattr(loop, "train_batches", noted)
+    monkeypatch.setattr(steps, "train_batches", noted)
     assert train(SMALL, tmp_path) == Exit.FINISHED
     assert len(used) == SMALL.train.num_steps
 

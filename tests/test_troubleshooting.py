@@ -12,7 +12,7 @@ SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTIL
 FORMS = ("...: ...", "... Got ...")
 """Entries for all refusals of options and arguments, and of calls of the method, that have none of their own."""
 FOREIGN = "Messages of other programs"
-OWN_ROOMS = ("run", "resilience", "checkpoint", "data", "loop.py", "mesh.py", "launch", "requirements")
+OWN_ROOMS = ("run", "resilience", "checkpoint", "data", "loop.py", "steps.py", "mesh.py", "launch", "requirements")
 """The causes of their messages are outside of the command: machines, networks, disks, data, other processes."""
 REFUSALS = ("check", "ConfigError", "problem")
 OPTION = re.compile(r"--|(data|model|gnp|optim|mesh|train|divergence|checkpoint)\.")
