@@ -17,7 +17,7 @@ _PUBLISHED = {
     "grocery_store": (224, 3, 81, 2_640),
 }
 """Image size, channels, classes and training images; `data.image_size` decides the size of images that are decoded."""
-_DECODED = ("imagenet", "imagenet21k", "grocery_store")
+_IN_MEMORY = ("cifar10", "cifar100", "fashion_mnist", "digits", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class _Absent:
     def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
         """Raises NotImplementedError: there are no images."""
         raise NotImplementedError("a plan reads no images")
+
+
+def are_decoded(config: DataConfig) -> bool:
+    """Whether the images are files that hosts decode during training."""
+    return config.name not in _IN_MEMORY
 
 
 def load(config: DataConfig, num_classes: int | None) -> Dataset:
@@ -51,7 +56,7 @@ def load(config: DataConfig, num_classes: int | None) -> Dataset:
         if config.name not in _PUBLISHED and num_classes is None:
             raise ConfigError(f"{error}; or plan without the images: add --num-classes N") from error
     size, num_channels, published, num_images = _PUBLISHED.get(config.name, (config.image_size, 3, 0, 1))
-    if config.name in _DECODED:
+    if are_decoded(config):
         size = config.image_size
     images = _Absent((size, size, num_channels), num_images)
     channel = (0.5,) * num_channels

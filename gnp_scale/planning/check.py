@@ -14,7 +14,7 @@ from gnp_scale.mesh import AXES, resolve
 
 _FREE = (
     *("checkpoint.", "divergence.", "mesh.", "data.root"),
-    *("train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
+    *("train.num_steps", "train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
 )
 """Options on which the memory and time of a step do not depend; the mesh is compared after it is resolved."""
 SETTLED_STEP = 100

@@ -138,8 +138,10 @@ def _memory(stats: Any, state: TrainState, batch: Mapping[str, Any], num_gradien
     code = stats.generated_code_size_in_bytes
     optimizer, inputs = local_bytes(state.opt_state), local_bytes(batch)
     other = local_bytes((state.batch_stats, state.ema, state.kept))
-    rest = total - code - params - optimizer - other - inputs
-    return Memory(params, optimizer, other, inputs, min(gradients, rest), max(0, rest - gradients), code, total)
+    rest = max(0, total - code - params - optimizer - other - inputs)
+    # The gradients of a small network may stay on the chip.
+    gradients = min(gradients, rest)
+    return Memory(params, optimizer, other, inputs, gradients, rest - gradients, code, total)
 
 
 def local_bytes(tree: Any) -> int:

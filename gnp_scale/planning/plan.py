@@ -11,6 +11,7 @@ from gnp_scale.config import Config, MeshConfig
 from gnp_scale.data.sources import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
+from gnp_scale.planning import absent_data
 from gnp_scale.planning.compiled import Memory, Step, compile_step, make_task, mesh_of
 from gnp_scale.planning.estimate import Estimate, estimate
 from gnp_scale.planning.hardware import Cluster
@@ -42,6 +43,8 @@ class Plan:
     steps: Mapping[StepKind, PlannedStep]
     num_steps: Mapping[StepKind, int]
     """Of the run, by kind."""
+    decodes_images: bool = True
+    """Whether hosts decode images, which they do not for small sets in memory."""
 
     @property
     def dearest(self) -> StepKind:
@@ -80,6 +83,8 @@ class Plan:
     @property
     def cores_per_host(self) -> float:
         """Cores that decode images as fast as the fastest steps of the run consume them."""
+        if not self.decodes_images:
+            return 0.0
         images_per_s = max(self.images_per_s(kind) for kind in self.num_steps)
         return images_per_s / self.cluster.num_hosts / IMAGES_PER_CORE_S
 
@@ -102,4 +107,5 @@ def make_plan(config: Config, cluster: Cluster, dataset: Dataset) -> Plan:
             steps[kind] = PlannedStep(
                 step.memory, estimate(step, cluster, mesh), model_flops, step.program.num_unknown_loops
             )
-    return Plan(config, cluster, resolve(config.mesh, cluster.num_chips), steps, dict(kinds))
+    sizes, decodes = resolve(config.mesh, cluster.num_chips), absent_data.are_decoded(config.data)
+    return Plan(config, cluster, sizes, steps, dict(kinds), decodes)

@@ -118,11 +118,12 @@ def _times(plan: Plan) -> str:
 
 def _run(plan: Plan) -> str:
     (shortest, longest), num_cores = plan.hours, plan.cluster.chip.cores_per_host
-    return (
+    line = (
         f"the run: {_words(shortest)} to {_words(longest)}, without evaluation and checkpoints; "
-        f"{plan.penalty_cost:.2f} times plain training; {plan.cores_per_host:.0f} of {num_cores} "
-        "cores of each host for encoded images"
+        f"{plan.penalty_cost:.2f} times plain training"
     )
+    cores = f"; {plan.cores_per_host:.1f} of {num_cores} cores of each host to decode images"
+    return line + cores * plan.decodes_images
 
 
 def _words(hours: float) -> str:
