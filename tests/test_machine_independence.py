@@ -50,9 +50,10 @@ NUM_GROUPS = (1, 2, 8)
 
 
 @pytest.fixture(autouse=True)
-def few_blocks(monkeypatch):
-    """A program for 8 devices is slow to compile."""
+def few_narrow_blocks(monkeypatch):
+    """A program for 8 devices is slow to compile, and without optimizations a wide convolution is slow to run."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+    monkeypatch.setattr(resnet, "WIDTH", 8)
 
 
 @functools.cache
