@@ -4,6 +4,7 @@ With `--full-rank N`, process N can at first write only a few bytes per file, as
 """
 
 import argparse
+import collections
 import resource
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def main():
     parser.add_argument("--full-rank", type=int)
     options = parser.parse_args()
     processes.start()
+    events = collections.Counter()
+    jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
     writer.FIRST_WAIT_S = 1.0
     is_full = jax.process_index() == options.full_rank
     with jax.set_mesh(make_mesh(MeshConfig(1, -1, 2))), Checkpoints(options.run_dir, Config()) as checkpoints:
@@ -56,7 +59,7 @@ def main():
                 checkpoints.observe(step, 1.0)
                 if is_full and checkpoints._writer._num_failures:
                     limit_files(resource.RLIM_INFINITY)
-    print(f"saved {start + 2}", flush=True)
+    print(f"saved {start + 2} with {events['/jax/compilation_cache/cache_hits']} programs from the cache", flush=True)
     return processes.leave(0)
 
 

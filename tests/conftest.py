@@ -51,6 +51,14 @@ def unoptimized():
 
 
 @pytest.fixture
+def optimized():
+    """Compiles as in a user's run, in a module that is `unoptimized`."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
 def set_mesh():
     """Sets a mesh of the given axis sizes over the first devices, until the test ends."""
     with contextlib.ExitStack() as stack:

@@ -39,7 +39,7 @@ _WITHOUT_EFFECT = re.compile(
 def _short_layouts():
     """(table of a file in models/, name of a network, short layout with the same kinds of layers)."""
     for name, (block, _) in resnet.LAYOUTS.items():
-        yield resnet.LAYOUTS, name, (block, (1, 1, 1, 1))
+        yield resnet.LAYOUTS, name, (block, (1, 1))
     for name, (block, _, _) in pyramidnet.LAYOUTS.items():
         yield pyramidnet.LAYOUTS, name, (block, 2 + pyramidnet.NUM_GROUPS * block.num_convs, 6)
     for sizes in (vit.SIZES, cait.SIZES):
@@ -50,10 +50,10 @@ def _short_layouts():
         (cifar_resnet.LAYOUTS, 1),
         (cnn.LAYOUTS, (8, 16)),
         (shake_shake.LAYOUTS, (8, 8)),
-        (vgg.LAYOUTS, ((1, 8), (1, 8), (1, 8), (1, 8), (1, 8))),
+        (vgg.LAYOUTS, ((1, 8), (1, 8))),
         (mixer.SIZES, mixer.MixerConfig(16, 1, 8, 32)),
-        (convnext.SIZES, convnext.ConvNeXtConfig((1, 1, 1, 1), (8, 16, 24, 32))),
-        (swin.LAYOUTS, (32, (2, 1, 1, 1))),
+        (convnext.SIZES, convnext.ConvNeXtConfig((1, 1), (8, 16))),
+        (swin.LAYOUTS, (32, (2, 1))),
     )
     for layouts, layout in others:
         yield from ((layouts, name, layout) for name in layouts)

@@ -1,5 +1,6 @@
 """Checkpoints of several processes: if one of them cannot read or write a checkpoint, none uses it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ def run(log_dir, run_dir, *options, num_processes=2):
 
 
 @pytest.mark.slow
-def test_all_processes_go_on_from_the_same_whole_checkpoint(tmp_path):
+def test_all_processes_go_on_from_the_same_whole_checkpoint(tmp_path, monkeypatch):
+    """They also find the programs that process 0 has compiled."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     run_dir = tmp_path / "run"
     run(tmp_path / "first", run_dir)
     # The largest file belongs to one process: the other reads all of its own shards.
@@ -30,6 +33,7 @@ def test_all_processes_go_on_from_the_same_whole_checkpoint(tmp_path):
     assert output.count("restored 1: equal") == 2
     assert output.count("the checkpoint of step 2 is damaged (") == 1
     assert "set aside as 2.damaged" in output
+    assert len(re.findall("with [1-9][0-9]* programs from the cache", output)) == 2
     assert Store(run_dir).steps() == [1, 2, 3]
     assert "restored 3: equal" in run(tmp_path / "third", run_dir, num_processes=1)
 

@@ -24,6 +24,8 @@ from gnp_scale.training import evaluate
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_EXAMPLES, NUM_CLASSES = 37, 37
 DAMAGED = {3: b"", 20: None}
 SHAPES = [(1, 8, 1), (2, 2, 2), (1, 1, 1)]
@@ -80,9 +82,10 @@ def test_the_guess_for_each_image_is_that_of_numpy(shape, loss, set_mesh):
     guessed = guesses()
 
     rows = task.dataset.test.read(np.minimum(np.arange(40), NUM_EXAMPLES - 1), None)
+    network = task.model.network(state.params, state.batch_stats)
     with jax.numpy_rank_promotion("allow"):
-        image = normalise(jax.numpy.asarray(rows["image"]), task.dataset)
-        logits = jax.device_get(task.model.network(state.params, state.batch_stats)(image, train=False))
+        of_images = jax.jit(lambda image: network(normalise(image, task.dataset), train=False))
+        logits = jax.device_get(of_images(rows["image"]))
     label, logits = rows["label"][:NUM_EXAMPLES], logits[:NUM_EXAMPLES].astype(np.float64)
     share, losses = numpy_values(loss, logits, label)
     np.testing.assert_array_equal(guessed.label, label)
@@ -107,7 +110,7 @@ def test_the_guess_for_each_image_is_that_of_numpy(shape, loss, set_mesh):
     assert set(no_number.guesses().guess[used].tolist()) == {NO_GUESS}
 
 
-def test_the_scores_are_bitwise_those_of_a_program_without_guesses(set_mesh, monkeypatch):
+def test_the_scores_are_bitwise_those_of_a_program_without_guesses(set_mesh, monkeypatch, optimized):
     """With its optimizations, XLA takes sums in another order if anything else uses the same values."""
     set_mesh(1, 4, 2)
     data = DataConfig(batch_size=64, eval_batch_size=120)

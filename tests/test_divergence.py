@@ -23,6 +23,7 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.loop import train
+from gnp_scale.models import resnet
 from gnp_scale.monitoring.reporter import MAX_QUEUED_STEPS, Reporter
 from gnp_scale.resilience.divergence import HEALTH, DivergedError, Guard, Health, all_finite
 from gnp_scale.run.history import read_history
@@ -64,6 +65,8 @@ STEPS = {
     ],
 )
 def test_a_step_that_is_not_finite_changes_its_number_and_nothing_else(name, fault, set_mesh, monkeypatch):
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+    monkeypatch.setattr(resnet, "WIDTH", 8)
     set_mesh(2, 2, 2)
     fault(monkeypatch.setattr)
     task = Task.of(STEPS[name])

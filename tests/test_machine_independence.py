@@ -50,9 +50,10 @@ NUM_GROUPS = (1, 2, 8)
 
 
 @pytest.fixture(autouse=True)
-def few_blocks(monkeypatch):
-    """A program for 8 devices is slow to compile."""
+def few_narrow_blocks(monkeypatch):
+    """A program for 8 devices is slow to compile, and without optimizations a wide convolution is slow to run."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+    monkeypatch.setattr(resnet, "WIDTH", 8)
 
 
 @functools.cache
@@ -134,7 +135,7 @@ def test_other_groups_give_another_step(model):
 def test_groups_are_the_same_in_two_processes_as_in_one(tmp_path):
     """Each process holds one replica, which is one group; only u passes between them."""
     flags = [
-        *("--gnp.perturb-groups", "2", "--mesh.replica", "2", "--mesh.tensor", "2"),
+        *("--gnp.perturb-groups", "2", "--mesh.replica", "2", "--mesh.tensor", "2", "--model.depth", "1"),
         *("--train.num-steps", "5", "--optim.warmup-steps", "0", "--train.log-every-steps", "1"),
     ]
     rows = []

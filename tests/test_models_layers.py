@@ -20,6 +20,8 @@ from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig
 from gnp_scale.models.windows import from_windows, shift_mask, to_windows
 from gnp_scale.monitoring.flops import flops
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

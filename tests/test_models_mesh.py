@@ -53,8 +53,9 @@ MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 
 @pytest.fixture(autouse=True)
 def small_layouts(monkeypatch):
-    """Few and narrow blocks, because a program for 8 devices is slow to compile."""
+    """Few and narrow blocks: a program for 8 devices is slow to compile, and a wide convolution is slow to run here."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
+    monkeypatch.setattr(resnet, "WIDTH", 8)
     monkeypatch.setitem(swin.LAYOUTS, "swin_t", (32, (2, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
     monkeypatch.setitem(shake_shake.LAYOUTS, "shake_shake_26_2x32d", (8, 4))

@@ -31,6 +31,8 @@ from gnp_scale.models import (
 )
 from gnp_scale.models.torch_weights import TorchName, from_torch, own_name
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 FOLDER = Path(__file__).parent / "fixtures" / "networks"
 
 

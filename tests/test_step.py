@@ -13,7 +13,7 @@ from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, OptimCo
 from gnp_scale.data.pipeline import train_batches
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import AXES, current_axis_size
-from gnp_scale.models import registry
+from gnp_scale.models import registry, resnet
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import initial_key
 from gnp_scale.training.step import make_train_step
@@ -43,6 +43,12 @@ CONFIGS = {
 
 # The meshes for the two families of networks, and the one with all axes for what the method adds.
 CASES = [(name, mesh) for name in CONFIGS for mesh in (MESHES if name in ("vit", "resnet") else MESHES[-1:])]
+
+
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch):
+    """Two stages have every kind of layer."""
+    monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
 
 
 @pytest.mark.parametrize(("name", "mesh"), CASES, ids=str)

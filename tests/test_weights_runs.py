@@ -7,17 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import DIGITS, poison, rows_of
 from launcher import run
 from safetensors.numpy import load_file, save_file
+from test_rollback import jumping_stream
 from test_weights import assert_equal, random_like
 
-from gnp_scale.checkpoint import load_whole
+from gnp_scale import loop
+from gnp_scale.checkpoint import fingerprint, load_whole
 from gnp_scale.cli import main
 from gnp_scale.config import (
     CheckpointConfig,
     Config,
     ConfigError,
     DataConfig,
+    DivergenceConfig,
     GnpConfig,
     MeshConfig,
     ModelConfig,
@@ -27,6 +31,7 @@ from gnp_scale.config import (
 from gnp_scale.evaluation.existing import evaluate_run
 from gnp_scale.exit_codes import Exit
 from gnp_scale.loop import train
+from gnp_scale.resilience.rollback import ROLLBACKS_FILE
 from gnp_scale.run import consensus
 from gnp_scale.training.setup import Task
 from gnp_scale.weights.saving import as_npz, as_safetensors
@@ -136,6 +141,23 @@ def test_a_run_needs_its_file_only_at_the_beginning(file, tmp_path, capsys):
     file.unlink()
     assert train(config, run_dir) == Exit.FINISHED
     check_commands(run_dir, tmp_path, capsys)
+
+
+@pytest.mark.slow
+def test_a_rollback_to_the_start_goes_back_to_the_file(file, tmp_path, monkeypatch):
+    """Step 4 is not finite, and nothing is saved: the end is that of a run that never saw the first four batches."""
+    train_section = replace(DIGITS.train, num_steps=6)
+    config = replace(with_weights(file, DIGITS, patch_size=4), mesh=CONFIG.mesh, train=train_section)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_batches", jumping_stream(after_step=0, num_batches=4))
+        assert train(config, tmp_path / "clean") == Exit.FINISHED
+    poison(monkeypatch.setattr, (4, 0))
+    rolling = replace(config, divergence=DivergenceConfig("rollback"))
+    assert train(rolling, tmp_path / "rolled") == Exit.FINISHED
+    (record,) = json.loads((tmp_path / "rolled" / ROLLBACKS_FILE).read_text())
+    assert (record["good_step"], record["bad_step"]) == (0, 4)
+    assert fingerprint(tmp_path / "rolled") == fingerprint(tmp_path / "clean")
+    assert rows_of(tmp_path / "rolled") == rows_of(tmp_path / "clean")
 
 
 def export(run_dir, out, capsys, *more):

@@ -2,14 +2,18 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
-from jax._src import hardware_utils
+import numpy as np
+from jax._src import cache_key, hardware_utils
+from jax._src.lib import xla_client
 from jax.experimental.compilation_cache import compilation_cache
 
 from gnp_scale.checks import ConfigError, DeviceError, check
@@ -77,6 +81,27 @@ def keep_compiled(is_writer: bool) -> None:
     if problem is not None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
         say(f"compiled programs are not kept, so every start compiles anew ({problem}): set {_CACHE} to a folder")
+
+
+def share_compiled() -> None:
+    """Lets every process of a run on CPUs find the programs that process 0 keeps.
+
+    JAX finds a program by the topology of its devices, among others. XLA's topology of CPUs contains the number of the
+    process that asks, so that the other processes would compile at every start. Here it is that of process 0.
+    """
+    hash_topology = cache_key._hash_accelerator_config
+
+    def hash_as_process_0(hash_obj: Any, accelerators: np.ndarray) -> None:
+        is_cpu = accelerators.flat[0].platform == "cpu"
+        hash_topology(hash_obj, _cpu_of_process_0() if is_cpu else accelerators)
+
+    cache_key._hash_accelerator_config = hash_as_process_0
+
+
+@functools.cache
+def _cpu_of_process_0() -> np.ndarray:
+    """A CPU like those of this machine, in a client that knows of no other process: so it belongs to process 0."""
+    return np.array(xla_client.make_cpu_client().devices())
 
 
 def user_cache(name: str) -> str | None:

@@ -89,6 +89,8 @@ def start() -> None:
             "process 0, or unset both",
         )
     environment.keep_compiled(is_writer=distributed.global_state.process_id == 0)
+    if distributed.global_state.num_processes > 1:
+        environment.share_compiled()
 
 
 def check_devices() -> None:

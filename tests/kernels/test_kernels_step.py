@@ -13,6 +13,8 @@ from gnp_scale.gnp import StepKind
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_STEPS = 2
 
 

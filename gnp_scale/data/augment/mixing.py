@@ -6,7 +6,6 @@ H rows, W columns, Q quantiles.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from gnp_scale.config import DataConfig
 
@@ -69,6 +68,8 @@ def beta_quantiles(concentration: float) -> np.ndarray:
     A random integer selects one of them. Each is a multiple of 1 / NUM_QUANTILES, so its products with pixels are exact
     in float32: the result is bitwise the same, however a compiler orders and fuses the arithmetic on a mesh.
     """
+    from scipy.special import betaincinv  # This takes 0.2 s, and many runs need none.
+
     probability_Q = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
-    quantile_Q = scipy.special.betaincinv(concentration, concentration, probability_Q)
+    quantile_Q = betaincinv(concentration, concentration, probability_Q)
     return (np.round(quantile_Q * NUM_QUANTILES) / NUM_QUANTILES).astype(np.float32)
