@@ -4,10 +4,10 @@ Both papers trained on JFT-3B, which is not public, with a learning rate of 1 / 
 decay in the head. ImageNet-21k, a cosine and one decay are this project's own choice, so no result is published. The
 recipes are plain; `--gnp.alpha 0.8 --gnp.perturb-groups 256` adds the penalty, for groups of 64 examples.
 
-The memory of `vit_g14` is computed here, not measured. Bytes for each parameter, of which each of n chips holds 1/n: 4 (float32) + 2
-(first moment in bfloat16; the second one of Adafactor is a row and a column) + 2 (bfloat16 copy) + 2 (gradient) = 10.
-With the penalty 2 (second gradient) + 2 (perturbed copy) more: 14. Activations with `remat`, for each image of a chip:
-the input of each block, 256 tokens x width x 2 bytes x depth. Gathered parameters: those of two blocks.
+The memory of `vit_g14` is computed here, not measured. Bytes for each parameter, of which each of n chips holds 1/n: 4
+(float32) + 2 (first moment in bfloat16; the second one of Adafactor is a row and a column) + 2 (bfloat16 copy) + 2
+(gradient) = 10. With the penalty 2 (second gradient) + 2 (perturbed copy) more: 14. Activations with `remat`, for each image
+of a chip: the input of each block, 256 tokens x width x 2 bytes x depth. Gathered parameters: those of two blocks.
 """
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
@@ -39,8 +39,8 @@ def vit_22b() -> Config:
 
     Paper: arXiv 2302.05442 (rate 1e-3, decay 0.03, warm-up of 10,000 steps, MAP head: from memory).
     Command: gnp-scale train configs/scale.py:vit_22b --data.root gs://BUCKET/data
-    Hardware: TPU v5p-512 (256 chips of 95.7 GiB): 16.2 GiB of each chip, penalised 20.3 GiB, as `gnp-scale plan` says with
-        --topology v5p:4x8x8. On 2,048 chips (v5p:8x16x16): 3.3 GiB and 4.4 GiB. On v5e-256 (16 GB a chip) add
+    Hardware: TPU v5p-512 (256 chips of 95.7 GiB): 16.2 GiB of each chip, penalised 20.3 GiB, as `gnp-scale plan` says
+        with --topology v5p:4x8x8. On 2,048 chips (v5p:8x16x16): 3.3 GiB and 4.4 GiB. On v5e-256 (16 GB a chip) add
         --train.accumulate-steps 4 (not planned).
     Batch: 16384 (65536 in the paper, from memory).
     Result: none published for this data set.

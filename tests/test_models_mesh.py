@@ -55,7 +55,7 @@ MESHES = [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)]
 def small_layouts(monkeypatch):
     """Few and narrow blocks: a program for 8 devices is slow to compile, and a wide convolution is slow to run here."""
     monkeypatch.setitem(resnet.LAYOUTS, "resnet18", (resnet.BasicBlock, (1, 1)))
-    monkeypatch.setattr(resnet, "WIDTH", 8)
+    monkeypatch.setattr(resnet, "WIDTH", 16)  # So the head has another shape than the logits.
     monkeypatch.setitem(swin.LAYOUTS, "swin_t", (32, (2, 1)))
     monkeypatch.setitem(wide_resnet.LAYOUTS, "wrn_16_4", (10, 1))
     monkeypatch.setitem(shake_shake.LAYOUTS, "shake_shake_26_2x32d", (8, 4))
