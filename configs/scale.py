@@ -7,7 +7,8 @@ recipes are plain; `--gnp.alpha 0.8 --gnp.perturb-groups 256` adds the penalty, 
 The memory of `vit_g14` is computed here, not measured. Bytes for each parameter, of which each of n chips holds 1/n: 4
 (float32) + 2 (first moment in bfloat16; the second one of Adafactor is a row and a column) + 2 (bfloat16 copy) + 2
 (gradient) = 10. With the penalty 2 (second gradient) + 2 (perturbed copy) more: 14. Activations with `remat`, for each
-image of a chip: the input of each block, 256 tokens x width x 2 bytes x depth. Gathered parameters: those of two blocks.
+image of a chip: the input of each block, 256 tokens x width x 2 bytes x depth. Gathered parameters: those of two
+blocks.
 """
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
