@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from test_rollback import jumping_stream
 from test_weights import assert_equal, random_like
 
-from gnp_scale import loop
+from gnp_scale import steps
 from gnp_scale.checkpoint import fingerprint, load_whole
 from gnp_scale.cli import main
 from gnp_scale.config import (
@@ -149,7 +149,7 @@ def test_a_rollback_to_the_start_goes_back_to_the_file(file, tmp_path, monkeypat
     train_section = replace(DIGITS.train, num_steps=6)
     config = replace(with_weights(file, DIGITS, patch_size=4), mesh=CONFIG.mesh, train=train_section)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_batches", jumping_stream(after_step=0, num_batches=4))
+        patch.setattr(steps, "train_batches", jumping_stream(after_step=0, num_batches=4))
         assert train(config, tmp_path / "clean") == Exit.FINISHED
     poison(monkeypatch.setattr, (4, 0))
     rolling = replace(config, divergence=DivergenceConfig("rollback"))
