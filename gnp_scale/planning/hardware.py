@@ -56,7 +56,7 @@ CHIPS = {
     "v5e": Chip("tpu", "TPU v5 lite", int(15.75 * GIB), 819e9, 200e9, 3.125e9, 4, 112, 1.50e9),
     "v5p": Chip("tpu", "TPU v5", int(95.73 * GIB), 2765e9, 600e9, 6.25e9, 4, 208, 1.75e9),
     "v6e": Chip("tpu", "TPU v6 lite", int(31.24 * GIB), 1640e9, 400e9, 12.5e9, 4, 180, 1.75e9),
-    "h100": Chip("cuda", "NVIDIA H100 80GB HBM3", 84978434048, 3352e9, 450e9, 50e9, 8, 208, **_NVIDIA_SHARES),
+    "h100": Chip("cuda", "NVIDIA H100 80GB HBM3", 84978434048, 3352.32e9, 450e9, 50e9, 8, 208, **_NVIDIA_SHARES),
     "h200": Chip("cuda", "NVIDIA H200", 150754820096, 4800e9, 450e9, 50e9, 8, 224, **_NVIDIA_SHARES),
 }
 _H100 = """
