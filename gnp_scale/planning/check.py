@@ -11,6 +11,7 @@ import jax
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.mesh import AXES, resolve
+from gnp_scale.planning.hardware import GIB
 
 _FREE = (
     *("checkpoint.", "divergence.", "mesh.", "data.root"),
@@ -85,4 +86,4 @@ def comparison(plan: Mapping[str, Any], rows: list[dict[str, Any]], peak_bytes: 
     if peak_bytes is None:
         return line
     planned = max(step["memory"]["total"] for step in steps)
-    return f"{line}; planned {planned / 2**30:.2f} GiB on a device, used {peak_bytes / 2**30:.2f} GiB"
+    return f"{line}; planned {planned / GIB:.2f} GiB on a device, used {peak_bytes / GIB:.2f} GiB"

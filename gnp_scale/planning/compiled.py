@@ -2,11 +2,13 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.sources import Dataset
@@ -14,7 +16,7 @@ from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.models import registry
 from gnp_scale.monitoring.flops import jaxpr_flops
-from gnp_scale.planning.hardware import Cluster
+from gnp_scale.planning.hardware import GIB, Cluster
 from gnp_scale.planning.hlo import Program
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
@@ -30,7 +32,7 @@ class DoesNotFitError(Exception):
     """The compiler needs more memory than the chip has."""
 
     def __init__(self, needed_bytes: int) -> None:
-        super().__init__(f"a step needs {needed_bytes / 2**30:.2f} GiB of memory on each chip")
+        super().__init__(f"a step needs {needed_bytes / GIB:.2f} GiB of memory on each chip")
         self.needed_bytes = needed_bytes
 
 
@@ -61,8 +63,6 @@ class Step:
     kind: StepKind
     program: Program
     memory: Memory
-    flops: float
-    """Of products of matrices and convolutions, on one chip."""
 
 
 def make_task(config: Config, dataset: Dataset) -> Task:
@@ -99,7 +99,12 @@ def compile_step(task: Task, cluster: Cluster, kind: StepKind) -> Step:
         raise _refusal(error) from error
     num_gradients = 1 if task.gnp.num_passes(kind) == 1 else 2
     memory = _memory(compiled.memory_analysis(), state, batch, num_gradients)
-    return Step(kind, Program.parse(compiled.as_text()), memory, flops_of(task, kind) / cluster.num_chips)
+    return Step(kind, Program.parse(compiled.as_text()), memory)
+
+
+def count_kinds(task: Task) -> Counter[StepKind]:
+    """How many steps of each kind a run has."""
+    return Counter(StepKind(kind) for kind in task.gnp.step_kinds(np.arange(task.config.train.num_steps)))
 
 
 def flops_of(task: Task, kind: StepKind) -> int:

@@ -69,17 +69,17 @@ class Estimate:
         return self.chip_s + self.fast_s + self.slow_s
 
 
-def estimate(step: Step, cluster: Cluster, mesh: jax.sharding.Mesh) -> Estimate:
-    """The times of a compiled step."""
+def estimate(step: Step, flops: float, cluster: Cluster, mesh: jax.sharding.Mesh) -> Estimate:
+    """The times of a compiled step with so many FLOPs on one chip."""
     chip, found = cluster.chip, _sums(collectives.find(step.program, mesh, cluster.slice_size))
     moved = {True: 0, False: 0}
     for each in found:
         moved[each.is_slow] += each.num_bytes
     inside = _inside(step)
-    compute_s = step.flops / chip.peak_flops_per_s
-    chip_s = _chip_s(chip, step.flops, inside)
+    compute_s = flops / chip.peak_flops_per_s
+    chip_s = _chip_s(chip, flops, inside)
     fast_s, slow_s = moved[False] / chip.fast_rate, moved[True] / chip.slow_rate
-    return Estimate(step.flops, inside.num_bytes, compute_s, max(chip_s, compute_s), found, fast_s, slow_s)
+    return Estimate(flops, inside.num_bytes, compute_s, max(chip_s, compute_s), found, fast_s, slow_s)
 
 
 class _Inside(NamedTuple):

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import numpy as np
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.sources import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
-from gnp_scale.planning.compiled import DoesNotFitError, compile_step, make_task, mesh_of
+from gnp_scale.planning.compiled import DoesNotFitError, compile_step, count_kinds, make_task, mesh_of
 from gnp_scale.planning.hardware import GIB, Cluster
 
 
@@ -53,8 +52,7 @@ def needed_bytes(config: Config, cluster: Cluster, dataset: Dataset) -> int:
     """
     with jax.set_mesh(mesh_of(config, cluster)):
         task = make_task(config, dataset)
-        kinds = {StepKind(kind) for kind in task.gnp.step_kinds(np.arange(config.train.num_steps))}
-        dearest = StepKind.FULL if StepKind.FULL in kinds else StepKind.PLAIN
+        dearest = StepKind.FULL if StepKind.FULL in count_kinds(task) else StepKind.PLAIN
         try:
             return compile_step(task, cluster, dearest).memory.total
         except DoesNotFitError as error:

@@ -1,18 +1,16 @@
 """The plan of a run: its steps on a cluster, and what follows for the whole run."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from gnp_scale.config import Config, MeshConfig
 from gnp_scale.data.sources import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
 from gnp_scale.planning import absent_data
-from gnp_scale.planning.compiled import Memory, Step, compile_step, make_task, mesh_of
+from gnp_scale.planning.compiled import Memory, compile_step, count_kinds, flops_of, make_task, mesh_of
 from gnp_scale.planning.estimate import Estimate, estimate
 from gnp_scale.planning.hardware import Cluster
 
@@ -99,13 +97,14 @@ def make_plan(config: Config, cluster: Cluster, dataset: Dataset) -> Plan:
     mesh = mesh_of(config, cluster)
     with jax.set_mesh(mesh):
         task = make_task(config, dataset)
-        kinds = Counter(StepKind(kind) for kind in task.gnp.step_kinds(np.arange(config.train.num_steps)))
+        kinds = count_kinds(task)
         steps = {}
         for kind in sorted({*kinds, StepKind.PLAIN}, reverse=True):
-            step: Step = compile_step(task, cluster, kind)
+            step = compile_step(task, cluster, kind)
+            flops = flops_of(task, kind) / cluster.num_chips
             model_flops = task.gnp.num_passes(kind) * task.flops_per_pass / cluster.num_chips
             steps[kind] = PlannedStep(
-                step.memory, estimate(step, cluster, mesh), model_flops, step.program.num_unknown_loops
+                step.memory, estimate(step, flops, cluster, mesh), model_flops, step.program.num_unknown_loops
             )
     sizes, decodes = resolve(config.mesh, cluster.num_chips), absent_data.are_decoded(config.data)
     return Plan(config, cluster, sizes, steps, dict(kinds), decodes)
