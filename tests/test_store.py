@@ -41,6 +41,14 @@ def test_an_object_is_written_read_listed_and_deleted(store):
         (folder / "a").begin_read(0, 3)()
 
 
+def test_an_object_of_several_megabytes_is_written_whole(store):
+    """From 1 MiB on, aiohttp warns of a body in one piece."""
+    data = bytes(range(256)) * 2**14
+    path = store.folder() / "large"
+    path.write_bytes(data)
+    assert path.read_bytes() == data
+
+
 def test_one_of_several_writers_creates_an_object(store):
     lock = store.folder() / "lock"
     assert [lock.create(who) for who in (b"first", b"second", b"first")] == [True, False, True]
