@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -11,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sets import jpeg
 
 pytestmark = pytest.mark.slow
 
 DEADLINE_S = 400
 ROOT = Path(__file__).parent.parent
-SMALL = ("--seeds", "1", "--tuning-seeds", "1", "--steps", "30")
+SMALL = ("--seeds", "1", "--tuning-seeds", "1", "--steps", "20")
 # A user gives no number of devices, which a process can only choose before JAX is asked for them.
 _USERS = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
 ENV = _USERS | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -24,20 +24,28 @@ ENV = _USERS | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 @pytest.fixture
 def data(tmp_path):
-    """As many images as the tables draw: each class is brighter than the one before."""
-    folder, random = tmp_path / "data" / "fashion_mnist", np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for prefix, num_images in (("train", 8000), ("t10k", 100)):
-        label_N = np.arange(num_images, dtype=np.uint8) % 10
-        image_NxHxW = (25 * label_N)[:, None, None] + random.integers(0, 25, (num_images, 28, 28), np.uint8)
-        for name, values in (("images-idx3", image_NxHxW), ("labels-idx1", label_N)):
-            head = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-            (folder / f"{prefix}-{name}-ubyte").write_bytes(head + values.astype(np.uint8).tobytes())
-    return folder.parent
+    """As few photographs as there can be, of two classes, of which one is brighter."""
+    random = np.random.default_rng(0)
+    for split, num_images in (("train", 64), ("val", 16), ("test", 16)):
+        for number in range(num_images):
+            folder = tmp_path / "data" / "grocery_store" / split / f"class_{number % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels_HxWx3 = 100 * (number % 2) + random.integers(0, 150, (8, 8, 3), np.uint8)
+            (folder / f"{number}.jpg").write_bytes(jpeg(pixels_HxWx3))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def four_points(tmp_path, monkeypatch):
+    """Every process that is started tries plain training at four points, not twelve: Python imports this module."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from gnp_scale.evidence import methods\n\nmethods.PLAIN_RATES = (0.5, 1.0)\n"
+    )
+    monkeypatch.setitem(ENV, "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
 
 def start(folder, data, *options):
-    command = [sys.executable, "-m", "gnp_scale.cli", "bench", "generalization", "noise40", "--out", str(folder)]
+    command = [sys.executable, "-m", "gnp_scale.cli", "bench", "generalization", "photographs", "--out", str(folder)]
     command += [*SMALL, "--data.root", str(data), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, cwd=ROOT, env=ENV, **pipes)
@@ -51,6 +59,7 @@ def wait_for(process, is_there):
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("four_points")
 def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     """The process of the row is killed in its second run, and the command is stopped in a later one."""
     folder = tmp_path / "evidence"
@@ -74,9 +83,9 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     assert process.returncode == 0, err
     assert all(path.read_bytes() == text for path, text in first.items()), "finished runs are left alone"
     outcomes = {path.parent.name: json.loads(path.read_bytes()) for path in folder.glob("plain/*/outcome.json")}
-    assert sorted(name.partition(",")[0] for name in outcomes) == ["final", *["tune"] * 12]
+    assert sorted(name.partition(",")[0] for name in outcomes) == ["final", *["tune"] * 4]
     for name, found in outcomes.items():
-        assert len(found["validation"]) == 15
+        assert len(found["validation"]) == 20
         assert (found["test_best"] is None) == (found["test_final"] is None) == name.startswith("tune")
         # The kill may have come between an outcome and the removal of its checkpoints.
         if folder / "plain" / name / "outcome.json" not in first:
