@@ -37,7 +37,9 @@ def _checksums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([_checksum(leaf) for leaf in leaves])
 
 
+@jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
+    """Jitted, so that it is traced once for all arrays of one shape."""
     mixed = _mix(_bits(x) ^ _mix(_places(x.shape)))
     return jnp.sum(mixed, dtype=jnp.uint32)
 
