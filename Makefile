@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 # The files list every dependency, so none needs to be resolved.
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps
 # One process runs a whole file, so that shared fixtures are made once. If one dies, the others would wait for its tests.
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+PYTEST := $(VENV)/bin/python -m pytest --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: setup train test test-all check docs bench bench-peers tpu-compiler gpu-compiler optional lock clean
 
@@ -13,10 +13,11 @@ train: $(READY)  ## run the main job
 	$(VENV)/bin/gnp-scale train configs/digits.py:quickstart
 
 test: $(READY)  ## run the quick tests
-	$(PYTEST)
+	$(PYTEST) -n 2
 
+# Many of them wait for a deadline, for Slurm, or for processes that they stop: so one more than cores.
 test-all: $(READY)  ## run all tests, also those that start runs, kill processes, use Slurm, or compile for TPUs and GPUs
-	$(PYTEST) -m 'not long' --durations=150 --durations-min=5
+	$(PYTEST) -n 3 -m 'not long' --durations=150 --durations-min=5
 
 check: $(READY)  ## lint, format, type and shell checks
 	$(VENV)/bin/ruff check .
