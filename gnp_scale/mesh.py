@@ -163,15 +163,28 @@ def _axes(x: Any) -> tuple[str, ...]:
     return tuple(name for entry in x.sharding.spec for name in _names(entry))
 
 
-def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,)) -> jax.Array:
+def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,), summed: Collection[str] = ()) -> jax.Array:
     """Replicates `x` over `axes` and keeps its sharding over the others: layers gather FSDP parameters for use.
 
-    The gradient of a gather is a reduce-scatter, so gradients are sharded like the parameters.
+    Args:
+        x: A parameter.
+        axes: Over which it is gathered.
+        summed: Axes over which the gradient is a sum, those of the examples. Then it is reduce-scattered over the ones
+            of `axes`, and what is left of it, a shard, is reduced over the others. Otherwise the compiler reduces all
+            of it over all of them. It must be used by operations that JAX can differentiate so: not by convolutions.
     """
     spec = jax.typeof(x).sharding.spec
     if not any(spec):
         return x
-    return jax.sharding.reshard(x, _without(spec, axes))
+    own = {name for entry in spec for name in _names(entry)}
+    x = jax.sharding.reshard(x, P(*spec, reduced=set(summed) - own))
+    return jax.sharding.reshard(x, P(*_without(spec, axes), reduced=set(summed)))
+
+
+def axes_of_examples(x_Bx: jax.Array) -> tuple[str, ...]:
+    """The axes over which the examples are sharded; none in a `shard_map`, where JAX cannot sum over the other axes."""
+    is_manual = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return () if is_manual else _names(jax.typeof(x_Bx).sharding.spec[0])
 
 
 def specs(tree: Any) -> Any:

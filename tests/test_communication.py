@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiled import MESH, Collective, collectives, sends_between_slices, step_text, without_sources
+from compiled import MESH, VIT, Collective, collectives, sends_between_slices, step_text, without_sources
 
 from benchmarks.tpu_estimates import CHIPS
 from gnp_scale.config import GnpConfig
@@ -54,6 +54,14 @@ def test_a_group_for_each_replica_costs_no_more_communication_between_them_than_
     (only,) = crossing(TWO_GROUPS)
     assert only.kind == "all-reduce"
     assert num_bytes([only]) == pytest.approx(num_bytes(crossing(PLAIN)), rel=EQUAL)
+
+
+@pytest.mark.slow
+def test_gradients_of_kernels_leave_a_replica_in_shards(crossing):
+    """The largest kernel is that of the MLP. What is reduced over all devices are vectors, and small arrays."""
+    width = VIT.width
+    reduced = [num_entries for one in crossing(PLAIN) for _, num_entries in one.arrays]
+    assert max(reduced) == 4 * width**2 // MESH.fsdp
 
 
 @pytest.mark.slow

@@ -30,16 +30,16 @@ def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) ->
 
 
 def with_gathered_kernel(
-    fn: Callable[[jax.Array, jax.Array], jax.Array], axes: tuple[str, ...]
+    fn: Callable[[jax.Array, jax.Array], jax.Array], axes: tuple[str, ...], summed: tuple[str, ...] = ()
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`fn(x, kernel)` that first casts the kernel to the type of `x` and then gathers it over `axes`.
+    """`fn(x, kernel)` that first casts the kernel to the type of `x` and then gathers it over `axes` (`mesh.gather`).
 
     If the kernel is sharded, the backward pass gathers it again: to keep gathered kernels from the forward pass would
     undo the sharding of the parameters.
     """
 
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return fn(x, mesh.gather(kernel.astype(x.dtype), axes))
+        return fn(x, mesh.gather(kernel.astype(x.dtype), axes, summed))
 
     return run if mesh.current_axis_size(axes) == 1 else jax.checkpoint(run)
 
@@ -93,7 +93,8 @@ class Dense(nnx.Module):
 
     def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
         contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        y_Bx = with_gathered_kernel(contract, self.gathered)(x_Bx, self._scaled(self.kernel[...]))
+        summed = mesh.axes_of_examples(x_Bx)
+        y_Bx = with_gathered_kernel(contract, self.gathered, summed)(x_Bx, self._scaled(self.kernel[...]))
         return add_bias(y_Bx, self._scaled(self.bias[...])) if with_bias and self.bias is not None else y_Bx
 
     def _scaled(self, weight: jax.Array) -> jax.Array:
