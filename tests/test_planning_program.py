@@ -77,6 +77,22 @@ ENTRY %main (a: f32[4]) -> f32[16] {
 }
 """
 
+SCATTERED = """\
+HloModule scattered
+
+%all-reduce-scatter.2 (x.0: f32[16]) -> f32[4] {
+  %x.0 = f32[16]{0} parameter(0)
+  %sum.0 = f32[16]{0} all-reduce(%x.0), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %own = u32[] partition-id()
+  ROOT %part = f32[4]{0} dynamic-slice(%sum.0, %own), dynamic_slice_sizes={4}
+}
+
+ENTRY %main (a: f32[16]) -> f32[4] {
+  %a = f32[16]{0} parameter(0)
+  ROOT %shard = f32[4]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.2
+}
+"""
+
 SLICED = """\
 HloModule sliced
 
@@ -130,6 +146,12 @@ def test_a_collective_in_two_fusions_counts_once_and_two_with_one_number_count_t
         ("all-reduce", ("replica",), True),
     ]
     assert {each.kind: each.num_bytes for each in found} == {"all-gather": 3 * 16, "all-reduce": 16}
+
+
+def test_an_all_reduce_in_one_kernel_with_the_slice_of_its_result_is_a_reduce_scatter():
+    (found,) = collectives.find(Program.parse(SCATTERED), MESH, slice_size=4)
+    # A ring sends three quarters of the 64 bytes.
+    assert (found.kind, found.axes, found.num_bytes) == ("reduce-scatter", ("fsdp",), 48)
 
 
 def test_of_a_stack_only_the_part_counts_that_is_read_or_replaced():

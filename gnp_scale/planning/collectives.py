@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ _KINDS = (
 )
 _BETWEEN_SLICES = "xla_megascale_runtime"
 """What sends an array to the other slices of TPUs."""
+_FUSED_REDUCE_SCATTER = "all-reduce-scatter"
+"""How computations are called that TPUs run as one reduce-scatter: an all-reduce and the slice of its result."""
 _GROUPS = re.compile("(?:replica_groups|source_target_pairs)=")
 
 
@@ -51,6 +53,8 @@ def find(program: Program, mesh: jax.sharding.Mesh, slice_size: int) -> list[Col
         runs = program.runs[name]
         for instruction in computation.instructions.values() if runs else ():
             each = _collective(computation, instruction, mesh, slice_size, runs)
+            if each is not None and name.startswith(_FUSED_REDUCE_SCATTER):
+                each = replace(each, kind="reduce-scatter", num_bytes=each.num_bytes // 2)
             if each is None:
                 continue
             # A collective that computes something else meanwhile stands in several fusions, with one number.
