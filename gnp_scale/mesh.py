@@ -181,6 +181,12 @@ def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,), summed: Collection[str
     return jax.sharding.reshard(x, P(*_without(spec, axes), reduced=set(summed)))
 
 
+def is_sharded(x: jax.Array, axes: Collection[str]) -> bool:
+    """Whether devices along one of `axes` hold different parts of `x`."""
+    own = {name for entry in jax.typeof(x).sharding.spec for name in _names(entry)}
+    return current_axis_size(tuple(own & set(axes))) > 1
+
+
 def axes_of_examples(x_Bx: jax.Array) -> tuple[str, ...]:
     """The axes over which the examples are sharded; none in a `shard_map`, where JAX cannot sum over the other axes."""
     is_manual = bool(jax.sharding.get_abstract_mesh().manual_axes)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from benchmarks.launches import ARRAY, NUM_BYTES
-from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig
+from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.planning.collectives import parse_groups
 from gnp_scale.training.setup import Task
@@ -44,7 +44,9 @@ class Collective(NamedTuple):
     """Type and number of entries of each array of its result on one device."""
 
 
-def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind.FULL) -> str:
+def step_text(
+    gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind.FULL, train: TrainConfig = TrainConfig()
+) -> str:
     """HLO of the training step of a small vision transformer, compiled for the devices of `mesh`.
 
     Without mixup, which moves one row between neighbours in every kind of step.
@@ -55,6 +57,7 @@ def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind
         gnp=gnp,
         optim=OptimConfig(clip_norm=5.0),
         mesh=MESH,
+        train=train,
     )
     with jax.set_mesh(mesh):
         task = Task.of(config)

@@ -38,13 +38,13 @@ MODELS = {
     "resnet": ModelConfig("resnet18", stem="cifar", num_bn_groups=8),
 }
 MACHINES = {
-    "1 device": (MeshConfig(1, 1, 1), 1),
-    "data 8": (MeshConfig(8, 1, 1), 1),
-    "fsdp 8": (MeshConfig(1, 8, 1), 1),
-    "fsdp 4 x tensor 2": (MeshConfig(1, 4, 2), 1),
-    "2 replicas x fsdp 4": (MeshConfig(2, 4, 1), 1),
-    "accumulation 4": (MeshConfig(1, 1, 1), 4),
-    "2 replicas x fsdp 4, accumulation 4": (MeshConfig(2, 4, 1), 4),
+    "1 device": (MeshConfig(1, 1, 1), TrainConfig()),
+    "data 8": (MeshConfig(8, 1, 1), TrainConfig()),
+    "fsdp 8, gathered for a pass": (MeshConfig(1, 8, 1), TrainConfig(gather="pass")),
+    "fsdp 4 x tensor 2": (MeshConfig(1, 4, 2), TrainConfig()),
+    "2 replicas x fsdp 4": (MeshConfig(2, 4, 1), TrainConfig()),
+    "accumulation 4": (MeshConfig(1, 1, 1), TrainConfig(accumulate_steps=4)),
+    "2 replicas x fsdp 4, accumulation 4": (MeshConfig(2, 4, 1), TrainConfig(accumulate_steps=4)),
 }
 NUM_GROUPS = (1, 2, 8)
 
@@ -59,7 +59,7 @@ def few_narrow_blocks(monkeypatch):
 @functools.cache
 def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
     """u, losses and batch statistics of a step, as NumPy arrays."""
-    mesh, accumulate_steps = MACHINES[machine]
+    mesh, train = MACHINES[machine]
     config = Config(
         data=DataConfig(batch_size=NUM_EXAMPLES, eval_batch_size=NUM_EXAMPLES, crop_padding=1, mixup=0.2),
         model=MODELS[model],
@@ -67,7 +67,7 @@ def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
         # Its momentum after one step is bitwise u.
         optim=OptimConfig(name="sgd", momentum=0.9),
         mesh=mesh,
-        train=TrainConfig(accumulate_steps=accumulate_steps),
+        train=train,
     )
     num_devices = math.prod(dataclasses.astuple(mesh))
     with jax.set_mesh(make_mesh(mesh, jax.devices()[:num_devices])):

@@ -61,7 +61,9 @@ METHODS = BASELINES | {
     "bernoulli-0.5": Method("--gnp.alpha 1 --gnp.gate bernoulli --gnp.gate-probability 0.5"),
     # The range is this project's own: a momentum changes less from step to step than a gradient.
     "momentum": Method("--gnp.alpha 1 --gnp.direction momentum", radius_factor=10),
+    # Its alpha weighs a direction as long as the gradient: with 1 no point of `noise40` learns (docs/evidence.md).
     "reused": Method("--gnp.alpha 1 --gnp.direction reused"),
+    "reused-0.3": Method("--gnp.alpha 0.3 --gnp.direction reused"),
     "stale": Method("--gnp.alpha 1 --gnp.direction stale"),
     "friendly": Method("--gnp.alpha 1 --gnp.direction friendly"),
     # T is small, so r is larger (docs/method.md).

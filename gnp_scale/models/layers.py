@@ -8,12 +8,13 @@ Shapes: B examples; `x_Bx` has any dimensions after the examples.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.dispatch import platform
-from gnp_kernels.trees import upcast
+from gnp_kernels.trees import path_name, upcast
 from jax.nn.initializers import Initializer, constant, ones, zeros
 from jax.sharding import PartitionSpec as P
 
@@ -41,7 +42,19 @@ def with_gathered_kernel(
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return fn(x, mesh.gather(kernel.astype(x.dtype), axes, summed))
 
-    return run if mesh.current_axis_size(axes) == 1 else jax.checkpoint(run)
+    def maybe_again(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return (jax.checkpoint(run) if mesh.is_sharded(kernel, axes) else run)(x, kernel)
+
+    return maybe_again
+
+
+def gather_all(params: Any, dtype: jnp.dtype) -> Any:
+    """`params`, gathered over `fsdp`, so that no layer gathers; kernels in `dtype`, to which layers cast them anyway."""
+
+    def gathered(path: jax.tree_util.KeyPath, x: jax.Array) -> jax.Array:
+        return mesh.gather(x.astype(dtype) if path_name(path).endswith("/kernel") else x)
+
+    return jax.tree.map_with_path(gathered, params)
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ _SIGHT_WAIT_S, _SIGHT_POLL_S = 90.0, 0.2
 """Clients of NFS may take a minute to see a new file."""
 
 _FREE_TO_CHANGE = (
-    *("mesh.", "checkpoint.", "divergence.", "train.kernels", "train.profile_steps"),
+    *("mesh.", "checkpoint.", "divergence.", "train.kernels", "train.gather", "train.profile_steps"),
     *("data.root", "data.num_threads", "data.prefetch_steps", "data.max_damaged"),
 )
 """Keys, or sections, that affect where and how a run computes, but not what."""

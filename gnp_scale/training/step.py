@@ -13,6 +13,7 @@ from gnp_scale import losses
 from gnp_scale.data.augment import finish, prepare
 from gnp_scale.gnp import Penalized, StepKind, combine
 from gnp_scale.mesh import BATCH, REPLICA, P, current_axis_size
+from gnp_scale.models.layers import gather_all
 from gnp_scale.models.layouts import stored_orders, with_gradient_orders
 from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
@@ -86,7 +87,8 @@ def make_loss(task: Task) -> Callable[..., tuple[jax.Array, Any]]:
     def loss_fn(params: Any, examples: Batch, batch_stats: Any) -> tuple[jax.Array, Any]:
         params = optim.freeze(with_gradient_orders(params, orders), config.optim)
         examples = finish(examples, config.data, task.dataset)
-        network = task.model.network(params, batch_stats)
+        used = gather_all(params, jnp.dtype(config.model.dtype)) if config.train.gather == "pass" else params
+        network = task.model.network(used, batch_stats)
         logits_BxK = network(examples["image"], train=True, key_B=examples["key"])
         target_BxK = losses.smooth(examples["target"], config.train.label_smoothing)
         target_BxK = losses.above(target_BxK, config.train.target_threshold)
