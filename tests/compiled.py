@@ -44,9 +44,7 @@ class Collective(NamedTuple):
     """Type and number of entries of each array of its result on one device."""
 
 
-def step_text(
-    gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind.FULL, train: TrainConfig = TrainConfig()
-) -> str:
+def step_text(gnp: GnpConfig, mesh: jax.sharding.Mesh, kind: StepKind = StepKind.FULL, **train: str) -> str:
     """HLO of the training step of a small vision transformer, compiled for the devices of `mesh`.
 
     Without mixup, which moves one row between neighbours in every kind of step.
@@ -57,7 +55,7 @@ def step_text(
         gnp=gnp,
         optim=OptimConfig(clip_norm=5.0),
         mesh=MESH,
-        train=train,
+        train=TrainConfig(**train),
     )
     with jax.set_mesh(mesh):
         task = Task.of(config)

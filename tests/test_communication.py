@@ -13,7 +13,7 @@ import pytest
 from compiled import MESH, VIT, Collective, collectives, sends_between_slices, step_text, without_sources
 
 from benchmarks.tpu_estimates import CHIPS
-from gnp_scale.config import GnpConfig, TrainConfig
+from gnp_scale.config import GnpConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 
@@ -79,7 +79,7 @@ def test_one_group_costs_both_gradients_and_one_scalar_more(crossing):
 def test_gathered_for_a_pass_a_kernel_is_not_gathered_again_for_the_backward_pass():
     mesh = make_mesh(MESH)
     layer, whole = (
-        [one for one in collectives(step_text(PLAIN, mesh, train=TrainConfig(gather=when))) if one.kind == "all-gather"]
+        [one for one in collectives(step_text(PLAIN, mesh, gather=when)) if one.kind == "all-gather"]
         for when in ("layer", "pass")
     )
     # The first layer has no gradient of its input, so its kernel is gathered once in both.

@@ -61,8 +61,8 @@ class TrainConfig:
     """Type of the copy of the parameters at which both passes are computed, so also of gradients and of FSDP's
     communication; the parameters themselves stay in float32."""
     gather: Literal["layer", "pass"] = "layer"
-    """When parameters in shards over `fsdp` are gathered: in each layer, and again in its backward pass (ZeRO-3), or all
-    at the start of each pass (ZeRO-2), with half of the traffic and room for all of them in `model.dtype`."""
+    """When parameters in shards over `fsdp` are gathered: in each layer, and again in its backward pass (ZeRO-3), or
+    all at the start of each pass (ZeRO-2), with half of the traffic and room for all of them in `model.dtype`."""
     log_every_steps: int = 10
     eval_every_steps: int = 100
     profile_steps: str | None = None

@@ -64,7 +64,8 @@ class Conv(nnx.Module):
         self.bias = param(key, zeros, (num_out,), P(None)) if use_bias else None
 
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        y_BxHxWxC = with_gathered_kernel(self.convolve, SHARDS)(x_BxHxWxC, self.kernel[...])
+        kernel = self.kernel[...]
+        y_BxHxWxC = with_gathered_kernel(self.convolve, kernel, SHARDS)(x_BxHxWxC, kernel)
         return y_BxHxWxC if self.bias is None else add_bias(y_BxHxWxC, self.bias[...])
 
     def convolve(self, x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:

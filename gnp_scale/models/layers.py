@@ -31,7 +31,10 @@ def param(key: jax.Array, init: Initializer, shape: tuple[int, ...], spec: P) ->
 
 
 def with_gathered_kernel(
-    fn: Callable[[jax.Array, jax.Array], jax.Array], axes: tuple[str, ...], summed: tuple[str, ...] = ()
+    fn: Callable[[jax.Array, jax.Array], jax.Array],
+    kernel: jax.Array,
+    axes: tuple[str, ...],
+    summed: tuple[str, ...] = (),
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`fn(x, kernel)` that first casts the kernel to the type of `x` and then gathers it over `axes` (`mesh.gather`).
 
@@ -42,14 +45,11 @@ def with_gathered_kernel(
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return fn(x, mesh.gather(kernel.astype(x.dtype), axes, summed))
 
-    def maybe_again(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return (jax.checkpoint(run) if mesh.is_sharded(kernel, axes) else run)(x, kernel)
-
-    return maybe_again
+    return jax.checkpoint(run) if mesh.is_sharded(kernel, axes) else run
 
 
 def gather_all(params: Any, dtype: jnp.dtype) -> Any:
-    """`params`, gathered over `fsdp`, so that no layer gathers; kernels in `dtype`, to which layers cast them anyway."""
+    """`params` gathered over `fsdp`, so that no layer gathers; kernels in `dtype`, to which layers cast them anyway."""
 
     def gathered(path: jax.tree_util.KeyPath, x: jax.Array) -> jax.Array:
         return mesh.gather(x.astype(dtype) if path_name(path).endswith("/kernel") else x)
@@ -106,8 +106,8 @@ class Dense(nnx.Module):
 
     def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
         contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        summed = mesh.axes_of_examples(x_Bx)
-        y_Bx = with_gathered_kernel(contract, self.gathered, summed)(x_Bx, self._scaled(self.kernel[...]))
+        kernel, summed = self._scaled(self.kernel[...]), mesh.axes_of_examples(x_Bx)
+        y_Bx = with_gathered_kernel(contract, kernel, self.gathered, summed)(x_Bx, kernel)
         return add_bias(y_Bx, self._scaled(self.bias[...])) if with_bias and self.bias is not None else y_Bx
 
     def _scaled(self, weight: jax.Array) -> jax.Array:
