@@ -13,6 +13,7 @@ from jax._src import distributed
 
 _KEY = "gnp_scale/consensus"
 _WAIT_MS = 60_000
+_FAN_IN = 8
 _MOST_ROUNDS = 100
 """Number of broadcasts until one round waits for all processes, so that stored values can be deleted."""
 
@@ -30,13 +31,29 @@ def all_gather[T](value: T) -> list[T]:
         return [value]
     _Rounds.epoch, _Rounds.number = _Rounds.epoch + 1, 0
     key = f"{_KEY}/{_Rounds.epoch}"
-    state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(value))
+    values = collect(state.client, key, state.process_id, state.num_processes, value)
     if state.process_id == 0:
-        values = [_get(state.client, f"{key}/{rank}") for rank in range(state.num_processes)]
         state.client.key_value_set(f"{key}/all", json.dumps(values))
         # All processes are in this round, so nobody still reads values of earlier rounds.
         state.client.key_value_delete(f"{_KEY}/{_Rounds.epoch - 1}/")
     return _get(state.client, f"{key}/all")
+
+
+def collect(client: Any, key: str, rank: int, num_processes: int, value: Any) -> list[Any]:
+    """The values of the processes from `rank` on that are below it in a tree; of all processes at rank 0.
+
+    A process waits for `_FAN_IN - 1` others at each level of the tree, so for few in a run of many.
+    """
+    values, stride = [value], 1
+    while stride < num_processes:
+        above = stride * _FAN_IN
+        if rank % above:
+            client.key_value_set(f"{key}/{rank}", json.dumps(values))
+            break
+        for other in range(rank + stride, min(rank + above, num_processes), stride):
+            values += _get(client, f"{key}/{other}")
+        stride = above
+    return values
 
 
 def broadcast[T](value: T) -> T:

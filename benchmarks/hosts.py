@@ -1,0 +1,98 @@
+"""Times what a host does that grows with the number of hosts or examples: `python -m benchmarks.hosts`.
+
+The hosts are threads of this process, each with a real client of one real coordination service of JAX. All of them
+share the cores of this machine, so a round takes the work of all hosts together, and no network.
+"""
+
+import argparse
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import numpy as np
+from jax._src.lib import _jax
+
+from gnp_scale.data.shuffle import examples_at
+from gnp_scale.run import consensus
+
+NUM_ROUNDS = 5
+NUM_EXAMPLES, BATCH_SIZE = 14_197_122, 16_384
+
+
+def main() -> None:
+    """Prints a table for the numbers of hosts on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("num_hosts", type=int, nargs="*", default=[8, 64, 256, 1024])
+    print("| hosts | ms of a round of all | gets in turn in a round | ms for a host's examples |")
+    print("|---|---|---|---|")
+    for num_hosts in parser.parse_args().num_hosts:
+        row = (num_hosts, f"{round_ms(num_hosts):.0f}", most_gets(num_hosts), f"{examples_ms(num_hosts):.2f}")
+        print("|", " | ".join(map(str, row)), "|", flush=True)
+
+
+def round_ms(num_hosts: int) -> float:
+    """Milliseconds of a round in which all hosts get the values of all."""
+    with connected(num_hosts) as clients, ThreadPoolExecutor(num_hosts) as pool:
+        begin_s = time.perf_counter()
+        for number in range(NUM_ROUNDS):
+            list(pool.map(gather, [clients] * num_hosts, range(num_hosts), [f"round/{number}"] * num_hosts))
+        return 1e3 * (time.perf_counter() - begin_s) / NUM_ROUNDS
+
+
+@contextmanager
+def connected(num_hosts: int) -> Iterator[list[Any]]:
+    """A client for each host, connected to one service."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    service = _jax.get_distributed_runtime_service(address, num_hosts)
+    clients = [_jax.get_distributed_runtime_client(address, rank, init_timeout=300) for rank in range(num_hosts)]
+    with ThreadPoolExecutor(num_hosts) as pool:
+        list(pool.map(lambda client: client.connect(), clients))
+        yield clients
+        list(pool.map(lambda client: client.shutdown(), clients))
+    service.shutdown()
+
+
+def gather(clients: list[Any], rank: int, key: str) -> list[Any]:
+    """What `consensus.all_gather` does in process `rank`, with its rank as the value."""
+    values = consensus.collect(clients[rank], key, rank, len(clients), rank)
+    if rank == 0:
+        clients[0].key_value_set(f"{key}/all", json.dumps(values))
+    return json.loads(clients[rank].blocking_key_value_get(f"{key}/all", 60_000))
+
+
+def most_gets(num_hosts: int) -> int:
+    """How many values process 0, which waits for most, gets one after the other in a round."""
+    counted = Counter()
+    consensus.collect(counted, "round", 0, num_hosts, None)
+    return counted.num_gets
+
+
+class Counter:
+    """In the place of a client: it counts, and each value is there."""
+
+    num_gets = 0
+
+    def blocking_key_value_get(self, key: str, timeout_ms: int) -> str:
+        """An empty list of values."""
+        self.num_gets += 1
+        return "[]"
+
+
+def examples_ms(num_hosts: int) -> float:
+    """Milliseconds until a host knows its examples of a batch, in the tenth epoch of ImageNet-21k."""
+    place = 9 * NUM_EXAMPLES + np.arange(BATCH_SIZE // num_hosts, dtype=np.int64)
+    examples_at(0, NUM_EXAMPLES, place)
+    begin_s = time.perf_counter()
+    for number in range(NUM_ROUNDS):
+        examples_at(0, NUM_EXAMPLES, place + number * BATCH_SIZE)
+    return 1e3 * (time.perf_counter() - begin_s) / NUM_ROUNDS
+
+
+if __name__ == "__main__":
+    main()
