@@ -18,7 +18,7 @@ class Pen:
     """Draws in a white picture."""
 
     def __init__(self, width: int, height: int) -> None:
-        self._size = width, height
+        self.height, self._size = height, (width, height)
         self._picture = Image.new("RGB", (width * _SCALE, height * _SCALE), "white")
         self._draw = ImageDraw.Draw(self._picture)
         self._font = ImageFont.load_default(_TEXT * _SCALE)
