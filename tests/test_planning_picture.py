@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import StepKind
+from gnp_scale.mesh import make_mesh
 from gnp_scale.planning import alternatives, picture
 from gnp_scale.planning.alternatives import Alternatives, compile_alternatives, mesh_on, method_configs, other_clusters
-from gnp_scale.planning.compiled import DoesNotFitError, Memory
+from gnp_scale.planning.compiled import DoesNotFitError, Memory, compile_step
 from gnp_scale.planning.estimate import Estimate
 from gnp_scale.planning.hardware import GIB, Cluster
 from gnp_scale.planning.plan import Plan, PlannedStep
@@ -125,3 +128,10 @@ def test_the_bars_are_as_high_as_their_numbers():
     assert height(1, 0, blue) == pytest.approx(height(1, 1, blue) / 2, abs=4), "the work of a chip"
     assert height(1, 1, red) == pytest.approx(height(1, 1, blue) / 4, abs=4), "the fast network"
     assert height(0, 0, red) == pytest.approx(height(0, 0, blue), abs=4), "parameters and optimizer"
+
+
+def test_groups_that_do_not_divide_over_the_mesh_are_one_line():
+    config = replace(CONFIG, data=replace(CONFIG.data, batch_size=32), gnp=GnpConfig(perturb_groups=16))
+    task = SimpleNamespace(config=config, gnp=SimpleNamespace(num_passes=lambda kind: 2))
+    with jax.set_mesh(make_mesh(MeshConfig())), pytest.raises(ConfigError, match=r"2 examples of a group .* 8 shards"):
+        compile_step(task, Cluster("v5e:2x4"), StepKind.FULL)
