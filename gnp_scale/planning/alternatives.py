@@ -101,7 +101,7 @@ def _compile(
     name: str, config: Config, cluster: Cluster, dataset: Dataset, say: _Say, left_out: dict[str, str]
 ) -> PlannedStep | None:
     """The step of two passes; or None, with the reason in `left_out`."""
-    say(f"compiling {name}: takes a minute or more")
+    say(f"compiling {name}: may take minutes")
     limit, step = cluster.chip.memory_bytes, None
     try:
         mesh = mesh_of(config, cluster)
