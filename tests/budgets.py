@@ -76,6 +76,7 @@ GOALS = [Goal(name, "FLOPs", 2.005) for name in ROWS]
 _MISSED = {
     "small ViT-S/16 in 2 groups, 2 x v5e-4": "1.72 times: the gradients of a plain step cross in bfloat16",
     "ViT-S/16 in 2 groups, 2 x v5e-256": "6.90 times: each of the 256 shards sends all of what fsdp does not divide",
+    "ViT-B/16 in 64 groups, 64 H100": "1.98 times: the gradients of a plain step cross in bfloat16",
 }
 """Rows that send more between slices than plain training, with what was measured (docs/planning.md, Budgets)."""
 GOALS += [
@@ -85,8 +86,8 @@ GOALS += [
         1.004,
         (pytest.mark.xfail(reason=_MISSED[name], strict=True),) if name in _MISSED else (),
     )
-    for name, row in ROWS.items()
-    if _GROUPS in row.flags
+    for name in ROWS
+    if "groups" in name
 ]
 
 
