@@ -112,6 +112,10 @@ def test_the_curve_has_the_images_of_each_size_and_the_ideal_ones():
     assert ideal == {64: pytest.approx(40960), 512: pytest.approx(8 * 40960)}
 
 
+def test_powers_of_ten_are_short_words():
+    assert [picture._word(power) for power in (-1, 0, 2, 3, 5, 6, 9)] == ["0.1", "1", "100", "1k", "100k", "1M", "1G"]
+
+
 def test_the_bars_are_as_high_as_their_numbers():
     methods = {"plain": step(0.04, 0.01), "GNP": step(0.08, 0.02)}
     drawn = np.asarray(picture.draw_plan(plan_of(), Alternatives(methods, {64: methods["GNP"]}, {}), "a.py:b"))

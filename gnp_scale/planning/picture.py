@@ -114,7 +114,7 @@ def _draw_scaling(pen: Pen, left: float, lines: Mapping[str, Mapping[int, float]
     nums = sorted(next(iter(lines.values())))
     first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 1e-9)
     bottom, height = _HEIGHT - _BOTTOM, _HEIGHT - _BOTTOM - _TOP
-    ys = {f"{10**power:,}": bottom - height * (power - first) / (last - first) for power in range(first, last + 1)}
+    ys = {_word(power): bottom - height * (power - first) / (last - first) for power in range(first, last + 1)}
     _draw_frame(pen, left, "images/s by number of chips (logarithmic)", ys)
     width = _PANEL - _LEFT - _RIGHT
     range_of_x = math.log(nums[-1] / nums[0]) or 1.0
@@ -127,6 +127,11 @@ def _draw_scaling(pen: Pen, left: float, lines: Mapping[str, Mapping[int, float]
         y = _HEIGHT + LINE * number
         pen.line([(left + _LEFT, y), (left + _LEFT + 24, y)], (*COLOURS[:2], FADED)[number], 2)
         pen.text((left + _LEFT + 34, y), label, "lm")
+
+
+def _word(power: int) -> str:
+    """10 to a power, as 100, 10k or 1M."""
+    return f"{10 ** (power % 3)}{'kMGT'[power // 3 - 1]}" if power >= 3 else f"{10.0**power:g}"
 
 
 def _draw_line(pen: Pen, places: Sequence[tuple[float, float]], colour: str) -> None:
