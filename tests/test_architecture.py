@@ -32,9 +32,9 @@ LAYERS = (
     {"training"},
     {"checkpoint"},
     {"steps"},
-    {"loop", "bench", "evaluation", "planning"},
+    {"loop", "bench", "evaluation"},
     {"chaos", "catalogue", "sweeps"},
-    {"evidence", "sharpness"},
+    {"evidence", "sharpness", "planning"},
     {"commands"},
     {"cli"},
 )

@@ -168,6 +168,22 @@ def test_of_a_stack_only_the_part_counts_that_is_read_or_replaced():
     assert moved["a"] == moved["i"] == 0
 
 
+def test_a_fusion_that_a_gpu_runs_beside_others_moves_what_it_does_otherwise():
+    write = "%write = f32[12,1024]{1,0} fusion(%a, %i, %b), kind"
+    start = (
+        "%start = ((f32[12,1024]{1,0}, s32[], f32[1,1024]{1,0}), f32[12,1024]{1,0}, u32[]) fusion-start(%a, %i, %b), "
+    )
+    done = "%write = f32[12,1024]{1,0} fusion-done(%start)"
+    program = Program.parse(SLICED.replace(write, f"{start}kind").replace("  %read", f"  {done}\n  %read"))
+    moved = {
+        instruction.name: memory_bytes(program, computation, instruction)
+        for computation, instruction, _ in program.launched()
+    }
+    assert moved["start"] == 4096 + 4
+    assert moved["write"] == 0
+    assert not moved.keys() & {"new", "row"}, "what is inside of a fusion moves nothing by itself"
+
+
 def test_a_scan_moves_and_repeats_what_its_length_says(unoptimized):
     """A real compiled program: the weights of each layer are read once, whatever the length of the scan."""
 

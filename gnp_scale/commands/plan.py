@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gnp_scale.arguments import at_least
 from gnp_scale.checks import local_path
@@ -14,9 +14,13 @@ from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.streams import say
 
+if TYPE_CHECKING:
+    from gnp_scale.data.sources import Dataset
+    from gnp_scale.planning.plan import Plan
+
 _USAGE = (
     "gnp-scale plan FILE:FUNCTION --topology CHIP:SHAPE",
-    ("--topology", "--num-slices", "--num-classes", "--fit", "--json"),
+    ("--topology", "--num-slices", "--num-classes", "--fit", "--plot", "--json"),
 )
 
 
@@ -30,15 +34,34 @@ def add(commands: Any) -> None:
     plan.add_argument("--num-slices", type=at_least(1), default=1, help="slices of TPUs (default: %(default)s)")
     plan.add_argument("--num-classes", type=at_least(1), help="of a data set that is not here")
     plan.add_argument("--fit", action="store_true", help="look for flags with which the run fits into memory")
+    plan.add_argument("--plot", metavar="FILE.png", help="compile other methods and sizes too, and draw them (minutes)")
     plan.add_argument("--json", metavar="FILE", help="also write the plan into FILE")
     plan.set_defaults(command=_plan, takes_flags=True)
 
 
 def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
-    file = None if options.json is None else local_path("--json", options.json)
+    files = {name: getattr(options, name) for name in ("json", "plot")}
+    paths = {name: local_path(f"--{name}", file) for name, file in files.items() if file is not None}
     _prepare(options.topology)
+    from gnp_scale.planning import report
+    from gnp_scale.planning.alternatives import compile_alternatives
+    from gnp_scale.planning.picture import draw_plan
+    from gnp_scale.sweeps.chart import png
+
+    plan, dataset, name = _make(options, flags)
+    print(report.text(plan, name), end="", flush=True)
+    beside = compile_alternatives(plan, dataset, say) if "plot" in paths else None
+    if "json" in paths:
+        _write(paths["json"], json.dumps(report.numbers(plan, name, beside), indent=2).encode() + b"\n", "--json")
+    if beside is not None:
+        _write(paths["plot"], png(draw_plan(plan, beside, name)), "--plot")
+    return Exit.FINISHED
+
+
+def _make(options: argparse.Namespace, flags: Sequence[str]) -> "tuple[Plan, Dataset, str]":
+    """The plan, the data set, and the name of the recipe with the flags that were given and found."""
     from gnp_scale import recipe
-    from gnp_scale.planning import absent_data, report
+    from gnp_scale.planning import absent_data
     from gnp_scale.planning.compiled import DoesNotFitError
     from gnp_scale.planning.fit import fit
     from gnp_scale.planning.hardware import GIB, Cluster
@@ -51,14 +74,10 @@ def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
         added = fit(config, cluster, dataset, say)
         config, name = recipe.override(config, added, *_USAGE), " ".join([name, *added])
     try:
-        plan = make_plan(config, cluster, dataset)
+        return make_plan(config, cluster, dataset), dataset, name
     except DoesNotFitError as error:
         limit = cluster.chip.memory_bytes / GIB
         raise ConfigError(f"{error}, and a chip has {limit:.2f}: add --fit to look for what to change") from error
-    print(report.text(plan, name), end="")
-    if file is not None:
-        _write(file, report.numbers(plan, name))
-    return Exit.FINISHED
 
 
 def _prepare(topology: str) -> None:
@@ -69,10 +88,10 @@ def _prepare(topology: str) -> None:
     import_jax()
 
 
-def _write(file: Path, numbers: dict[str, Any]) -> None:
+def _write(file: Path, data: bytes, option: str) -> None:
     from gnp_scale.run.files import replace_file
 
     try:
-        replace_file(file, json.dumps(numbers, indent=2).encode() + b"\n")
+        replace_file(file, data)
     except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another --json") from error
+        raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another {option}") from error

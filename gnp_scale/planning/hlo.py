@@ -123,7 +123,7 @@ class Program:
             name
             for computation in self.computations.values()
             for instruction in computation.instructions.values()
-            if instruction.opcode == "fusion" or instruction.opcode.startswith("async")
+            if instruction.opcode.startswith(("fusion", "async"))
             for name in instruction.called.get("calls", ())
         }
         for name, computation in self.computations.items():

@@ -13,6 +13,7 @@ from gnp_scale.planning import absent_data
 from gnp_scale.planning.compiled import Memory, compile_step, count_kinds, flops_of, make_task, mesh_of
 from gnp_scale.planning.estimate import Estimate, estimate
 from gnp_scale.planning.hardware import Cluster
+from gnp_scale.training.setup import Task
 
 IMAGES_PER_CORE_S = 500
 """Encoded images that a core reads, decodes and crops in a second (benchmarks/results/2026-11-27-input-pipeline.md)."""
@@ -98,13 +99,19 @@ def make_plan(config: Config, cluster: Cluster, dataset: Dataset) -> Plan:
     with jax.set_mesh(mesh):
         task = make_task(config, dataset)
         kinds = count_kinds(task)
-        steps = {}
-        for kind in sorted({*kinds, StepKind.PLAIN}, reverse=True):
-            step = compile_step(task, cluster, kind)
-            flops = flops_of(task, kind) / cluster.num_chips
-            model_flops = task.gnp.num_passes(kind) * task.flops_per_pass / cluster.num_chips
-            steps[kind] = PlannedStep(
-                step.memory, estimate(step, flops, cluster, mesh), model_flops, step.program.num_unknown_loops
-            )
+        steps = {kind: plan_step(task, kind, cluster, mesh) for kind in sorted({*kinds, StepKind.PLAIN}, reverse=True)}
     sizes, decodes = resolve(config.mesh, cluster.num_chips), absent_data.are_decoded(config.data)
     return Plan(config, cluster, sizes, steps, dict(kinds), decodes)
+
+
+def plan_step(task: Task, kind: StepKind, cluster: Cluster, mesh: jax.sharding.Mesh) -> PlannedStep:
+    """Compiles a step for `cluster`; call it with the mesh set.
+
+    Raises:
+        ConfigError: a layer does not fit the mesh.
+        DoesNotFitError: the step needs more memory than a chip has, and the compiler refuses it.
+    """
+    step = compile_step(task, cluster, kind)
+    flops = flops_of(task, kind) / cluster.num_chips
+    model_flops = task.gnp.num_passes(kind) * task.flops_per_pass / cluster.num_chips
+    return PlannedStep(step.memory, estimate(step, flops, cluster, mesh), model_flops, step.program.num_unknown_loops)

@@ -6,11 +6,12 @@ from typing import Any
 
 from gnp_scale import recipe
 from gnp_scale.gnp import StepKind
+from gnp_scale.planning.alternatives import Alternatives
 from gnp_scale.planning.hardware import GIB
 from gnp_scale.planning.plan import Plan, PlannedStep
 
 _NAMES = {StepKind.PLAIN: "plain", StepKind.FULL: "penalised", StepKind.REUSE: "reused direction"}
-_MEMORY = {
+MEMORY = {
     "parameters": "parameters",
     "optimizer": "optimizer",
     "other_state": "other state",
@@ -31,18 +32,11 @@ def text(plan: Plan, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def numbers(plan: Plan, name: str) -> dict[str, Any]:
-    """The plan as JSON: bytes, seconds and FLOPs of one chip."""
+def numbers(plan: Plan, name: str, alternatives: Alternatives | None = None) -> dict[str, Any]:
+    """The plan as JSON: bytes, seconds and FLOPs of one chip; with the steps of other methods and sizes, if any."""
     steps = {
         _NAMES[kind]: {
-            "memory": asdict(step.memory),
-            "model_flops": step.model_flops,
-            "num_unknown_loops": step.num_unknown_loops,
-            **asdict(step.estimate),
-            "shortest_s": step.estimate.shortest_s,
-            "longest_s": step.estimate.longest_s,
-            "bound": step.estimate.bound,
-            "images_per_s": plan.images_per_s(kind),
+            **step_numbers(step, plan.config.data.batch_size),
             "mfu": plan.mfu(kind),
             "num_steps": plan.num_steps.get(kind, 0),
         }
@@ -63,6 +57,30 @@ def numbers(plan: Plan, name: str) -> dict[str, Any]:
         "cores_per_host": plan.cores_per_host,
         "steps": steps,
         "config": recipe.flatten(plan.config),
+    } | ({} if alternatives is None else {"alternatives": _alternatives(plan, alternatives)})
+
+
+def _alternatives(plan: Plan, found: Alternatives) -> dict[str, Any]:
+    batch_size = plan.config.data.batch_size
+    groups = {"methods": found.methods, "chips": found.sizes}
+    steps = {
+        group: {str(key): step_numbers(step, batch_size) for key, step in steps.items()}
+        for group, steps in groups.items()
+    }
+    return steps | {"left_out": dict(found.left_out)}
+
+
+def step_numbers(step: PlannedStep, batch_size: int) -> dict[str, Any]:
+    """A step as JSON: bytes, seconds and FLOPs of one chip."""
+    return {
+        "memory": asdict(step.memory),
+        "model_flops": step.model_flops,
+        "num_unknown_loops": step.num_unknown_loops,
+        **asdict(step.estimate),
+        "shortest_s": step.estimate.shortest_s,
+        "longest_s": step.estimate.longest_s,
+        "bound": step.estimate.bound,
+        "images_per_s": batch_size / step.estimate.shortest_s,
     }
 
 
@@ -80,7 +98,7 @@ def _memory(plan: Plan) -> str:
     rows = [("memory of a chip, GiB", *(f"{_NAMES[kind]} step" for kind in plan.steps))]
     rows += [
         (label, *(f"{getattr(step.memory, field) / GIB:.2f}" for step in plan.steps.values()))
-        for field, label in _MEMORY.items()
+        for field, label in MEMORY.items()
     ]
     return f"{_aligned(rows)}\n{fit_line(plan)}"
 

@@ -1,5 +1,7 @@
 """Bytes that the instructions of a program move between a device and its memory."""
 
+from dataclasses import replace
+
 from gnp_scale.planning.hlo import Computation, Instruction, Program
 
 _NO_TRAFFIC = {
@@ -37,7 +39,9 @@ def memory_bytes(program: Program, computation: Computation, instruction: Instru
         return _in_memory(computation, instruction.operands[:1]) and 2 * instruction.num_bytes
     if opcode == "dynamic-update-slice":
         return 2 * sum(array.num_bytes for array in computation.arrays(instruction.operands[1:2]))
-    if opcode == "fusion" and (names := instruction.called.get("calls")):
+    if opcode == "fusion-start":  # Of a GPU: its results are its operands, those of the fusion, and a number.
+        instruction = replace(instruction, opcode="fusion", results=instruction.results[len(instruction.operands) : -1])
+    if instruction.opcode == "fusion" and (names := instruction.called.get("calls")):
         return _fusion_bytes(program.computations[names[0]], computation, instruction)
     arrays = (*instruction.results, *computation.arrays(instruction.operands))
     return sum(array.num_bytes for array in arrays if not array.is_on_chip)

@@ -1,7 +1,4 @@
-"""Draws a line chart with intervals, by Pillow.
-
-Positions are in pixels of the picture, which is drawn larger by `_SCALE` and then reduced, for smooth lines.
-"""
+"""Draws a line chart with intervals; positions are in pixels of the picture."""
 
 import io
 import itertools
@@ -9,19 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-_SCALE = 2
+from gnp_scale.sweeps.pen import COLOURS, FADED, GRID, LINE, Pen
+
 _WIDTH, _HEIGHT = 760, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 20, 64
 """Margins of the axes."""
-_TEXT, _LINE = 14, 20
 _TICK, _CAP, _DOT, _SEED_DOT = 5, 5, 5, 2
 _NUM_TICKS = 6
 _BESIDE, _ALL_BESIDE = 6, 30
 """Pixels between the marks of two lines at the same x, and at most between those of the first and the last line."""
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f")
-_GRID, _FADED = "#e4e4e4", "#9a9a9a"
 
 
 @dataclass(frozen=True)
@@ -71,25 +66,24 @@ def png(picture: Image.Image) -> bytes:
 def draw(chart: Chart) -> Image.Image:
     """The picture of a chart."""
     labels = [label for label in chart.lines if label]
-    size = _WIDTH, _HEIGHT + _LINE * len(labels) + 10 * bool(labels)
-    picture = Image.new("RGB", (size[0] * _SCALE, size[1] * _SCALE), "white")
-    pen = _Pen(picture)
+    size = _WIDTH, _HEIGHT + LINE * len(labels) + 10 * bool(labels)
+    pen = Pen(*size)
     ticks = nice_ticks(*_y_range(chart))
     space = _space(chart, ticks)
     _draw_axes(pen, chart, ticks, space)
     shifts = {label: _shift(number, len(chart.lines)) for number, label in enumerate(chart.lines)}
     firsts = [(chart.lines[label][0], shifts[label]) for label in chart.joined]
     for pair in itertools.pairwise((space.x(mark.x) + shift, space.y(mark.mean)) for mark, shift in firsts):
-        pen.line(pair, _FADED, 2)
+        pen.line(pair, FADED, 2)
     for number, (label, marks) in enumerate(chart.lines.items()):
-        colour, shift = _COLOURS[number % len(_COLOURS)], shifts[label]
+        colour, shift = COLOURS[number % len(COLOURS)], shifts[label]
         _draw_line(pen, sorted(marks, key=lambda mark: mark.x), colour, space, shift, joins=chart.joins)
         if label:
-            y = _HEIGHT + _LINE * number
+            y = _HEIGHT + LINE * number
             pen.line([(_LEFT, y), (_LEFT + 24, y)], colour, 2)
             pen.dot((_LEFT + 12, y), _DOT, colour)
             pen.text((_LEFT + 34, y), label, "lm")
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    return pen.picture()
 
 
 def _shift(number: int, num_lines: int) -> float:
@@ -128,12 +122,12 @@ def _space(chart: Chart, y_ticks: Sequence[float]) -> _Space:
     )
 
 
-def _draw_axes(pen: "_Pen", chart: Chart, y_ticks: Sequence[float], space: _Space) -> None:
+def _draw_axes(pen: Pen, chart: Chart, y_ticks: Sequence[float], space: _Space) -> None:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     num_digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
     for tick in y_ticks:
         y = space.y(tick)
-        pen.line([(_LEFT, y), (right, y)], _GRID, 1)
+        pen.line([(_LEFT, y), (right, y)], GRID, 1)
         pen.text((_LEFT - 8, y), f"{tick:.{num_digits}f}", "rm")
     end = -math.inf
     for x, word in sorted(chart.ticks.items()):
@@ -148,7 +142,7 @@ def _draw_axes(pen: "_Pen", chart: Chart, y_ticks: Sequence[float], space: _Spac
     pen.upward_text((14, (_TOP + bottom) / 2), chart.y_label)
 
 
-def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, shift: float, *, joins: bool) -> None:
+def _draw_line(pen: Pen, marks: Sequence[Mark], colour: str, space: _Space, shift: float, *, joins: bool) -> None:
     places = [(space.x(mark.x) + shift, space.y(mark.mean)) for mark in marks]
     if joins:
         for pair in itertools.pairwise(places):
@@ -162,33 +156,4 @@ def _draw_line(pen: "_Pen", marks: Sequence[Mark], colour: str, space: _Space, s
         pen.dot((x, y), _DOT, colour)
         pen.text((x, space.y(mark.mean + (mark.half or 0)) - _DOT - 3), mark.word, "mb")
         for value in mark.values if len(mark.values) > 1 else ():
-            pen.dot((x, space.y(value)), _SEED_DOT, _FADED)
-
-
-class _Pen:
-    """Draws in positions of the reduced picture."""
-
-    def __init__(self, picture: Image.Image) -> None:
-        self._picture, self._draw = picture, ImageDraw.Draw(picture)
-        self._font = ImageFont.load_default(_TEXT * _SCALE)
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: int) -> None:
-        self._draw.line([(x * _SCALE, y * _SCALE) for x, y in points], colour, width * _SCALE)
-
-    def dot(self, place: tuple[float, float], radius: int, colour: str) -> None:
-        self._draw.circle((place[0] * _SCALE, place[1] * _SCALE), radius * _SCALE, colour)
-
-    def text(self, place: tuple[float, float], text: str, anchor: str) -> None:
-        self._draw.text((place[0] * _SCALE, place[1] * _SCALE), text, "black", self._font, anchor)
-
-    def width(self, text: str) -> float:
-        return self._draw.textlength(text, self._font) / _SCALE
-
-    def upward_text(self, centre: tuple[float, float], text: str) -> None:
-        """Text that is read from the bottom to the top."""
-        line = Image.new("RGB", (int(self._draw.textlength(text, self._font)) + 2, _LINE * _SCALE), "white")
-        ImageDraw.Draw(line).text((0, line.height / 2), text, "black", self._font, "lm")
-        turned = line.rotate(90, expand=True)
-        self._picture.paste(
-            turned, (int(centre[0] * _SCALE - turned.width / 2), int(centre[1] * _SCALE - turned.height / 2))
-        )
+            pen.dot((x, space.y(value)), _SEED_DOT, FADED)

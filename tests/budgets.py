@@ -1,0 +1,145 @@
+"""Plans real recipes for clusters that are not there, and writes what their steps take: see `COMMAND`.
+
+A row whose compiler is not installed is left as it is.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "tests" / "golden" / "budgets.json"
+COMMAND = "python tests/budgets.py"
+VIT_S, VIT_B = (f"configs/imagenet_no_aug.py:vit_{size}16_gnp" for size in "sb")
+ALLOWED = 1.02
+"""How many times its budget a quantity may take."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe on a cluster; its penalised and its plain step are compiled."""
+
+    recipe: str
+    topology: str
+    num_slices: int = 1
+    flags: str = ""
+    is_long: bool = True
+
+    @property
+    def missing(self) -> str | None:
+        """The compiler that is not installed."""
+        package, extra = ("jax_cuda13_plugin", "gpu-compiler") if self.is_gpu else ("libtpu", "tpu-compiler")
+        return None if find_spec(package) else f"needs the compiler for {self.topology}: make {extra}"
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the cluster is of GPUs."""
+        return self.topology.startswith("h")
+
+
+_GROUPS = "--mesh.replica 2 --gnp.perturb-groups 2"
+_SMALL = "--model.depth 1 --data.image-size 32 --data.batch-size 64"
+ROWS = {
+    "small ViT-S/16 in float32 and 2 groups, 2 x v5e-4": Row(
+        VIT_S, "v5e:2x2", 2, f"{_GROUPS} {_SMALL} --model.dtype float32", is_long=False
+    ),
+    "small ViT-S/16 in 2 groups, 2 x v5e-4": Row(VIT_S, "v5e:2x2", 2, f"{_GROUPS} {_SMALL}"),
+    "ViT-S/16, v5e-256": Row(VIT_S, "v5e:16x16", flags="--gnp.perturb-groups 1"),
+    "ViT-S/16, v5p-512": Row(VIT_S, "v5p:8x8x8", flags="--gnp.perturb-groups 1"),
+    "ViT-S/16, v6e-256": Row(VIT_S, "v6e:16x16", flags="--gnp.perturb-groups 1"),
+    "ViT-S/16 in 2 groups, 2 x v5e-256": Row(VIT_S, "v5e:16x16", 2, _GROUPS),
+    "ViT-B/16, 8 H100": Row(VIT_B, "h100:8x1"),
+    "ViT-B/16 in 64 groups, 64 H100": Row(VIT_B, "h100:8x8", flags="--mesh.replica 64 --mesh.fsdp 1"),
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound of a quantity of the penalised step, as a multiple of the plain one."""
+
+    row: str
+    quantity: str
+    most_times_plain: float
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+
+
+GOALS = [Goal(name, "FLOPs", 2.005) for name in ROWS]
+_MISSED = {
+    "small ViT-S/16 in 2 groups, 2 x v5e-4": "1.72 times: the gradients of a plain step cross in bfloat16",
+    "ViT-S/16 in 2 groups, 2 x v5e-256": "6.90 times: each of the 256 shards sends all of what fsdp does not divide",
+    "ViT-B/16 in 64 groups, 64 H100": "1.98 times: the gradients of a plain step cross in bfloat16",
+}
+"""Rows that send more between slices than plain training, with what was measured (docs/planning.md, Budgets)."""
+GOALS += [
+    Goal(
+        name,
+        "slow network, bytes",
+        1.004,
+        (pytest.mark.xfail(reason=_MISSED[name], strict=True),) if name in _MISSED else (),
+    )
+    for name in ROWS
+    if "groups" in name
+]
+
+
+def worse(found: dict[str, dict[str, float]], golden: dict[str, dict[str, float]]) -> list[str]:
+    """Words for each quantity that is above its budget."""
+    return [
+        f"{quantity} of the {step} step are {found[step][quantity]:,}, and were {budget:,}"
+        for step, budgets in golden.items()
+        for quantity, budget in budgets.items()
+        if found[step][quantity] > ALLOWED * budget
+    ]
+
+
+def measure(row: Row) -> dict[str, dict[str, float]]:
+    """What the steps of a row take on each chip, by quantity."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        command = [sys.executable, "-m", "gnp_scale.cli", "plan", row.recipe, "--topology", row.topology]
+        command += ["--json", str(file), *row.flags.split()]
+        command += ["--num-slices", str(row.num_slices)] if row.num_slices > 1 else []
+        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(file.read_text())
+    return {name: quantities(step) for name, step in plan["steps"].items()}
+
+
+def quantities(step: dict[str, Any]) -> dict[str, float]:
+    """The quantities of a step of a plan, of which less is better."""
+    found = {"peak memory, bytes": step["memory"]["total"], "FLOPs": step["flops"]}
+    found["work of a chip, us"] = round(1e6 * step["chip_s"], 1)
+    for network in ("fast", "slow"):
+        sent = [each for each in step["traffic"] if each["is_slow"] == (network == "slow")]
+        found[f"{network} network, collectives"] = sum(each["runs"] for each in sent)
+        found[f"{network} network, bytes"] = sum(each["num_bytes"] for each in sent)
+    return found
+
+
+def main(names: list[str]) -> None:
+    """Writes the rows named on the command line, or all, into the file."""
+    for name in names or ROWS:
+        row = ROWS[name]
+        print(row.missing or f"planning {name}", file=sys.stderr)
+        if row.missing is None:
+            found = measure(row)
+            golden = json.loads(FILE.read_text())
+            golden |= {"command": COMMAND, "jax": version("jax"), "libtpu": version("libtpu")}
+            golden["rows"] = {
+                key: {**golden["rows"], name: found}[key] for key in ROWS if key in {*golden["rows"], name}
+            }
+            FILE.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
