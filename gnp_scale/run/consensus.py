@@ -31,12 +31,19 @@ def all_gather[T](value: T) -> list[T]:
         return [value]
     _Rounds.epoch, _Rounds.number = _Rounds.epoch + 1, 0
     key = f"{_KEY}/{_Rounds.epoch}"
-    values = collect(state.client, key, state.process_id, state.num_processes, value)
+    values = exchange(state.client, key, state.process_id, state.num_processes, value)
     if state.process_id == 0:
-        state.client.key_value_set(f"{key}/all", json.dumps(values))
         # All processes are in this round, so nobody still reads values of earlier rounds.
         state.client.key_value_delete(f"{_KEY}/{_Rounds.epoch - 1}/")
-    return _get(state.client, f"{key}/all")
+    return values
+
+
+def exchange(client: Any, key: str, rank: int, num_processes: int, value: Any) -> list[Any]:
+    """One round below `key`: the values of all processes, in the order of their ranks."""
+    values = collect(client, key, rank, num_processes, value)
+    if rank == 0:
+        client.key_value_set(f"{key}/all", json.dumps(values))
+    return _get(client, f"{key}/all")
 
 
 def collect(client: Any, key: str, rank: int, num_processes: int, value: Any) -> list[Any]:
