@@ -44,14 +44,14 @@ class Alternatives:
 def compile_alternatives(plan: Plan, dataset: Dataset, say: _Say) -> Alternatives:
     """Compiles the steps of the other methods and sizes, one after the other; `say` gets a line before each."""
     left_out: dict[str, str] = {}
-    methods = {"plain": plan.steps[StepKind.PLAIN]}
-    for name, config in method_configs(plan).items():
+    methods, configs = {"plain": plan.steps[StepKind.PLAIN]}, method_configs(plan)
+    for name, config in configs.items():
         step = _known(plan, config) or _compile(name, config, plan.cluster, dataset, say, left_out)
         methods |= {name: step} if step else {}
-    sizes, gnp = {}, method_configs(plan)["GNP"]
+    sizes = {}
     for cluster in other_clusters(plan):
         name = f"GNP on {cluster.num_chips:,} chips"
-        config = replace(gnp, mesh=mesh_on(plan.mesh, cluster))
+        config = replace(configs["GNP"], mesh=mesh_on(plan.mesh, cluster))
         step = _compile(name, config, cluster, dataset, say, left_out)
         sizes |= {cluster.num_chips: step} if step else {}
     sizes |= {plan.cluster.num_chips: methods["GNP"]} if "GNP" in methods else {}
@@ -68,7 +68,7 @@ def method_configs(plan: Plan) -> dict[str, Config]:
     r = section.r or GnpConfig.r
     alpha = section.alpha if section.lam is None else section.lam / r
     sam, gnp = GnpConfig(r=r, alpha=1.0), GnpConfig(r=r, alpha=alpha or USUAL_ALPHA)
-    parted = mesh if mesh.replica > 1 else MeshConfig(mesh.replica * mesh.fsdp, 1, mesh.tensor)
+    parted = mesh if mesh.replica > 1 else MeshConfig(mesh.fsdp, 1, mesh.tensor)
     groups = replace(gnp, perturb_groups=parted.replica)
     return {
         "SAM": replace(plan.config, gnp=sam),
