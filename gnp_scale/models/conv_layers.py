@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import check
 from gnp_scale.mesh import AXES, BATCH, on_mesh
+from gnp_scale.models.convolution import convolve
 from gnp_scale.models.layers import SHARDS, Dense, add_bias, param, with_gathered_kernel
 
 HE_NORMAL = variance_scaling(2.0, "fan_out", "normal")
@@ -70,14 +71,7 @@ class Conv(nnx.Module):
 
     def convolve(self, x_BxHxWxC: jax.Array, kernel: jax.Array) -> jax.Array:
         """The convolution of `x_BxHxWxC` with the gathered kernel."""
-        return jax.lax.conv_general_dilated(
-            x_BxHxWxC,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.num_groups,
-        )
+        return convolve(x_BxHxWxC, kernel, self.stride, self.padding, self.num_groups)
 
 
 class BatchNorm(nnx.Module):
