@@ -17,6 +17,7 @@ from gnp_scale.evidence.summary import CHEAP, Comparison, Interval, Summary, boo
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.streams import say
 from gnp_scale.sweeps.chart import Chart, Mark, draw, png
+from gnp_scale.sweeps.markdown import markdown_table
 from gnp_scale.sweeps.statistics import mean_and_interval
 
 TABLE_FILE, JSON_FILE, PLOT_FILE = "table.md", "table.json", "frontier.png"
@@ -56,12 +57,9 @@ def markdown(plan: Plan, comparison: Comparison) -> str:
     """The report as text."""
     columns = _columns(comparison)
     rows = [list(columns), *([cell(summary) for cell in columns.values()] for summary in comparison.summaries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, " | ".join("-" * width for width in widths))
     seeds = f"{plan.num_tuning_seeds} tuning seeds for each of {len(plan.points(PLAIN))} points, {plan.num_seeds} seeds"
     head = f"{plan.table.about}. {plan.num_steps} steps; {seeds}."
-    return "\n".join([head, "", *(f"| {line} |" for line in lines), "", _LEGEND, *_note(comparison)]) + "\n"
+    return "\n".join([head, "", *markdown_table(rows), "", _LEGEND, *_note(comparison)]) + "\n"
 
 
 def plot(comparison: Comparison) -> Image.Image | None:

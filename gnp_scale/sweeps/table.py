@@ -10,6 +10,7 @@ import numpy as np
 from gnp_scale import recipe
 from gnp_scale.run.run_dir import changes
 from gnp_scale.sweeps.grid import text_of
+from gnp_scale.sweeps.markdown import markdown_table
 from gnp_scale.sweeps.results import FINISHED, LOSS, TOP1, Result
 from gnp_scale.sweeps.statistics import mean_and_interval
 
@@ -71,11 +72,7 @@ def table(rows: Sequence[Row]) -> str:
     names = ["run"] if any(row.name for row in rows) else []
     head = [*names, *rows[0].values, *_MEASURED]
     body = [[*([row.name] * len(names)), *map(text_of, row.values.values()), *_measured(row)] for row in rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, *body]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join([*(f"| {line} |" for line in lines), "", _LEGEND, *_notes(rows)]) + "\n"
+    return "\n".join([*markdown_table([head, *body]), "", _LEGEND, *_notes(rows)]) + "\n"
 
 
 def _measured(row: Row) -> list[str]:
