@@ -34,7 +34,8 @@ LAYERS = (
     {"steps"},
     {"loop", "bench", "evaluation"},
     {"chaos", "catalogue", "sweeps"},
-    {"evidence", "sharpness", "planning"},
+    {"sharpness", "planning"},
+    {"evidence"},
     {"commands"},
     {"cli"},
 )

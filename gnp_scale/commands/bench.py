@@ -39,9 +39,11 @@ def _add_generalization(bench: Any) -> None:
     parser.add_argument("--tuning-seeds", type=at_least(1), default=1, help="runs at each point (default: %(default)s)")
     parser.add_argument("--steps", type=at_least(20), help="of plain training (default: the table's)")
     parser.add_argument("--jobs", type=at_least(1), default=1, help="methods at a time (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="first remove the runs of the methods of --only")
-    parser.add_argument("--report", action="store_true", help="only write the report on what there is")
-    parser.add_argument("--row", metavar="METHOD", help="train this method in this process, without a report")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--again", action="store_true", help="first remove the runs of the methods of --only")
+    ways.add_argument("--report", action="store_true", help="only write the report on what there is")
+    ways.add_argument("--sharpness", action="store_true", help="only measure the minima of the runs that are finished")
+    ways.add_argument("--row", metavar="METHOD", help="train this method in this process, without a report")
     parser.set_defaults(command=_bench_generalization, takes_flags=True)
 
 
@@ -62,6 +64,8 @@ def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> 
     if options.row is not None:
         return _train_row(options, flags, folder)
     check(not options.again or bool(options.only), "--again removes runs: name their methods with --only")
+    if options.sharpness:
+        return _measure_minima(options, flags, folder)
     on_cpu()
     from gnp_scale.evidence.plan import checked_names
     from gnp_scale.evidence.run import check_all, forget, report_on, rows_of, run_all
@@ -86,6 +90,23 @@ def _plan(options: argparse.Namespace, flags: Sequence[str]) -> "Plan":
 
     table = TABLES[options.table]
     return Plan(table, options.seeds, options.tuning_seeds, options.steps or table.num_steps, tuple(flags))
+
+
+def _measure_minima(options: argparse.Namespace, flags: Sequence[str], folder: Path) -> int:
+    import_jax()
+    from gnp_scale.evidence import minima
+    from gnp_scale.evidence.plan import checked_names
+    from gnp_scale.evidence.run import rows_of
+    from gnp_scale.run import processes
+
+    plan = _plan(options, flags)
+    names = checked_names(options.only, plan.table)
+    processes.start()
+    processes.check_devices()
+    rows = rows_of(plan, folder)
+    minima.measure_all([rows[name] for name in names])
+    print(minima.report_on(list(rows.values())), end="")
+    return Exit.FINISHED
 
 
 def _train_row(options: argparse.Namespace, flags: Sequence[str], folder: Path) -> int:
