@@ -140,10 +140,15 @@ def test_without_results_there_is_a_table_and_no_plot(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.json", "table.md"]
 
 
-def test_the_plot_has_compute_on_x_and_a_number_for_each_method(monkeypatch):
-    charts = []
-    draw = report.draw
+@pytest.fixture
+def charts(monkeypatch):
+    """The charts that are drawn."""
+    charts, draw = [], report.draw
     monkeypatch.setattr(report, "draw", lambda chart: charts.append(chart) or draw(chart))
+    return charts
+
+
+def test_the_plot_has_compute_on_x_and_a_number_for_each_method(charts):
     report.plot(ALL)
     (chart,) = charts
     assert list(chart.lines) == ["1  plain", "2  plain-2x", "3  sam", "4  every-2", "5  momentum"]
@@ -153,3 +158,13 @@ def test_the_plot_has_compute_on_x_and_a_number_for_each_method(monkeypatch):
     assert len(set(places)) == 5, "equal costs are side by side"
     assert chart.ticks == {1.0: "1", 2.0: "2", 1.5: "1.5"}
     assert chart.joined == ["5  momentum", "4  every-2", "3  sam"]
+
+
+def test_the_plot_leaves_out_methods_that_learned_nothing(charts):
+    """Here it is even on the frontier, as the only method with so little compute."""
+    collapsed = summary("reused", 0.5, {0: 0.1, 1: 0.15})
+    assert collapsed in Comparison((PLAIN, collapsed, SAM)).frontier
+    report.plot(Comparison((PLAIN, collapsed, SAM)))
+    (chart,) = charts
+    assert list(chart.lines) == ["1  plain", "3  sam"]
+    assert report.plot(Comparison((collapsed,))) is not None

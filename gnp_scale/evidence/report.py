@@ -27,7 +27,7 @@ _LEGEND = (
     "more than two that were tried. test: of the checkpoint that is best on the images "
     "held out. last: of the last checkpoint. The columns with a minus are differences, paired by seed, with 95 % "
     "bootstrap intervals. train: of the last checkpoint on its training images with their labels. *: no method "
-    "reaches more with the same or less compute."
+    "reaches more with the same or less compute. The plot leaves out methods with less than half of the best accuracy."
 )
 _EQUAL, _BESIDE = 0.02, 0.02
 """Compute that is shown as equal, and the distance of its methods in the plot."""
@@ -63,11 +63,15 @@ def markdown(plan: Plan, comparison: Comparison) -> str:
 
 
 def plot(comparison: Comparison) -> Image.Image | None:
-    """Accuracy on the test images over compute, with 95 % intervals by Student's t; None without results."""
+    """Accuracy on the test images over compute, with 95 % intervals by Student's t; None without results.
+
+    It leaves out methods with less than half of the best accuracy: the others would be a line beside them.
+    """
     lines, label_of = {}, {}
+    best = max((summary.mean("test_best") or 0.0 for summary in comparison.summaries), default=0.0)
     for number, summary in enumerate(comparison.summaries, 1):
         scores = tuple(summary.scores("test_best").values())
-        if scores:
+        if scores and (summary.mean("test_best") or 0.0) >= best / 2:
             label_of[summary.name] = f"{number}  {summary.name}"
             lines[label_of[summary.name]] = [
                 Mark(_place(summary, comparison), *mean_and_interval(scores), scores, str(number))
@@ -76,7 +80,7 @@ def plot(comparison: Comparison) -> Image.Image | None:
         return None
     costs = [comparison.cost(summary) for summary in comparison.summaries]
     ticks = {cost: f"{cost:.2g}" for cost in costs}
-    joined = [label_of[summary.name] for summary in comparison.frontier]
+    joined = [label_of[summary.name] for summary in comparison.frontier if summary.name in label_of]
     x_label, y_label = "compute, plain training = 1", "test accuracy: mean, 95 % interval, and each seed"
     return draw(Chart(x_label, y_label, lines, ticks, is_log=False, joins=False, joined=joined))
 
