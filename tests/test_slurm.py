@@ -183,6 +183,24 @@ def whole_run(cluster, tmp_path_factory):
     return run
 
 
+def test_a_sweep_with_slurm_trains_its_points_and_reports_on_them(cluster, tmp_path):
+    """Here no program is replaced."""
+    env = cluster.env | TRAINER
+    command = [sys.executable, "-m", "gnp_scale.cli", "sweep", *RECIPE, "--sweep-dir", str(tmp_path / "sweep")]
+    command += ["--grid", "gnp.alpha=0,1", "--train.num-steps", "10", "--train.eval-every-steps", "10"]
+
+    def sweep(option):
+        return subprocess.run([*command, option], env=env, cwd=ROOT, capture_output=True, text=True)
+
+    submitted = sweep("--slurm")
+    assert submitted.returncode == 0, submitted.stderr
+    cluster.wait_until(lambda: not cluster.run("squeue", "--noheader", "--jobs", submitted.stdout.strip()))
+    reported = sweep("--report")
+    assert reported.returncode == 0, reported.stderr
+    rows = [line.split("|")[1:3] for line in reported.stdout.splitlines() if line.startswith("|")]
+    assert [[cell.strip() for cell in row] for row in rows[2:]] == [["0.0", "1/1"], ["1.0", "1/1"]], reported.stdout
+
+
 def test_a_preempted_job_goes_on_elsewhere_and_ends_bitwise_the_same(cluster, whole_run, tmp_path):
     run = Run(cluster, tmp_path, 60)
     run.wait_for("step 5/")
