@@ -37,7 +37,7 @@ PLAIN: dict[str, tuple[type[nn.Module], int]] = {
 }
 """The network in Flax Linen, and the height and width of its images."""
 SHORT = {"pyramidnet_110_270": (pyramidnet.LAYOUTS, (pyramidnet.BasicBlock, 20, 270), "9 of 54 blocks")}
-"""Shorter layouts, also for the peer: each block of a PyramidNet has a width of its own, which takes the compiler long."""
+"""Shorter layouts, also for the peer: each block of a PyramidNet has its own width, which takes the compiler long."""
 BATCH_SIZE = 64
 SETTING = f"""\
 A forward pass in training, with the statistics of the batch where a network has them, without dropout and random
