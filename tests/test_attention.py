@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from gnp_scale.config import ConfigError
-from gnp_scale.models import attention
+from gnp_scale.models import attention, cait
 
 SCRIPT = Path(__file__).parent / "attention_on_h100.py"
 
@@ -103,3 +105,26 @@ def test_a_bfloat16_step_for_gpus_calls_cudnn_counts_its_flops_and_transposes_no
     # Without `with_row_major_gradient` there are hundreds.
     assert found["transposed"] == 0
     assert found["flops of cudnn"] == found["flops of xla"]
+
+
+def test_heads_are_mixed_as_by_a_matrix_product_in_float32():
+    """And have its gradients, which the layer computes itself. Talking heads mix the rounded products of bfloat16."""
+    rng = np.random.default_rng(0)
+    graph, params = nnx.split(cait.HeadMixing(jax.random.key(0), num_heads=3))
+    kernel, heads, d_mixed = (rng.normal(size=shape).astype("f") for shape in ((3, 3), (3, 2, 5, 4), (3, 2, 5, 4)))
+
+    def mixed(kernel, heads):
+        mixing = nnx.merge(graph, nnx.to_pure_dict(params) | {"kernel": kernel})
+        return jnp.stack(mixing(tuple(heads), scale=0.5, with_bias=False))
+
+    rounded = jnp.asarray(heads, jnp.bfloat16)
+    found, backward = jax.vjp(mixed, jnp.asarray(kernel), rounded)
+    # With `train.gather` "pass" the kernel has the type of the heads too.
+    assert mixed(jnp.asarray(kernel, jnp.bfloat16), rounded).dtype == found.dtype == jnp.float32
+    exact = np.asarray(rounded, np.float64)
+    np.testing.assert_allclose(found, 0.5 * np.einsum("hg,hbqs->gbqs", kernel, exact), atol=1e-6)
+    d_kernel, d_heads = backward(jnp.asarray(d_mixed))
+    np.testing.assert_allclose(d_kernel, 0.5 * np.einsum("hbqs,gbqs->hg", exact, d_mixed), atol=1e-5)
+    assert d_heads.dtype == jnp.bfloat16
+    expected = 0.5 * np.einsum("hg,gbqs->hbqs", kernel, d_mixed)
+    np.testing.assert_allclose(np.asarray(d_heads, np.float32), expected, rtol=2**-8, atol=1e-6)

@@ -88,6 +88,16 @@ def test_batch_statistics_are_those_of_the_parameters_at_each_step(set_mesh):
         np.testing.assert_allclose(got["variance"], np.mean(variances, axis=0), rtol=1e-4)
 
 
+def test_frozen_statistics_are_not_computed_anew(set_mesh):
+    set_mesh()
+    task = Task.of(replace(CNN, optim=OptimConfig(frozen=("stages/0/norm/*",))))
+    ends = tuple(jax.jit(task.model.init)(jax.random.key(number))[0] for number in (0, 1))
+    stats = jax.tree.map(lambda x: x + 0.5, task.init_state().batch_stats)
+    found = next(line._statistics(task, ends, stats, Settings(num_examples=50), contextlib.nullcontext))["stages"]
+    jax.tree.map(np.testing.assert_array_equal, found["0"], stats["stages"]["0"])
+    assert not np.any(found["1"]["norm"]["mean"] == stats["stages"]["1"]["norm"]["mean"])
+
+
 def convolved(x_BxHxWxC, kernel):
     """3x3 with stride 2, with a border of zeros."""
     height, width = x_BxHxWxC.shape[1:3]

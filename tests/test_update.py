@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "momentum": OptimConfig("sgd", nesterov=False, clip_norm=0.5, weight_decay=1e-2),
     "nesterov": OptimConfig("sgd", warmup_steps=3, clip_norm=100.0, weight_decay=1e-2),
     "adamw": OptimConfig("adamw", learning_rate=1e-2, clip_norm=0.5, weight_decay=0.3, decay_norm_and_bias=True),
+    "frozen": OptimConfig("adamw", weight_decay=0.3, decay_norm_and_bias=True, frozen=("conv/*", "head/bias")),
 }
 
 

@@ -75,6 +75,7 @@ def _metadata(store: Store, step: int) -> Metadata:
 
 def _state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> Any:
     state, problem = None, None
+    _check_form(store, step, metadata["checksums"], abstract_state)
     try:
         state = store.read(step, abstract_state)
     except Exception as error:
@@ -85,6 +86,20 @@ def _state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> 
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise DamagedError(f"arrays differ from the saved ones: {', '.join(names[:3])}{more}")
     return state
+
+
+def _check_form(store: Store, step: int, stored: Iterable[str], abstract_state: Any) -> None:
+    """Refuses a state of the optimizer in another form, which is not damage: once, frozen parameters had moments."""
+    names = {path_name(path) for path, _ in jax.tree.leaves_with_path(abstract_state)}
+    others, missing = (
+        sorted(name for name in some if name.startswith("opt_state/"))
+        for some in (set(stored) - names, names - set(stored))
+    )
+    if others and missing:
+        raise ConfigError(
+            f"the checkpoint of step {step} in {store.folder} has the state of the optimizer in the form of another "
+            f"version ({others[0]}, not {missing[0]}): go on with that version, or start again with another --run-dir"
+        )
 
 
 def _agree_on(problem: str | None) -> None:

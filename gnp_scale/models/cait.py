@@ -4,7 +4,8 @@ Shapes: B examples, N tokens, D width, H and G heads, K channels of a head; Q x 
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, reduce
+from operator import add, mul
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from jax.nn.initializers import normal, zeros
 from jax.sharding import PartitionSpec as P
 
+from gnp_scale import mesh
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
 from gnp_scale.models import vit
@@ -35,56 +37,63 @@ SIZES = {
     "cait_m36": ViTConfig(768, 36, 3072, 16, deit=True, layer_scale=1e-6),
     "cait_m48": ViTConfig(768, 48, 3072, 16, deit=True, layer_scale=1e-6),
 }
-_WEIGHTS, _HEADS = P(BATCH, TENSOR, None, None), P(BATCH, None, TENSOR, None)
+_HEADS = P(BATCH, None, TENSOR, None)
+
+type Heads = tuple[jax.Array, ...]
+"""For each head an array of B x Q x S."""
 
 
 class HeadMixing(nnx.Module):
-    """A linear map of the heads, the same for each pair of a query and a key (arXiv 2003.02436).
-
-    The result has the type of the input. If heads are sharded over `tensor`, it ends in a reduce-scatter of the numbers
-    of all heads.
-    """
+    """A linear map of the heads, the same for each pair of a query and a key (arXiv 2003.02436), in float32."""
 
     def __init__(self, key: jax.Array, num_heads: int) -> None:
-        self.kernel = param(key, normal(0.02), (num_heads, num_heads), P(TENSOR, None))
-        self.bias = param(key, zeros, (num_heads,), P(TENSOR))
+        self.kernel = param(key, normal(0.02), (num_heads, num_heads), P(None, None))
+        self.bias = param(key, zeros, (num_heads,), P(None))
 
-    def __call__(self, x_BxHxQxS: jax.Array, *, with_bias: bool = True) -> jax.Array:
-        dtype = x_BxHxQxS.dtype
-        kernel_HxG = self.kernel[...].astype(dtype)
-        mixed_BxGxQxS = jnp.einsum("bhqs,hg->bgqs", x_BxHxQxS, kernel_HxG, out_sharding=on_mesh(_WEIGHTS))
-        if not with_bias:
-            return mixed_BxGxQxS
-        return (mixed_BxGxQxS.astype(jnp.float32) + self.bias[...][None, :, None, None]).astype(dtype)
+    def __call__(self, heads: Heads, *, scale: float = 1.0, with_bias: bool = True) -> Heads:
+        """The mixed heads, times `scale` without the bias."""
+        # The kernel may come in the type of the heads (`layers.gather_all`).
+        mixed = _mixed(self.kernel[...].astype(jnp.float32) * scale, heads)
+        return tuple(map(add, mixed, jnp.unstack(self.bias[...]))) if with_bias else mixed
 
 
 @jax.custom_vjp
-def _products(query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array) -> jax.Array:
-    """Products of queries and keys in float32; their gradient is rounded to the type of the queries."""
-    return jnp.einsum(
-        "bqhk,bshk->bhqs",
-        query_BxNxHxK,
-        key_BxNxHxK,
-        preferred_element_type=jnp.float32,
-        out_sharding=on_mesh(_WEIGHTS),
-    )
+def _mixed(kernel_HxG: jax.Array, heads: Heads) -> Heads:
+    return mix_heads(kernel_HxG, heads)
 
 
-def _products_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    query, key = kept
-    gradient = gradient.astype(query.dtype)
-    d_query = jnp.einsum("bhqs,bshk->bqhk", gradient, key, out_sharding=on_mesh(_HEADS))
-    return d_query, jnp.einsum("bhqs,bqhk->bshk", gradient, query, out_sharding=on_mesh(_HEADS))
+@jax.jit
+def mix_heads(kernel_HxG: jax.Array, heads: Heads) -> Heads:
+    """For each g the sum over h of kernel[h, g] * heads[h], in float32.
+
+    They are elementwise operations: a product with so small a matrix leaves most of a matrix unit idle.
+    `monitoring/flops.py` knows this function by its name.
+    """
+    return tuple(reduce(add, map(mul, jnp.unstack(column_H), heads)) for column_H in jnp.unstack(kernel_HxG, axis=1))
 
 
-_products.defvjp(lambda query, key: (_products(query, key), (query, key)), _products_backward)
+def _mixed_backward(kept: tuple[jax.Array, Heads], gradients: Heads) -> tuple[jax.Array, Heads]:
+    kernel_HxG, heads = kept
+    product = partial(jnp.einsum, "bqs,bqs->b")
+    d_kernel = [[product(head.astype(jnp.float32), gradient) for gradient in gradients] for head in heads]
+    d_heads = mix_heads(kernel_HxG.T, gradients)
+    # Over the examples at last, so that the devices add up all numbers at once.
+    d_kernel_HxG = jnp.sum(jnp.stack([jnp.stack(row) for row in d_kernel]), axis=-1)
+    return d_kernel_HxG, tuple(d_head.astype(head.dtype) for d_head, head in zip(d_heads, heads, strict=True))
+
+
+_mixed.defvjp(lambda kernel, heads: (mix_heads(kernel, heads), (kernel, heads)), _mixed_backward)
 
 
 class TalkingHeads(Attention):
-    """Attention whose heads are mixed before and after the softmax; logits are float32.
+    """Attention whose heads are mixed before and after the softmax.
 
-    A softmax does not depend on a number that is added to all its inputs, so the bias of the first mixing, which the
-    published network has, is not added.
+    The products of queries and keys are rounded to their type, as the result of each layer is. Their mixture, the
+    logits, is float32. A softmax does not depend on a number that is added to all its inputs, so the bias of the first
+    mixing, which the published network has, is not added.
+
+    Each device along `tensor` computes the weights of all heads, because they are more numbers than the queries, keys
+    and values that it needs for them.
     """
 
     def __init__(self, key: jax.Array, size: ViTConfig) -> None:
@@ -95,10 +104,14 @@ class TalkingHeads(Attention):
 
     def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
         """For each query the average of the values, with weights that several heads agree on (B x N x H x K)."""
-        logits_BxHxQxS = _products(query_BxNxHxK, key_BxNxHxK) * query_BxNxHxK.shape[-1] ** -0.5
-        weights_BxHxQxS = jax.nn.softmax(self.mix_logits(logits_BxHxQxS, with_bias=False))
-        weights_BxHxQxS = self.mix_weights(weights_BxHxQxS.astype(query_BxNxHxK.dtype))
-        return jnp.einsum("bhqs,bshk->bqhk", weights_BxHxQxS, value_BxNxHxK, out_sharding=on_mesh(_HEADS))
+        dtype, num_channels = query_BxNxHxK.dtype, query_BxNxHxK.shape[-1]
+        parts = (mesh.gather(part, (TENSOR,)) for part in (query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
+        queries, keys, values = (jnp.unstack(part, axis=2) for part in parts)
+        products = tuple(map(partial(jnp.einsum, "bqk,bsk->bqs"), queries, keys))
+        logits = self.mix_logits(products, scale=num_channels**-0.5, with_bias=False)
+        weights = self.mix_weights(tuple(jax.nn.softmax(each).astype(dtype) for each in logits))
+        heads = [jnp.einsum("bqs,bsk->bqk", each.astype(dtype), v) for each, v in zip(weights, values, strict=True)]
+        return jnp.reshape(jnp.stack(heads, axis=2), query_BxNxHxK.shape, out_sharding=on_mesh(_HEADS))
 
 
 class TalkingBlock(Block):

@@ -83,8 +83,11 @@ class BatchNorm(nnx.Module):
 
     A group on several devices costs one all-reduce in the forward pass and one in the backward pass. If each group is
     on one device, there are none.
+
+    If `is_frozen`, training normalises with the running statistics as evaluation does, and does not move them.
     """
 
+    is_frozen = False
     eps = 1e-5
     momentum = 0.9
 
@@ -97,7 +100,7 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(ones(key, shape, jnp.float32, out_sharding=mesh.divisible_spec(spec, shape)))
 
     def __call__(self, x_BxHxWxC: jax.Array, train: bool) -> jax.Array:
-        if train:
+        if train and not self.is_frozen:
             mean_GxC, variance_GxC = self._statistics(x_BxHxWxC)
             self._move(self.mean, mean_GxC)
             self._move(self.variance, variance_GxC)

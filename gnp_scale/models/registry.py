@@ -29,7 +29,7 @@ from gnp_scale.models import (
     vit,
     wide_resnet,
 )
-from gnp_scale.models.conv_layers import Head
+from gnp_scale.models.conv_layers import BatchNorm, Head
 from gnp_scale.models.family import Family
 
 type Params = dict[str, Any]
@@ -67,6 +67,8 @@ class Model:
     """Consecutive examples of the global batch that share batch statistics; 1 without batch statistics."""
     head_bias: float = 0.0
     """Initial bias of the classifier."""
+    has_frozen_norm: Callable[[str], bool] = lambda _: False
+    """Whether the batch normalisation at a path, such as "stem/norm", has frozen statistics."""
 
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
         """Parameters and batch statistics before training; each leaf is created in shards on the current mesh."""
@@ -107,7 +109,11 @@ class Model:
 
     @cached_property
     def _graph(self) -> Any:
-        return nnx.graphdef(jax.eval_shape(self.build, jax.random.key(0)))
+        network = jax.eval_shape(self.build, jax.random.key(0))
+        for path, module in nnx.iter_modules(network):
+            if isinstance(module, BatchNorm):
+                module.is_frozen = self.has_frozen_norm("/".join(map(str, path)))
+        return nnx.graphdef(network)
 
 
 def _identity(x: jax.Array) -> jax.Array:

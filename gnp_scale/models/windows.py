@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.mesh import AXES, on_mesh
 from gnp_scale.models.attention import by_xla
-from gnp_scale.models.layers import SHARDS, Dense, add_bias, param
+from gnp_scale.models.layers import SHARDS, Dense, add_bias, param, with_gathered_kernel
 
 HEAD_CHANNELS = 32
 _INIT = normal(0.02)
@@ -52,14 +52,30 @@ class WindowAttention(nnx.Module):
         self.position = param(bias_key, normal(0.02), differences, P(None, None, None))
 
     def __call__(self, x_BxMxNxC: jax.Array, mask_MxNxN: np.ndarray | None) -> jax.Array:
-        # As in `transformer.Attention`.
-        parts = jnp.unstack(self.in_proj(x_BxMxNxC, with_bias=False), axis=3)
-        assert self.in_proj.bias is not None
-        query, key, value = map(add_bias, parts, jnp.unstack(self.in_proj.bias[...]))
+        query, key, value = self._project(x_BxMxNxC)
         bias = self._position_bias()[None, None]
         if mask_MxNxN is not None:
             bias += mask_MxNxN[None, :, None]
         return self.out_proj(by_xla(query, key, value, bias))
+
+    def _project(self, x_BxMxNxC: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values (B x M x N x D x K) from one product of two matrices.
+
+        For arrays of so many dimensions the TPU compiler finds no good layout: the product takes twice the cycles.
+        """
+        num_examples, num_windows, num_tokens, num_channels = x_BxMxNxC.shape
+        x_WxNxC = reshaped(x_BxMxNxC, (num_examples * num_windows, num_tokens, num_channels))
+        kernel, bias = self.in_proj.kernel[...], self.in_proj.bias
+        assert bias is not None
+
+        def project(x_WxNxC: jax.Array, kernel: jax.Array) -> jax.Array:
+            spec = on_mesh(mesh.batch_spec(3, AXES))
+            return jnp.einsum("wnc,cf->wnf", x_WxNxC, kernel.reshape(num_channels, -1), out_sharding=spec)
+
+        summed = mesh.axes_of_examples(x_WxNxC)
+        y_WxNxF = with_gathered_kernel(project, kernel, self.in_proj.gathered, summed)(x_WxNxC, kernel)
+        parts = jnp.split(add_bias(y_WxNxF, bias[...].reshape(-1)), 3, axis=-1)
+        return [reshaped(part, (*x_BxMxNxC.shape[:3], -1, HEAD_CHANNELS)) for part in parts]
 
     def _position_bias(self) -> jax.Array:
         """The bias of each head for a query and a key (D x N x N).

@@ -76,6 +76,9 @@ def _equation_flops(equation: JaxprEqn) -> int:
             return _attention_flops(equation)
         case "jit" if params["name"] == "attend_on_tpu":
             return _attention_flops(equation)
+        case "jit" if params["name"] == "mix_heads":
+            kernel_HxG, head_BxQxS, *_ = _shapes(equation)
+            return 2 * math.prod(kernel_HxG) * math.prod(head_BxQxS)
         case "scan":
             return params["length"] * sum(inner)
         case "cond":

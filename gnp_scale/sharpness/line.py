@@ -25,6 +25,7 @@ from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
 from gnp_scale.sharpness.robustness import num_right
 from gnp_scale.sharpness.settings import Settings
 from gnp_scale.training.compilation import compiler_options
+from gnp_scale.training.leaves import frozen_statistics, unless
 from gnp_scale.training.setup import Task
 
 STEPS = np.round(np.linspace(-0.25, 1.25, 31), 10)
@@ -138,17 +139,19 @@ def _statistics(
 
 
 def _make_statistics(task: Task, batch_size: int) -> Any:
-    """A jitted function of (ends, batch_stats, parts, step), of which the second is only a form.
+    """A jitted function of (ends, batch_stats, parts, step), of which the second is a form, with the frozen statistics.
 
     The network computes in float32, without random branches; images are not augmented.
     """
     as_float32 = replace(task.config.model, dtype="float32", num_bn_groups=1)
     model = registry.create(as_float32, task.dataset.image_shape, task.dataset.num_classes, batch_size)
+    model = replace(model, has_frozen_norm=task.model.has_frozen_norm)
 
     @partial(jax.jit, compiler_options=compiler_options())
     def statistics_at(ends: tuple[Params, Params], batch_stats: Any, parts: Any, step: jax.Array) -> Any:
         # A pass moves statistics of 0 to a share of those of its batch.
-        nothing = jax.tree.map(jnp.zeros_like, batch_stats)
+        mask = frozen_statistics(batch_stats, task.config.optim)
+        nothing = unless(mask, jax.tree.map(jnp.zeros_like, batch_stats), batch_stats)
 
         def of_part(part: Any) -> Any:
             network = model.network(at(ends, step), nothing)
@@ -156,7 +159,8 @@ def _make_statistics(task: Task, batch_size: int) -> Any:
             return batch_stats_of(network)
 
         moved = jax.lax.map(of_part, parts)
-        return jax.tree.map(lambda x: jnp.mean(x, axis=0) / (1 - BatchNorm.momentum), moved)
+        found = jax.tree.map(lambda x: jnp.mean(x, axis=0) / (1 - BatchNorm.momentum), moved)
+        return unless(mask, found, batch_stats)
 
     return statistics_at
 

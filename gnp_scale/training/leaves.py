@@ -1,5 +1,6 @@
 """What the path of a parameter tells: the axes of a kernel, its place in the depth, and whether it is frozen."""
 
+import operator
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -125,3 +126,46 @@ def frozen_mask(params: Params, config: OptimConfig) -> Any:
     found = jax.tree.map_with_path(lambda path, _: is_frozen("/".join(names_of(path)), config.frozen), params)
     check(not all(jax.tree.leaves(found)), f"optim.frozen is {' '.join(config.frozen)}, which leaves nothing to train")
     return found
+
+
+def trained(tree: Params, config: OptimConfig) -> Params:
+    """The tree of all parameters without the frozen ones, and without modules that have no others."""
+    return _without(tree, frozen_mask(tree, config)) if config.frozen else tree
+
+
+def frozen(tree: Params, config: OptimConfig) -> Params:
+    """What `trained` leaves out."""
+    return _without(tree, jax.tree.map(operator.not_, frozen_mask(tree, config))) if config.frozen else {}
+
+
+def _without(tree: Params, mask: Any) -> Params:
+    kept = {
+        name: _without(part, mask[name]) if isinstance(part, dict) else part
+        for name, part in tree.items()
+        if mask[name] is not True
+    }
+    return {name: part for name, part in kept.items() if not isinstance(part, dict) or part}
+
+
+def overlaid(tree: Params, part: Params) -> Params:
+    """`tree` with the leaves of `part`, which has some of its paths."""
+    if not isinstance(tree, dict):
+        return part
+    return {name: overlaid(own, part[name]) if name in part else own for name, own in tree.items()}
+
+
+def unless(mask: Any, new: Any, old: Any) -> Any:
+    """`new`, but `old` where the mask is True."""
+    return jax.tree.map(lambda is_old, x, y: y if is_old else x, mask, new, old)
+
+
+def has_frozen_norm(path: str, patterns: Sequence[str]) -> bool:
+    """Whether the scale and the bias of the normalisation `path` are frozen: its batch statistics are then, too."""
+    return all(is_frozen(f"{path}/{name}", patterns) for name in ("scale", "bias"))
+
+
+def frozen_statistics(batch_stats: Any, config: OptimConfig) -> Any:
+    """Pytree of bool: which batch statistics belong to a normalisation with frozen scale and bias."""
+    return jax.tree.map_with_path(
+        lambda path, _: has_frozen_norm("/".join(names_of(path[:-1])), config.frozen), batch_stats
+    )

@@ -1,5 +1,6 @@
 """The base optimizer: one optax chain, its learning rate, and the mask of its weight decay."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import optax
 from gnp_scale import recipe
 from gnp_scale.config import OptimConfig, check
 from gnp_scale.training import rules
-from gnp_scale.training.leaves import Params, frozen_mask
+from gnp_scale.training.leaves import Params, frozen_mask, frozen_statistics, overlaid, trained, unless
 
 LARS_TRUST_COEFFICIENT = 0.001  # arXiv 1708.03888, section 5
 
@@ -98,13 +99,11 @@ def freeze(params: Params, config: OptimConfig) -> Params:
     )
 
 
-def with_frozen(average: Params, params: Params, config: OptimConfig) -> Params:
-    """The moving average of `params`, in which frozen ones are their own, without the rounding of an average."""
+def with_frozen(new: tuple[Params, Any], old: tuple[Params, Any], config: OptimConfig) -> tuple[Params, Any]:
+    """The parameters and batch statistics `new`, but the frozen ones of `old`, without the rounding of an average."""
     if not config.frozen:
-        return average
-    return jax.tree.map(
-        lambda mean, w, is_frozen: w if is_frozen else mean, average, params, frozen_mask(params, config)
-    )
+        return new
+    return unless((frozen_mask(old[0], config), frozen_statistics(old[1], config)), new, old)
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
@@ -124,14 +123,16 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
     acts on `decay_mask`. Only kernels have a trust ratio, as is usual in `lamb` and `lars`; for other parameters it is
     1. `layer_decay` multiplies the whole step of a parameter.
 
-    Moments are created with the shardings of the parameters, and the norms are over all shards.
+    Moments are created with the shardings of the parameters, and the norms are over all shards. Frozen parameters have
+    none.
     """
     # Options that are off add nothing, because each part of a chain has a place in the state that is saved.
     agc = () if config.agc is None else (rules.adaptive_clipping(config.agc),)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     dtype = rules.moment_dtype(config)
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=dtype)
-    decay = optax.add_decayed_weights(config.weight_decay, partial(decay_mask, config=config))
+    # Frozen parameters do not come so far.
+    decay = optax.add_decayed_weights(config.weight_decay, partial(decay_mask, config=replace(config, frozen=())))
     lamb_trust = optax.masked(optax.scale_by_trust_ratio(), is_kernel)
     lars_trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST_COEFFICIENT), is_kernel)
     schedule = learning_rate(config, num_steps)
@@ -147,18 +148,33 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         "custom": () if config.function is None else (_count_updates(), *_custom(config, config.function, schedule)),
     }
     layers = () if config.layer_decay == 1 else (rules.by_layer(config.layer_decay),)
-    return optax.chain(*agc, clip, *chains[config.name], *layers)
+    chain = (*agc, clip, *chains[config.name])
+    return optax.chain(*((_of_trained(optax.chain(*chain), config),) if config.frozen else chain), *layers)
+
+
+def _of_trained(inner: optax.GradientTransformation, config: OptimConfig) -> optax.GradientTransformation:
+    """`inner` for the trained parameters alone; the updates of frozen ones are 0."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        found, state = inner.update(trained(updates, config), state, trained(params, config))
+        return overlaid(jax.tree.map(jnp.zeros_like, updates), found), state
+
+    return optax.GradientTransformation(lambda params: inner.init(trained(params, config)), update)
+
+
+def moment(opt_state: optax.OptState, name: str, params: Params) -> Params:
+    """The moment `name` of all parameters, which is 0 for frozen ones."""
+    return overlaid(jax.tree.map(jnp.zeros_like, params), optax.tree.get(opt_state, name))
 
 
 def _custom(config: OptimConfig, name: str, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
-    """The optimizer that the function `name` returns; whatever it decays, frozen parameters do not move."""
+    """The optimizer that the function `name` returns."""
     found = recipe.call(name, "optimizer", schedule)
     check(
         isinstance(found, optax.GradientTransformation),
         f"optimizer {name} returned a {type(found).__name__}: it must return an optax.GradientTransformation",
     )
-    still = optax.masked(optax.set_to_zero(), partial(frozen_mask, config=config))
-    return (found, still) if config.frozen else (found,)
+    return (found,)
 
 
 def _count_updates() -> optax.GradientTransformation:

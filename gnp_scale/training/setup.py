@@ -1,8 +1,8 @@
 """Builds the data set, network, optimizer and penalty of a configuration, on the current mesh."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Self
 
 import jax
@@ -21,6 +21,7 @@ from gnp_scale.models.registry import Model
 from gnp_scale.monitoring.flops import flops
 from gnp_scale.run.messages import announce
 from gnp_scale.training import optim
+from gnp_scale.training.leaves import has_frozen_norm
 from gnp_scale.training.penalty import make_gnp
 from gnp_scale.training.state import TrainState, copy_dtype, make_init
 from gnp_scale.training.update import UpdateFn, implementation, make_update
@@ -60,6 +61,7 @@ class Task:
         Raises:
             ConfigError: the components do not fit each other or the mesh.
         """
+        model = replace(model, has_frozen_norm=partial(has_frozen_norm, patterns=config.optim.frozen))
         optimizer = optim.make_optimizer(config.optim, config.train.num_steps)
         chosen = implementation(config)
         update = make_update(config, optimizer, chosen)

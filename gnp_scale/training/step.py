@@ -50,7 +50,9 @@ def make_train_step(task: Task) -> Any:
     @partial(jax.jit, donate_argnames="state", static_argnames="kind", compiler_options=compiler_options())
     def train_step(state: TrainState, batch: Batch, *, kind: StepKind) -> tuple[TrainState, Metrics]:
         examples, num_updates = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
-        momentum = optax.tree.get(state.opt_state, MOMENTUM[config.optim.name]) if gnp.direction == "momentum" else None
+        momentum = None
+        if gnp.direction == "momentum":
+            momentum = optim.moment(state.opt_state, MOMENTUM[config.optim.name], state.params)
         result = penalized_fn(
             state.params,
             examples,
@@ -63,11 +65,12 @@ def make_train_step(task: Task) -> Any:
         )
         is_finite = divergence.all_finite(result.loss, result.telemetry)
         params, opt_state, copy, norms = task.update(state.params, state.opt_state, result, is_finite)
-        batch_stats, ema, kept = result.aux[0], None, result.state
+        before, ema, kept = (state.params, state.batch_stats), None, result.state
+        params, batch_stats = optim.with_frozen((params, result.aux[0]), before, config.optim)
         if config.train.ema_decay is not None:
             share = optim.average_share(config.train.ema_decay, num_updates)
             average: Any = optax.incremental_update((params, batch_stats), state.ema, share)
-            ema = optim.with_frozen(average[0], params, config.optim), average[1]
+            ema = optim.with_frozen(average, (params, batch_stats), config.optim)
         old = state.batch_stats, state.ema, state.kept
         batch_stats, ema, kept = select(is_finite, (batch_stats, ema, kept), old)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, kept, copy)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from gnp_kernels import AdamW, Implementation, Sgd
+from gnp_kernels import AdamW, Implementation, Sgd, Updated
 from gnp_kernels.dispatch import platform
 
 from gnp_scale.config import Config, OptimConfig, check
 from gnp_scale.gnp import Penalized, sharded_ops
 from gnp_scale.training import optim
-from gnp_scale.training.leaves import layer_factors
+from gnp_scale.training.leaves import frozen, layer_factors, overlaid, trained
 from gnp_scale.training.state import copy_dtype, copy_of
 
 type Tree = Any
@@ -132,10 +132,11 @@ def make_fused_update(config: Config, implementation: Implementation) -> UpdateF
     def update(params: Tree, opt_state: Any, result: Penalized, applies: jax.Array) -> Update:
         u, count = result.grad, optim.num_updates(opt_state)
         clip = _clip_factor(result.telemetry["update_grad_norm"], config.optim.clip_norm)
+        of_trained = partial(trained, config=config.optim)
         new = sharded_ops.blend_update(
-            params,
-            u.g1,
-            u.g2,
+            of_trained(params),
+            of_trained(u.g1),
+            None if u.g2 is None else of_trained(u.g2),
             tuple(optax.tree.get(opt_state, name) for name in names),
             {
                 "c1": clip * u.c1,
@@ -145,18 +146,26 @@ def make_fused_update(config: Config, implementation: Implementation) -> UpdateF
                 "applies": applies,
             },
             rule=rule,
-            decay_mask=optim.decay_mask(params, config.optim),
+            decay_mask=of_trained(optim.decay_mask(params, config.optim)),
             copy_dtype=copy_dtype(config.train),
             implementation=implementation,
         )
         moments = dict(zip(names, new.moments, strict=True))
-        norms = {
-            "optim/update_norm": jnp.sqrt(new.update_squared_norm),
-            "optim/param_norm": jnp.sqrt(new.params_squared_norm),
-        }
-        return Update(new.params, optax.tree.set(opt_state, count=count + applies, **moments), new.copy, norms)
+        opt_state = optax.tree.set(opt_state, count=count + applies, **moments)
+        return _whole(new, params, opt_state, config)
 
     return update
+
+
+def _whole(new: Updated, params: Tree, opt_state: Any, config: Config) -> Update:
+    """The update of all parameters from that of the trained ones."""
+    copy = copy_of(params, copy_dtype(config.train))
+    squared_norm = new.params_squared_norm + optax.tree.norm(frozen(params, config.optim), squared=True)
+    norms = {
+        "optim/update_norm": jnp.sqrt(new.update_squared_norm),
+        "optim/param_norm": jnp.sqrt(squared_norm),
+    }
+    return Update(overlaid(params, new.params), opt_state, copy and overlaid(copy, new.copy), norms)
 
 
 def select(is_new: jax.Array, new: Tree, old: Tree) -> Tree:
