@@ -21,10 +21,9 @@ from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
 from gnp_scale.models.attention import attend
 from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold, gelu
 from gnp_scale.models.positions import Grid, rotate
+from gnp_scale.models.recompute import ATTENTION
 
 TOKENS = P(BATCH, None, None)
-ATTENTION = "attention"
-"""The name of the result of attention, by which it is stored for the backward pass."""
 
 
 @dataclass(frozen=True)
