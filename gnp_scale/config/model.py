@@ -61,6 +61,9 @@ class ModelConfig:
     """Which activations the backward pass computes again, to save memory. "none": those that XLA does not keep. "dots":
     all but results of matrix products, convolutions and attention. "block": all but the input of each block.
     "offload": as "block", and the inputs are in the memory of the host until they are needed."""
+    sequence_parallel: bool = False
+    """Shard the tokens of a vision transformer over `mesh.tensor` where its channels are not sharded: norms, residuals
+    and dropout then take 1 / tensor of the memory (arXiv 2205.05198)."""
     scan_layers: bool = False
     """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
     init_from: str = ""

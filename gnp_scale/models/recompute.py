@@ -11,8 +11,8 @@ from jax.extend.core.primitives import conv_general_dilated_p
 
 from gnp_scale.config.model import Remat
 
-ATTENTION, INPUT = "attention", "block_input"
-"""The names by which the result of attention and the input of a block are kept."""
+ATTENTION, SCATTERED, INPUT = "attention", "scattered", "block_input"
+"""The names by which results of attention, reduce-scattered results of products, and inputs of blocks are kept."""
 _POLICIES = jax.checkpoint_policies
 
 
@@ -24,10 +24,11 @@ def _is_product(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
 
 # A scan stores all that the backward pass of its body reads. So it is told what XLA would store of separate blocks:
 # results of matrix products and of attention, but none of normalisations or of the GELU.
-_KEPT_IN_SCAN = _POLICIES.save_from_both_policies(_POLICIES.dots_saveable, _POLICIES.save_only_these_names(ATTENTION))
+_NAMED = _POLICIES.save_only_these_names(ATTENTION, SCATTERED)
+_KEPT_IN_SCAN = _POLICIES.save_from_both_policies(_POLICIES.dots_saveable, _NAMED)
 _KEPT: dict[Remat, Callable[..., Any]] = {
     "block": _POLICIES.nothing_saveable,
-    "dots": _POLICIES.save_from_both_policies(_is_product, _POLICIES.save_only_these_names(ATTENTION)),
+    "dots": _POLICIES.save_from_both_policies(_is_product, _NAMED),
     "offload": _POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=(),
         names_which_can_be_offloaded=(INPUT,),

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import BATCH
-from gnp_scale.models import recompute
+from gnp_scale.models import recompute, sequence
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
@@ -124,6 +124,8 @@ class VisionTransformer(nnx.Module):
         config, depth = self.config, self.size.depth
         key_B = key_B if train else None
         x_BxNxD = self._embed_patches(image_BxHxWxC.astype(config.dtype))
+        if config.sequence_parallel:
+            x_BxNxD = sequence.shard(x_BxNxD, config.num_registers)
         x_BxNxD = dropout(x_BxNxD, config.dropout, fold(key_B, depth))
         first_rate = config.drop_path if self.size.deit else 0.0
         drop_rates = jnp.linspace(first_rate, config.drop_path, depth) if config.drop_path else None
@@ -141,6 +143,8 @@ class VisionTransformer(nnx.Module):
     def pool(self, x_BxNxD: jax.Array) -> jax.Array:
         """The input of the head, or of the layer before it (float32 B x D), from the output of the blocks."""
         x_BxNxD = self.norm(x_BxNxD)
+        if self.config.sequence_parallel:
+            x_BxNxD = sequence.unshard(x_BxNxD)
         match self.config.pool:
             case "average":
                 return jnp.mean(self._patches(x_BxNxD).astype(jnp.float32), axis=1)
@@ -237,6 +241,7 @@ FAMILY = Family(
         "drop_path",
         "attention",
         "remat",
+        "sequence_parallel",
         "scan_layers",
     ),
     check_shapes,
