@@ -117,15 +117,15 @@ class Dense(nnx.Module):
     def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
         kernel, summed = self._scaled(self.kernel[...]), mesh.axes_of_examples(x_Bx)
         has_shards = self.gathers_tokens and mesh.is_sharded(x_Bx, (TENSOR,))
-        run = with_gathered_kernel(self._contract, kernel, self.gathered, summed, has_shards_of_tokens=has_shards)
+        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
+        contract = self._scattered if self.scatters_tokens else contract
+        run = with_gathered_kernel(contract, kernel, self.gathered, summed, has_shards_of_tokens=has_shards)
         y_Bx = run(x_Bx, kernel)
         return add_bias(y_Bx, self._scaled(self.bias[...])) if with_bias and self.bias is not None else y_Bx
 
-    def _contract(self, x_Bx: jax.Array, kernel: jax.Array) -> jax.Array:
+    def _scattered(self, x_Bx: jax.Array, kernel: jax.Array) -> jax.Array:
         contract = partial(jnp.einsum, self.formula, x_Bx, kernel)
-        if self.scatters_tokens:
-            return checkpoint_name(mesh.scatter_sum(contract, self.out_spec, TENSOR), SCATTERED)
-        return contract(out_sharding=on_mesh(self.out_spec))
+        return checkpoint_name(mesh.scatter_sum(contract, self.out_spec, TENSOR), SCATTERED)
 
     def _scaled(self, weight: jax.Array) -> jax.Array:
         if self.scale is None:
