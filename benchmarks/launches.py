@@ -1,18 +1,14 @@
 """The launches of a program compiled for GPUs for the arithmetic between its passes, from its HLO text."""
 
-import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from gnp_scale.planning.hlo import Computation, Instruction, Program
+
 SCOPES = ("gnp_norm", "gnp_perturb", "gnp_update")
 """Named scopes of `gnp_scale.gnp.sharded_ops` and `gnp_scale.training.update`."""
 
-NUM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
-"""Of an entry, by its type in HLO."""
-ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
-"""Type, shape and layout of an array in HLO."""
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<result>.*?) (?P<kind>[\w\-]+)\((?P<rest>.*)")
 _NO_KERNEL = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id"}
 _NO_CALL = {"AllocateBuffer", "ConcatBitcast"}
 _COLLECTIVE = re.compile(r"all-gather|all-reduce|reduce-scatter|all-to-all|collective")
@@ -29,35 +25,13 @@ class Launch(NamedTuple):
     """Bytes of its operands and results on one device."""
 
 
-class Array(NamedTuple):
-    """An operand or a result."""
-
-    num_bytes: int
-    is_on_chip: bool
-    """In the memory of a TPU core, not in that of the device."""
-
-
-class Instruction(NamedTuple):
-    """An instruction of a program that does something at run time."""
-
-    name: str
-    kind: str
-    results: list[Array]
-    operands: list[Array]
-    rest: str
-    """Its line after the kind."""
-
-
-def instructions(text: str) -> Iterator[Instruction]:
-    """Those of the entry computation. A step has no loops or branches."""
+def instructions(text: str) -> Iterator[tuple[Computation, Instruction]]:
+    """Those of the entry computation that do something at run time. A step has no branches."""
     assert " conditional(" not in text
-    found: dict[str, list[Array]] = {}
-    for match in filter(None, map(_INSTRUCTION.match, text[text.index("\nENTRY ") :].splitlines())):
-        name, kind, rest = match["name"], match["kind"], match["rest"]
-        found[name] = list(_arrays(match["result"]))
-        if kind not in _NO_KERNEL and not any(f'"{target}"' in rest for target in _NO_CALL):
-            operands = re.findall(r"%([\w.\-]+)", rest.partition("), ")[0])
-            yield Instruction(name, kind, found[name], [x for name in operands for x in found.get(name, ())], rest)
+    entry = Program.parse(text).entry
+    for each in entry.instructions.values():
+        if each.opcode not in _NO_KERNEL and not any(f'"{target}"' in each.rest for target in _NO_CALL):
+            yield entry, each
 
 
 def launches(text: str) -> list[Launch]:
@@ -66,10 +40,11 @@ def launches(text: str) -> list[Launch]:
 
 
 def _launches(text: str) -> Iterator[Launch]:
-    for name, kind, results, operands, rest in instructions(text):
-        if not _COLLECTIVE.match(kind):
-            scope = re.search(r'op_name="[^"]*?(' + "|".join(SCOPES) + ")", rest)
-            yield Launch(scope and scope[1], _kind(name, kind, rest), sum(x.num_bytes for x in (*results, *operands)))
+    for entry, each in instructions(text):
+        if not _COLLECTIVE.match(each.opcode):
+            scope = re.search(r'op_name="[^"]*?(' + "|".join(SCOPES) + ")", each.rest)
+            num_bytes = each.num_bytes + sum(array.num_bytes for array in entry.arrays(each.operands))
+            yield Launch(scope and scope[1], _kind(each), num_bytes)
 
 
 def memory_bytes(text: str) -> int:
@@ -78,28 +53,24 @@ def memory_bytes(text: str) -> int:
     An instruction reads its operands and writes its results, unless they are on the chip. XLA's own count takes the
     whole array for every slice that is copied onto the chip.
     """
-    return sum(map(_memory_bytes, instructions(text)))
+    return sum(_memory_bytes(*each) for each in instructions(text))
 
 
-def _memory_bytes(instruction: Instruction) -> int:
-    if instruction.kind.endswith("-done"):
+def _memory_bytes(entry: Computation, instruction: Instruction) -> int:
+    if instruction.opcode.endswith("-done"):
         return 0
-    if instruction.kind in ("copy-start", "slice-start"):  # A result is the source, another one the destination.
+    if instruction.opcode in ("copy-start", "slice-start"):  # A result is the source, another one the destination.
         ends = instruction.results[:2]
         return min(x.num_bytes for x in ends) * sum(not x.is_on_chip for x in ends)
-    return sum(x.num_bytes for x in (*instruction.results, *instruction.operands) if not x.is_on_chip)
+    arrays = (*instruction.results, *entry.arrays(instruction.operands))
+    return sum(x.num_bytes for x in arrays if not x.is_on_chip)
 
 
-def _kind(name: str, kind: str, rest: str) -> str:
-    if "triton_kernel_call" in rest:
+def _kind(instruction: Instruction) -> str:
+    if "triton_kernel_call" in instruction.rest:
         return "triton"
-    return "layout" if kind == "copy" or re.match("wrapped_transpose|transpose|copy", name) else kind
-
-
-def _arrays(result: str) -> Iterator[Array]:
-    for dtype, shape, layout in ARRAY.findall(result):
-        num_bytes = NUM_BYTES.get(dtype, 0) * math.prod(int(size) for size in shape.split(",") if size)
-        yield Array(num_bytes, "S(" in layout)
+    is_layout = instruction.opcode == "copy" or re.match("wrapped_transpose|transpose|copy", instruction.name)
+    return "layout" if is_layout else instruction.opcode
 
 
 class Count(NamedTuple):

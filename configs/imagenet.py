@@ -87,7 +87,7 @@ def vit_l16() -> Config:
     Run: not run here.
     """
     data = replace(CROPPED, holdout=0.01, policy="randaugment", randaugment_magnitude=30, mixup=0.5)
-    model = ModelConfig(name="vit_l", pool="token", rep_layer=True, dtype="bfloat16", scan_layers=True, remat=True)
+    model = ModelConfig(name="vit_l", pool="token", rep_layer=True, dtype="bfloat16", scan_layers=True, remat="block")
     return Config(data=data, model=model, gnp=PLAIN, optim=AUGREG, train=_train(300, data))
 
 

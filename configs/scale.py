@@ -66,7 +66,7 @@ def _config(name: str, epochs: int, learning_rate: float) -> Config:
             patch_size=14,
             pool="attention",
             dtype="bfloat16",
-            remat=True,
+            remat="block",
             scan_layers=True,
             head_bias=-10.0,
         ),

@@ -100,6 +100,12 @@ def on_mesh(spec: P) -> P | None:
     return None if mesh.empty else _without(spec, mesh.manual_axes)
 
 
+def resharded(x: jax.Array, spec: P) -> jax.Array:
+    """`x` sharded as `spec` on the current mesh (`on_mesh`); without a mesh as it is."""
+    known = on_mesh(spec)
+    return x if known is None else jax.sharding.reshard(x, known)
+
+
 def divisible_spec(spec: P, shape: tuple[int, ...]) -> P | None:
     """The sharding of a parameter of `shape` that is requested as `spec`; None without a mesh.
 
@@ -178,6 +184,19 @@ def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,), summed: Collection[str
         return x
     x = jax.sharding.reshard(x, P(*spec, reduced=set(summed) - set(_axes(spec))))
     return jax.sharding.reshard(x, P(*_without(spec, axes), reduced=set(summed)))
+
+
+def scatter_sum(contract: Callable[..., jax.Array], spec: P, axis: str) -> jax.Array:
+    """`contract(out_sharding=...)`, a sum over `axis`, reduce-scattered over `axis`, so that it is sharded as `spec`.
+
+    In a `shard_map`, where JAX has no partial sums, it is reduced first, and the compiler may join this with the slice.
+    """
+    if on_mesh(spec) is None:
+        return contract()
+    is_manual = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    whole = on_mesh(P(*_without(spec, (axis,))))
+    total = contract(out_sharding=P(*whole, unreduced=set() if is_manual else {axis}))
+    return resharded(total, spec)
 
 
 def is_sharded(x: jax.Array, axes: Collection[str]) -> bool:

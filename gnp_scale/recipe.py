@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from gnp_scale.checks import closest, local_path, split_recipe
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config, ConfigError, earlier
 
 
 def load(name: str) -> Config:
@@ -116,6 +116,7 @@ def override(
         ConfigError: a flag is misspelt, or its value has the wrong type, is out of range, or conflicts with other
             values.
     """
+    flags = earlier.flags(flags)
     _check_flags(config, flags, others)
     messages = io.StringIO()
     try:
@@ -206,4 +207,5 @@ def _section(name: str, values: dict[str, Any]) -> Any:
             f"it has {', '.join(sorted(unknown)) or name}, which this version does not know: use the version that made "
             "it, or start anew with another --run-dir"
         )
+    values = earlier.section(name, values)
     return section(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -7,23 +7,16 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks.launches import ARRAY, NUM_BYTES
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import StepKind
-from gnp_scale.planning.collectives import parse_groups
+from gnp_scale.planning.collectives import BETWEEN_SLICES, KINDS, groups_of
+from gnp_scale.planning.hlo import Instruction, Program
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
 MESH = MeshConfig(replica=2, fsdp=4)
 # Wide, so that kernels outweigh the vectors that FSDP replicates: nothing is run, and width costs no compile time.
 VIT = ModelConfig("vit_mu", patch_size=2, depth=1, width=1024, num_heads=4, dropout=0.1)
-
-_COLLECTIVE = re.compile(
-    r" = (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
-    r"collective-broadcast)(?P<start>-start)?\(.*?, (?P<groups>(?:replica_groups|source_target_pairs)=.*)"
-)
-_SEND = re.compile(r" = \((?P<array>[^(){]*).* send\(.*_xla_host_transfer_handler_name=\"xla_megascale_runtime\"")
-
 
 _SOURCES = re.compile(
     r"^(?:FileNames|FunctionNames|FileLocations|StackFrames)$|^\d+ [\"{].*$|, metadata=\{[^{}]*\}", re.MULTILINE
@@ -74,29 +67,21 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _collectives(text: str) -> Iterator[Collective]:
-    for match in filter(None, map(_COLLECTIVE.search, text.splitlines())):
+    for each in _instructions(text):
         # The result of an asynchronous start also holds its operands.
-        assert not match["start"], match[0]
-        arrays = ARRAY.findall(match["result"])
-        num_scalars = sum(shape == "" for _, shape, _ in arrays)
-        sizes = tuple((dtype, _num_entries(shape)) for dtype, shape, _ in arrays)
-        yield Collective(
-            match["kind"],
-            _num_bytes(match["result"]),
-            num_scalars,
-            parse_groups(match["groups"].partition("=")[2]),
-            sizes,
-        )
+        assert each.opcode not in {f"{kind}-start" for kind in KINDS}, each
+        if each.opcode in KINDS:
+            sizes = tuple((array.dtype, math.prod(array.shape)) for array in each.results)
+            num_scalars = sum(array.shape == () for array in each.results)
+            yield Collective(each.opcode, each.num_bytes, num_scalars, groups_of(each), sizes)
 
 
 def sends_between_slices(text: str) -> list[int]:
     """Bytes of each message that a device sends to other TPU slices."""
-    return [_num_bytes(match["array"]) for match in map(_SEND.search, text.splitlines()) if match]
+    sends = (each for each in _instructions(text) if each.opcode == "send" and BETWEEN_SLICES in each.rest)
+    return [each.results[0].num_bytes for each in sends]
 
 
-def _num_bytes(result: str) -> int:
-    return sum(NUM_BYTES[dtype] * _num_entries(shape) for dtype, shape, _ in ARRAY.findall(result))
-
-
-def _num_entries(shape: str) -> int:
-    return math.prod(int(size) for size in shape.split(",") if size)
+def _instructions(text: str) -> Iterator[Instruction]:
+    for computation in Program.parse(text).computations.values():
+        yield from computation.instructions.values()

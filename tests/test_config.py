@@ -118,6 +118,29 @@ def test_a_home_folder_is_found_behind_an_equals_sign(monkeypatch):
     assert recipe.override(Config(), ["--data.root=~/data"]).data.root == "/home/somebody/data"
 
 
+@pytest.mark.parametrize(
+    ("flags", "remat"),
+    [
+        ("--model.remat", "block"),
+        ("--model.remat --data.flip", "block"),
+        ("--model.no-remat", "none"),
+        ("--model.remat dots", "dots"),
+        ("--model.remat=offload", "offload"),
+        ("--model.remat dots --model.remat", "block"),
+    ],
+)
+def test_recomputation_was_a_switch(flags, remat):
+    """Command lines of earlier versions mean what they meant."""
+    assert recipe.override(Config(), flags.split()).model.remat == remat
+
+
+@pytest.mark.parametrize(("stored", "remat"), [(True, "block"), (False, "none"), ("dots", "dots")])
+def test_a_stored_switch_of_recomputation_is_read(stored, remat):
+    sections = json.loads(recipe.to_json(Config()))
+    sections["model"]["remat"] = stored
+    assert recipe.from_json(json.dumps(sections)).model.remat == remat
+
+
 FIELDS = [(section.name, field.name) for section in fields(Config) for field in fields(getattr(Config(), section.name))]
 BAD_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 10**40, "-1": -1, "list": [1], "word": "x"}
 # A word may be a folder, a file, a split, or the name of a data set or a network; an axis of -1 takes the devices that
@@ -157,6 +180,7 @@ WRONG_VALUES = {
     "a switch that is a number": (DataConfig, {"flip": 1}),
     "a number that is a switch": (DataConfig, {"batch_size": True}),
     "an unknown choice": (OptimConfig, {"schedule": "exponential"}),
+    "a switch that is a word": (ModelConfig, {"remat": True}),
     "a list of boundaries": (OptimConfig, {"step_boundaries": [0.3, 0.6]}),
     "boundaries out of order": (OptimConfig, {"schedule": "step", "step_boundaries": (0.6, 0.3)}),
     "smoothing everything": (TrainConfig, {"label_smoothing": 1.0}),
@@ -198,6 +222,7 @@ def test_what_a_stored_configuration_does_not_have_is_as_it_was_before_there_was
         ('{"fancy": {}}', "it has fancy, which"),
         ('{"train": {"num_steps": "many"}}', "train.num_steps is 'many': it must be a whole number"),
         ('{"train": 3}', "does not fit this version"),
+        ('{"model": {"remat": 1}}', "model.remat is 1: it must be one of 'none'"),
         ("[]", "does not fit this version"),
         ("{", "does not fit this version"),
     ],

@@ -46,6 +46,12 @@ MACHINES = {
     "accumulation 4": (MeshConfig(1, 1, 1), TrainConfig(accumulate_steps=4)),
     "2 replicas x fsdp 4, accumulation 4": (MeshConfig(2, 4, 1), TrainConfig(accumulate_steps=4)),
 }
+# Machines of the network whose tokens are sharded: groups as microbatches, and as replicas.
+MODELS_OF_TENSOR = {"vit, tokens sharded": dataclasses.replace(MODELS["vit"], sequence_parallel=True)}
+MACHINES_OF_TENSOR = {
+    "fsdp 4 x tensor 2": MACHINES["fsdp 4 x tensor 2"],
+    "2 replicas x fsdp 2 x tensor 2": (MeshConfig(2, 2, 2), TrainConfig()),
+}
 NUM_GROUPS = (1, 2, 8)
 
 
@@ -59,10 +65,10 @@ def few_narrow_blocks(monkeypatch):
 @functools.cache
 def step_on(machine: str, model: str, num_groups: int) -> dict[str, Any]:
     """u, losses and batch statistics of a step, as NumPy arrays."""
-    mesh, train = MACHINES[machine]
+    mesh, train = (MACHINES | MACHINES_OF_TENSOR)[machine]
     config = Config(
         data=DataConfig(batch_size=NUM_EXAMPLES, eval_batch_size=NUM_EXAMPLES, crop_padding=1, mixup=0.2),
-        model=MODELS[model],
+        model=(MODELS | MODELS_OF_TENSOR)[model],
         gnp=GnpConfig(r=0.1, alpha=0.8, perturb_groups=num_groups),
         # Its momentum after one step is bitwise u.
         optim=OptimConfig(name="sgd", momentum=0.9),
@@ -120,6 +126,15 @@ CASES = [
 @pytest.mark.parametrize(("model", "num_groups"), CASES)
 def test_the_same_groups_give_the_same_step_on_every_machine(model, machine, num_groups):
     got, expected = step_on(machine, model, num_groups), step_on("1 device", model, num_groups)
+    assert ulps(got, expected) <= MAX_ULPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", MACHINES_OF_TENSOR)
+@pytest.mark.parametrize("model", MODELS_OF_TENSOR)
+def test_tokens_that_are_sharded_give_the_same_step(model, machine):
+    """With the same masks of dropout and drop-path."""
+    got, expected = step_on(machine, model, 2), step_on("1 device", "vit", 2)
     assert ulps(got, expected) <= MAX_ULPS
 
 

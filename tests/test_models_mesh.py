@@ -15,12 +15,12 @@ from gnp_scale.models import (
     convnext,
     mixer,
     pyramidnet,
+    recompute,
     registry,
     resnet,
     shake_shake,
     swin,
     vgg,
-    vit,
     wide_resnet,
 )
 from gnp_scale.models.registry import batch_stats_of
@@ -201,22 +201,22 @@ def residuals_of(loss, params) -> list[jax.ShapeDtypeStruct]:
 def test_remat_keeps_no_activation_inside_a_block_and_changes_no_number(scan_layers):
     config = replace(TRANSFORMER, scan_layers=scan_layers)
     kept = {}
-    for remat in (False, True):
+    for remat in ("none", "block"):
         model, params, batch_stats = init(replace(config, remat=remat))
         residuals = residuals_of(loss_fn(model, batch_stats), params)
         hidden = (NUM_EXAMPLES, 16, 128)
         kept[remat] = sum(residual.shape[-3:] == hidden for residual in residuals)
-    assert kept[False] > 0
-    assert kept[True] == 0
+    assert kept["none"] > 0
+    assert kept["block"] == 0
     # The same sums, but XLA may fuse and order them differently.
-    assert_close(run(replace(config, remat=True)), run(config), num_ulps=16)
+    assert_close(run(replace(config, remat="block")), run(config), num_ulps=16)
 
 
 def test_a_scan_on_an_accelerator_stores_one_array_of_the_hidden_layer(monkeypatch):
     """Its input, the result of a product; without this a scan also stores what the derivative of the GELU needs."""
     config, kept, results = replace(TRANSFORMER, scan_layers=True), {}, {}
     for name in ("cpu", "tpu"):
-        monkeypatch.setattr(vit, "platform", lambda name=name: name)
+        monkeypatch.setattr(recompute, "platform", lambda name=name: name)
         model, params, batch_stats = init(config)
         residuals = residuals_of(loss_fn(model, batch_stats), params)
         kept[name] = sum(residual.shape[-3:] == (NUM_EXAMPLES, 16, 128) for residual in residuals)
@@ -226,7 +226,7 @@ def test_a_scan_on_an_accelerator_stores_one_array_of_the_hidden_layer(monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "remat"), [(TRANSFORMER, False), (replace(OPTIONS, depth=2), True)])
+@pytest.mark.parametrize(("config", "remat"), [(TRANSFORMER, "none"), (replace(OPTIONS, depth=2), "block")])
 def test_scanned_blocks_are_the_same_blocks_stacked(config, remat):
     def stacked(tree):
         blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *tree["blocks"].values())

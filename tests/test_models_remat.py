@@ -1,6 +1,8 @@
 """Recomputed blocks: the backward pass keeps fewer numbers, and no number changes."""
 
+import functools
 from dataclasses import replace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 import test_models_mesh as small
 from test_models_mesh import small_layouts  # noqa: F401
 
+from gnp_scale.config.model import Remat
 from gnp_scale.models import registry
 
 CASES = [
@@ -28,29 +31,35 @@ LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET]
 
 
 def kept_bytes(config) -> int:
-    """Bytes that the backward pass gets from the forward pass."""
+    """Bytes in the memory of a device that the backward pass gets from the forward pass."""
     shape = small.image_shape(config)
     model = registry.create(config, shape, small.NUM_CLASSES, small.NUM_EXAMPLES)
 
     params, stats = jax.eval_shape(model.init, jax.random.key(0))
     loss = small.loss_fn(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats), shape)
-    residuals = jax.eval_shape(lambda params: jax.vjp(loss, params, has_aux=True)[1], params)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(residuals))
+    residuals = jax.make_jaxpr(lambda params: jax.vjp(loss, params, has_aux=True)[1])(params).out_avals
+    return sum(x.size * x.dtype.itemsize for x in residuals if x.memory_space is jax.memory.Space.Device)
 
 
 @pytest.mark.parametrize("config", CASES, ids=lambda config: config.name)
-def test_recomputed_blocks_keep_less(config):
-    assert kept_bytes(replace(config, remat=True)) < 0.9 * kept_bytes(config)
+def test_each_kind_of_recomputation_keeps_less_than_the_one_before(config):
+    none, dots, block, offload = (kept_bytes(replace(config, remat=remat)) for remat in get_args(Remat))
+    assert none > dots > block > offload
+    assert block < 0.9 * none
+
+
+NUMBERS = [
+    *(pytest.param(config, "block", marks=[pytest.mark.long] * (config in LONG)) for config in CASES),
+    *((config, remat) for config in (small.OPTIONS, small.RESNET) for remat in ("dots", "offload")),
+    *((replace(small.TRANSFORMER, scan_layers=True), remat) for remat in ("dots", "offload")),
+]
+computed = functools.cache(small.run)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config",
-    [pytest.param(config, marks=pytest.mark.long) if config in LONG else config for config in CASES],
-    ids=lambda config: config.name,
-)
-def test_recomputing_changes_no_number(config, unoptimized):
+@pytest.mark.parametrize(("config", "remat"), NUMBERS, ids=lambda value: getattr(value, "name", value))
+def test_recomputing_changes_no_number(config, remat, unoptimized):
     """Logits, gradients and batch statistics; XLA may order sums differently."""
     # Gradients that are only rounding errors, as in the other tests.
     smallest = 2**-7 if config in (small.MIXER, small.PYRAMIDNET) else 0
-    small.assert_close(small.run(replace(config, remat=True)), small.run(config), num_ulps=64, smallest=smallest)
+    small.assert_close(small.run(replace(config, remat=remat)), computed(config), num_ulps=64, smallest=smallest)

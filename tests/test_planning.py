@@ -115,8 +115,8 @@ def test_flops_of_a_network_without_attention(task):
 
 
 def test_recomputation_costs_a_forward_pass_of_the_blocks(task):
-    remat = make_task(replace(VIT, model=replace(VIT.model, remat=True)), task.dataset)
-    scanned = make_task(replace(VIT, model=replace(VIT.model, remat=True, scan_layers=True)), task.dataset)
+    remat = make_task(replace(VIT, model=replace(VIT.model, remat="block")), task.dataset)
+    scanned = make_task(replace(VIT, model=replace(VIT.model, remat="block", scan_layers=True)), task.dataset)
     plain, again, scan = (flops_of(each, StepKind.PLAIN) for each in (task, remat, scanned))
     assert plain * 1.2 < again < plain * 4 / 3
     assert scan == pytest.approx(again, rel=0.02), "the body of the scan counts for each layer"
@@ -181,16 +181,34 @@ def test_changes_are_tried_in_order_until_the_run_fits(monkeypatch):
 
     monkeypatch.setattr(fit, "needed_bytes", needed)
     said = []
-    assert fit.fit(config, cluster, None, said.append) == ["--model.remat"]
-    assert tried == [(False, 4, 1), (True, 4, 1)]
+    assert fit.fit(config, cluster, None, said.append) == ["--model.remat", "dots"]
+    assert tried == [("none", 4, 1), ("dots", 4, 1)]
     tried.clear()
-    monkeypatch.setattr(fit, "needed_bytes", lambda *args: max(needed(*args), (16 if len(tried) < 5 else 1) * GIB))
-    flags = ["--model.remat", "--mesh.replica", "1", "--mesh.fsdp", "-1", "--train.accumulate-steps", "4"]
+    monkeypatch.setattr(fit, "needed_bytes", lambda *args: max(needed(*args), (16 if len(tried) < 7 else 1) * GIB))
+    flags = ["--model.remat", "offload", "--mesh.replica", "1", "--mesh.fsdp", "-1", "--train.accumulate-steps", "4"]
     assert fit.fit(config, cluster, None, said.append) == flags
+    assert [remat for remat, replica, _ in tried if replica == 4] == ["none", "dots", "block", "offload"]
     assert any("not possible: two microbatches do not divide" in line for line in said)
     monkeypatch.setattr(fit, "needed_bytes", lambda *args: 99 * GIB)
     with pytest.raises(ConfigError, match="choose more chips, a smaller batch"):
         fit.fit(config, cluster, None, said.append)
+
+
+@pytest.mark.parametrize(
+    ("model", "topology", "remat"),
+    [
+        (ModelConfig("vit_mu", remat="block"), "v5e:4x4", ["offload"]),
+        (ModelConfig("vit_mu"), "h100:8x2", ["dots", "block"]),
+        (ModelConfig("vit_mu", remat="offload"), "h100:8x2", []),
+        (ModelConfig("cnn_s"), "v5e:4x4", []),
+    ],
+)
+def test_a_fit_recomputes_more_than_the_run_does_where_its_network_and_chip_can(model, topology, remat, monkeypatch):
+    monkeypatch.setattr(fit, "needed_bytes", lambda *_: GIB if len(said) == len(remat) + 1 else 999 * GIB)
+    said = []
+    flags = fit.fit(replace(VIT, model=model), Cluster(topology), None, said.append)
+    assert flags == [*(["--model.remat", remat[-1]] if remat else []), "--train.accumulate-steps", "2"]
+    assert [line.split()[1].removesuffix(":") for line in said[1:-1]] == remat
 
 
 def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
@@ -205,7 +223,7 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
     here["mesh"] = {"replica": 1, "fsdp": 8, "tensor": 1}
     check.check_run(here, replace(VIT, train=replace(VIT.train, log_every_steps=7)))
     with pytest.raises(ConfigError, match=r"differs from its plan in model\.remat, optim\.name"):
-        check.check_run(here, replace(VIT, model=replace(VIT.model, remat=True), optim=OptimConfig("sgd")))
+        check.check_run(here, replace(VIT, model=replace(VIT.model, remat="block"), optim=OptimConfig("sgd")))
     file.write_text("{}")
     with pytest.raises(ConfigError, match="holds no plan"):
         check.read(file)

@@ -7,6 +7,8 @@ from gnp_scale.checks import check, check_values
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
 Position = Literal["learned", "sincos2d", "rope"]
+Remat = Literal["none", "dots", "block", "offload"]
+"""In this order: each keeps less than the one before."""
 ShakeGradient = Literal["published", "consistent"]
 
 
@@ -55,8 +57,13 @@ class ModelConfig:
     attention: AttentionImplementation = "auto"
     """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs,
     where they take the size; else it is XLA."""
-    remat: bool = False
-    """Recompute activations of each block in the backward pass instead of keeping them."""
+    remat: Remat = "none"
+    """Which activations the backward pass computes again, to save memory. "none": those that XLA does not keep. "dots":
+    all but results of matrix products, convolutions and attention. "block": all but the input of each block.
+    "offload": as "block", and the inputs are in the memory of the host until they are needed."""
+    sequence_parallel: bool = False
+    """Shard the tokens of a vision transformer over `mesh.tensor` where its channels are not sharded: norms, residuals
+    and dropout then take 1 / tensor of the memory (arXiv 2205.05198)."""
     scan_layers: bool = False
     """Stack equal transformer blocks and scan over them: compile time does not grow with depth."""
     init_from: str = ""

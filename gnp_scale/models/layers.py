@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.dispatch import platform
 from gnp_kernels.trees import path_name, upcast
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer, constant, ones, zeros
 from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
 from gnp_scale.mesh import FSDP, TENSOR, on_mesh
+from gnp_scale.models.recompute import SCATTERED
 
 SHARDS = (FSDP, TENSOR)
 """Axes that store the parameters of a layer that does not shard its channels."""
@@ -35,17 +37,20 @@ def with_gathered_kernel(
     kernel: jax.Array,
     axes: tuple[str, ...],
     summed: tuple[str, ...] = (),
+    *,
+    has_shards_of_tokens: bool = False,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """`fn(x, kernel)` that first casts the kernel to the type of `x` and then gathers it over `axes` (`mesh.gather`).
 
-    If the kernel is sharded, the backward pass gathers it again: to keep gathered kernels from the forward pass would
-    undo the sharding of the parameters.
+    With `has_shards_of_tokens`, `x` is gathered over `tensor` too, and its gradient is a sum over that. What is sharded
+    is gathered again in the backward pass: to keep it from the forward pass would undo the sharding.
     """
 
     def run(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return fn(x, mesh.gather(kernel.astype(x.dtype), axes, summed))
+        kernel = mesh.gather(kernel.astype(x.dtype), axes, summed)
+        return fn(mesh.gather(x, (TENSOR,), summed and (TENSOR,)) if has_shards_of_tokens else x, kernel)
 
-    return jax.checkpoint(run) if mesh.is_sharded(kernel, axes) else run
+    return jax.checkpoint(run) if has_shards_of_tokens or mesh.is_sharded(kernel, axes) else run
 
 
 def gather_all(params: Any, dtype: jnp.dtype) -> Any:
@@ -78,6 +83,8 @@ class Dense(nnx.Module):
         spec: Sharding of the stored kernel.
         out_spec: Sharding of the output. A contraction over shards ends in an all-reduce.
         gathered: Axes over which the kernel is gathered for use.
+        gathers_tokens: Whether an input whose tokens are sharded over `tensor` is gathered for use.
+        scatters_tokens: Whether a contraction over shards of `tensor` ends in a reduce-scatter of the tokens over it.
         use_bias: Whether there is a bias.
         initial_scale: Initial value of a learned factor of each output (LayerScale, arXiv 2103.17239); None for no
             factor. It multiplies kernel and bias, which have fewer numbers than the outputs.
@@ -93,22 +100,32 @@ class Dense(nnx.Module):
         spec: P,
         out_spec: P,
         gathered: tuple[str, ...] = (FSDP,),
+        gathers_tokens: bool = False,
+        scatters_tokens: bool = False,
         use_bias: bool = True,
         initial_scale: float | None = None,
     ) -> None:
         kernel_letters, out_letters = formula.split(",")[1].split("->")
         bias_shape = tuple(size for letter, size in zip(kernel_letters, shape, strict=True) if letter in out_letters)
         self.formula, self.out_spec, self.gathered = formula, out_spec, gathered
+        self.gathers_tokens, self.scatters_tokens = gathers_tokens, scatters_tokens
         self.kernel = param(key, init, shape, spec)
         vector_spec = P(*out_spec[-len(bias_shape) :])
         self.bias = param(key, zeros, bias_shape, vector_spec) if use_bias else None
         self.scale = None if initial_scale is None else param(key, constant(initial_scale), bias_shape, vector_spec)
 
     def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
-        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
         kernel, summed = self._scaled(self.kernel[...]), mesh.axes_of_examples(x_Bx)
-        y_Bx = with_gathered_kernel(contract, kernel, self.gathered, summed)(x_Bx, kernel)
+        has_shards = self.gathers_tokens and mesh.is_sharded(x_Bx, (TENSOR,))
+        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
+        contract = self._scattered if self.scatters_tokens else contract
+        run = with_gathered_kernel(contract, kernel, self.gathered, summed, has_shards_of_tokens=has_shards)
+        y_Bx = run(x_Bx, kernel)
         return add_bias(y_Bx, self._scaled(self.bias[...])) if with_bias and self.bias is not None else y_Bx
+
+    def _scattered(self, x_Bx: jax.Array, kernel: jax.Array) -> jax.Array:
+        contract = partial(jnp.einsum, self.formula, x_Bx, kernel)
+        return checkpoint_name(mesh.scatter_sum(contract, self.out_spec, TENSOR), SCATTERED)
 
     def _scaled(self, weight: jax.Array) -> jax.Array:
         if self.scale is None:

@@ -64,7 +64,7 @@ class AttentionPool(nnx.Module):
             out_spec=TOKENS,
         )
         self.norm = LayerNorm(key, width)
-        self.mlp = Mlp(mlp_key, replace(size, layer_scale=None), dropout_rate=0.0)
+        self.mlp = Mlp(mlp_key, replace(size, layer_scale=None, sequence_parallel=False), dropout_rate=0.0)
 
     def __call__(self, x_BxNxD: jax.Array) -> jax.Array:
         """The result for the query (B x 1 x D)."""

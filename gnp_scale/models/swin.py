@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES
+from gnp_scale.models import recompute
 from gnp_scale.models.conv_layers import Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family, ImageShape
 from gnp_scale.models.layers import LayerNorm, drop_path, dropout, fold, gelu, rising_rates
@@ -159,7 +160,7 @@ class SwinTransformer(nnx.Module):
         x_BxHxWxC = self.patches(shard_examples_over_all(image_BxHxWxC.astype(config.dtype)))
         x_BxHxWxC = dropout(x_BxHxWxC, config.dropout, fold(key_B, depth))
         drop_rates = rising_rates(config.drop_path, depth)
-        run = jax.checkpoint(Block.__call__) if config.remat else Block.__call__
+        run = recompute.checkpointed(Block.__call__, config.remat)
         for number, (name, block) in enumerate(self.blocks.items()):
             if name.endswith("_00") and name != "0_00":
                 x_BxHxWxC = self.merging[name.removesuffix("_00")](x_BxHxWxC)

@@ -1,7 +1,7 @@
 """The blocks of vision transformers.
 
 Shapes: B examples, N tokens, D width, F hidden channels of the MLP, H heads, K channels of a head, 3 for query, key and
-value. Heads and hidden channels are sharded over `tensor`; tokens are not sharded.
+value. Heads and hidden channels are sharded over `tensor`; elsewhere tokens may be (arXiv 2205.05198, section 4.2.2).
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,9 @@ from gnp_scale.mesh import BATCH, FSDP, TENSOR, on_mesh
 from gnp_scale.models.attention import attend
 from gnp_scale.models.layers import Dense, LayerNorm, RMSNorm, add_bias, drop_path, dropout, fold, gelu
 from gnp_scale.models.positions import Grid, rotate
+from gnp_scale.models.recompute import ATTENTION
 
-TOKENS = P(BATCH, None, None)
-ATTENTION = "attention"
-"""The name of the result of attention, by which it is stored for the backward pass."""
+TOKENS, SHARDED_TOKENS = P(BATCH, None, None), P(BATCH, TENSOR, None)
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,13 @@ class ViTConfig:
     """SiLU(x V) * x W in the MLP instead of a GELU."""
     grid: Grid | None = None
     """Tokens, for attention that rotates queries and keys by their places; None for none."""
+    sequence_parallel: bool = False
+    """Whether the inputs and results of attention and MLP have their tokens sharded over `tensor`."""
+
+    @property
+    def token_spec(self) -> P:
+        """The sharding of these inputs and results."""
+        return SHARDED_TOKENS if self.sequence_parallel else TOKENS
 
 
 def initializer(size: ViTConfig, other: Initializer) -> Initializer:
@@ -126,6 +132,7 @@ class Attention(nnx.Module):
             init=initializer(size, xavier_uniform(in_axis=0, out_axis=(2, 3), batch_axis=1)),
             spec=P(FSDP, None, TENSOR, None),
             out_spec=P(BATCH, None, None, TENSOR, None),
+            gathers_tokens=True,
             use_bias=not size.parallel,
         )
         self.norm_query = RMSNorm(key, width // num_heads) if size.parallel else None
@@ -136,7 +143,8 @@ class Attention(nnx.Module):
             (num_heads, width // num_heads, width),
             init=initializer(size, xavier_uniform(in_axis=(0, 1), out_axis=2)),
             spec=P(TENSOR, None, FSDP),
-            out_spec=TOKENS,
+            out_spec=size.token_spec,
+            scatters_tokens=size.sequence_parallel,
             use_bias=not size.parallel,
             initial_scale=size.layer_scale,
         )
@@ -194,8 +202,15 @@ def make_mlp(key: jax.Array, size: ViTConfig, dropout_rate: float) -> Mlp | SwiG
 
 
 def _to_hidden(key: jax.Array, size: ViTConfig) -> Dense:
-    init, out_spec = initializer(size, xavier_uniform()), P(BATCH, None, TENSOR)
-    return Dense(key, "bnd,df->bnf", (size.width, size.mlp), init=init, spec=P(FSDP, TENSOR), out_spec=out_spec)
+    return Dense(
+        key,
+        "bnd,df->bnf",
+        (size.width, size.mlp),
+        init=initializer(size, xavier_uniform()),
+        spec=P(FSDP, TENSOR),
+        out_spec=P(BATCH, None, TENSOR),
+        gathers_tokens=True,
+    )
 
 
 def _from_hidden(key: jax.Array, size: ViTConfig) -> Dense:
@@ -205,7 +220,8 @@ def _from_hidden(key: jax.Array, size: ViTConfig) -> Dense:
         (size.mlp, size.width),
         init=initializer(size, xavier_uniform()),
         spec=P(TENSOR, FSDP),
-        out_spec=TOKENS,
+        out_spec=size.token_spec,
+        scatters_tokens=size.sequence_parallel,
         initial_scale=size.layer_scale,
     )
 

@@ -17,20 +17,15 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale import mesh
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import BATCH
+from gnp_scale.models import recompute, sequence
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import SHARDS, Dense, LayerNorm, RMSNorm, add_bias, dropout, fold, param
 from gnp_scale.models.layouts import with_row_major_gradient, with_stored_gradient
 from gnp_scale.models.pooling import AttentionPool, repeated
 from gnp_scale.models.positions import Grid, sincos2d
 from gnp_scale.models.torch_weights import name_by_table
-from gnp_scale.models.transformer import ATTENTION, Block, ParallelBlock, ViTConfig, cut_patches, initializer
+from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig, cut_patches, initializer
 from gnp_scale.models.vit_sizes import SIZES, check_shapes, size_of
-
-# A scan stores all that the backward pass of its body reads. So it is told what XLA would store of separate blocks:
-# results of matrix products and of attention, but none of normalisations or of the GELU.
-STORED = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(ATTENTION)
-)
 
 
 class VisionTransformer(nnx.Module):
@@ -129,14 +124,12 @@ class VisionTransformer(nnx.Module):
         config, depth = self.config, self.size.depth
         key_B = key_B if train else None
         x_BxNxD = self._embed_patches(image_BxHxWxC.astype(config.dtype))
+        if config.sequence_parallel:
+            x_BxNxD = sequence.shard(x_BxNxD, config.num_registers)
         x_BxNxD = dropout(x_BxNxD, config.dropout, fold(key_B, depth))
         first_rate = config.drop_path if self.size.deit else 0.0
         drop_rates = jnp.linspace(first_rate, config.drop_path, depth) if config.drop_path else None
-        run = self.block.__call__
-        if config.remat:
-            run = jax.checkpoint(run, prevent_cse=not config.scan_layers)
-        elif config.scan_layers and platform() != "cpu":
-            run = jax.checkpoint(run, prevent_cse=False, policy=STORED)
+        run = recompute.checkpointed(self.block.__call__, config.remat, in_scan=config.scan_layers)
         if config.scan_layers:
             layers = self.blocks, jnp.arange(depth), drop_rates
             x_BxNxD, _ = jax.lax.scan(lambda x, layer: (run(layer[0], x, *layer[1:], key_B), None), x_BxNxD, layers)
@@ -150,6 +143,8 @@ class VisionTransformer(nnx.Module):
     def pool(self, x_BxNxD: jax.Array) -> jax.Array:
         """The input of the head, or of the layer before it (float32 B x D), from the output of the blocks."""
         x_BxNxD = self.norm(x_BxNxD)
+        if self.config.sequence_parallel:
+            x_BxNxD = sequence.unshard(x_BxNxD)
         match self.config.pool:
             case "average":
                 return jnp.mean(self._patches(x_BxNxD).astype(jnp.float32), axis=1)
@@ -246,6 +241,7 @@ FAMILY = Family(
         "drop_path",
         "attention",
         "remat",
+        "sequence_parallel",
         "scan_layers",
     ),
     check_shapes,

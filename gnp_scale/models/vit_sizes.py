@@ -37,8 +37,14 @@ def size_of(config: ModelConfig, sizes: Mapping[str, ViTConfig] = SIZES) -> ViTC
     if config.width is not None:
         size = replace(size, width=config.width, mlp=4 * config.width)
     depth, num_heads = config.depth or size.depth, config.num_heads or size.num_heads
-    swiglu = config.mlp == "swiglu"
-    return replace(size, depth=depth, num_heads=num_heads, attention=config.attention, swiglu=swiglu)
+    return replace(
+        size,
+        depth=depth,
+        num_heads=num_heads,
+        attention=config.attention,
+        swiglu=config.mlp == "swiglu",
+        sequence_parallel=config.sequence_parallel,
+    )
 
 
 def check_shapes(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer, normal
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +17,7 @@ from gnp_scale import mesh
 from gnp_scale.mesh import AXES, on_mesh
 from gnp_scale.models.attention import by_xla
 from gnp_scale.models.layers import SHARDS, Dense, add_bias, param, with_gathered_kernel
+from gnp_scale.models.recompute import ATTENTION
 
 HEAD_CHANNELS = 32
 _INIT = normal(0.02)
@@ -56,7 +58,7 @@ class WindowAttention(nnx.Module):
         bias = self._position_bias()[None, None]
         if mask_MxNxN is not None:
             bias += mask_MxNxN[None, :, None]
-        return self.out_proj(by_xla(query, key, value, bias))
+        return self.out_proj(checkpoint_name(by_xla(query, key, value, bias), ATTENTION))
 
     def _project(self, x_BxMxNxC: jax.Array) -> list[jax.Array]:
         """Queries, keys and values (B x M x N x D x K) from one product of two matrices.

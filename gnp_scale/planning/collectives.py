@@ -9,7 +9,7 @@ import numpy as np
 
 from gnp_scale.planning.hlo import Computation, Instruction, Program
 
-_KINDS = (
+KINDS = (
     "all-gather",
     "all-reduce",
     "reduce-scatter",
@@ -18,7 +18,7 @@ _KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-_BETWEEN_SLICES = "xla_megascale_runtime"
+BETWEEN_SLICES = "xla_megascale_runtime"
 """What sends an array to the other slices of TPUs."""
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 """How computations are called that TPUs run as one reduce-scatter: an all-reduce and the slice of its result."""
@@ -71,12 +71,12 @@ def _collective(
 ) -> Collective | None:
     kind = instruction.opcode.removesuffix("-start")
     sizes = [array.num_bytes for array in computation.arrays(instruction.operands)]
-    if instruction.opcode == "send" and _BETWEEN_SLICES in instruction.rest:
+    if instruction.opcode == "send" and BETWEEN_SLICES in instruction.rest:
         # The other operand is a token.
         return Collective("send", _slow_axes(mesh, slice_size), sum(sizes), is_slow=True, runs=runs)
-    if kind not in _KINDS:
+    if kind not in KINDS:
         return None
-    groups = parse_groups(_GROUPS.split(instruction.rest, maxsplit=1)[1])
+    groups = groups_of(instruction)
     is_slow = any(len({place // slice_size for place in group}) > 1 for group in groups)
     return Collective(kind, _axes(groups[0], mesh), _sent(kind, sum(sizes), len(groups[0])), is_slow, runs)
 
@@ -104,6 +104,11 @@ def _slow_axes(mesh: jax.sharding.Mesh, slice_size: int) -> tuple[str, ...]:
     """The axes along which a step leads to another slice."""
     places = np.arange(mesh.devices.size).reshape(mesh.devices.shape) // slice_size
     return tuple(axis for number, axis in enumerate(mesh.axis_names) if np.any(np.diff(places, axis=number)))
+
+
+def groups_of(collective: Instruction) -> tuple[tuple[int, ...], ...]:
+    """The groups of devices that communicate, as positions in the mesh."""
+    return parse_groups(_GROUPS.split(collective.rest, maxsplit=1)[1])
 
 
 def parse_groups(text: str) -> tuple[tuple[int, ...], ...]:

@@ -1,14 +1,17 @@
 """What to change so that a run fits into the memory of a chip: changes that keep the numbers, tried in order."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 import jax
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
+from gnp_scale.config.model import Remat
 from gnp_scale.data.sources import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
+from gnp_scale.models import registry
 from gnp_scale.planning.compiled import DoesNotFitError, compile_step, count_kinds, make_task, mesh_of
 from gnp_scale.planning.hardware import GIB, Cluster
 
@@ -60,18 +63,26 @@ def needed_bytes(config: Config, cluster: Cluster, dataset: Dataset) -> int:
 
 
 def _candidates(config: Config, cluster: Cluster) -> Iterator[list[str]]:
-    """Flags in the order in which they are tried; each list has those before it."""
+    """Flags in the order in which they are tried; each list has those before it, with the last `--model.remat`."""
     flags: list[str] = []
     yield flags
+    for remat in _more_recomputation(config, cluster):
+        flags = ["--model.remat", remat]
+        yield flags
     mesh = resolve(config.mesh, cluster.num_chips)
-    changes: Sequence[list[str]] = [
-        ["--model.remat"] * (not config.model.remat),
-        ["--mesh.replica", str(cluster.num_slices), "--mesh.fsdp", "-1"] * (mesh.replica > cluster.num_slices),
-    ]
-    for change in filter(None, changes):
-        flags = [*flags, *change]
+    if mesh.replica > cluster.num_slices:
+        flags = [*flags, "--mesh.replica", str(cluster.num_slices), "--mesh.fsdp", "-1"]
         yield flags
     accumulate = 2 * config.train.accumulate_steps
     while config.data.batch_size >= accumulate * mesh.replica * mesh.fsdp:
         yield [*flags, "--train.accumulate-steps", str(accumulate)]
         accumulate *= 2
+
+
+def _more_recomputation(config: Config, cluster: Cluster) -> Sequence[str]:
+    """Values of `model.remat` that keep less than that of `config`. Offloading was compiled for TPUs alone."""
+    if "remat" not in registry.family_of(config.model.name).options:
+        return ()
+    order = get_args(Remat)
+    more = order[order.index(config.model.remat) + 1 :]
+    return more if cluster.chip.platform == "tpu" else [remat for remat in more if remat != "offload"]

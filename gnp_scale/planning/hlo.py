@@ -22,6 +22,9 @@ _NAME = re.compile(r"%([\w.\-]+)")
 class Array(NamedTuple):
     """An operand or a result."""
 
+    dtype: str
+    """In HLO's words, such as bf16."""
+    shape: tuple[int, ...]
     num_bytes: int
     is_on_chip: bool
     """In the memory of a TPU core, not in that of the device."""
@@ -193,6 +196,6 @@ def _constant(computation: Computation, name: str) -> int | None:
 def arrays(result: str) -> Iterator[Array]:
     """The arrays in the text of a type, which may be a tuple."""
     for match in _ARRAY.finditer(result):
-        num_entries = math.prod(int(size) for size in match["shape"].split(",") if size)
-        bits = ITEM_BITS.get(match["dtype"], 0) * num_entries
-        yield Array(-(-bits // 8), "S(" in (match["layout"] or ""))
+        shape = tuple(int(size) for size in match["shape"].split(",") if size)
+        bits = ITEM_BITS.get(match["dtype"], 0) * math.prod(shape)
+        yield Array(match["dtype"], shape, -(-bits // 8), "S(" in (match["layout"] or ""))

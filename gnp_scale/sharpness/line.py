@@ -31,7 +31,7 @@ from gnp_scale.training.setup import Task
 STEPS = np.round(np.linspace(-0.25, 1.25, 31), 10)
 """0 is the first network, 1 the second."""
 _ONLY_IN_TRAINING = ("head_bias", "dropout", "drop_path", "shake_gradient", "init_from", "init_allow", "num_bn_groups")
-_ONLY_ROUNDING = ("dtype", "attention", "remat")
+_ONLY_ROUNDING = ("dtype", "attention", "remat", "sequence_parallel")
 """Options of a model with which it computes the same function, up to rounding."""
 
 

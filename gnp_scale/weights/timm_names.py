@@ -34,7 +34,7 @@ _DESCRIBED = {
 """Options that change names or shapes, or only their order."""
 _WITHOUT_EFFECT = {
     *("name", "dropout", "drop_path", "shake_drop", "shake_gradient", "dtype", "attention", "remat"),
-    *("init_from", "init_allow", "num_bn_groups", "pool", "stem"),
+    *("sequence_parallel", "init_from", "init_allow", "num_bn_groups", "pool", "stem"),
 }
 """Options that do not change a trained network, and those that are looked at below."""
 
