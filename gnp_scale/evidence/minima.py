@@ -58,7 +58,7 @@ class _Quantity:
         return 100 * value if self.is_share else value
 
     def text(self, value: float, sign: str = "") -> str:
-        return f"{value:{sign}.2f}" if self.is_share else f"{value:{sign}.3g}"
+        return f"{value:{sign}.2f}" if self.is_share else f"{value:{sign}.4g}"
 
 
 _CORRUPTED = tuple(f"robustness/{kind}_{severity}" for kind in corruptions.KINDS for severity in SEVERITIES if severity)
