@@ -16,8 +16,9 @@ import numpy as np
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.evidence.methods import PLAIN
 from gnp_scale.evidence.plan import config_of, folder_of
+from gnp_scale.evidence.report import write_files
 from gnp_scale.evidence.row import Row
-from gnp_scale.evidence.summary import bootstrap
+from gnp_scale.evidence.summary import paired_difference
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.streams import say
 from gnp_scale.sharpness import corruptions, spectrum
@@ -26,8 +27,8 @@ from gnp_scale.sharpness.measure import measure_run
 from gnp_scale.sharpness.settings import Settings
 from gnp_scale.sweeps.markdown import markdown_table
 
-SCORES_FILE, TABLE_FILE, JSON_FILE = "sharpness.json", "sharpness.md", "sharpness.json"
-"""In the folder of a run; in that of the table."""
+SCORES_FILE, TABLE_FILE = "sharpness.json", "sharpness.md"
+"""The first one is in the folder of each run, and with the scores of all of them in that of the table."""
 SETTINGS = Settings(
     measures=("rise", "spectrum", "corruptions", "rounding"),
     radii=(0.1,),
@@ -102,13 +103,8 @@ def report_on(rows: Sequence[Row]) -> str:
     """
     folder, scores_of = rows[0].folder, {row.name: _scores(row) for row in rows}
     text = "\n".join([*markdown_table(list(_cells(scores_of))), "", _LEGEND]) + "\n"
-    content = {"settings": _settings(), "methods": scores_of}
-    try:
-        replace_file(folder / TABLE_FILE, text.encode())
-        replace_file(folder / JSON_FILE, json.dumps(content, indent=1).encode() + b"\n")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
-    say(f"written: {folder / TABLE_FILE}, {folder / JSON_FILE}")
+    content = json.dumps({"settings": _settings(), "methods": scores_of}, indent=1) + "\n"
+    write_files(folder, {TABLE_FILE: text.encode(), SCORES_FILE: content.encode()})
     return text
 
 
@@ -124,16 +120,16 @@ def _cells(scores_of: Mapping[str, Mapping[int, Scores]]) -> Iterator[list[str]]
 
 
 def _cell(quantity: _Quantity, scores: Mapping[int, Scores]) -> str:
-    return quantity.text(float(np.mean([quantity.of(found) for found in scores.values()])))
+    return quantity.text(float(np.mean(list(_values(quantity, scores).values()))))
 
 
 def _difference(quantity: _Quantity, scores: Mapping[int, Scores], plain: Mapping[int, Scores]) -> str:
-    seeds = [seed for seed in scores if seed in plain]
-    if not seeds:
-        return ""
-    mean, low, high, num = bootstrap([quantity.of(scores[seed]) - quantity.of(plain[seed]) for seed in seeds])
-    interval = f" [{quantity.text(low, '+')}, {quantity.text(high, '+')}]" * (num > 1)
-    return quantity.text(mean, "+") + interval
+    difference = paired_difference(_values(quantity, scores), _values(quantity, plain))
+    return "" if difference is None else difference.text(lambda value: quantity.text(value, "+"))
+
+
+def _values(quantity: _Quantity, scores: Mapping[int, Scores]) -> dict[int, float]:
+    return {seed: quantity.of(found) for seed, found in scores.items()}
 
 
 def _scores(row: Row) -> dict[int, Scores]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,24 @@ def write(plan: Plan, comparison: Comparison, folder: Path) -> str:
         ConfigError: the folder cannot be written.
     """
     text, picture = markdown(plan, comparison), plot(comparison)
+    content = json.dumps(_numbers(plan, comparison), indent=2) + "\n"
+    pictures = {} if picture is None else {PLOT_FILE: png(picture)}
+    write_files(folder, {TABLE_FILE: text.encode(), JSON_FILE: content.encode(), **pictures})
+    return text
+
+
+def write_files(folder: Path, content_of: Mapping[str, bytes]) -> None:
+    """Writes files into `folder`, and says which.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     try:
-        replace_file(folder / TABLE_FILE, text.encode())
-        replace_file(folder / JSON_FILE, json.dumps(_numbers(plan, comparison), indent=2).encode() + b"\n")
-        if picture is not None:
-            replace_file(folder / PLOT_FILE, png(picture))
+        for name, content in content_of.items():
+            replace_file(folder / name, content)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
-    names = [TABLE_FILE, JSON_FILE, *([PLOT_FILE] if picture is not None else [])]
-    say(f"written: {', '.join(str(folder / name) for name in names)}")
-    return text
+    say(f"written: {', '.join(str(folder / name) for name in content_of)}")
 
 
 def markdown(plan: Plan, comparison: Comparison) -> str:
@@ -68,10 +76,10 @@ def plot(comparison: Comparison) -> Image.Image | None:
     It leaves out methods with less than half of the best accuracy: the others would be a line beside them.
     """
     lines, label_of = {}, {}
-    best = max((summary.mean("test_best") or 0.0 for summary in comparison.summaries), default=0.0)
+    best = max((summary.mean("test_best") or 0.0 for summary in comparison.frontier), default=0.0)
     for number, summary in enumerate(comparison.summaries, 1):
         scores = tuple(summary.scores("test_best").values())
-        if scores and (summary.mean("test_best") or 0.0) >= best / 2:
+        if scores and sum(scores) / len(scores) >= best / 2:
             label_of[summary.name] = f"{number}  {summary.name}"
             lines[label_of[summary.name]] = [
                 Mark(_place(summary, comparison), *mean_and_interval(scores), scores, str(number))
@@ -121,10 +129,7 @@ def _difference_to(baseline: Summary, score: str) -> _Column:
         if summary is baseline:
             return ""
         difference = summary.difference(baseline, score)
-        if difference is None:
-            return ""
-        low, high = f"{100 * difference.low:+.2f}", f"{100 * difference.high:+.2f}"
-        return f"{100 * difference.mean:+.2f}" + f" [{low}, {high}]" * (difference.num > 1)
+        return "" if difference is None else difference.text(lambda share: f"{100 * share:+.2f}")
 
     return cell
 

@@ -1,6 +1,6 @@
 """What the methods have reached: means over the seeds, and differences to the baselines, with intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -27,6 +27,10 @@ class Interval(NamedTuple):
     num: int
     """Numbers of which it is the mean."""
 
+    def text(self, show: Callable[[float], str]) -> str:
+        """The mean with its interval, which one number does not have; `show` writes a number."""
+        return show(self.mean) + f" [{show(self.low)}, {show(self.high)}]" * (self.num > 1)
+
 
 def bootstrap(values: Sequence[float]) -> Interval:
     """The mean of n numbers with its 95 % percentile bootstrap interval (Efron 1979), by 10,000 resamples of n.
@@ -39,6 +43,12 @@ def bootstrap(values: Sequence[float]) -> Interval:
     mean_R = value_N[chosen_RxN].mean(axis=1)
     low, high = np.quantile(mean_R, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(float(value_N.mean()), float(low), float(high), len(value_N))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
+    """The mean of `ours` minus `theirs`, paired by the seeds that both have; None if there are none."""
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    return bootstrap(differences) if differences else None
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,7 @@ class Summary:
 
     def difference(self, other: "Summary", name: str) -> Interval | None:
         """The mean difference of `scores` to `other`, paired by the seeds that both have; None if there are none."""
-        ours, theirs = self.scores(name), other.scores(name)
-        seeds = [seed for seed in ours if seed in theirs]
-        return bootstrap([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+        return paired_difference(self.scores(name), other.scores(name))
 
 
 @dataclass(frozen=True)
