@@ -47,16 +47,14 @@ def _backward(
     stride: int, padding: int, num_groups: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    size, before = kernel.shape[0], kernel.shape[0] - 1 - padding
-    # By side of the image: how many pixels it has, and the last one at which a window begins.
-    sides = [
-        (num_pixels, (num_windows - 1) * stride) for num_pixels, num_windows in zip(x.shape, dy.shape, strict=True)
-    ]
+    size = kernel.shape[0]
+    # By side of the image: how many pixels it has, and where its last window begins.
+    sides = [(num_in, (num_out - 1) * stride) for num_in, num_out in zip(x.shape[1:3], dy.shape[1:3], strict=True)]
     dx = _conv(
         dy,
         _transposed(kernel, num_groups),
         (1, 1),
-        [(before, num_pixels + padding - 1 - last) for num_pixels, last in sides[1:3]],
+        [(size - 1 - padding, num_in + padding - 1 - last) for num_in, last in sides],
         lhs_dilation=(stride, stride),
         feature_group_count=num_groups,
         out_sharding=jax.typeof(x).sharding,
@@ -65,7 +63,7 @@ def _backward(
         _examples_last(x, num_groups),
         dy.transpose(1, 2, 0, 3),
         (1, 1),
-        [(padding, size + last - num_pixels - padding) for num_pixels, last in sides[1:3]],
+        [(padding, size + last - num_in - padding) for num_in, last in sides],
         rhs_dilation=(stride, stride),
         feature_group_count=num_groups,
         out_sharding=jax.typeof(kernel).sharding,
