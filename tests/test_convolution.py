@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gnp_scale.config import MeshConfig
+from gnp_scale.mesh import REPLICATED, batch_spec, make_mesh, sharding
 from gnp_scale.models.convolution import _convolve, convolve
 
 FORM = "b01f_01io->b01f"
@@ -41,6 +43,17 @@ def test_gradients_are_those_of_jax(height, width, size, stride, padding, num_gr
     ours = jax.jit(partial(gradients, lambda *args: convolve(*args, stride, padding, num_groups)))(x, kernel)
     jaxs = jax.jit(partial(gradients, lambda *args: _convolve(*args, stride, padding, num_groups)))(x, kernel)
     for one, other in zip(ours, jaxs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_examples_on_axes_of_one_device_have_the_same_gradients(num_groups):
+    x, kernel = arrays(6, 5, 3, 2, num_groups)
+    plain = gradients(lambda *args: convolve(*args, 1, 1, num_groups), x, kernel)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        x, kernel = jax.device_put((x, kernel), (sharding(batch_spec()), sharding(REPLICATED)))
+        found = jax.jit(partial(gradients, lambda *args: convolve(*args, 1, 1, num_groups)))(x, kernel)
+    for one, other in zip(found, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 

@@ -91,4 +91,7 @@ def _examples_last(x_BxHxWxC: jax.Array, num_groups: int) -> jax.Array:
     num_examples, height, width, num_channels = x_BxHxWxC.shape
     num_in = num_channels // num_groups
     grouped = x_BxHxWxC.reshape(num_examples, height, width, num_groups, num_in)
-    return grouped.transpose(4, 1, 2, 3, 0).reshape(num_in, height, width, num_groups * num_examples)
+    # Axes of one device are also in the type of the examples, and a reshape must say where they go.
+    whole = jax.NamedSharding(jax.typeof(x_BxHxWxC).sharding.mesh, jax.P(None, None, None, None))
+    shape = num_in, height, width, num_groups * num_examples
+    return jax.lax.reshape(grouped.transpose(4, 1, 2, 3, 0), shape, out_sharding=whole)
