@@ -128,3 +128,21 @@ def test_heads_are_mixed_as_by_a_matrix_product_in_float32():
     assert d_heads.dtype == jnp.bfloat16
     expected = 0.5 * np.einsum("hg,gbqs->hbqs", kernel, d_mixed)
     np.testing.assert_allclose(np.asarray(d_heads, np.float32), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_many_heads_are_mixed_together_to_the_same_result(monkeypatch):
+    """In float32, with the gradients of all parameters: which way is faster depends on the number of heads alone."""
+    layer = cait.TalkingHeads(jax.random.key(0), cait.ViTConfig(32, 1, 64, cait.MANY_HEADS, deit=True))
+    graph, params = nnx.split(layer)
+    parts = jax.random.normal(jax.random.key(1), (3, 2, 5, cait.MANY_HEADS, 4))
+
+    def gradients():
+        def loss(params, parts):
+            return jnp.sum(jnp.tanh(nnx.merge(graph, params).attend(*parts)))
+
+        return jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(params, parts))
+
+    together = gradients()
+    monkeypatch.setattr(cait, "MANY_HEADS", cait.MANY_HEADS + 1)
+    for one, other in zip(together, gradients(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -33,6 +33,7 @@ IMAGE_SHAPE, NUM_CLASSES, NUM_EXAMPLES = (8, 8, 3), 10, 16
 TRANSFORMER = ModelConfig("vit_mu", patch_size=2, depth=2, dropout=0.1, drop_path=0.1)
 DEIT = ModelConfig("deit3_s", patch_size=2, depth=2, width=32, num_heads=2, pool="token", drop_path=0.1)
 CAIT = ModelConfig("cait_xxs24", patch_size=2, depth=1, width=32, num_heads=2, drop_path=0.1)
+MANY_HEADS = replace(CAIT, num_heads=8)
 PARALLEL = ModelConfig("vit_22b", patch_size=2, depth=2, width=32, num_heads=2)
 SWIN = ModelConfig("swin_t", dropout=0.1, drop_path=0.1)
 RESNET = ModelConfig("resnet18", num_bn_groups=2)
@@ -147,7 +148,9 @@ def test_numbers_do_not_depend_on_the_mesh(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT, OPTIONS], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT, OPTIONS, MANY_HEADS], ids=lambda config: config.name
+)
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
     expected = run(config)
     set_mesh(2, 2, 2)

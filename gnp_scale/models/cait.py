@@ -43,18 +43,32 @@ type Heads = tuple[jax.Array, ...]
 """For each head an array of B x Q x S."""
 
 
+MANY_HEADS = 8
+"""From so many heads on, a product with a matrix mixes them faster than sums of whole heads, whose number is H * H."""
+
+
 class HeadMixing(nnx.Module):
-    """A linear map of the heads, the same for each pair of a query and a key (arXiv 2003.02436), in float32."""
+    """A linear map of the heads, the same for each pair of a query and a key (arXiv 2003.02436), to float32."""
 
     def __init__(self, key: jax.Array, num_heads: int) -> None:
         self.kernel = param(key, normal(0.02), (num_heads, num_heads), P(None, None))
         self.bias = param(key, zeros, (num_heads,), P(None))
 
     def __call__(self, heads: Heads, *, scale: float = 1.0, with_bias: bool = True) -> Heads:
-        """The mixed heads, times `scale` without the bias."""
-        # The kernel may come in the type of the heads (`layers.gather_all`).
-        mixed = _mixed(self.kernel[...].astype(jnp.float32) * scale, heads)
+        """The mixed heads, times `scale` without the bias; few heads, of which each is an array."""
+        mixed = _mixed(self._scaled_kernel(scale), heads)
         return tuple(map(add, mixed, jnp.unstack(self.bias[...]))) if with_bias else mixed
+
+    def together(self, heads_BxHxQxS: jax.Array, *, scale: float = 1.0, with_bias: bool = True) -> jax.Array:
+        """The same of many heads, with the kernel in their type."""
+        kernel_HxG = self._scaled_kernel(scale).astype(heads_BxHxQxS.dtype)
+        product = partial(jnp.einsum, "bhqs,hg->bgqs", preferred_element_type=jnp.float32)
+        mixed_BxGxQxS = product(heads_BxHxQxS, kernel_HxG)
+        return mixed_BxGxQxS + self.bias[...][None, :, None, None] if with_bias else mixed_BxGxQxS
+
+    def _scaled_kernel(self, scale: float) -> jax.Array:
+        # It may come in the type of the heads (`layers.gather_all`).
+        return self.kernel[...].astype(jnp.float32) * scale
 
 
 @jax.custom_vjp
@@ -104,14 +118,25 @@ class TalkingHeads(Attention):
 
     def attend(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
         """For each query the average of the values, with weights that several heads agree on (B x N x H x K)."""
-        dtype, num_channels = query_BxNxHxK.dtype, query_BxNxHxK.shape[-1]
         parts = (mesh.gather(part, (TENSOR,)) for part in (query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
-        queries, keys, values = (jnp.unstack(part, axis=2) for part in parts)
+        attend = self._attend_together if query_BxNxHxK.shape[2] >= MANY_HEADS else self._attend_each
+        return jnp.reshape(attend(*parts), query_BxNxHxK.shape, out_sharding=on_mesh(_HEADS))
+
+    def _attend_each(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+        dtype, num_channels = query_BxNxHxK.dtype, query_BxNxHxK.shape[-1]
+        queries, keys, values = (jnp.unstack(part, axis=2) for part in (query_BxNxHxK, key_BxNxHxK, value_BxNxHxK))
         products = tuple(map(partial(jnp.einsum, "bqk,bsk->bqs"), queries, keys))
         logits = self.mix_logits(products, scale=num_channels**-0.5, with_bias=False)
         weights = self.mix_weights(tuple(jax.nn.softmax(each).astype(dtype) for each in logits))
         heads = [jnp.einsum("bqs,bsk->bqk", each.astype(dtype), v) for each, v in zip(weights, values, strict=True)]
-        return jnp.reshape(jnp.stack(heads, axis=2), query_BxNxHxK.shape, out_sharding=on_mesh(_HEADS))
+        return jnp.stack(heads, axis=2)
+
+    def _attend_together(self, query_BxNxHxK: jax.Array, key_BxNxHxK: jax.Array, value_BxNxHxK: jax.Array) -> jax.Array:
+        dtype, num_channels = query_BxNxHxK.dtype, query_BxNxHxK.shape[-1]
+        products_BxHxQxS = jnp.einsum("bqhk,bshk->bhqs", query_BxNxHxK, key_BxNxHxK)
+        logits_BxHxQxS = self.mix_logits.together(products_BxHxQxS, scale=num_channels**-0.5, with_bias=False)
+        weights_BxHxQxS = self.mix_weights.together(jax.nn.softmax(logits_BxHxQxS).astype(dtype))
+        return jnp.einsum("bhqs,bshk->bqhk", weights_BxHxQxS.astype(dtype), value_BxNxHxK)
 
 
 class TalkingBlock(Block):
