@@ -50,9 +50,7 @@ def test_what_is_worse_is_named():
     assert worse({**STEP, "plain": {"FLOPs": 1019, "fast network, bytes": 0}}, STEP) == []
 
 
-@pytest.mark.parametrize(
-    "goal", [pytest.param(goal, id=f"{goal.row}: {goal.quantity}", marks=goal.marks) for goal in GOALS]
-)
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: f"{goal.row}: {goal.quantity}")
 def test_a_penalised_step_reaches_its_goal(goal):
     """Numbers of the golden file, which the tests above hold."""
     if goal.row not in GOLDEN:

@@ -10,9 +10,10 @@ from gnp_kernels import Implementation
 from gnp_kernels.trees import upcast
 
 from gnp_scale.gnp import norm_gate, sharded_ops
+from gnp_scale.gnp.axis_mean import mean_over_axis
 from gnp_scale.gnp.blend import LinearCombination, Tree, blend_weights, norm, ratio, weighted_sum
 from gnp_scale.gnp.choices import NormGate
-from gnp_scale.gnp.microbatch import first_part, mean_over_axis, mean_over_groups, mean_over_microbatches, upcast_tree
+from gnp_scale.gnp.microbatch import first_part, mean_over_groups, mean_over_microbatches, upcast_tree
 from gnp_scale.gnp.one_pass import pass_along, pass_with_reused_gradient, plain_pass
 from gnp_scale.gnp.passes import Inputs, Passes, Penalized, Weights
 from gnp_scale.gnp.settings import Gnp, StepKind
@@ -27,6 +28,7 @@ def penalize(
     num_accumulated: int = 1,
     num_together: int = 1,
     group_axis: str | None = None,
+    group_dtype: jnp.dtype | None = None,
     implementation: Implementation = "xla",
 ) -> Callable[..., Penalized]:
     """The whole step, for every variant; u is a tree with the types of the parameters. See `combine`."""
@@ -37,6 +39,7 @@ def penalize(
         num_accumulated=num_accumulated,
         num_together=num_together,
         group_axis=group_axis,
+        group_dtype=group_dtype,
         implementation=implementation,
     )
 
@@ -55,6 +58,7 @@ def combine(
     num_accumulated: int = 1,
     num_together: int = 1,
     group_axis: str | None = None,
+    group_dtype: jnp.dtype | None = None,
     implementation: Implementation = "xla",
 ) -> Callable[..., Penalized]:
     """The whole step, for every variant, for an update that adds up u itself.
@@ -72,6 +76,8 @@ def combine(
             share batch statistics.
         group_axis: mesh axis whose shards hold the `perturb_groups`; if None, groups are computed one after the other.
             The groups are the same in both cases. On the axis, only the mean of u over the groups is communicated.
+        group_dtype: type in which it is communicated, such as that in which the network computes; None means the
+            parameters'.
         implementation: of norms and perturbation (`gnp_kernels`).
 
     The function takes, besides the parameters and what `loss_fn` takes,
@@ -113,7 +119,7 @@ def combine(
         elif kind == StepKind.REUSE:
             result = pass_with_reused_gradient(passes, inputs)
         elif gnp.perturb_groups > 1:
-            result = _passes_of_groups(group_passes, inputs, group_axis)
+            result = _passes_of_groups(group_passes, inputs, group_axis, group_dtype)
         elif gnp.norm_gate is not None:
             result = _second_pass_if_large(passes, inputs, gnp.norm_gate, step)
         else:
@@ -200,7 +206,9 @@ def _second_pass_if_large(passes: Passes, inputs: Inputs, gate: NormGate, step: 
     return Penalized(loss, aux, LinearCombination(1.0, u, 0.0, None), telemetry, state, None)
 
 
-def _passes_of_groups(passes: Passes, inputs: Inputs, group_axis: str | None) -> Penalized:
+def _passes_of_groups(
+    passes: Passes, inputs: Inputs, group_axis: str | None, group_dtype: jnp.dtype | None
+) -> Penalized:
     """The mean of `_two_passes` over groups of examples, each with its own perturbation."""
 
     def of_group(group: Tree, shared: Inputs) -> Penalized:
@@ -208,9 +216,13 @@ def _passes_of_groups(passes: Passes, inputs: Inputs, group_axis: str | None) ->
         loss, aux = upcast_tree((result.loss, result.aux))
         return result._replace(loss=loss, aux=aux, grad=result.grad.like(shared.weights.master))
 
+    def sent(group: Tree, shared: Inputs) -> Penalized:
+        result = of_group(group, shared)
+        return result._replace(grad=jax.tree.map(lambda x: x.astype(group_dtype or x.dtype), result.grad))
+
     shared = inputs._replace(batch=None)
     if group_axis:
-        result = mean_over_axis(of_group, group_axis, inputs.batch, shared)
+        result = mean_over_axis(sent, group_axis, inputs.batch, shared)
     else:
         result = mean_over_groups(partial(of_group, shared=shared), passes.gnp.perturb_groups, inputs.batch)
     # The norm of the mean is not the mean of the norms.

@@ -1,4 +1,4 @@
-"""Splits a batch into groups or microbatches, and averages a function over them.
+"""Splits a batch into groups or microbatches, and averages a function over them, one after the other.
 
 The examples lie on the devices in order. Groups consist of consecutive examples, so this moves examples between
 devices. Microbatches of an accumulation may have any examples, so each device splits its own.
@@ -53,23 +53,6 @@ def _mean_over(fn: Callable[[Tree], Tree], parts: Tree) -> Tree:
 
     total, _ = jax.lax.scan(add, jax.tree.map(_zeros, results), parts)
     return jax.tree.map(lambda x: x / num_parts, total)
-
-
-def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, shared: Tree) -> Tree:
-    """The mean of `fn(part, shared)` over the parts of `batch` that the shards of mesh axis `axis` hold.
-
-    Each shard computes with its own part; only the means cross `axis`. `shared` is a tree of numbers, and of arrays
-    that are the same on all shards.
-    """
-
-    def local(x: Any) -> Any:
-        # A derivative with respect to a value that is the same on all shards would be summed over them, in every pass.
-        return jax.lax.pcast(x, axis, to="varying") if isinstance(x, jax.Array) else x
-
-    def run(part: Tree) -> Tree:
-        return jax.lax.pmean(fn(part, jax.tree.map(local, shared)), axis)
-
-    return jax.shard_map(run, in_specs=P(axis), out_specs=P(), axis_names={axis})(batch)
 
 
 def first_part(batch: Tree, fraction: float) -> Tree:

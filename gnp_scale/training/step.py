@@ -43,6 +43,7 @@ def make_train_step(task: Task) -> Any:
         num_accumulated=config.train.accumulate_steps,
         num_together=task.model.bn_group_size,
         group_axis=REPLICA if groups_are_replicas else None,
+        group_dtype=jnp.dtype(config.model.dtype),
         implementation=task.implementation,
     )
     rate = optim.learning_rate(config.optim, config.train.num_steps)
