@@ -46,7 +46,16 @@ def tpu_mesh(name: str) -> jax.sharding.Mesh:
 def compiled_step(
     mesh: jax.sharding.Mesh, model: str, kernels: Kernels, dtype: Dtype = "float32", depth: int | None = None
 ) -> str:
-    """HLO of the penalised step of `model` on 224 x 224 images, compiled for the devices of `mesh`.
+    """HLO of `lowered_step`, compiled for the devices of `mesh`."""
+    text = lowered_step(mesh, model, kernels, dtype, depth).compile().as_text()
+    assert text is not None
+    return text
+
+
+def lowered_step(
+    mesh: jax.sharding.Mesh, model: str, kernels: Kernels, dtype: Dtype = "float32", depth: int | None = None
+) -> jax.stages.Lowered:
+    """The penalised step of `model` on 224 x 224 images, for the devices of `mesh`.
 
     With `dtype` "bfloat16" the model and the gradients use that type; `depth` is the number of blocks of a transformer.
     """
@@ -63,4 +72,4 @@ def compiled_step(
     with jax.set_mesh(mesh):
         task = Task.of(config)
         traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL)
-        return traced.lower(lowering_platforms=(platform,)).compile().as_text()
+        return traced.lower(lowering_platforms=(platform,))

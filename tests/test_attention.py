@@ -100,7 +100,7 @@ def test_a_bfloat16_step_for_gpus_calls_cudnn_counts_its_flops_and_transposes_no
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     # Forward and backward, in each of two passes.
-    assert found["bfloat16"] == 4
+    assert found["bfloat16"] == found["compiled"] == 4
     assert found["float32"] == 0
     # Without `with_row_major_gradient` there are hundreds.
     assert found["transposed"] == 0
