@@ -6,6 +6,7 @@ device.
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -112,25 +113,34 @@ def ulps(got: Any, expected: Any) -> float:
     return np.max(jax.tree.leaves(differences))
 
 
-USUAL_CASES = {("vit", 1), ("vit", 2), ("resnet", 2)}
+# Each cell compiles a program of its own, in fifteen seconds or more. Together these have each machine, both networks,
+# and one group and several, with and without accumulation. The others are compared by hand.
+USUAL_CASES = {
+    ("vit", 1, "fsdp 8, gathered for a pass"),
+    ("vit", 1, "2 replicas x fsdp 4, accumulation 4"),
+    ("vit", 2, "fsdp 4 x tensor 2"),
+    ("vit", 2, "2 replicas x fsdp 4"),
+    ("vit", 2, "accumulation 4"),
+    ("resnet", 2, "data 8"),
+    ("resnet", 2, "2 replicas x fsdp 4, accumulation 4"),
+}
 CASES = [
-    # The network with batch statistics takes longer, and 8 groups take the longest: their cells are compared by hand.
-    pytest.param(model, num_groups, marks=[pytest.mark.long] if (model, num_groups) not in USUAL_CASES else [])
-    for model in MODELS
-    for num_groups in NUM_GROUPS
+    pytest.param(*case, marks=[] if case in USUAL_CASES else [pytest.mark.long])
+    for case in itertools.product(MODELS, NUM_GROUPS, [name for name in MACHINES if name != "1 device"])
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [name for name in MACHINES if name != "1 device"])
-@pytest.mark.parametrize(("model", "num_groups"), CASES)
-def test_the_same_groups_give_the_same_step_on_every_machine(model, machine, num_groups):
+@pytest.mark.parametrize(("model", "num_groups", "machine"), CASES)
+def test_the_same_groups_give_the_same_step_on_every_machine(model, num_groups, machine):
     got, expected = step_on(machine, model, num_groups), step_on("1 device", model, num_groups)
     assert ulps(got, expected) <= MAX_ULPS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", MACHINES_OF_TENSOR)
+@pytest.mark.parametrize(
+    "machine", [pytest.param("fsdp 4 x tensor 2", marks=pytest.mark.long), "2 replicas x fsdp 2 x tensor 2"]
+)
 @pytest.mark.parametrize("model", MODELS_OF_TENSOR)
 def test_tokens_that_are_sharded_give_the_same_step(model, machine):
     """With the same masks of dropout and drop-path."""
@@ -139,10 +149,13 @@ def test_tokens_that_are_sharded_give_the_same_step(model, machine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-def test_other_groups_give_another_step(model):
+@pytest.mark.parametrize(
+    ("model", "group_counts"),
+    [("vit", (1, 2)), *(pytest.param(model, NUM_GROUPS, marks=pytest.mark.long) for model in MODELS)],
+)
+def test_other_groups_give_another_step(model, group_counts):
     """The difference is far larger than the tolerance, so the test can distinguish them."""
-    one, *others = (step_on("1 device", model, num_groups)["u"] for num_groups in NUM_GROUPS)
+    one, *others = (step_on("1 device", model, num_groups)["u"] for num_groups in group_counts)
     assert all(ulps(other, one) > 1000 * MAX_ULPS for other in others)
 
 
@@ -151,6 +164,7 @@ def test_groups_are_the_same_in_two_processes_as_in_one(tmp_path):
     """Each process holds one replica, which is one group; only u passes between them."""
     flags = [
         *("--gnp.perturb-groups", "2", "--mesh.replica", "2", "--mesh.tensor", "2", "--model.depth", "1"),
+        *("--model.patch-size", "4"),
         *("--train.num-steps", "5", "--optim.warmup-steps", "0", "--train.log-every-steps", "1"),
     ]
     rows = []
