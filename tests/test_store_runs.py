@@ -48,7 +48,12 @@ def start(folder, run_dir, num_processes, recipe=SMALL[0]):
 
 
 @pytest.mark.parametrize(
-    "num_processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.long)]
+    ("store", "num_processes"),
+    [
+        pytest.param("gs", 1, marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("s3", 1), ("gs", 2), ("s3", 2))),
+    ],
+    indirect=["store"],
 )
 def test_a_killed_and_disturbed_run_ends_as_one_on_this_machine(store, num_processes, undisturbed, tmp_path):
     rng = random.Random(f"{store.scheme} {num_processes}")
