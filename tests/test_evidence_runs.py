@@ -35,12 +35,29 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+# Plain training at four points, not twelve, and photographs of 16 pixels, not 64.
+FEWER = """
+from dataclasses import replace
+
+from gnp_scale.evidence import methods, tables
+
+methods.PLAIN_RATES = (0.5, 1.0)
+table = tables.TABLES["photographs"]
+
+
+def small(num_steps):
+    config = table.config(num_steps)
+    return replace(config, data=replace(config.data, image_size=16))
+
+
+tables.TABLES["photographs"] = replace(table, config=small)
+"""
+
+
 @pytest.fixture
-def four_points(tmp_path, monkeypatch):
-    """Every process that is started tries plain training at four points, not twelve: Python imports this module."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "from gnp_scale.evidence import methods\n\nmethods.PLAIN_RATES = (0.5, 1.0)\n"
-    )
+def fewer_points_and_pixels(tmp_path, monkeypatch):
+    """In every process that is started: Python imports this module."""
+    (tmp_path / "sitecustomize.py").write_text(FEWER)
     monkeypatch.setitem(ENV, "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
 
@@ -59,7 +76,7 @@ def wait_for(process, is_there):
         time.sleep(0.05)
 
 
-@pytest.mark.usefixtures("four_points")
+@pytest.mark.usefixtures("fewer_points_and_pixels")
 def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     """The process of the row is killed in its second run, and the command is stopped in a later one."""
     folder = tmp_path / "evidence"
