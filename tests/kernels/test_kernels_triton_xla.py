@@ -28,15 +28,12 @@ BYTES_PER_PARAMETER = {
 """Bytes that norm, perturbation, products and update must read and write."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """One program for each case. Without the cache, from which programs for absent devices cannot be read."""
-    folder = tmp_path_factory.mktemp("h100")
+def compile_case(case, folder):
+    """Writes its program. Without the cache, from which programs for absent devices cannot be read."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     script = Path(__file__).with_name("triton_on_h100.py")
-    run = subprocess.run([sys.executable, script, folder], env=environment, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, script, folder, case], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:]
-    return folder
 
 
 def num_bytes(types):
@@ -46,10 +43,15 @@ def num_bytes(types):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", BYTES_PER_PARAMETER)
-def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_must(case, folder):
+@pytest.mark.parametrize(
+    "case",
+    # `test_kernels_launches.py` compiles a whole step of a ViT in float32.
+    [pytest.param(name, marks=pytest.mark.long if name == "ViT-B f32" else []) for name in BYTES_PER_PARAMETER],
+)
+def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_must(case, tmp_path):
     """8 kernels, and 4 small XLA kernels for scalars; XLA alone makes one or two for each of 150 leaves."""
-    text = (folder / case).read_text()
+    compile_case(case, tmp_path)
+    text = (tmp_path / case).read_text()
     lines = re.sub(r"/\*.*?\*/", "", text[text.index("\nENTRY") :]).splitlines()
     launches = [line for line in lines if " = " in line and not NO_LAUNCH.search(line)]
     kernels = [found for found in map(KERNEL.search, launches) if found]
@@ -64,6 +66,6 @@ def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_mus
     for kernel in kernels:
         operands = zip(kernel["operands"].split(", "), kernel["types"].split(", "), strict=True)
         moved += num_bytes(kernel["results"]) + sum(num_bytes(t) for name, t in operands if name not in buffers)
-    per_parameter = moved / int((folder / f"{case} parameters").read_text())
+    per_parameter = moved / int((tmp_path / f"{case} parameters").read_text())
     # The parts of sums are two numbers per thousand parameters.
     assert BYTES_PER_PARAMETER[case] <= per_parameter <= 1.002 * BYTES_PER_PARAMETER[case]

@@ -1,4 +1,4 @@
-"""Compiles the kernels of a step for 8 H100, without the hardware: `python triton_on_h100.py FOLDER`."""
+"""Compiles the kernels of a step for 8 H100, without the hardware: `python triton_on_h100.py FOLDER CASE`."""
 
 import math
 import sys
@@ -56,12 +56,11 @@ def compiled_text(model: str, grad: Any, rule: Sgd | AdamW, copy: Any) -> tuple[
     return text, sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(w))
 
 
-def main(folder: Path) -> None:
-    for name, case in CASES.items():
-        text, num_parameters = compiled_text(*case)
-        (folder / name).write_text(text)
-        (folder / f"{name} parameters").write_text(str(num_parameters))
+def main(folder: Path, name: str) -> None:
+    text, num_parameters = compiled_text(*CASES[name])
+    (folder / name).write_text(text)
+    (folder / f"{name} parameters").write_text(str(num_parameters))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
