@@ -244,7 +244,7 @@ def run_plan(tmp_path, *arguments):
     return done, json.loads(file.read_bytes()) if file.exists() else None
 
 
-SMALL = ["--model.width", "256", "--model.depth", "2", "--model.num-heads", "2", "--train.num-steps", "10"]
+SMALL = ["--model.width", "256", "--model.depth", "1", "--model.num-heads", "2", "--train.num-steps", "10"]
 SMALL += ["--optim.warmup-steps", "1", "--data.batch-size", "64", "--data.image-size", "32"]
 
 
