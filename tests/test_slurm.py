@@ -183,6 +183,7 @@ def whole_run(cluster, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_a_sweep_with_slurm_trains_its_points_and_reports_on_them(cluster, tmp_path):
     """Here no program is replaced."""
     env = cluster.env | TRAINER
