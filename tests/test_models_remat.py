@@ -25,8 +25,8 @@ CASES = [
     small.PYRAMIDNET,
     small.OPTIONS,
 ]
-LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET]
-"""Their programs take the longest to compile."""
+LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET, small.WIDE, small.CIFAR_RESNET, small.VGG]
+"""Their programs take the longest to compile, or their blocks are recomputed as those of RESNET are."""
 
 
 def kept_bytes(config) -> int:
@@ -49,7 +49,8 @@ def test_each_kind_of_recomputation_keeps_less_than_the_one_before(config):
 
 NUMBERS = [
     *(pytest.param(config, "block", marks=[pytest.mark.long] * (config in LONG)) for config in CASES),
-    *((config, remat) for config in (small.OPTIONS, small.RESNET) for remat in ("dots", "offload")),
+    *((small.OPTIONS, remat) for remat in ("dots", "offload")),
+    *(pytest.param(small.RESNET, remat, marks=pytest.mark.long) for remat in ("dots", "offload")),
     *((replace(small.TRANSFORMER, scan_layers=True), remat) for remat in ("dots", "offload")),
 ]
 
