@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from dataclasses import replace
 
 import jax
@@ -270,6 +271,19 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
     jax.tree.map(lambda g, w: np.testing.assert_equal(g.sharding.spec, w.sharding.spec), grads, scanned_params)
 
 
+@pytest.mark.parametrize("config", [DEIT, CAIT, SWIN, SHAKE_SHAKE, PYRAMIDNET], ids=lambda config: config.name)
+def test_bfloat16_networks_multiply_in_bfloat16_and_have_float32_logits_and_gradients(config):
+    """Not all products: the head, gradients of kernels and others sum in float32. A float32 network has none."""
+    shape = image_shape(config)
+    model = registry.create(replace(config, dtype="bfloat16"), shape, NUM_CLASSES, NUM_EXAMPLES)
+    params, stats = jax.eval_shape(model.init, jax.random.key(0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), stats)
+    gradient = jax.make_jaxpr(jax.grad(loss_fn(model, zeros, shape), has_aux=True))(params)
+    assert all(leaf.dtype == np.float32 for leaf in gradient.out_avals)
+    products = re.findall(r":(bf16|f32)\S* = (?:dot_general|conv_general_dilated)\[", str(gradient))
+    assert products.count("bf16") > products.count("f32")
+
+
 # bfloat16 has 8 bits: an entry has a relative error of 2^-9, and the errors of a few layers add up. ReLUs add errors of
 # gradients: an input within 2^-9 of 0 (one in 2^8) may change sign, and so its whole gradient: sqrt(2^-8) a layer.
 @pytest.mark.slow
@@ -280,14 +294,14 @@ def test_scanned_blocks_are_sharded_like_single_ones(set_mesh):
         (OPTIONS, 2**-5),
         (PARALLEL, 2**-5),
         pytest.param(DEIT, 2**-5, marks=pytest.mark.long),
-        (CAIT, 2**-5),
-        (SWIN, 2**-5),
+        pytest.param(CAIT, 2**-5, marks=pytest.mark.long),
+        pytest.param(SWIN, 2**-5, marks=pytest.mark.long),
         (RESNET, 2**-3),
         (VGG, 2**-3),
         (WIDE, 2**-3),
         (CIFAR_RESNET, 2**-3),
-        (SHAKE_SHAKE, 2**-3),
-        (PYRAMIDNET, 2**-3),
+        pytest.param(SHAKE_SHAKE, 2**-3, marks=pytest.mark.long),
+        pytest.param(PYRAMIDNET, 2**-3, marks=pytest.mark.long),
         (MIXER, 2**-5),
         (CONVNEXT, 2**-5),
     ],
