@@ -14,7 +14,13 @@ from benchmarks.tpu_estimates import CHIPS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", params=CHIPS)
+USUAL_CHIPS = ("v4", "v5p")
+"""The one with the least memory for kernels, and the one whose cycles are compared."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(chip, marks=[pytest.mark.long] * (chip not in USUAL_CHIPS)) for chip in CHIPS]
+)
 def compiled(request, tmp_path_factory):
     """The output of `tpu_compiled.py` for one chip, by program."""
     if importlib.util.find_spec("libtpu") is None:
