@@ -2,6 +2,7 @@
 plain training; with one group in total, twice that.
 """
 
+import functools
 import importlib.util
 import os
 import re
@@ -95,23 +96,23 @@ def test_steps_at_which_the_penalty_is_off_are_plain_steps(gated):
     assert texts[0] == texts[1]
 
 
-@pytest.fixture(scope="module")
-def tpu_texts(tmp_path_factory):
-    """HLO of the steps for two TPU slices."""
+@functools.cache
+def tpu_text(name):
+    """HLO of a step for two TPU slices."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install --no-deps --require-hashes -r requirements/tpu-compiler.txt")
-    folder = tmp_path_factory.mktemp("tpu")
     script = Path(__file__).with_name("compile_for_tpu.py")
     settings = CHIPS["v5e"].environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-    command, env = [sys.executable, str(script), str(folder)], os.environ | settings
+    command, env = [sys.executable, str(script), name], os.environ | settings
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return {file.name: file.read_text() for file in folder.iterdir()}
+    return done.stdout
 
 
-@pytest.mark.slow
-def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_one_group_twice_that(tpu_texts):
-    plain, grouped, one = (sends_between_slices(tpu_texts[name]) for name in ("plain", "two groups", "one group"))
+# `test_budgets.py` counts the bytes between slices of plain training and of one group for each.
+@pytest.mark.long
+def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_one_group_twice_that():
+    plain, grouped, one = (sends_between_slices(tpu_text(name)) for name in ("plain", "two groups", "one group"))
     assert sum(grouped) == pytest.approx(sum(plain), rel=EQUAL)
     assert len(grouped) <= len(plain)
     assert sum(one) == pytest.approx(2 * sum(plain), rel=EQUAL)
@@ -119,15 +120,17 @@ def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "two groups", "one group"])
-def test_on_a_tpu_no_parameter_is_transposed_for_its_update(name, tpu_texts):
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("plain", "two groups")), "one group"]
+)
+def test_on_a_tpu_no_parameter_is_transposed_for_its_update(name):
     """XLA would do it, with the moments too, if a gradient were stored in another order."""
-    assert re.findall(r" = f32\[\d+,[\d,]+\]\S* copy\(.*op_name=\"state", tpu_texts[name]) == []
+    assert re.findall(r" = f32\[\d+,[\d,]+\]\S* copy\(.*op_name=\"state", tpu_text(name)) == []
 
 
 @pytest.mark.slow
-def test_on_a_tpu_the_arithmetic_between_the_passes_is_in_kernels(tpu_texts):
+def test_on_a_tpu_the_arithmetic_between_the_passes_is_in_kernels():
     """The kernels that `train.kernels` "auto" uses, on shards, in the order of the method."""
-    calls = [line for line in tpu_texts["one group"].splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    calls = [line for line in tpu_text("one group").splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     names = {match[0] for line in calls for match in re.finditer(r"gnp_\w+?(?=[.\"/ ])", line)}
     assert {"gnp_squared_norm", "gnp_perturb", "gnp_dots", "gnp_blend_update"} <= names
