@@ -153,6 +153,8 @@ RECIPE = (
     # The program does not depend on the number of steps, so all runs share it.
     *("--optim.schedule", "constant"),
 )
+NUM_STEPS = 40
+"""Enough for Slurm to preempt the run after step 5; two processes take half a second of a core for each."""
 TRAINER = {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "JAX_PLATFORMS": "cpu",
@@ -178,7 +180,7 @@ class Run:
 @pytest.fixture(scope="module")
 def whole_run(cluster, tmp_path_factory):
     """The undisturbed run."""
-    run = Run(cluster, tmp_path_factory.mktemp("whole"), 60)
+    run = Run(cluster, tmp_path_factory.mktemp("whole"), NUM_STEPS)
     cluster.wait_for_state(run.number, "COMPLETED")
     return run
 
@@ -203,7 +205,7 @@ def test_a_sweep_with_slurm_trains_its_points_and_reports_on_them(cluster, tmp_p
 
 
 def test_a_preempted_job_goes_on_elsewhere_and_ends_bitwise_the_same(cluster, whole_run, tmp_path):
-    run = Run(cluster, tmp_path, 60)
+    run = Run(cluster, tmp_path, NUM_STEPS)
     run.wait_for("step 5/")
     nodes = cluster.job(run.number)["NodeList"]
     cluster.submit(
