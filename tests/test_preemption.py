@@ -295,7 +295,11 @@ def test_under_nohup_the_end_of_the_terminal_is_not_noticed(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the signal mask of a process from /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long), signal.SIGINT],
+    ids=lambda number: number.name,
+)
 def test_a_signal_before_the_libraries_are_imported_is_not_lost(number, tmp_path):
     job = Job(tmp_path / "log", ["train", "configs/digits.py:quickstart", "--run-dir", str(tmp_path / "run")])
     while not _blocks(job.processes[0].pid, number):

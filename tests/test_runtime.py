@@ -61,7 +61,10 @@ def train_alone(run_dir, address, rank):
     ("rank", "host", "expected"),
     [
         (1, None, "no coordinator answers at 127.0.0.1:"),
-        (1, "no-such-host.invalid:1234", "no coordinator answers at no-such-host.invalid:1234"),
+        pytest.param(
+            *(1, "no-such-host.invalid:1234", "no coordinator answers at no-such-host.invalid:1234"),
+            marks=pytest.mark.long,
+        ),
         (0, None, "answers, but some of the processes are missing"),
     ],
     ids=["nobody listens", "no such host", "missing rank"],
