@@ -25,16 +25,18 @@ SMALL = [
 ]
 
 
-def run_drill(folder, num_kills, *process_counts):
+def run_drill(folder, num_kills, *process_counts, num_steps=60):
     counts = [str(count) for count in process_counts]
     options = ["--run-dir", str(folder), "--num-kills", str(num_kills), "--num-devices", "4"]
-    return main(["drill", *SMALL, *options, "--num-processes", *counts])
+    options += ["--train.num-steps", str(num_steps), "--num-processes", *counts]
+    return main(["drill", *SMALL, *options])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "num_kills"), [pytest.param(1, 7, marks=pytest.mark.long), (2, 2)])
 def test_kills_leave_no_trace(num_processes, num_kills, tmp_path, capfd):
-    code = run_drill(tmp_path / "drill", num_kills, num_processes)
+    # A step of two processes takes half a second of a core. 30 have as many visits of each stage as are drawn.
+    code = run_drill(tmp_path / "drill", num_kills, num_processes, num_steps=30 if num_processes == 2 else 60)
     said = capfd.readouterr().out
     assert code == 0, said
     assert f"{num_kills} kills, 0 with an unexpected end; after restarts bitwise equal" in said
