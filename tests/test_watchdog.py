@@ -145,7 +145,7 @@ def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
 @pytest.mark.parametrize(
     ("how", "code", "expected"),
     [
-        ("hang_in_native_code", Exit.HUNG, "process 0 on "),
+        pytest.param("hang_in_native_code", Exit.HUNG, "process 0 on ", marks=pytest.mark.long),
         ("hang_with_the_lock", -signal.SIGKILL, "no Python ran in process "),
     ],
 )
@@ -211,11 +211,11 @@ def stop_for(processes, seconds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
     """For longer than any of its own timeouts, and than twice the silence."""
-    job = stuck(num_processes=num_processes, num_steps=60, silence=3, train=15, data=15, evaluate=15, save=15)
-    job.wait_for("step 6/60")
+    job = stuck(num_processes=num_processes, num_steps=24, silence=3, train=15, data=15, evaluate=15, save=15)
+    job.wait_for("step 6/24")
     stop_for(job.processes, 20)
     assert job.exit_codes() == [0] * num_processes, job.output()
     assert f"process {num_processes - 1} was stopped for" in job.output()
