@@ -66,15 +66,15 @@ CASES = {f"{network} {blend}": (network, BLENDS[blend]) for network in NETWORKS 
 CASES |= {f"vit {variant}": ("vit", gnp) for variant, gnp in VARIANTS.items()}
 
 
-def first_steps(config: Config) -> list[dict[str, float]]:
+def first_steps(config: Config, num_steps: int) -> list[dict[str, float]]:
     """The metrics of each of the first steps on one device."""
     config = replace(config, mesh=MeshConfig(1, 1, 1), model=replace(config.model))
     object.__setattr__(config.model, "dtype", "float64")  # A user cannot choose this type.
     with jax.set_mesh(make_mesh(config.mesh)):
         task = Task.of(config)
         step, state, rows = make_train_step(task), task.init_state(), []
-        kinds = task.gnp.step_kinds(jnp.arange(NUM_STEPS))
-        batches = train_batches(task.dataset, config.data, config.train.seed, 0, NUM_STEPS)
+        kinds = task.gnp.step_kinds(jnp.arange(num_steps))
+        batches = train_batches(task.dataset, config.data, config.train.seed, 0, num_steps)
         for kind, batch in zip(kinds, batches, strict=True):
             state, metrics = step(state, batch, kind=StepKind(int(kind)))
             rows.append({name: float(value) for name, value in metrics.items()})
@@ -88,14 +88,15 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Prints the metrics of the cases named on the command line, or of all."""
+    """Prints the metrics of all cases, or of a number of steps of those that are named: NUMBER NAME ..."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1)
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
     jnp.float32 = jnp.float64
-    names = sys.argv[1:] or list(CASES)
-    metrics = {name: first_steps(replace(NETWORKS[CASES[name][0]], gnp=CASES[name][1])) for name in names}
+    num_steps, *names = sys.argv[1:] or [NUM_STEPS, *CASES]
+    configs = {name: replace(NETWORKS[CASES[name][0]], gnp=CASES[name][1]) for name in names}
+    metrics = {name: first_steps(config, int(num_steps)) for name, config in configs.items()}
     versions = {"jax": jax.__version__, "processor": processor()}
     print(json.dumps({"command": COMMAND, **versions, "metrics": metrics}, indent=1))
 
