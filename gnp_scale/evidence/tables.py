@@ -52,8 +52,8 @@ def _noisy(label_noise: float) -> Callable[[int], Config]:
 
 
 def _photographs(num_steps: int) -> Config:
-    data = DataConfig(name="grocery_store", batch_size=64, eval_batch_size=64, image_size=64, flip=True, crop_area=0.25)
-    return _config(data, ModelConfig("cnn_s"), _sgd(0.05), num_steps)
+    data = DataConfig(name="grocery_store", batch_size=32, eval_batch_size=64, image_size=64)
+    return _config(data, ModelConfig("cnn_s"), _sgd(0.2), num_steps)
 
 
 def _transformer(num_steps: int) -> Config:
@@ -75,7 +75,7 @@ TABLES = {
     "noise40": Table(f"{_CLOTHES}, 40 % wrong labels; a small CNN", 900, _noisy(0.4), METHODS),
     "noise60": Table(f"{_CLOTHES}, 60 % wrong labels; a small CNN", 900, _noisy(0.6), METHODS),
     "clean": Table(f"{_CLOTHES}, right labels; a small CNN", 900, _noisy(0.0), METHODS),
-    "photographs": Table("Grocery Store photographs at 64 pixels; a small CNN", 1500, _photographs, METHODS),
+    "photographs": Table("Grocery Store photographs at 64 pixels; a small CNN", 3000, _photographs, METHODS),
     "transformer": Table(f"{_CLOTHES}, no augmentation; a small vision transformer", 1500, _transformer, GATED),
     "groups": Table(f"{_CLOTHES}, 40 % wrong labels, batches of 512; a small CNN", 750, _large_batches, GROUPED),
 }
