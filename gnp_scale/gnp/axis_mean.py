@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from gnp_kernels.dispatch import platform
 from gnp_kernels.trees import upcast
 from jax.sharding import PartitionSpec as P
+
+from gnp_scale import mesh
 
 type Tree = Any
 
@@ -35,25 +36,24 @@ def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, sha
 
 
 def _means(leaves: Sequence[jax.Array], axis: str) -> list[jax.Array]:
-    mesh = jax.sharding.get_abstract_mesh()
-    others = tuple(name for name in mesh.axis_names if name not in mesh.manual_axes and mesh.shape[name] > 1)
-    whole = {place for place, x in enumerate(leaves) if others and not _names(jax.typeof(x).sharding.spec) & {*others}}
+    shape = jax.sharding.get_abstract_mesh().shape
+    others = tuple(name for name in shape if mesh.current_axis_size(name) > 1)
+    whole = {place for place, x in enumerate(leaves) if others and not mesh.is_sharded(x, others)}
     sums = {place: _sum(x, axis) for place, x in enumerate(leaves) if place not in whole}
     for dtype in sorted({leaves[place].dtype for place in whole}, key=str):
         places = [place for place in sorted(whole) if leaves[place].dtype == dtype]
         sums |= zip(places, _sums_of_whole([leaves[place] for place in places], axis, others), strict=True)
-    return [upcast(sums[place]) / mesh.shape[axis] for place in range(len(leaves))]
+    return [upcast(sums[place]) / shape[axis] for place in range(len(leaves))]
 
 
 def _sums_of_whole(arrays: Sequence[jax.Array], axis: str, others: tuple[str, ...]) -> list[jax.Array]:
     """The sums of `arrays` over `axis`; the devices along `others`, on which they are the same, share them out."""
-    num_devices = int(np.prod([jax.sharding.get_abstract_mesh().shape[name] for name in others]))
     flat = jnp.concatenate([jnp.ravel(jax.sharding.reshard(x, P(*(None,) * x.ndim))) for x in arrays])
-    parts = jax.sharding.reshard(jnp.pad(flat, (0, -flat.size % num_devices)), P(others))
+    parts = jax.sharding.reshard(jnp.pad(flat, (0, -flat.size % mesh.current_axis_size(others))), P(others))
     # The compiler would move another way to gather them to before the sum.
     gather = partial(jax.lax.all_gather, axis_name=others, tiled=True)
-    settings = {"in_specs": P(others), "out_specs": P(None), "axis_names": {*others}, "check_vma": False}
-    total = jax.shard_map(gather, **settings)(_sum(parts, axis))
+    whole = jax.shard_map(gather, in_specs=P(others), out_specs=P(None), axis_names={*others}, check_vma=False)
+    total = whole(_sum(parts, axis))
     ends = itertools.accumulate(x.size for x in arrays)
     found = (jnp.reshape(total[end - x.size : end], x.shape) for end, x in zip(ends, arrays, strict=True))
     return [jax.sharding.reshard(x, jax.typeof(old).sharding.spec) for x, old in zip(found, arrays, strict=True)]
@@ -62,8 +62,3 @@ def _sums_of_whole(arrays: Sequence[jax.Array], axis: str, others: tuple[str, ..
 def _sum(x: jax.Array, axis: str) -> jax.Array:
     # XLA for CPUs adds bfloat16 up in float32 anyway, and in a `shard_map` it ends the process (AllReducePromotion).
     return jax.lax.psum(upcast(x) if platform() == "cpu" else x, axis)
-
-
-def _names(spec: P) -> set[str]:
-    entries = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
-    return {name for entry in entries for name in entry}

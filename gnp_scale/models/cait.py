@@ -62,8 +62,7 @@ class HeadMixing(nnx.Module):
     def together(self, heads_BxHxQxS: jax.Array, *, scale: float = 1.0, with_bias: bool = True) -> jax.Array:
         """The same of many heads, with the kernel in their type."""
         kernel_HxG = self._scaled_kernel(scale).astype(heads_BxHxQxS.dtype)
-        product = partial(jnp.einsum, "bhqs,hg->bgqs", preferred_element_type=jnp.float32)
-        mixed_BxGxQxS = product(heads_BxHxQxS, kernel_HxG)
+        mixed_BxGxQxS = jnp.einsum("bhqs,hg->bgqs", heads_BxHxQxS, kernel_HxG, preferred_element_type=jnp.float32)
         return mixed_BxGxQxS + self.bias[...][None, :, None, None] if with_bias else mixed_BxGxQxS
 
     def _scaled_kernel(self, scale: float) -> jax.Array:
