@@ -17,7 +17,6 @@ from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
-from gnp_scale.models import registry
 from gnp_scale.monitoring.profiles import Profile
 from gnp_scale.monitoring.progress import print_summary
 from gnp_scale.resilience.divergence import DivergedError
@@ -81,7 +80,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 if weights is not None:
                     weights.record(run_dir)
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
-                if advice := registry.batch_norm_advice(config.model, config.data.batch_size, num_parts):
+                if advice := task.model.batch_norm_advice(config.data.batch_size, num_parts):
                     announce(advice)
                 if advice := group_advice(config, kinds, task.model.bn_group_size):
                     announce(advice)

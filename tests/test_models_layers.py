@@ -1,5 +1,7 @@
 """The layers against independent oracles: attention, MLP, batch statistics of groups, dropout and drop path."""
 
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -288,7 +290,7 @@ def test_the_gradients_of_positions_and_class_token_are_summed_over_examples_in_
 
 
 ADVICE = {
-    "transformer": (ModelConfig("vit_mu"), 64, 1, None),
+    "transformer": (ModelConfig("vit_mu", patch_size=4), 64, 1, None),
     "one group": (ModelConfig("resnet18"), 64, 1, "--model.num-bn-groups 8, of 8 examples each, would cost none"),
     "parts": (ModelConfig("resnet18"), 64, 4, "--model.num-bn-groups 32, of 2 examples each, would cost none"),
     "one example each": (ModelConfig("resnet18"), 64, 8, None),
@@ -300,10 +302,18 @@ ADVICE = {
 def test_who_leaves_batch_statistics_to_the_default_is_told_what_they_cost(
     config, batch_size, num_parts, expected, set_mesh
 ):
-    assert registry.batch_norm_advice(config, batch_size, num_parts) is None
+    assert registry.create(config, (8, 8, 3), 10, batch_size).batch_norm_advice(batch_size, num_parts) is None
     set_mesh(replica=2, fsdp=2, tensor=2)
-    advice = registry.batch_norm_advice(config, batch_size, num_parts)
+    advice = registry.create(config, (8, 8, 3), 10, batch_size).batch_norm_advice(batch_size, num_parts)
     assert advice is None if expected is None else expected in advice
+
+
+@pytest.mark.parametrize("frozen", ["*", "stem/norm"])
+def test_who_has_frozen_all_batch_statistics_is_not_told_what_they_cost(frozen, set_mesh):
+    set_mesh(replica=2, fsdp=2, tensor=2)
+    model = registry.create(ModelConfig("resnet18"), (8, 8, 3), 10, 64)
+    advice = replace(model, has_frozen_norm=lambda path: fnmatchcase(path, frozen)).batch_norm_advice(64, 1)
+    assert (advice is None) == (frozen == "*")
 
 
 def test_dropout_keeps_the_mean_and_differs_between_examples():

@@ -107,13 +107,42 @@ class Model:
 
         return features
 
+    def batch_norm_advice(self, batch_size: int, num_parts: int) -> str | None:
+        """What batch statistics over the whole batch cost on the current mesh, and a cheaper choice; None without cost.
+
+        It is only advice: `model.num_bn_groups` belongs to the experiment, and never depends on the machine.
+
+        Args:
+            batch_size: Examples of a training step.
+            num_parts: Parts of the batch that are computed in sequence.
+        """
+        num_devices = mesh.current_axis_size(mesh.AXES)
+        num_groups = num_devices * num_parts
+        can_be_cut = batch_size % num_groups == 0 and batch_size > num_groups
+        has_statistics = any(not norm.is_frozen for _, norm in _batch_norms(self._network))
+        if not has_statistics or self.bn_group_size != batch_size or num_devices == 1 or not can_be_cut:
+            return None
+        return (
+            f"model.num_bn_groups is 1: batch statistics over {num_devices} devices cost each normalisation layer one "
+            f"all-reduce in each forward pass and one in each backward pass; --model.num-bn-groups {num_groups}, of "
+            f"{batch_size // num_groups} examples each, would cost none, but is a different experiment"
+        )
+
     @cached_property
     def _graph(self) -> Any:
+        return nnx.graphdef(self._network)
+
+    @cached_property
+    def _network(self) -> Any:
+        """The network without values."""
         network = jax.eval_shape(self.build, jax.random.key(0))
-        for path, module in nnx.iter_modules(network):
-            if isinstance(module, BatchNorm):
-                module.is_frozen = self.has_frozen_norm("/".join(map(str, path)))
-        return nnx.graphdef(network)
+        for path, norm in _batch_norms(network):
+            norm.is_frozen = self.has_frozen_norm("/".join(map(str, path)))
+        return network
+
+
+def _batch_norms(network: Any) -> list[tuple[tuple[Any, ...], BatchNorm]]:
+    return [(path, module) for path, module in nnx.iter_modules(network) if isinstance(module, BatchNorm)]
 
 
 def _identity(x: jax.Array) -> jax.Array:
@@ -151,29 +180,6 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
 def family_of(name: str) -> Family:
     """The family of the network `name`, which is one of `NAMES`."""
     return _FAMILY_OF[name]
-
-
-def batch_norm_advice(config: ModelConfig, batch_size: int, num_parts: int) -> str | None:
-    """The cost of batch statistics over the whole batch on the current mesh, and a cheaper choice; None without cost.
-
-    It is only advice: `model.num_bn_groups` belongs to the experiment, and never depends on the machine.
-
-    Args:
-        config: The network.
-        batch_size: Examples of a training step.
-        num_parts: Parts of the batch that are computed in sequence.
-    """
-    has_batch_norm = _FAMILY_OF[config.name].has_batch_norm
-    num_devices = mesh.current_axis_size(mesh.AXES)
-    num_groups = num_devices * num_parts
-    can_be_cut = batch_size % num_groups == 0 and batch_size > num_groups
-    if not has_batch_norm or config.num_bn_groups != 1 or num_devices == 1 or not can_be_cut:
-        return None
-    return (
-        f"model.num_bn_groups is 1: batch statistics over {num_devices} devices cost each normalisation layer one "
-        f"all-reduce in each forward pass and one in each backward pass; --model.num-bn-groups {num_groups}, of "
-        f"{batch_size // num_groups} examples each, would cost none, but is a different experiment"
-    )
 
 
 def _unknown_name(name: str) -> str:
