@@ -53,7 +53,7 @@ def _noisy(label_noise: float) -> Callable[[int], Config]:
 
 def _photographs(num_steps: int) -> Config:
     data = DataConfig(name="grocery_store", batch_size=32, eval_batch_size=64, image_size=64)
-    # What plain training chose about half the rate and a fifth of the decay: penalised methods start from the same.
+    # Plain training chose these when half the rate and a fifth of the decay were given, so all methods start from them.
     return _config(data, ModelConfig("cnn_s"), _sgd(0.4, 5e-4), num_steps)
 
 
