@@ -5,6 +5,7 @@ share the cores of this machine, so a round takes the work of all hosts together
 """
 
 import argparse
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def gather(clients: list[Any], rank: int, key: str) -> list[Any]:
 def most_gets(num_hosts: int) -> int:
     """How many values process 0, which waits for most, gets one after the other in a round."""
     counted = Counter()
-    consensus.collect(counted, "round", 0, num_hosts, None)
+    consensus.collect(counted, "round", 0, num_hosts, None, math.inf)
     return counted.num_gets
 
 

@@ -3,7 +3,6 @@
 JAX is not imported here before the processes have found each other, so that signals are watched from the start.
 """
 
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from gnp_scale.run.streams import say, say_at_last
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 """The signals of schedulers, shells and terminals before they kill."""
 
-_NOTICE, _POSITIONS = "gnp_scale/stop/notice", "gnp_scale/stop/positions/"
+_NOTICE, _POSITIONS = "gnp_scale/stop/notice", "gnp_scale/stop/positions"
 _HEAR_TIMEOUT_MS = 600_000
 _LAST_WORDS_S = 2.0
 """The folder of the run may hang as well."""
@@ -174,14 +173,15 @@ class StopRequest:
     def _agree(self) -> Plan:
         if self._client is None:
             return make_plan([self._position], self._num_steps)
-        left_ms = round(1000 * max(0.0, self._deadline_s - time.monotonic()))
+        # Imports JAX, which a process with others has done before.
+        from gnp_scale.run import consensus
+
+        mine, ranks = asdict(self._position), (self._rank, self._num_processes)
         try:
-            self._client.key_value_set(f"{_POSITIONS}{self._rank}", json.dumps(asdict(self._position)))
-            keys = [f"{_POSITIONS}{rank}" for rank in range(self._num_processes)]
-            texts = [self._client.blocking_key_value_get(key, left_ms) for key in keys]
+            found = consensus.exchange(self._client, _POSITIONS, *ranks, mine, self._deadline_s)
         except Exception as error:
             return Plan(None, f"the other processes do not answer ({str(error).partition('\n')[0]})")
-        return make_plan([Position(**json.loads(text)) for text in texts], self._num_steps)
+        return make_plan([Position(**position) for position in found], self._num_steps)
 
     def _leave(self, reason: str) -> NoReturn:
         self._leaving.acquire()

@@ -1,11 +1,13 @@
 """Makes values the same in every process, even if each has read or measured another. A single process sends nothing.
 
 Values pass through JAX's coordination service, not through the devices, so they do not delay a training step. Every
-process calls the same functions in the same order. A wait has no timeout: the watchdog ends the run if a process does
-not arrive, and time in which all processes are stopped does not count.
+process calls the same functions in the same order. Without a deadline a wait has no timeout: the watchdog ends the run
+if a process does not arrive, and time in which all processes are stopped does not count.
 """
 
 import json
+import math
+import time
 from typing import Any
 
 import jax
@@ -38,15 +40,21 @@ def all_gather[T](value: T) -> list[T]:
     return values
 
 
-def exchange(client: Any, key: str, rank: int, num_processes: int, value: Any) -> list[Any]:
-    """One round below `key`: the values of all processes, in the order of their ranks."""
-    values = collect(client, key, rank, num_processes, value)
+def exchange(
+    client: Any, key: str, rank: int, num_processes: int, value: Any, deadline_s: float = math.inf
+) -> list[Any]:
+    """One round below `key`: the values of all processes, in the order of their ranks.
+
+    Raises:
+        JaxRuntimeError: the service is gone, or `time.monotonic()` has passed the deadline.
+    """
+    values = collect(client, key, rank, num_processes, value, deadline_s)
     if rank == 0:
         client.key_value_set(f"{key}/all", json.dumps(values))
-    return _get(client, f"{key}/all")
+    return _get(client, f"{key}/all", deadline_s)
 
 
-def collect(client: Any, key: str, rank: int, num_processes: int, value: Any) -> list[Any]:
+def collect(client: Any, key: str, rank: int, num_processes: int, value: Any, deadline_s: float) -> list[Any]:
     """The values of the processes from `rank` on that are below it in a tree; of all processes at rank 0.
 
     A process waits for `_FAN_IN - 1` others at each level of the tree, so for few in a run of many.
@@ -58,7 +66,7 @@ def collect(client: Any, key: str, rank: int, num_processes: int, value: Any) ->
             client.key_value_set(f"{key}/{rank}", json.dumps(values))
             break
         for other in range(rank + stride, min(rank + above, num_processes), stride):
-            values += _get(client, f"{key}/{other}")
+            values += _get(client, f"{key}/{other}", deadline_s)
         stride = above
     return values
 
@@ -90,10 +98,11 @@ def all_true(condition: bool) -> bool:
     return all(all_gather(condition))
 
 
-def _get(client: Any, key: str) -> Any:
+def _get(client: Any, key: str, deadline_s: float = math.inf) -> Any:
     while True:
+        left_ms = 1000 * max(0.0, deadline_s - time.monotonic())
         try:
-            return json.loads(client.blocking_key_value_get(key, _WAIT_MS))
+            return json.loads(client.blocking_key_value_get(key, round(min(_WAIT_MS, left_ms))))
         except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
+            if "DEADLINE_EXCEEDED" not in str(error) or left_ms <= _WAIT_MS:
                 raise
