@@ -11,6 +11,9 @@ from launcher import Job
 from benchmarks.hosts import connected, gather, most_gets
 from gnp_scale.run.consensus import all_gather, broadcast
 
+WAITS = re.compile(r"step \d+: (\d+) values, (\d+) barriers")
+"""What `agreements_job.py` prints."""
+
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
@@ -37,3 +40,23 @@ def test_values_are_those_of_the_round_and_are_deleted_later(tmp_path):
         assert int(most) < 210
         assert int(last) < 10
     assert job.output().count("at the end") == 2
+
+
+@pytest.mark.slow
+def test_no_step_waits_for_other_processes_unless_it_is_logged_or_saved(tmp_path):
+    """Six of 24 steps are logged and three saved: others, which are dispatched ahead of the devices, ask nobody."""
+    options = ["--train.num-steps", "24", "--train.log-every-steps", "4", "--train.eval-every-steps", "100"]
+    options += ["--checkpoint.every-steps", "10", "--run-dir", str(tmp_path / "run")]
+    variables = {"PYTHONPATH": str(Path(__file__).parent)}
+    arguments = ["train", "tests/stuck.py:small", *options]
+    job = Job(tmp_path, arguments, num_processes=2, entry=("agreements_job",), variables=variables)
+    assert job.exit_codes() == [0, 0], job.output()
+    for rank, log in enumerate(job.logs):
+        gather, broadcast = 2 - rank, 1
+        waits = [(int(values), int(barriers)) for values, barriers in re.findall(WAITS, log.read_text())]
+        start, *num_values = (values for values, _ in waits)
+        assert start == 5 * gather + 7 * broadcast
+        assert len([number for number in num_values if number]) <= 6 + 3
+        # A save that goes on is looked at in each logged step.
+        assert sum(num_values) <= 6 * (broadcast + 2 * gather) + 3 * (gather + broadcast)
+        assert sum(barriers for _, barriers in waits) <= 2 * 5, "of Orbax, behind training"
