@@ -15,7 +15,8 @@ from gnp_kernels.timing import interleave, ratio
 from benchmarks.timing import write_report
 from gnp_scale.config import DataConfig
 from gnp_scale.data.augment import augment
-from gnp_scale.data.sources import Dataset, load
+from gnp_scale.data.dataset import Dataset
+from gnp_scale.data.sources import load
 
 BATCH_SIZES = (128, 256)
 PADDING = 4

@@ -13,8 +13,8 @@ from test_data_images import Memory
 from gnp_scale.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
 from gnp_scale.config.run import Loss
 from gnp_scale.data.augment import normalise
+from gnp_scale.data.dataset import UNREADABLE, Dataset, Split
 from gnp_scale.data.images import ImageSplit
-from gnp_scale.data.sources import UNREADABLE, Dataset, Split
 from gnp_scale.loop import train
 from gnp_scale.monitoring import confusion
 from gnp_scale.monitoring.confusion import NO_GUESS, Confusion, Guesses

@@ -13,7 +13,7 @@ from gnp_scale.data.augment import augment, normalise
 from gnp_scale.data.augment.geometry import crop, flip
 from gnp_scale.data.augment.mixing import cutmix_shares, mixup_shares
 from gnp_scale.data.augment.repeats import repeated
-from gnp_scale.data.sources import Dataset, Split
+from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.mesh import batch_spec
 
 RANDOM = np.random.default_rng(0)

@@ -17,11 +17,12 @@ from image_sets import jpeg, photograph, png
 from gnp_scale.config import Config, ConfigError, DataConfig, ModelConfig
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.containers.record import Record
+from gnp_scale.data.dataset import UNREADABLE
 from gnp_scale.data.images import ImageSplit, load_images
 from gnp_scale.data.label_files import read_label_file
 from gnp_scale.data.parts import held_out
 from gnp_scale.data.pipeline import batch_indices, eval_batches, train_batches
-from gnp_scale.data.sources import UNREADABLE, load
+from gnp_scale.data.sources import load
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.data.pipeline import batch_indices, check_divisible, eval_batches, row_bounds, train_batches, train_rows
-from gnp_scale.data.sources import Dataset, Split
 from gnp_scale.mesh import batch_spec, sharding
 
 MESHES = {"1x1x1": (1, 1, 1), "1x8x1": (1, 8, 1), "8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}

@@ -24,7 +24,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, initialization_timeo
 
 from gnp_scale.config import DataConfig, MeshConfig
 from gnp_scale.data.pipeline import eval_batches, train_batches
-from gnp_scale.data.sources import Dataset, Split
+from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.mesh import make_mesh
 
 read = []

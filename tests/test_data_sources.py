@@ -10,8 +10,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from gnp_scale.config import ConfigError, DataConfig
-from gnp_scale.data import sources
-from gnp_scale.data.sources import CIFAR_LAYOUTS, DEBIAN_FASHION_MNIST, Dataset, channel_statistics, load
+from gnp_scale.data import small_sets
+from gnp_scale.data.dataset import Dataset
+from gnp_scale.data.small_sets import CIFAR_LAYOUTS, DEBIAN_FASHION_MNIST, channel_statistics
+from gnp_scale.data.sources import load
 
 RANDOM = np.random.default_rng(0)
 
@@ -136,7 +138,7 @@ def test_statistics_are_those_of_the_channels():
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100"])
 def test_missing_files_name_the_command(name, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "no package")
+    monkeypatch.setattr(small_sets, "DEBIAN_FASHION_MNIST", tmp_path / "no package")
     with pytest.raises(ConfigError) as caught:
         load(DataConfig(name=name, root=str(tmp_path)))
     line = str(caught.value)

@@ -11,7 +11,8 @@ from compiled import collectives
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, ModelConfig, TrainConfig
 from gnp_scale.data.augment import finish, prepare
-from gnp_scale.data.sources import Dataset, load
+from gnp_scale.data.dataset import Dataset
+from gnp_scale.data.sources import load
 from gnp_scale.gnp import Gnp, StepKind, penalize
 from gnp_scale.mesh import REPLICA, batch_spec, sharding
 from gnp_scale.models import resnet

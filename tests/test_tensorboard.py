@@ -6,7 +6,7 @@ from tensorboard_server import Server
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, GnpConfig, OptimConfig
-from gnp_scale.data.sources import Dataset, Split
+from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.monitoring import tensorboard
 from gnp_scale.monitoring.confusion import Guesses
 from gnp_scale.monitoring.metrics import MetricWriter, read_metrics

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from test_models_timm import CASES, FOLDER, SMALL_VIT
 
 from gnp_scale.config import Config, ConfigError, ModelConfig
-from gnp_scale.data.sources import Dataset, Split
+from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.mesh import sharding
 from gnp_scale.models import registry, vgg
 from gnp_scale.models.torch_weights import from_torch

@@ -24,7 +24,7 @@ from benchmarks.peers.epoch_setting import NUM_WARM_UP_STEPS, Setting
 from benchmarks.timing import write_report
 from benchmarks.workers import Worker
 from gnp_scale.config import DataConfig
-from gnp_scale.data import sources
+from gnp_scale.data import small_sets, sources
 from gnp_scale.models import registry
 
 SCRIPT = Path(__file__).with_name("torch_epochs.py")
@@ -43,7 +43,7 @@ PEERS = {
 
 def main() -> None:
     """Times all of them, and writes the table."""
-    has_fashion = sources.DEBIAN_FASHION_MNIST.exists()
+    has_fashion = small_sets.DEBIAN_FASHION_MNIST.exists()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=PATCH_SIZE, default="fashion_mnist" if has_fashion else "digits")
     parser.add_argument("--num-examples", type=int, help="of an epoch; default: all")

@@ -15,7 +15,7 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.run.streams import say
 
 if TYPE_CHECKING:
-    from gnp_scale.data.sources import Dataset
+    from gnp_scale.data.dataset import Dataset
     from gnp_scale.planning.plan import Plan
 
 _USAGE = (

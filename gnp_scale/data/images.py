@@ -20,9 +20,9 @@ from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import decode
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
+from gnp_scale.data.dataset import UNREADABLE, Dataset, Rows
 from gnp_scale.data.label_files import LabelFile, read_label_file
 from gnp_scale.data.parts import HOLDOUT, held_out
-from gnp_scale.data.sources import UNREADABLE, Dataset, Rows
 from gnp_scale.run.streams import say
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -4,20 +4,17 @@ N examples of a split, K classes.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gnp_scale.config import DataConfig, check
-
-if TYPE_CHECKING:
-    from gnp_scale.data.sources import Dataset, Split
+from gnp_scale.data.dataset import Dataset, Split
 
 HOLDOUT = "holdout"
 """The name of the part of the training split that `data.holdout` keeps for evaluation."""
 
 
-def parts_of(dataset: "Dataset", train: "Split", test: "Split", config: DataConfig) -> "Dataset":
+def parts_of(dataset: Dataset, train: Split, test: Split, config: DataConfig) -> Dataset:
     """`dataset`, with the part of its split `train` that `config` trains on, and the split that it evaluates.
 
     First `num_examples` are drawn, then labels are replaced, and then a part is held out: it has wrong labels too, as a
@@ -53,7 +50,7 @@ def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def _drawn(split: "Split", config: DataConfig) -> "Split":
+def _drawn(split: Split, config: DataConfig) -> Split:
     """`num_examples` different examples in random order."""
     number = config.num_examples
     if number is None:
@@ -62,7 +59,7 @@ def _drawn(split: "Split", config: DataConfig) -> "Split":
     return _chosen(split, _random(config, 0).choice(len(split), number, replace=False))
 
 
-def _with_noise(split: "Split", num_classes: int, config: DataConfig) -> "Split":
+def _with_noise(split: Split, num_classes: int, config: DataConfig) -> Split:
     """Symmetric noise: a random share of the labels, rounded to a whole number, becomes one of the other classes.
 
     All other classes are equally probable, so each of the chosen labels is wrong (as in arXiv 1804.06872).
@@ -82,7 +79,7 @@ def _random(config: DataConfig, purpose: int) -> np.random.Generator:
     return np.random.default_rng([config.draw_seed, purpose])
 
 
-def _chosen(split: "Split", ids: np.ndarray) -> "Split":
+def _chosen(split: Split, ids: np.ndarray) -> Split:
     """The examples `ids`; the split itself if these are all in order."""
     if len(ids) == len(split) and np.array_equal(ids, np.arange(len(split))):
         return split

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding
 from gnp_scale.config import DataConfig, check
 from gnp_scale.data.augment.repeats import repeated
 from gnp_scale.data.crops import crop_draws
+from gnp_scale.data.dataset import UNREADABLE, Dataset, Examples, Rows
 from gnp_scale.data.shuffle import examples_at
-from gnp_scale.data.sources import UNREADABLE, Dataset, Examples, Rows
 from gnp_scale.mesh import BATCH, batch_spec, current_axis_size, sharding
 
 _NUM_READERS = 2

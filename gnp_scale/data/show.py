@@ -16,9 +16,9 @@ from gnp_scale.data.augment import augment
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.crops import crop_draws
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.images import load_images
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
-from gnp_scale.data.sources import Dataset
 from gnp_scale.run.store import run_folder
 
 NUM_IMAGES, NUM_STEPS = 10, 4

@@ -8,7 +8,7 @@ import jax
 
 from gnp_scale.checkpoint import load_average, load_newest, stored_shapes
 from gnp_scale.config import Config
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.evaluation.features import Features, collect
 from gnp_scale.evaluation.knn import NUM_NEIGHBOURS, knn_top1
 from gnp_scale.evaluation.linear import LinearProbe, linear_probe

@@ -13,8 +13,8 @@ import numpy as np
 
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.augment import normalise
+from gnp_scale.data.dataset import Examples
 from gnp_scale.data.pipeline import eval_batches
-from gnp_scale.data.sources import Examples
 from gnp_scale.mesh import BATCH, P, on_mesh
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.training.compilation import compiler_options

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnp_scale.data.sources import UNREADABLE
+from gnp_scale.data.dataset import UNREADABLE
 from gnp_scale.evaluation.features import SHARDED, Features
 from gnp_scale.mesh import BATCH, REPLICATED, on_shards
 

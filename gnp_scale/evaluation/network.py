@@ -7,8 +7,8 @@ from gnp_kernels.trees import path_name
 
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data import sources
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.pipeline import check_divisible
-from gnp_scale.data.sources import Dataset
 from gnp_scale.models import registry
 from gnp_scale.models.registry import Model
 from gnp_scale.training.setup import Task

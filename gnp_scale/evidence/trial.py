@@ -10,7 +10,7 @@ from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.checkpoint.restore import newest_intact
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data import sources
-from gnp_scale.data.sources import Examples
+from gnp_scale.data.dataset import Examples
 from gnp_scale.evidence import outcome
 from gnp_scale.evidence.outcome import Outcome
 from gnp_scale.evidence.plan import num_passes

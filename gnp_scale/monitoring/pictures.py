@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gnp_scale.config import ConfigError
-from gnp_scale.data.sources import UNREADABLE, Dataset
+from gnp_scale.data.dataset import UNREADABLE, Dataset
 from gnp_scale.monitoring.confusion import Guesses, NameOf
 from gnp_scale.run.messages import one_line
 from gnp_scale.run.streams import say

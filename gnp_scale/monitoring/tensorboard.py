@@ -16,7 +16,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from gnp_scale import recipe
 from gnp_scale.config import Config
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.monitoring.confusion import Guesses, tables
 from gnp_scale.monitoring.pictures import matrix_picture, worst_picture
 from gnp_scale.run.files import RecordFile

@@ -6,7 +6,8 @@ import numpy as np
 
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import sources
-from gnp_scale.data.sources import Dataset, Rows
+from gnp_scale.data.dataset import Dataset, Rows
+from gnp_scale.data.small_sets import READERS
 
 _PUBLISHED = {
     "imagenet": (224, 3, 1000, 1_281_167),
@@ -17,7 +18,6 @@ _PUBLISHED = {
     "grocery_store": (224, 3, 81, 2_640),
 }
 """Image size, channels, classes and training images; `data.image_size` decides the size of images that are decoded."""
-_IN_MEMORY = ("cifar10", "cifar100", "fashion_mnist", "digits", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Absent:
 
 def are_decoded(config: DataConfig) -> bool:
     """Whether the images are files that hosts decode during training."""
-    return config.name not in _IN_MEMORY
+    return config.name not in READERS
 
 
 def load(config: DataConfig, num_classes: int | None) -> Dataset:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from gnp_scale.config import Config, ConfigError, GnpConfig, MeshConfig
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
 from gnp_scale.planning.compiled import DoesNotFitError, make_task, mesh_of

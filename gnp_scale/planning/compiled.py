@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gnp_scale.config import Config, ConfigError, check
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import BATCH, REPLICA, current_axis_size, make_mesh
 from gnp_scale.models import registry

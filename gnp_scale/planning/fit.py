@@ -8,7 +8,7 @@ import jax
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.config.model import Remat
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
 from gnp_scale.models import registry

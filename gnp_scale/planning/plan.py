@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from gnp_scale.config import Config, MeshConfig
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
 from gnp_scale.planning import absent_data

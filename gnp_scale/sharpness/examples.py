@@ -14,9 +14,9 @@ import numpy as np
 
 from gnp_scale import losses
 from gnp_scale.data.augment import normalise
+from gnp_scale.data.dataset import Examples, Rows
 from gnp_scale.data.pipeline import eval_batches
 from gnp_scale.data.shuffle import examples_at
-from gnp_scale.data.sources import Examples, Rows
 from gnp_scale.mesh import AXES, BATCH, P, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, Part

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gnp_scale.data.sources import UNREADABLE, Dataset
+from gnp_scale.data.dataset import UNREADABLE, Dataset
 from gnp_scale.sharpness import corruptions
 from gnp_scale.sharpness.corruptions import SEVERITIES
 from gnp_scale.sharpness.line import Line

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from gnp_scale import losses
 from gnp_scale.config.run import Loss
 from gnp_scale.data.augment import normalise
+from gnp_scale.data.dataset import UNREADABLE
 from gnp_scale.data.pipeline import eval_batches
-from gnp_scale.data.sources import UNREADABLE
 from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.monitoring.confusion import NO_GUESS, Guesses
 from gnp_scale.training.compilation import compiler_options

@@ -13,8 +13,8 @@ from gnp_kernels import Implementation
 from gnp_scale import mesh
 from gnp_scale.config import Config
 from gnp_scale.data import sources
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.pipeline import check_divisible
-from gnp_scale.data.sources import Dataset
 from gnp_scale.gnp import Gnp
 from gnp_scale.models import registry
 from gnp_scale.models.registry import Model

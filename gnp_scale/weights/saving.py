@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from gnp_scale import __version__
 from gnp_scale.config import Config, ModelConfig
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.run.streams import say
 from gnp_scale.weights.places import Places, blocks_of, has_rows_for_registers, jax_places, torch_places
 from gnp_scale.weights.renames import released_jax_name

@@ -22,7 +22,7 @@ from gnp_scale.data.augment.jitter import color_jitter
 from gnp_scale.data.augment.mixing import switched_shares
 from gnp_scale.data.augment.policies import autoaugment, randaugment
 from gnp_scale.data.augment.three_augment import three_augment
-from gnp_scale.data.sources import Dataset
+from gnp_scale.data.dataset import Dataset
 from gnp_scale.mesh import BATCH, batch_spec, on_mesh
 
 AUGMENTATION = 2**31 - 1
