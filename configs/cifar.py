@@ -19,7 +19,7 @@ PENALTY = GnpConfig(r=0.1, alpha=0.8)
 # L2 is part of the loss, so that it enters both gradients.
 SGD = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, l2_in_loss=1e-3, clip_norm=5.0)
 ADAMW = OptimConfig(name="adamw", learning_rate=1e-3, weight_decay=0.3, clip_norm=5.0)
-VIT_S = ModelConfig("vit_s", patch_size=4, pool="token", dropout=0.1, scan_layers=True)
+VIT_S = ModelConfig("vit_s", patch_size=4, pool="token", dropout=0.1)
 PYRAMIDNET = ModelConfig("pyramidnet_272_200", shake_drop=0.5, shake_gradient="consistent")
 
 

@@ -121,7 +121,7 @@ def deit3_b16() -> Config:
 
 def _simple_vit(epochs: int) -> Config:
     data = replace(CROPPED, batch_size=1024, holdout=0.01, policy="randaugment", randaugment_magnitude=30, mixup=0.2)
-    model = ModelConfig(name="vit_s", position="sincos2d", rep_layer=True, dtype="bfloat16", scan_layers=True)
+    model = ModelConfig(name="vit_s", position="sincos2d", rep_layer=True, dtype="bfloat16")
     return Config(data=data, model=model, gnp=PLAIN, optim=AUGREG, train=_train(epochs, data))
 
 

@@ -182,5 +182,5 @@ def vit_b32_gnp() -> Config:
 
 
 def _vit(name: str, patch_size: int, gnp: GnpConfig) -> Config:
-    model = ModelConfig(name=name, patch_size=patch_size, dtype="bfloat16", scan_layers=True, head_bias=-10.0)
+    model = ModelConfig(name=name, patch_size=patch_size, dtype="bfloat16", head_bias=-10.0)
     return trained(model, gnp)

@@ -16,7 +16,7 @@ CROPS = {"flip": True, "image_size": 224, "crop_area": 0.08}
 RESNET50 = ModelConfig("resnet50", stem="cifar")
 SHAKE_SHAKE = ModelConfig("shake_shake_26_2x96d", shake_gradient="consistent")
 PYRAMIDNET = ModelConfig("pyramidnet_272_200", shake_drop=0.5, shake_gradient="consistent")
-VIT_S = ModelConfig("vit_s", patch_size=4, pool="token", dropout=0.1, scan_layers=True)
+VIT_S = ModelConfig("vit_s", patch_size=4, pool="token", dropout=0.1)
 ROWS = (
     # file and function, network, batch, lr, epochs, L2, AdamW's decay, warm-up epochs, augmentation, r, alpha
     ("cifar.py:resnet50", RESNET50, 256, 0.1, 200, 1e-3, 0, 0, BASIC, 0.1, 0.8),
