@@ -23,8 +23,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process, initialization_timeout=60)
 
 from gnp_scale.config import DataConfig, MeshConfig
-from gnp_scale.data.pipeline import eval_batches, train_batches
 from gnp_scale.data.dataset import Dataset, Split
+from gnp_scale.data.pipeline import eval_batches, train_batches
 from gnp_scale.mesh import make_mesh
 
 read = []

@@ -176,9 +176,10 @@ class StopRequest:
         # Imports JAX, which a process with others has done before.
         from gnp_scale.run import consensus
 
-        mine, ranks = asdict(self._position), (self._rank, self._num_processes)
         try:
-            found = consensus.exchange(self._client, _POSITIONS, *ranks, mine, self._deadline_s)
+            found = consensus.exchange(
+                self._client, _POSITIONS, self._rank, self._num_processes, asdict(self._position), self._deadline_s
+            )
         except Exception as error:
             return Plan(None, f"the other processes do not answer ({str(error).partition('\n')[0]})")
         return make_plan([Position(**position) for position in found], self._num_steps)

@@ -54,7 +54,9 @@ def exchange(
     return _get(client, f"{key}/all", deadline_s)
 
 
-def collect(client: Any, key: str, rank: int, num_processes: int, value: Any, deadline_s: float) -> list[Any]:
+def collect(
+    client: Any, key: str, rank: int, num_processes: int, value: Any, deadline_s: float = math.inf
+) -> list[Any]:
     """The values of the processes from `rank` on that are below it in a tree; of all processes at rank 0.
 
     A process waits for `_FAN_IN - 1` others at each level of the tree, so for few in a run of many.
