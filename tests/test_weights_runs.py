@@ -107,7 +107,7 @@ def test_what_the_file_does_not_have_is_as_in_a_random_state(file):
 
 def test_processes_with_different_files_do_not_start(file, monkeypatch):
     initial = Task.of(with_weights(file)).initial
-    monkeypatch.setattr(consensus, "all_gather", lambda value: [value, "another" if value else None])
+    monkeypatch.setattr(consensus, "all_gather", lambda value: [value, (None, "another")])
     with pytest.raises(ConfigError, match="is not the same file on all machines"):
         initial.check()
 

@@ -70,10 +70,10 @@ class Writer:
                 self._attempt()
             return
         is_over, error = self._write.is_over, self._write.error
-        problem = consensus.first_error(None if error is None else one_line(error))
+        problem, are_over = consensus.agree(None if error is None else one_line(error), is_over)
         if problem is not None:
             self._fail(self._job.step, problem)
-        elif consensus.all_true(is_over):
+        elif all(are_over):
             self._commit(self._job.step)
 
     def finish(self) -> None:
@@ -105,10 +105,10 @@ class Writer:
             is_committed = self._job.step in self._store.steps()
         except OSError as error:
             problem = one_line(error)
-        problem = consensus.first_error(problem)
+        problem, are_committed = consensus.agree(problem, is_committed)
         if problem is not None:
             self._fail(self._job.step, problem)
-        elif consensus.broadcast(is_committed):
+        elif are_committed[0]:
             # The previous attempt was committed, and failed in some process only afterwards.
             self._commit(self._job.step)
         else:

@@ -87,17 +87,17 @@ def broadcast[T](value: T) -> T:
     return _get(state.client, key)
 
 
+def agree[T](error: str | None, value: T) -> tuple[str | None, list[T]]:
+    """One round for both: the error of `first_error`, and the values of all processes."""
+    found = all_gather((error, value))
+    name = "{}, in process {}" if len(found) > 1 else "{}"
+    errors = (name.format(text, rank) for rank, (text, _) in enumerate(found) if text is not None)
+    return next(errors, None), [value for _, value in found]
+
+
 def first_error(error: str | None) -> str | None:
     """The error of the lowest rank that has one, with that rank if there are several processes; None without errors."""
-    errors = all_gather(error)
-    if len(errors) == 1:
-        return error
-    return next((f"{found}, in process {rank}" for rank, found in enumerate(errors) if found is not None), None)
-
-
-def all_true(condition: bool) -> bool:
-    """Whether `condition` holds in every process."""
-    return all(all_gather(condition))
+    return agree(error, None)[0]
 
 
 def _get(client: Any, key: str, deadline_s: float = math.inf) -> Any:

@@ -40,12 +40,12 @@ class Initial:
             report = self._report()
         except ConfigError as error:
             problem = str(error)
-        problem = consensus.first_error(problem)
+        problem, hashes = consensus.agree(problem, report and report.sha256)
         if problem is not None:
             raise ConfigError(problem)
         assert report is not None
-        are_equal = len(set(consensus.all_gather(report.sha256))) == 1
-        check(are_equal, f"{OPTION} {report.file} is not the same file on all machines: copy one of them to all")
+        is_same = len(set(hashes)) == 1
+        check(is_same, f"{OPTION} {report.file} is not the same file on all machines: copy one of them to all")
         return report
 
     def load(self) -> Any:
