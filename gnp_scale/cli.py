@@ -11,7 +11,7 @@ from gnp_scale.commands import bench, data, drill, export, plan, runs, sharpness
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.run import streams
-from gnp_scale.run.store import StoreError
+from gnp_scale.run.store_requests import StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

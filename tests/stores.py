@@ -100,10 +100,10 @@ def forget_connections() -> None:
     """The libraries keep file systems with the addresses of the environment at their first use."""
     from etils.epath.backend import fsspec_backend
 
-    from gnp_scale.run import store
+    from gnp_scale.run import store_requests
 
     type(fsspec_backend)._get_filesystem.cache_clear()
-    store._files.cache_clear()
+    store_requests._files.cache_clear()
     if "gcsfs" in sys.modules or "s3fs" in sys.modules:
         import fsspec
 

@@ -23,7 +23,8 @@ from gnp_scale.data.pipeline import train_batches
 from gnp_scale.data.prepare import prepare
 from gnp_scale.data.sources import load
 from gnp_scale.run.data_sizes import keep_sizes
-from gnp_scale.run.store import StoreError, StorePath
+from gnp_scale.run.store import StorePath
+from gnp_scale.run.store_requests import StoreError
 
 INDEXED = {
     "image_folder": write_folder,

@@ -15,7 +15,7 @@ from gnp_scale.cli import main
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import overview
 from gnp_scale.run.find import find_runs
-from gnp_scale.run.store import StoreError
+from gnp_scale.run.store_requests import StoreError
 
 DEADLINE_S = 60
 LINE = {"began": 0.0, "stage": "train", "from_step": 0, "num_rolled_back_steps": 0, "first_step_s": 1.0}

@@ -8,7 +8,8 @@ from store_proxy import cut, delay, drop, refuse
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run import store as store_module
-from gnp_scale.run.store import StoreError, StorePath, check_access, run_folder
+from gnp_scale.run.store import StorePath, check_access, run_folder
+from gnp_scale.run.store_requests import StoreError
 
 
 def test_an_object_is_written_read_listed_and_deleted(store):

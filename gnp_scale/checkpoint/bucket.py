@@ -25,7 +25,8 @@ from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.layout import COMMITTED_MARK, DELETED_MARK, GOOD_MARK, committed_folders
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
-from gnp_scale.run.store import Folder, StoreError, StorePath
+from gnp_scale.run.store import Folder, StorePath
+from gnp_scale.run.store_requests import StoreError
 
 _PATIENCE_S = 20.0
 """Training waits so long for a store before a write of a checkpoint counts as failed."""

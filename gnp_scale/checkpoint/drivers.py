@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from gnp_scale.run import store
+from gnp_scale.run import store_requests
 
 _RETRIES = {"max_retries": 8, "initial_delay": "500ms", "max_delay": "16s"}
 """After 429, 503 and broken connections: pauses of 60 s in all."""
@@ -25,7 +25,7 @@ _ENVIRONMENT = {
 @functools.cache
 def install() -> None:
     """Makes Orbax use these drivers for gs:// and s3://. Call it before the first request of TensorStore."""
-    store.configure()
+    store_requests.configure()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "STORAGE_EMULATOR_HOST" in os.environ:

@@ -22,7 +22,8 @@ from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
-from gnp_scale.run.store import Folder, StoreError
+from gnp_scale.run.store import Folder
+from gnp_scale.run.store_requests import StoreError
 from gnp_scale.training.state import TrainState
 
 

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
-from gnp_scale.run.store import Folder, StoreError
+from gnp_scale.run.store import Folder
+from gnp_scale.run.store_requests import StoreError
 
 MANIFEST_FILE = "manifest.json"
 JOURNAL_FILE = "prepare.jsonl"

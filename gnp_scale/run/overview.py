@@ -21,7 +21,8 @@ from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import METRICS_FILE
 from gnp_scale.run.status import details, num_steps_of, state_now, unreadable_is_config_error
-from gnp_scale.run.store import Folder, StoreError
+from gnp_scale.run.store import Folder
+from gnp_scale.run.store_requests import StoreError
 
 _RUNNING, _NOT_STARTED = "running", "not started"
 _STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", _NOT_STARTED: "dim"}

@@ -20,7 +20,8 @@ from gnp_scale.run.layout import CONFIG_FILE, LOCK_FILE
 from gnp_scale.run.lease import Lease
 from gnp_scale.run.mirror import GrowingFiles, growing_files
 from gnp_scale.run.processes import is_main_process
-from gnp_scale.run.store import Folder, StoreError, StorePath, check_access
+from gnp_scale.run.store import Folder, StorePath, check_access
+from gnp_scale.run.store_requests import StoreError
 from gnp_scale.run.streams import say
 
 _LOCK_WAIT_S = 15.0

@@ -15,7 +15,8 @@ from gnp_scale.run.files import newest_row
 from gnp_scale.run.history import RunHistory, Start, append_interval_s, read_history
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, committed_folders
 from gnp_scale.run.stages import Stage
-from gnp_scale.run.store import Folder, StoreError, StorePath
+from gnp_scale.run.store import Folder, StorePath
+from gnp_scale.run.store_requests import StoreError
 
 _ENDED: Mapping[int, str] = {
     Exit.FINISHED: "finished",

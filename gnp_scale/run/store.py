@@ -4,63 +4,23 @@ fsspec (gcsfs, s3fs) makes the requests; Orbax uses the same through etils, so t
 are written as a whole, and there is no rename. `create` is the only operation that decides between two writers.
 """
 
-import asyncio
 import errno
-import functools
 import importlib.util
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gnp_scale.checks import check, local_path
+from gnp_scale.run import store_requests
+from gnp_scale.run.store_requests import StoreError
 
 DEADLINE_S = 120.0
 """The longest time of one operation, with all of its attempts."""
-_REQUEST_S = 40
-"""The longest time of one attempt: it moves megabytes at most."""
-
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "gs": {"use_listings_cache": False, "requests_timeout": _REQUEST_S},
-    "s3": {
-        "use_listings_cache": False,
-        "config_kwargs": {
-            "connect_timeout": 10,
-            "read_timeout": _REQUEST_S,
-            # Threads read many images at the same time; gcsfs has 100.
-            "max_pool_connections": 128,
-            # Attempts with growing pauses, also after 429 and 503.
-            "retries": {"mode": "standard", "total_max_attempts": 8},
-        },
-    },
-}
-_PASSING = (408, 429, 500, 502, 503, 504)
-"""Statuses of answers after which the same request may succeed."""
 _BEYOND_THE_END = 416
 """The status of a range that begins after the end of an object."""
-_DENIED = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "DefaultCredentialsError",
-    "ProfileNotFound",
-)
-_NAMES_OF_LOGS = ("gcsfs", "s3fs", "fsspec", "aiobotocore", "google.auth", "asyncio")
-
-
-class StoreError(OSError):
-    """A request that failed after all attempts."""
-
-    def __init__(self, reason: str, *, is_lasting: bool) -> None:
-        super().__init__(errno.EIO, reason)
-        self.is_lasting = is_lasting
-        """Whether a later attempt would fail too: a wrong bucket, or credentials that do not suffice."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 @dataclass(frozen=True)
@@ -131,7 +91,7 @@ class StorePath:
             except FileNotFoundError:
                 raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from None
             except StoreError as error:
-                if error.__cause__ is not None and _status(error.__cause__) == _BEYOND_THE_END:
+                if error.__cause__ is not None and store_requests.status_of(error.__cause__) == _BEYOND_THE_END:
                     return b""
                 raise
 
@@ -200,25 +160,7 @@ class StorePath:
         return self._begin(operation, *arguments, **options)()
 
     def _begin(self, operation: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
-        """Begins a request; the result waits for its answer."""
-        files = _files(self.scheme)
-        # Cancelled at the deadline: a write must not arrive after a later one.
-        request = asyncio.wait_for(getattr(files, operation)(*arguments, **options), self.deadline_s)
-        future = asyncio.run_coroutine_threadsafe(request, files.loop)
-
-        def wait() -> Any:
-            try:
-                return future.result()
-            except (FileNotFoundError, FileExistsError):
-                raise
-            except TimeoutError:
-                reason = f"{self.scheme}:// has not answered for {self.deadline_s:g} s"
-                raise StoreError(reason, is_lasting=False) from None
-            except Exception as error:
-                # There is no list of the errors of the two packages, and of the libraries below them.
-                raise StoreError(_reason(error), is_lasting=_is_lasting(error)) from error
-
-        return wait
+        return store_requests.begin(self.scheme, self.deadline_s, operation, *arguments, **options)
 
 
 type Folder = Path | StorePath
@@ -273,53 +215,3 @@ def check_access(folder: Folder, name: str) -> str | None:
             raise StoreError(reason, is_lasting=False) from error
         return f"{folder} cannot be a run folder ({error}): check the bucket, and the credentials in the environment"
     return None
-
-
-@functools.cache
-def _files(scheme: str) -> Any:
-    """The file system of fsspec for a kind of store; Orbax gets the same one."""
-    configure()
-    import fsspec
-
-    return fsspec.filesystem("gcs" if scheme == "gs" else scheme)
-
-
-@functools.cache
-def configure() -> None:
-    """Sets what the libraries read when they are first used: deadlines, attempts, no caches, no tracebacks."""
-    from fsspec.config import conf
-
-    for scheme in _OPTIONS:
-        conf[scheme] = {**_OPTIONS[scheme], **conf.get(scheme, {})}
-    if importlib.util.find_spec("s3fs") is not None:
-        import s3fs.core
-
-        # Servers other than Amazon's may refuse with 429, which is not among the errors that are tried again.
-        s3fs.core.set_custom_error_handler(lambda error: _status(error) in _PASSING)
-    # Without this, etils uses TensorFlow if that is installed.
-    os.environ.setdefault("EPATH_USE_TF", "false")
-    # Otherwise gcsfs asks another service for the kind of each bucket.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    for name in _NAMES_OF_LOGS:
-        # They log tracebacks of errors that they also raise.
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-
-
-def _reason(error: BaseException) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}"[:300] if words else type(error).__name__
-
-
-def _is_lasting(error: BaseException) -> bool:
-    status = _status(error)
-    is_refused = status is not None and 400 <= status < 500 and status not in _PASSING
-    is_forbidden = isinstance(error, PermissionError) or str(error).startswith("Forbidden")
-    return is_refused or is_forbidden or type(error).__name__ in _DENIED
-
-
-def _status(error: BaseException) -> int | None:
-    """The status of the answer that caused an error of gcsfs or s3fs; None if there is none."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    code = str(metadata.get("HTTPStatusCode", getattr(error, "code", None)))
-    return int(code) if code.isdecimal() else None

@@ -13,7 +13,8 @@ from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.run_dir import stored_config
 from gnp_scale.run.status import state_now
-from gnp_scale.run.store import Folder, StoreError, StorePath, run_folder
+from gnp_scale.run.store import Folder, StorePath, run_folder
+from gnp_scale.run.store_requests import StoreError
 from gnp_scale.sweeps.record import Sweep, read
 
 TOP1, LOSS = "eval/top1", "eval/loss"

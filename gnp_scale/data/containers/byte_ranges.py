@@ -23,7 +23,8 @@ from gnp_scale.data.containers.recent import Recent
 from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
-from gnp_scale.run.store import Folder, StoreError, StorePath
+from gnp_scale.run.store import Folder, StorePath
+from gnp_scale.run.store_requests import StoreError
 
 VERSION = 1
 _KEYS = ("file", "offset", "num_bytes", "label", "name", "crc")

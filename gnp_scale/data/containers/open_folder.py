@@ -15,7 +15,8 @@ from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.data.manifest import JOURNAL_FILE
 from gnp_scale.data.progress import progress_of
 from gnp_scale.run.environment import user_cache
-from gnp_scale.run.store import Folder, StoreError, StorePath, run_folder
+from gnp_scale.run.store import Folder, StorePath, run_folder
+from gnp_scale.run.store_requests import StoreError
 
 INDEX_FILE = ".gnp_scale_index.npz"
 MOST_BYTES = 4 << 30

@@ -15,7 +15,8 @@ from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.array_records import ArrayRecords
 from gnp_scale.data.containers.record import Contents, Ids, Record, split_name
 from gnp_scale.data.formats import DamagedFileError
-from gnp_scale.run.store import Folder, StoreError
+from gnp_scale.run.store import Folder
+from gnp_scale.run.store_requests import StoreError
 
 INFO_FILE, FEATURES_FILE, LABELS_FILE = "dataset_info.json", "features.json", "{label}.labels.txt"
 FILE_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
