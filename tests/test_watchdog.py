@@ -11,7 +11,8 @@ from launcher import Job
 
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.watchdog import Report, Watchdog, find_late, find_silent
+from gnp_scale.resilience.reports import Report, find_late, find_silent
+from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.run.history import read_history
 from gnp_scale.run.stages import Stage, Stages
