@@ -16,7 +16,8 @@ from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES, BATCH, TENSOR, P, batch_spec, sharding
 from gnp_scale.models import convnext, mixer, registry, transformer, vgg, vit
 from gnp_scale.models.attention import attend, by_xla
-from gnp_scale.models.conv_layers import BatchNorm, _max_pool, max_pool
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import _max_pool, max_pool
 from gnp_scale.models.layers import Dense, LayerNorm, add_bias, drop_path, dropout, fold
 from gnp_scale.models.transformer import Block, ParallelBlock, ViTConfig
 from gnp_scale.models.windows import from_windows, shift_mask, to_windows

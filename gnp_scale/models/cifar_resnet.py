@@ -9,7 +9,8 @@ from flax import nnx
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.models import recompute, resnet
-from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples_over_all
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import Conv, Head, shard_examples_over_all
 from gnp_scale.models.family import Family
 
 # Table 6 of arXiv 1512.03385: 6n + 2 layers.

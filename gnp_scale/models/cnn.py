@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from gnp_scale.config import ModelConfig
-from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples_over_all
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import Conv, Head, shard_examples_over_all
 from gnp_scale.models.family import Family
 
 LAYOUTS = {"cnn_s": (32, 64, 128)}

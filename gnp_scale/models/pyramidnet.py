@@ -14,14 +14,8 @@ from flax import nnx
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES, batch_spec, on_mesh
 from gnp_scale.models import recompute
-from gnp_scale.models.conv_layers import (
-    TORCH_HEAD_INIT,
-    BatchNorm,
-    Conv,
-    Head,
-    shard_examples,
-    shard_examples_over_all,
-)
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import TORCH_HEAD_INIT, Conv, Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family, ImageShape
 from gnp_scale.models.layers import fold
 from gnp_scale.models.shake import shake_drop

@@ -29,7 +29,8 @@ from gnp_scale.models import (
     vit,
     wide_resnet,
 )
-from gnp_scale.models.conv_layers import BatchNorm, Head
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import Head
 from gnp_scale.models.family import Family
 
 type Params = dict[str, Any]

@@ -9,7 +9,8 @@ from jax.nn.initializers import zeros
 
 from gnp_scale.config import ModelConfig
 from gnp_scale.models import recompute
-from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, max_pool, shard_examples_over_all
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import Conv, Head, max_pool, shard_examples_over_all
 from gnp_scale.models.family import Family
 from gnp_scale.models.torch_weights import leaf_name
 

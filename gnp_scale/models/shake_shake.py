@@ -10,14 +10,8 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
 from gnp_scale.models import recompute
-from gnp_scale.models.conv_layers import (
-    TORCH_HEAD_INIT,
-    BatchNorm,
-    Conv,
-    Head,
-    shard_examples,
-    shard_examples_over_all,
-)
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import TORCH_HEAD_INIT, Conv, Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import fold
 from gnp_scale.models.shake import shake_shake

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from gnp_scale.config import ModelConfig, check
 from gnp_scale.mesh import AXES, on_mesh
 from gnp_scale.models import recompute
+from gnp_scale.models.batch_norm import BatchNorm
 from gnp_scale.models.conv_layers import (
-    BatchNorm,
     Conv,
     Head,
     average,

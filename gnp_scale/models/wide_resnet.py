@@ -9,7 +9,8 @@ from flax import nnx
 from gnp_scale.config import ModelConfig
 from gnp_scale.mesh import AXES
 from gnp_scale.models import recompute
-from gnp_scale.models.conv_layers import BatchNorm, Conv, Head, shard_examples, shard_examples_over_all
+from gnp_scale.models.batch_norm import BatchNorm
+from gnp_scale.models.conv_layers import Conv, Head, shard_examples, shard_examples_over_all
 from gnp_scale.models.family import Family
 from gnp_scale.models.layers import dropout, fold
 

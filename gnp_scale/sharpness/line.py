@@ -17,7 +17,7 @@ from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import Batch, eval_batches
 from gnp_scale.mesh import AXES, current_axis_size
 from gnp_scale.models import registry
-from gnp_scale.models.conv_layers import BatchNorm
+from gnp_scale.models.batch_norm import BatchNorm
 from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.sharpness import examples
 from gnp_scale.sharpness.examples import During
