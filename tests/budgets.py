@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gnp_scale.catalogue import recipes
+
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "tests" / "golden" / "budgets.json"
 COMMAND = "python tests/budgets.py"
@@ -58,6 +60,24 @@ ROWS = {
     "ViT-B/16, 8 H100": Row(VIT_B, "h100:8x1"),
     "ViT-B/16 in 64 groups, 64 H100": Row(VIT_B, "h100:8x8", flags="--mesh.replica 64 --mesh.fsdp 1"),
 }
+
+_SLICES = {
+    **dict.fromkeys(("cifar", "cifar100", "digits", "fashion_mnist", "grocery", "imagenet_gnp"), ("v5e:2x2", "")),
+    **dict.fromkeys(("finetune", "imagenet_modern"), ("v5e:4x4", "")),
+    **dict.fromkeys(("imagenet", "imagenet_sam"), ("v5e:4x8", "")),
+    **dict.fromkeys(("imagenet_no_aug", "imagenet_no_aug_mixer"), ("v5e:8x8", "")),
+    "scale": ("v5p:4x8x8", "--mesh.replica 4"),
+}
+"""By file of recipes, a slice over which their batches and groups divide, and the mesh there."""
+
+
+def _of_recipe(name: str) -> Row:
+    topology, flags = _SLICES[Path(name.split(":")[0]).stem]
+    return Row(name, topology, flags=flags)
+
+
+RECIPES = {entry.name: _of_recipe(entry.name) for entry in recipes.find(ROOT / "configs", Path("configs"))}
+"""A row for each recipe as it is. The file has budgets of those that were measured."""
 
 
 @dataclass(frozen=True)
@@ -110,15 +130,16 @@ def quantities(step: dict[str, Any]) -> dict[str, float]:
 
 def main(names: list[str]) -> None:
     """Writes the rows named on the command line, or all, into the file."""
+    rows = ROWS | RECIPES
     for name in names or ROWS:
-        row = ROWS[name]
+        row = rows[name]
         print(row.missing or f"planning {name}", file=sys.stderr)
         if row.missing is None:
             found = measure(row)
             golden = json.loads(FILE.read_text())
             golden |= {"command": COMMAND, "jax": version("jax"), "libtpu": version("libtpu")}
             golden["rows"] = {
-                key: {**golden["rows"], name: found}[key] for key in ROWS if key in {*golden["rows"], name}
+                key: {**golden["rows"], name: found}[key] for key in rows if key in {*golden["rows"], name}
             }
             FILE.write_text(json.dumps(golden, indent=1) + "\n")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import jax
 import pytest
-from budgets import COMMAND, FILE, GOALS, ROWS, VIT_B, measure, worse
+from budgets import COMMAND, FILE, GOALS, RECIPES, ROWS, VIT_B, measure, worse
 
 from gnp_scale import recipe
 from gnp_scale.config import MeshConfig
@@ -20,7 +20,7 @@ STEP = {"plain": {"FLOPs": 1000, "fast network, bytes": 0}, "penalised": {"FLOPs
 
 
 def test_the_golden_file_has_no_row_that_is_not_planned():
-    assert GOLDEN.keys() <= ROWS.keys()
+    assert GOLDEN.keys() <= (ROWS | RECIPES).keys()
     assert {name for name, row in ROWS.items() if not row.is_gpu} <= GOLDEN.keys(), f"run `{COMMAND}`"
 
 
@@ -38,6 +38,19 @@ def test_a_step_takes_no_more_than_its_budget(name):
         f"say so in the changelog and write the budgets again with `{COMMAND}`. They are of JAX {FILE_CONTENT['jax']} "
         f"and libtpu {FILE_CONTENT['libtpu']}."
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_fits_a_slice_and_its_second_pass_costs_no_more_than_the_first(name):
+    """As it is, and within its budget where the file has one. For TPUs, a program that does not fit is refused."""
+    row = RECIPES[name]
+    if row.missing:
+        pytest.skip(row.missing)
+    steps = measure(row)
+    assert worse(steps, GOLDEN.get(name, steps)) == []
+    for step in steps.values():
+        assert step["FLOPs"] <= 2.005 * steps["plain"]["FLOPs"]
 
 
 def test_what_is_worse_is_named():
