@@ -94,6 +94,30 @@ def test_rolling_back_goes_to_the_newest_good_one_and_sets_the_others_aside(stat
     assert (tmp_path / "checkpoints" / "7.rolled-back").is_dir()
 
 
+def test_a_rollback_sets_aside_one_that_could_not_be_deleted(state, tmp_path, monkeypatch):
+    """Otherwise it would be taken for the checkpoint of the same step of the new attempt."""
+    delete, refused = Store._delete_behind, []
+
+    def refuse_once(self, path):
+        if path.name == "7" and not refused:
+            refused.append(path)
+            raise OSError("I/O error")
+        delete(self, path)
+
+    monkeypatch.setattr(Store, "_delete_behind", refuse_once)
+    config = Config(checkpoint=CheckpointConfig(keep_last=1))
+    with Checkpoints(tmp_path, config) as checkpoints:
+        train(checkpoints, state, range(1, 7), 1.0)
+        train(checkpoints, state, range(7, 10), NAN)
+        step, _ = checkpoints.roll_back(state)
+        assert refused
+        assert step < 7
+        checkpoints.save(7, {"w": -state["w"]}, None)
+    assert (tmp_path / "checkpoints" / "7.rolled-back").is_dir()
+    restored = Store(tmp_path).read(7, jax.eval_shape(lambda: state))
+    assert restored["w"].tolist() == (-state["w"]).tolist()
+
+
 def test_rolling_back_where_none_is_good_leaves_room_to_start_anew(state, tmp_path):
     with Checkpoints(tmp_path, CONFIG) as checkpoints:
         train(checkpoints, state, (1, 2), NAN)

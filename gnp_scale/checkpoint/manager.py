@@ -87,12 +87,27 @@ class Checkpoints:
         """(step, state) of the newest good and intact checkpoint; None if none is good. Newer ones are set aside.
 
         Raises:
-            ConfigError: none of the good ones is intact; or the current write fails.
+            ConfigError: none of the good ones is intact; the current write fails; or the store does not answer.
         """
         self._writer.finish()
+        # One whose deletion was refused would be taken for a checkpoint of the steps that follow.
+        self._steps.update(self._stored())
         if not self._good:
             self._set_aside_after(0, {})
         return self._restore(self._good, abstract_state)
+
+    def _stored(self) -> list[int]:
+        """The steps in the folder, when deletions are over."""
+        steps, problem = [], None
+        try:
+            self._store.finish_deletions()
+            steps = self._store.steps()
+        except OSError as error:
+            problem = one_line(error)
+        problem, found = consensus.agree(problem, steps)
+        if problem is not None:
+            raise ConfigError(f"the checkpoints cannot be listed ({problem}): start the same command again")
+        return found[0]
 
     def _restore(self, candidates: Collection[int], abstract_state: TrainState) -> tuple[int, TrainState] | None:
         if not candidates:

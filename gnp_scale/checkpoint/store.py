@@ -68,8 +68,12 @@ class Store:
         self._deletions = ThreadPoolExecutor(max_workers=1)
 
     def close(self) -> None:
-        """Waits for deletions."""
+        """Waits for deletions, and takes no more."""
         self._deletions.shutdown()
+
+    def finish_deletions(self) -> None:
+        """Waits for those that have begun."""
+        self._deletions.submit(lambda: None).result()
 
     def steps(self) -> list[int]:
         """The steps that have a folder, in order."""
