@@ -84,6 +84,8 @@ def _claim(run_dir: Folder, config: Config, token: str, stack: contextlib.ExitSt
             _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
         if lease is not None:
             stack.enter_context(lease)
+        # Another run may have begun here, and ended, while this one waited.
+        _check_same_run(run_dir, config)
         text = recipe.to_json(config)
         # An unchanged file is not written, so it needs no free space.
         if not (run_dir / CONFIG_FILE).exists() or (run_dir / CONFIG_FILE).read_text() != text:
