@@ -90,6 +90,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                     run = Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, profile, stop)
                     last = _train_on(run)
                 code = _tell_end(run, last)
+                stop.end()
                 recorder.end(code)
                 return code
 

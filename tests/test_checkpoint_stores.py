@@ -117,7 +117,21 @@ def test_a_newer_state_takes_the_place_of_one_that_was_not_written(tmp_path, mon
         for step in (1, 2, 3, 4):
             checkpoints.save(step, state_of(step), None)
             time.sleep(0.05)
-    assert Store(tmp_path).steps() == [3, 4]
+    assert Store(tmp_path).steps()[-1] == restored(tmp_path) == 4
+
+
+def test_saves_in_quick_succession_do_not_use_up_the_attempts(tmp_path, monkeypatch, capsys):
+    """After a failure each attempt comes when it was announced, whatever is saved meanwhile."""
+    shim = Shim(monkeypatch, delay_s=0.0, num_failures=2)
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
+        start_s, step = time.monotonic(), 0
+        while shim.num_writes < 3:
+            step += 1
+            checkpoints.save(step, state_of(step), None)
+            checkpoints.observe(step, 1.0)
+        assert time.monotonic() - start_s > 0.1 + 0.2
+    assert step > 3
+    assert restored(tmp_path) == step
 
 
 def test_a_save_that_was_committed_and_failed_afterwards_is_not_written_again(tmp_path, monkeypatch):

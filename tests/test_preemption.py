@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from launcher import Job
 
-from gnp_scale.config import Config, ConfigError
+from gnp_scale import recipe
+from gnp_scale.config import Config, ConfigError, TrainConfig
 from gnp_scale.resilience import preemption
 from gnp_scale.resilience.grace import VARIABLE, grace_s
 from gnp_scale.resilience.preemption import Position, StopRequest, make_plan
@@ -104,6 +105,20 @@ def test_leaving_before_the_run_trains_loses_no_step(left, capsys):
         alone().ask("SIGUSR2")
     assert left == [75]
     assert "SIGUSR2: there is nothing new to save since the start; no step is lost" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_that_has_ended_is_not_closed_again(left, monkeypatch, capsys):
+    """A process may make several runs: when the grace time is over between two, the first one has lost nothing."""
+    monkeypatch.setenv(VARIABLE, "0.2")
+    monkeypatch.setattr(preemption, "_LAST_WORDS_S", 0.2)
+    stop = alone()
+    begin(stop)
+    stop.end()
+    stop.ask("SIGTERM")
+    while len(left) < 2:
+        time.sleep(0.05)
+    assert "no step is lost" in capsys.readouterr().err
 
 
 def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):
@@ -228,6 +243,21 @@ def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
         pass
     with claimed(tmp_path, Config()):
         pass
+
+
+def test_a_start_that_waited_for_the_folder_does_not_take_it_from_another_run(tmp_path, monkeypatch):
+    """The other run begins after the folder was looked at, and ends before the lock is taken."""
+    other, take = Config(train=TrainConfig(seed=1)), run_dir.try_lock
+
+    def begin_another_run(file):
+        monkeypatch.setattr(run_dir, "try_lock", take)
+        (tmp_path / "config.json").write_text(recipe.to_json(other))
+        return False
+
+    monkeypatch.setattr(run_dir, "try_lock", begin_another_run)
+    with pytest.raises(ConfigError, match="holds a run with another configuration"), claimed(tmp_path, Config()):
+        pass
+    assert run_dir.stored_config(tmp_path) == other
 
 
 @pytest.mark.parametrize(

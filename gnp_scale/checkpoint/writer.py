@@ -47,6 +47,8 @@ class Writer:
     def start(self, step: int, state: Any, metadata: Metadata) -> None:
         """Takes a state to write. Waits for the current write; this state replaces one whose write has failed.
 
+        It is written at once, or when the next attempt is due.
+
         Raises:
             ConfigError: the last allowed attempt in a row has failed.
         """
@@ -54,8 +56,10 @@ class Writer:
             self._wait()
         if self._job is not None:
             announce(f"the checkpoint of step {step} replaces that of step {self._job.step}")
+        is_first_attempt = self._job is None
         self._job = _Job(step, copy_to_host(state), metadata)
-        self._attempt()
+        if is_first_attempt:
+            self._attempt()
 
     def poll(self) -> None:
         """Continues without waiting.
@@ -82,6 +86,8 @@ class Writer:
         Raises:
             ConfigError: the last allowed attempt in a row has failed.
         """
+        # The process may not have the time to wait for the next attempt.
+        self._retry_time = 0.0
         while self._job is not None:
             self._wait()
 

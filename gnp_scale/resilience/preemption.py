@@ -78,7 +78,7 @@ class StopRequest:
         self._position = Position(0, 0)
         self._stop_at: Position | None = None
         self._num_steps = 0
-        self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
+        self.end()
 
     def watch(self) -> Self:
         """Handles the signals from now on. Call it in the main thread, before other threads are started."""
@@ -107,6 +107,10 @@ class StopRequest:
             self._num_steps, self._say_what_is_lost = num_steps, leave
             if self._stop_at is not None and self._stop_at.attempt < self._position.attempt:
                 self._stop_at = Position(self._position.attempt, start + 1)
+
+    def end(self) -> None:
+        """Records that there is nothing to close or to lose, before a run and after it: the process may go on."""
+        self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`: the same answer in every process. Call it once per step in each of
