@@ -147,6 +147,21 @@ def test_missing_files_name_the_command(name, tmp_path: Path, monkeypatch):
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("name", ["cifar10", "own"])
+@pytest.mark.parametrize("root", ["file", "x" * 300])
+def test_a_root_that_cannot_be_read_is_one_line(name, root, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="data set|data.root") as error:
+        load(DataConfig(name=name, root=str(tmp_path / root)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    (tmp_path / "cifar10" / "cifar-10-batches-bin" / "data_batch_1.bin").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="data set cifar10"):
+        load(DataConfig(name="cifar10", root=str(tmp_path)))
+
+
 def truncated(content: bytes) -> bytes:
     return content[:-10]
 

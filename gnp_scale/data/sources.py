@@ -7,13 +7,19 @@ from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.data.parts import parts_of
 from gnp_scale.data.small_sets import READERS
+from gnp_scale.run.store_requests import StoreError
+
+
+class MissingDataError(ConfigError):
+    """The files of a data set are not here, or cannot be read."""
 
 
 def load(config: DataConfig) -> Dataset:
     """The data set that `config` names.
 
     Raises:
-        ConfigError: its files are missing or damaged; the message says how to get them.
+        MissingDataError: its files are missing or damaged; the message says how to get them.
+        ConfigError: an option does not fit it.
     """
     if config.name not in READERS:
         return _images(config)
@@ -23,13 +29,15 @@ def load(config: DataConfig) -> Dataset:
     except FileNotFoundError as error:
         if "://" in config.root:
             reason = f"data.root is {config.root}, but {config.name} is read from a local folder: give one"
-            raise ConfigError(reason) from error
+            raise MissingDataError(reason) from error
         folder = Path(config.root) / config.name
-        raise ConfigError(
+        raise MissingDataError(
             f"data set {config.name} is not in {folder}: {command} ({error.filename} is missing)"
         ) from error
     except DamagedFileError as error:
-        raise ConfigError(f"data set {config.name} is damaged: {error}; {command}") from error
+        raise MissingDataError(f"data set {config.name} is damaged: {error}; {command}") from error
+    except OSError as error:
+        raise _unreadable(config, error) from error
     train, test = dataset.train, dataset.test
     assert isinstance(train, Split), "small sets are in memory"
     assert isinstance(test, Split), "small sets are in memory"
@@ -46,7 +54,16 @@ def _images(config: DataConfig) -> Dataset:
     try:
         return load_images(config)
     except FileNotFoundError as error:
-        raise ConfigError(
+        raise MissingDataError(
             f"there is no data set {config.name}: give the name of a folder in data.root ({config.root}), or one of "
             f"{', '.join(READERS)}"
         ) from error
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise _unreadable(config, error) from error
+
+
+def _unreadable(config: DataConfig, error: OSError) -> MissingDataError:
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return MissingDataError(f"data set {config.name} cannot be read ({reason}): check data.root ({config.root})")
