@@ -30,10 +30,23 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         plan = json.loads(file.read_bytes())
-        plan["config"], plan["mesh"], plan["device_kind"], plan["num_chips"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{file} holds no plan ({error}): write one with gnp-scale plan ... --json FILE") from error
+        _look_at_all(plan)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"{file} holds no plan ({reason}): write one with gnp-scale plan ... --json FILE") from error
     return plan
+
+
+def _look_at_all(plan: Any) -> None:
+    """Reads what is needed later, also after the run: a plan that lacks it must not end a finished one."""
+    steps = plan["steps"].values()
+    numbers = [step[name] for step in steps for name in ("num_steps", "shortest_s", "longest_s")]
+    numbers += [plan["num_chips"], *(step["memory"]["total"] for step in steps)]
+    has_types = isinstance(plan["device_kind"], str) and isinstance(plan["config"], dict)
+    if not (has_types and all(isinstance(number, int | float) for number in numbers)):
+        raise TypeError("its values have other types")
+    if not sum(step["num_steps"] for step in steps):
+        raise ValueError("it has no steps")
 
 
 def check_run(plan: Mapping[str, Any], config: Config) -> None:
