@@ -1,8 +1,6 @@
 """A run from its start to its end: set-up, resume, rollback, and how it ended."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 
 from gnp_scale import PROCESS_START_S, recipe
 from gnp_scale.checkpoint import Checkpoints, has_checkpoints
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
@@ -26,14 +24,14 @@ from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run import environment, layout
 from gnp_scale.run.data_sizes import check_sizes_agree, keep_sizes
 from gnp_scale.run.history import Recorder, append_exit
-from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.messages import announce
 from gnp_scale.run.mirror import GrowingFiles
 from gnp_scale.run.processes import check_agreement, is_main_process
 from gnp_scale.run.run_dir import check_reach, claimed
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
 from gnp_scale.steps import EVALUATION, Name, Run, needed, train_from
-from gnp_scale.training.compilation import Programs
+from gnp_scale.training.compilation import Programs, misfits_are_config_errors
 from gnp_scale.training.evaluate import trace_eval_step
 from gnp_scale.training.penalty import group_advice
 from gnp_scale.training.setup import Task
@@ -55,7 +53,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
             task = Task.of(config)
             check_sizes_agree(task.dataset.sizes)
             kinds = _kinds(task, Rollbacks(run_dir, config))
-            with stages.enter(Stage.COMPILE, 0), _misfits_are_config_errors():
+            with stages.enter(Stage.COMPILE, 0), misfits_are_config_errors():
                 train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
                 traced: dict[Name, Any] = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
                 traced[EVALUATION] = trace_eval_step(task)
@@ -119,17 +117,6 @@ def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
     if task.config.divergence.plain_steps:
         kinds.add(StepKind.PLAIN)
     return [StepKind(kind) for kind in kinds]
-
-
-@contextlib.contextmanager
-def _misfits_are_config_errors() -> Iterator[None]:
-    """Turns a ValueError from tracing a step into a ConfigError. Nothing has been written at this point."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"the parts of a batch do not fit each other or the mesh: {one_line(error)}") from error
 
 
 def _train_on(run: Run) -> int | None:

@@ -24,11 +24,12 @@ from gnp_scale.config import (
     OptimConfig,
     TrainConfig,
 )
+from gnp_scale.data.sources import MissingDataError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
 from gnp_scale.planning import absent_data, check, fit
-from gnp_scale.planning.compiled import Memory, flops_of, local_bytes, make_task
+from gnp_scale.planning.compiled import Memory, compile_step, flops_of, local_bytes, make_task
 from gnp_scale.planning.estimate import Estimate, _chip_s, _Inside
 from gnp_scale.planning.hardware import CHIPS, GIB, Cluster
 from gnp_scale.planning.plan import Plan, PlannedStep
@@ -88,7 +89,39 @@ def test_images_that_are_elsewhere_have_their_published_sizes(tmp_path):
     with pytest.raises(ConfigError, match=r"or plan without the images: add --num-classes N"):
         absent_data.load(own, None)
     assert absent_data.load(own, 12).num_classes == 12
-    assert absent_data.load(DataConfig(name="digits"), None).image_shape == (8, 8, 1), "what is here is read"
+    digits = DataConfig(name="digits")
+    assert absent_data.load(digits, 10).image_shape == (8, 8, 1), "what is here is read"
+    with pytest.raises(ConfigError, match="--num-classes is 99, but digits is here and has 10: leave it out"):
+        absent_data.load(digits, 99)
+
+
+@pytest.mark.parametrize("wrong", [DataConfig("digits", eval_split="foo"), DataConfig("imagenet", label_noise=0.5)])
+def test_other_mistakes_are_not_taken_for_missing_images(wrong):
+    with pytest.raises(ConfigError) as error:
+        absent_data.load(wrong, 10)
+    assert not isinstance(error.value, MissingDataError)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate_steps", "words"),
+    [(130, 1, "data.batch_size 130 is not divisible by the 8 devices"), (64, 16, "do not fit each other or the mesh")],
+)
+def test_a_batch_that_does_not_divide_is_no_traceback(batch_size, accumulate_steps, words, set_mesh):
+    set_mesh(fsdp=8)
+    data, train = replace(VIT.data, batch_size=batch_size), replace(VIT.train, accumulate_steps=accumulate_steps)
+    config = replace(VIT, data=data, train=train)
+    with pytest.raises(ConfigError, match=words):
+        compile_step(make_task(config, absent_data.load(VIT.data, None)), Cluster("v5e:2x4"), StepKind.PLAIN)
+
+
+@pytest.mark.parametrize(("json_file", "picture"), [("missing/a", "b.png"), (".", "b.png"), ("same.png", "same.png")])
+def test_files_that_cannot_be_written_are_named_before_anything_is_compiled(
+    json_file, picture, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("gnp_scale.commands.plan._prepare", lambda topology: pytest.fail("it was begun"))
+    files = ["--json", str(tmp_path / json_file), "--plot", str(tmp_path / picture)]
+    assert main(["plan", "configs/digits.py:quickstart", "--topology", "v5e:2x2", *files]) == Exit.WRONG_CONFIG
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +257,25 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
     check.check_run(here, replace(VIT, train=replace(VIT.train, log_every_steps=7)))
     with pytest.raises(ConfigError, match=r"differs from its plan in model\.remat, optim\.name"):
         check.check_run(here, replace(VIT, model=replace(VIT.model, remat="block"), optim=OptimConfig("sgd")))
-    file.write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": []},
+        {"steps": None},
+        {"steps": {}},
+        {"steps": {"plain": {"num_steps": 1}}},
+        {"num_chips": "many"},
+    ],
+    ids=str,
+)
+def test_a_plan_that_lacks_what_the_end_of_the_run_needs_is_refused_at_its_start(change, plan, tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(numbers(plan, "a.py:b") | change))
+    with pytest.raises(ConfigError, match="holds no plan"):
+        check.read(file)
+    file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ConfigError, match="holds no plan"):
         check.read(file)
 

@@ -3,12 +3,12 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnp_scale.arguments import at_least
-from gnp_scale.checks import local_path
+from gnp_scale.checks import check, local_path
 from gnp_scale.commands.common import import_jax
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
 def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
     files = {name: getattr(options, name) for name in ("json", "plot")}
     paths = {name: local_path(f"--{name}", file) for name, file in files.items() if file is not None}
+    _check_writable(paths)
     _prepare(options.topology)
     from gnp_scale.planning import report
     from gnp_scale.planning.alternatives import compile_alternatives
@@ -50,8 +51,11 @@ def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     plan, dataset, name = _make(options, flags)
     print(report.text(plan, name), end="", flush=True)
-    beside = compile_alternatives(plan, dataset, say) if "plot" in paths else None
     if "json" in paths:
+        # The alternatives take long, and may be stopped.
+        _write(paths["json"], json.dumps(report.numbers(plan, name, None), indent=2).encode() + b"\n", "--json")
+    beside = compile_alternatives(plan, dataset, say) if "plot" in paths else None
+    if "json" in paths and beside is not None:
         _write(paths["json"], json.dumps(report.numbers(plan, name, beside), indent=2).encode() + b"\n", "--json")
     if beside is not None:
         _write(paths["plot"], png(draw_plan(plan, beside, name)), "--plot")
@@ -86,6 +90,14 @@ def _prepare(topology: str) -> None:
 
     os.environ.update(environment(topology))
     import_jax()
+
+
+def _check_writable(paths: Mapping[str, Path]) -> None:
+    """Before anything is compiled, which takes minutes."""
+    check(len(set(paths.values())) == len(paths), "--json and --plot name the same file: give them two")
+    for name, path in paths.items():
+        is_folder = path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()
+        check(is_folder, f"--{name} {path} cannot be written: name a file in a folder that is there and is writable")
 
 
 def _write(file: Path, data: bytes, option: str) -> None:

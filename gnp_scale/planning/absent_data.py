@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.config import ConfigError, DataConfig, check
 from gnp_scale.data import sources
 from gnp_scale.data.dataset import Dataset, Rows
 from gnp_scale.data.small_sets import READERS
@@ -51,8 +51,13 @@ def load(config: DataConfig, num_classes: int | None) -> Dataset:
         ConfigError: the files are missing, and the sizes are not known.
     """
     try:
-        return sources.load(config)
-    except ConfigError as error:
+        dataset = sources.load(config)
+        check(
+            num_classes in (None, dataset.num_classes),
+            f"--num-classes is {num_classes}, but {config.name} is here and has {dataset.num_classes}: leave it out",
+        )
+        return dataset
+    except sources.MissingDataError as error:
         if config.name not in _PUBLISHED and num_classes is None:
             raise ConfigError(f"{error}; or plan without the images: add --num-classes N") from error
     size, num_channels, published, num_images = _PUBLISHED.get(config.name, (config.image_size, 3, 0, 1))

@@ -12,12 +12,14 @@ import numpy as np
 
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data.dataset import Dataset
+from gnp_scale.data.pipeline import check_divisible
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import BATCH, REPLICA, current_axis_size, make_mesh
 from gnp_scale.models import registry
 from gnp_scale.monitoring.flops import jaxpr_flops
 from gnp_scale.planning.hardware import GIB, Cluster
 from gnp_scale.planning.hlo import Program
+from gnp_scale.training.compilation import misfits_are_config_errors
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import make_train_step
@@ -71,6 +73,7 @@ def make_task(config: Config, dataset: Dataset) -> Task:
     Raises:
         ConfigError: the components do not fit each other or the mesh.
     """
+    check_divisible(config.data)
     model = registry.create(config.model, dataset.image_shape, dataset.num_classes, config.data.batch_size)
     return Task.with_network(config, dataset, model)
 
@@ -94,7 +97,8 @@ def compile_step(task: Task, cluster: Cluster, kind: StepKind) -> Step:
     if task.gnp.num_passes(kind) == 2:
         _check_groups(task.config)
     state, batch = task.abstract_state(), task.abstract_batch()
-    traced = make_train_step(task).trace(state, batch, kind=kind)
+    with misfits_are_config_errors():
+        traced = make_train_step(task).trace(state, batch, kind=kind)
     try:
         compiled = traced.lower(lowering_platforms=(cluster.chip.platform,)).compile()
     except jax.errors.JaxRuntimeError as error:

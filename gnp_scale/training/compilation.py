@@ -1,6 +1,7 @@
 """The programs of a run: how they are compiled, and when. All are traced at the start, and compiled in parallel."""
 
-from collections.abc import Hashable, Iterable, Mapping
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -8,7 +9,9 @@ from typing import Any, Self
 import jax
 from gnp_kernels.dispatch import platform
 
+from gnp_scale.config import ConfigError
 from gnp_scale.run.environment import xla_flags
+from gnp_scale.run.messages import one_line
 
 _OPTIONS: dict[str, dict[str, str]] = {
     # By default XLA also gives convolutions to YNNPACK. Eigen's take 0.6 of the time in a step of ResNet-18.
@@ -25,6 +28,17 @@ def compiler_options() -> dict[str, str]:
     """XLA's options for programs of the current mesh; those that `XLA_FLAGS` names are left to it."""
     flags = xla_flags()
     return {name: value for name, value in _OPTIONS.get(platform(), {}).items() if name not in flags}
+
+
+@contextlib.contextmanager
+def misfits_are_config_errors() -> Iterator[None]:
+    """Turns a ValueError from tracing a step into a ConfigError. Nothing has been written when steps are traced."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"the parts of a batch do not fit each other or the mesh: {one_line(error)}") from error
 
 
 class Programs[Name: Hashable]:
