@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from gnp_scale.config import ConfigError
 from gnp_scale.run.run_dir import try_lock
 from gnp_scale.sweeps.queue import Queue, meaning, telling_line
 
@@ -19,6 +20,10 @@ def shell(folder, script):
 def queue(folder, num_jobs=1, is_finished=lambda name: False, **scripts):
     commands = {name: shell(folder, script) for name, script in scripts.items()}
     return Queue(folder, commands, is_finished, num_jobs)
+
+
+def alive(ours):
+    return [process.pid for process, _ in ours._running.values() if process.poll() is None]
 
 
 def test_a_failure_does_not_end_the_queue_and_a_stop_is_started_again(tmp_path):
@@ -148,6 +153,27 @@ def test_a_run_that_somebody_else_has_just_started_is_not_a_failure(tmp_path):
     ours = queue(tmp_path, a=f"[ -e second ] || {{ {script}; }}")
     assert ours.run()
     assert ours.codes == {"a": 0}
+
+
+def test_an_error_leaves_no_process_behind(tmp_path):
+    """It is stopped as by a signal, so it may save."""
+
+    def is_finished(name):
+        if name == "second":
+            raise ConfigError("its folder is damaged")
+        return False
+
+    first = "trap 'echo saved >>out; exit 75' TERM; echo begun >>out; while :; do sleep 0.05; done"
+    ours = queue(tmp_path, 2, is_finished, first=first, second="exit 0")
+    with pytest.raises(ConfigError, match="its folder is damaged"):
+        ours.run()
+    assert not alive(ours)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written .* choose another --out"):
+        queue(tmp_path / "file", a="exit 0").run()
 
 
 def test_exit_codes_have_words():

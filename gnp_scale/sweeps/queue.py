@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.preemption import signals_to_take
 from gnp_scale.run.layout import LOCK_FILE
@@ -56,10 +57,12 @@ class Queue:
     def run(self) -> bool:
         """Runs until all points have ended, or until a signal has stopped them; returns whether all have ended.
 
-        A signal is passed on to all processes, which save and exit; they are waited for.
+        A signal is passed on to all processes, which save and exit; they are waited for, also if an error ends this.
+
+        Raises:
+            ConfigError: the folder cannot be written; and what `is_finished` raises.
         """
-        (self._folder / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
-        with self._signals_are_kept():
+        with self._signals_are_kept(), self._none_is_left_behind():
             while self._running or (self._waiting and not self._is_stopped):
                 self._pass_signals_on()
                 self._start()
@@ -83,6 +86,17 @@ class Queue:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def _none_is_left_behind(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for process, _ in self._running.values():
+                process.send_signal(signal.SIGTERM)
+            for process, log in self._running.values():
+                process.wait()
+                log.close()
+
     def _keep(self, number: int, frame: Any) -> None:
         self._signals.append(number)
 
@@ -102,7 +116,9 @@ class Queue:
             if log is None:
                 continue
             self._waiting.remove(name)
-            if self._is_finished(name):
+            with _closed_on_error(log):
+                is_finished = self._is_finished(name)
+            if is_finished:
                 log.close()
                 self._end(name, Exit.FINISHED, "is finished")
                 continue
@@ -117,7 +133,10 @@ class Queue:
 
     def _claim(self, name: str) -> IO[bytes] | None:
         """The log of a point, locked; None if another process is training the point."""
-        log = _log(self._folder, name).open("ab")
+        try:
+            log = open_log(self._folder, name)
+        except OSError as error:
+            raise ConfigError(f"{self._folder} cannot be written ({error}): choose another --out") from error
         if try_lock(log.fileno()) and not is_in_use(self._folder / name):
             return log
         log.close()
@@ -142,6 +161,21 @@ class Queue:
     def _end(self, name: str, code: int, what: str) -> None:
         self.codes[name] = code
         say(f"{name}: {what} ({len(self.codes)} of {len(self._commands)})")
+
+
+@contextlib.contextmanager
+def _closed_on_error(log: IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        log.close()
+        raise
+
+
+def open_log(folder: Path, name: str) -> IO[bytes]:
+    """The log of a point, to be appended to; its lock is that of the point. Raises: OSError."""
+    (folder / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
+    return _log(folder, name).open("ab")
 
 
 def _log(folder: Path, name: str) -> Path:
