@@ -151,7 +151,7 @@ def test_missing_files_name_the_command(name, tmp_path: Path, monkeypatch):
 @pytest.mark.parametrize("root", ["file", "x" * 300])
 def test_a_root_that_cannot_be_read_is_one_line(name, root, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="data set|data.root") as error:
+    with pytest.raises(ConfigError, match=r"data set|data\.root") as error:
         load(DataConfig(name=name, root=str(tmp_path / root)))
     assert "\n" not in str(error.value)
 

@@ -21,8 +21,10 @@ from gnp_scale.evidence.row import Row, best_point, mean_validation
 from gnp_scale.evidence.run import Progress, forget, rows_of
 from gnp_scale.evidence.summary import bootstrap
 from gnp_scale.evidence.tables import NUM_EVALUATIONS, TABLES
+from gnp_scale.evidence.trial import best_with_checkpoint
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.history import Recorder
+from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.run_dir import try_lock
 from gnp_scale.run.stages import Stages
 from gnp_scale.sweeps.record import LOGS_FOLDER
@@ -192,9 +194,12 @@ def test_a_row_whose_values_all_diverge_ends_without_final_runs(rows):
     assert (rows["sam"].is_finished(), rows["sam"].chosen(), rows["sam"].final()) == (True, None, [])
 
 
-def test_equal_evaluations_are_all_best():
-    """Which of them has a checkpoint depends on when else the run saves."""
-    assert Outcome(1.0, validation={"20": 0.5, "60": 0.4, "100": 0.5}).best == ([20, 100], 0.5)
+def test_the_best_evaluation_that_has_a_checkpoint_is_tested(tmp_path):
+    validation = {"20": 0.5, "60": 0.4, "100": 0.5, "140": 0.3}
+    assert best_with_checkpoint(tmp_path, validation, [20, 100, 140]) == 100
+    assert best_with_checkpoint(tmp_path, validation, [60, 140]) == 60, "the others could not be saved"
+    with pytest.raises(ConfigError, match="has no checkpoint of an evaluation"):
+        best_with_checkpoint(tmp_path, validation, [30])
 
 
 @pytest.mark.parametrize("stops_at", [1, 5, 24, 25, 26])
@@ -273,6 +278,36 @@ def test_a_row_is_forgotten_alone_and_not_while_it_is_trained(rows, tmp_path):
         with pytest.raises(ConfigError, match="plain is being trained"):
             forget([rows["plain"]])
     assert rows["plain"].is_finished()
+
+
+def test_nothing_is_forgotten_if_the_command_is_refused(tmp_path, capsys):
+    command = ["bench", "generalization", "photographs", "--out", str(tmp_path / "out"), "--only", "sam"]
+    run = tmp_path / "out" / "sam" / "tune"
+    run.mkdir(parents=True)
+    assert main([*command, "--again", "--data.root", str(tmp_path)]) == Exit.WRONG_CONFIG
+    assert run.exists()
+    assert "there is no data set grocery_store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--report", "--only", "nonsense"], "there is no method nonsense"),
+        (["--report"], "there are no runs in"),
+        (["--steps", "20", "--only", "plain"], "cannot be written"),
+    ],
+)
+def test_a_folder_or_a_method_that_is_not_there_is_one_line(options, words, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["bench", "generalization", "clean", "--out", str(tmp_path / "file" / "x"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_outcome_without_its_configuration_is_one_line(rows):
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    (folder_of(rows["sam"].folder, PLAN.tuning("sam")[0]) / CONFIG_FILE).unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        rows["sam"].is_finished()
 
 
 def test_a_damaged_outcome_is_one_line(rows):

@@ -71,14 +71,15 @@ def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> 
     from gnp_scale.evidence.run import check_all, forget, report_on, rows_of, run_all
 
     plan = _plan(options, flags)
-    rows = rows_of(plan, folder)
+    rows, names = rows_of(plan, folder), checked_names(options.only, plan.table)
     if options.report:
+        check(folder.is_dir(), f"there are no runs in {folder}: give the --out of a benchmark, or leave out --report")
         print(report_on(rows), end="")
         return Exit.FINISHED
-    names = checked_names(options.only, plan.table)
+    # Nothing is removed by a command that is refused.
+    check_all(rows, forgotten=names if options.again else ())
     if options.again:
         forget([rows[name] for name in names])
-    check_all(list(rows.values()))
     arguments = ["bench", "generalization", options.table, "--out", str(folder), "--steps", str(plan.num_steps)]
     arguments += ["--seeds", str(options.seeds), "--tuning-seeds", str(options.tuning_seeds), *flags]
     return run_all(rows, names, arguments, options.jobs)

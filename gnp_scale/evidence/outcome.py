@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gnp_scale import recipe
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.run_dir import changes, stored_config
@@ -39,11 +39,10 @@ class Outcome:
         return self.validation is None
 
     @property
-    def best(self) -> tuple[list[int], float]:
-        """(steps, accuracy) of the best evaluations on validation; one of equal ones has a checkpoint."""
+    def best(self) -> float:
+        """The accuracy of the best evaluation on validation."""
         assert self.validation, "the run has diverged"
-        best = max(self.validation.values())
-        return [int(step) for step, accuracy in self.validation.items() if accuracy == best], best
+        return max(self.validation.values())
 
 
 def write(run_dir: Path, outcome: Outcome) -> None:
@@ -58,15 +57,17 @@ def read(run_dir: Path, config: Config) -> Outcome | None:
         ConfigError: the folder holds a run of another configuration, or the file is damaged.
     """
     path = run_dir / OUTCOME_FILE
-    if not path.exists():
-        return None
-    # There are hundreds of them: reading a configuration takes milliseconds, and comparing its text less.
-    is_same = (run_dir / CONFIG_FILE).read_text() == recipe.to_json(config)
-    if not is_same and (changed := changes(stored_config(run_dir), config)):
-        raise ConfigError(
-            f"{run_dir} was run with other settings ({', '.join(changed)}): choose another --out, or add --again"
-        )
     try:
-        return Outcome(**json.loads(path.read_bytes()))
+        if not path.exists():
+            return None
+        found = Outcome(**json.loads(path.read_bytes()))
+        # There are hundreds of them: reading a configuration takes milliseconds, and comparing its text less.
+        is_same = (run_dir / CONFIG_FILE).read_text() == recipe.to_json(config)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): remove it, and the run is measured again") from error
+    changed = [] if is_same else changes(stored_config(run_dir), config)
+    check(
+        not changed,
+        f"{run_dir} was run with other settings ({', '.join(changed)}): choose another --out, or add --again",
+    )
+    return found

@@ -104,7 +104,7 @@ def mean_validation(results: Mapping[Run, Outcome]) -> dict[Point, float]:
     """By point, the mean over the seeds of the best accuracy on validation; a run that diverged counts as 0."""
     found = {run.point: [] for run in results}
     for run, result in results.items():
-        found[run.point].append(0.0 if result.has_diverged else result.best[1])
+        found[run.point].append(0.0 if result.has_diverged else result.best)
     return {point: float(np.mean(accuracies)) for point, accuracies in found.items()}
 
 

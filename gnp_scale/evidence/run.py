@@ -3,11 +3,11 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnp_scale.config import check
+from gnp_scale.config import ConfigError, check
 from gnp_scale.data import sources
 from gnp_scale.evidence import report
 from gnp_scale.evidence.plan import Plan, num_passes
@@ -16,8 +16,7 @@ from gnp_scale.evidence.summary import Comparison, Summary
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.run_dir import try_lock
 from gnp_scale.run.streams import say
-from gnp_scale.sweeps.queue import Queue, meaning
-from gnp_scale.sweeps.record import LOGS_FOLDER
+from gnp_scale.sweeps.queue import Queue, meaning, open_log
 
 _LOOK_S = 5.0
 """Seconds between two counts of the finished runs."""
@@ -32,15 +31,15 @@ def rows_of(plan: Plan, folder: Path) -> dict[str, Row]:
     return {name: Row(plan, name, config, folder) for name, config in plan.configs().items()}
 
 
-def check_all(rows: Sequence[Row]) -> None:
-    """Checks, before anything is trained, what would end all runs.
+def check_all(rows: Mapping[str, Row], forgotten: Collection[str] = ()) -> None:
+    """Checks, before anything is trained, what would end all runs; runs of the methods `forgotten` may be any.
 
     Raises:
         ConfigError: the data are missing, or the folder holds a run of other settings.
     """
-    for row in rows:
-        row.is_finished()
-    sources.load(rows[0].config.data)
+    for name in rows.keys() - set(forgotten):
+        rows[name].is_finished()
+    sources.load(next(iter(rows.values())).config.data)
 
 
 def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[str], num_jobs: int) -> int:
@@ -80,14 +79,16 @@ def forget(rows: Sequence[Row]) -> None:
     """Removes all runs of the rows.
 
     Raises:
-        ConfigError: one of them is being trained.
+        ConfigError: one of them is being trained, or cannot be removed.
     """
     for row in rows:
-        logs = row.folder / LOGS_FOLDER
-        logs.mkdir(parents=True, exist_ok=True)
-        with (logs / f"{row.name}.log").open("ab") as log:
-            check(try_lock(log.fileno()), f"{row.name} is being trained: stop that first, or leave out --again")
-            shutil.rmtree(row.folder / row.name, ignore_errors=True)
+        try:
+            with open_log(row.folder, row.name) as log:
+                check(try_lock(log.fileno()), f"{row.name} is being trained: stop that first, or leave out --again")
+                if (row.folder / row.name).exists():
+                    shutil.rmtree(row.folder / row.name)
+        except OSError as error:
+            raise ConfigError(f"{row.folder / row.name} cannot be removed ({error}): remove it by hand") from error
 
 
 @dataclass

@@ -98,7 +98,7 @@ class Summary:
     def scores(self, name: str) -> dict[int, float]:
         """The field `name` of the outcomes, or the best accuracy on validation, by seed."""
         found = {
-            seed: result.best[1] if name == "validation" else getattr(result, name)
+            seed: result.best if name == "validation" else getattr(result, name)
             for seed, result in self.outcomes.items()
         }
         return dict(sorted(found.items()))

@@ -1,6 +1,7 @@
 """Trains one run in this process, and measures what it has reached."""
 
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax
 
 from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.checkpoint.restore import newest_intact
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data import sources
 from gnp_scale.data.dataset import Examples
 from gnp_scale.evidence import outcome
@@ -59,13 +60,26 @@ def _measure(config: Config, run_dir: Path, *, is_final: bool) -> Outcome:
     found = Outcome(num_passes(config), seconds=seconds, validation=validation)
     with jax.set_mesh(make_mesh(resolve(config.mesh, jax.device_count()))):
         scorer = _Scorer(config, run_dir)
-        last, (steps, _) = config.train.num_steps, found.best
+        last = config.train.num_steps
         found = replace(found, train=scorer.top1(last, "train"), flops=found.num_passes * scorer.flops_per_pass)
         if is_final:
-            best = max(set(steps) & set(open_store(run_dir).steps()))
+            best = best_with_checkpoint(run_dir, validation, open_store(run_dir).steps())
             test = [scorer.top1(step, "test") for step in (best, last)]
             found = replace(found, test_best=test[0], test_final=test[1])
     return found
+
+
+def best_with_checkpoint(run_dir: Path, validation: Mapping[str, float], steps: Collection[int]) -> int:
+    """The step of the best evaluation of which there is a checkpoint, the last of equal ones.
+
+    There is none of the very best if, for example, the disk was full at its save.
+
+    Raises:
+        ConfigError: no step of `validation` is among `steps`.
+    """
+    kept = {int(step): accuracy for step, accuracy in validation.items() if int(step) in steps}
+    check(bool(kept), f"{run_dir} has no checkpoint of an evaluation: remove it, and it is trained again")
+    return max(kept, key=lambda step: (kept[step], step))
 
 
 class _Scorer:
