@@ -121,6 +121,15 @@ def test_a_run_that_has_ended_is_not_closed_again(left, monkeypatch, capsys):
     assert "no step is lost" in capsys.readouterr().err
 
 
+def test_a_process_leaves_although_it_cannot_say_what_is_lost(left, capsys):
+    stop = alone()
+    begin(stop, leave=lambda: 1 / 0)
+    with pytest.raises(LeftError):
+        stop._leave("SIGTERM")
+    assert left == [75]
+    assert "SIGTERM; what is lost is not known (ZeroDivisionError: division by zero)" in capsys.readouterr().err
+
+
 def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):
     """Otherwise the main thread would wait in `reached` until the grace time is over, and its steps would be lost."""
     stop = alone()

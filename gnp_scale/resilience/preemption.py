@@ -191,11 +191,18 @@ class StopRequest:
     def _leave(self, reason: str) -> NoReturn:
         self._leaving.acquire()
         if self._rank == 0:
-            say_at_last(f"{reason}; {self._say_what_is_lost()}: start the same command again to go on")
+            say_at_last(f"{reason}; {self._in_words()}: start the same command again to go on")
             if self._num_processes > 1:
                 # The others lose their coordinator, and with it their exit code, when this process ends.
                 time.sleep(1)
         os._exit(Exit.PREEMPTED)
+
+    def _in_words(self) -> str:
+        try:
+            return self._say_what_is_lost()
+        except Exception as error:
+            # The store may not answer. The process must end all the same.
+            return f"what is lost is not known ({type(error).__name__}: {str(error).partition('\n')[0]})"
 
 
 def signals_to_take() -> list[signal.Signals]:
