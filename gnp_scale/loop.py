@@ -1,5 +1,6 @@
 """A run from its start to its end: set-up, resume, rollback, and how it ended."""
 
+import itertools
 import time
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnp_scale import PROCESS_START_S, recipe
+from gnp_scale import recipe
 from gnp_scale.checkpoint import Checkpoints, has_checkpoints
 from gnp_scale.config import Config
 from gnp_scale.exit_codes import Exit
@@ -37,6 +38,9 @@ from gnp_scale.training.penalty import group_advice
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
+_RUNS = itertools.count()
+"""Of this process, counted."""
+
 
 def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> Exit:
     """Trains as `config` says and writes everything into `run_dir`; resumes from the newest checkpoint there.
@@ -44,7 +48,8 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
     Raises:
         ConfigError: the configuration is wrong for the data or the machine, or the folder holds a different run.
     """
-    stages = Stages()
+    # The first run of a process begins with it.
+    stages = Stages(None if next(_RUNS) == 0 else time.perf_counter())
     with Watchdog(stages, run_dir if isinstance(run_dir, Path) else None) as watchdog:
         check_agreement(config)
         check_reach(run_dir)
@@ -105,7 +110,7 @@ def _tell_end(run: Run, last: int | None) -> Exit:
         return Exit.PREEMPTED
     assert checkpoints.latest_scores is not None, "the last step is evaluated and saved"
     if is_main_process():
-        print_summary(run.run_dir, last, checkpoints.latest_scores, time.perf_counter() - PROCESS_START_S)
+        print_summary(run.run_dir, last, checkpoints.latest_scores, time.perf_counter() - run.recorder.stages.began_s)
     return Exit.FINISHED
 
 

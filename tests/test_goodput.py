@@ -157,22 +157,31 @@ def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
         assert state(run_history, now=time.time() + 3600).startswith("running")
 
 
-def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost(tmp_path, monkeypatch):
+def test_steps_that_were_undone_and_logged_steps_beyond_the_last_record_are_lost(tmp_path):
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         recorder.go_on_from(0)
         with recorder.stages.enter(Stage.SAVE, 30):
             recorder.go_on_from(20)
         with recorder.stages.enter(Stage.SAVE, 40):
             recorder.end(Exit.PREEMPTED)
-    monkeypatch.setattr(history, "PROCESS_START_S", time.perf_counter())
     (tmp_path / "metrics.jsonl").write_text('{"step": 50, "train/loss": 1.0}\n{"step": 6')
-    with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
+    with Recorder(tmp_path, Stages(time.perf_counter()), is_writer=True) as recorder:
         recorder.go_on_from(35)
         recorder.end(Exit.FINISHED)
     first, second = read_history(tmp_path).starts
     assert (first.step, first.num_rolled_back_steps, first.exit) == (50, 10, Exit.PREEMPTED)
     assert (second.from_step, second.exit) == (35, Exit.FINISHED)
     assert read_history(tmp_path).num_lost_steps == 10 + 15
+
+
+def test_the_life_of_the_process_before_a_later_run_is_none_of_its_time(tmp_path):
+    time.sleep(0.3)
+    with Recorder(tmp_path, Stages(time.perf_counter()), is_writer=True) as recorder:
+        recorder.go_on_from(0)
+        recorder.end(Exit.FINISHED)
+    found = read_history(tmp_path)
+    assert found.wall_s < 0.2
+    assert found.stage_s[Stage.START] < 0.2
 
 
 def test_an_error_closes_the_record(tmp_path):

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gnp_scale import PROCESS_START_S
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.run.files import Outage, append_line, newest_row, read_rows
 from gnp_scale.run.layout import GOODPUT_FILE, METRICS_FILE
@@ -39,7 +38,7 @@ class Start:
     num_rolled_back_steps: int
     """Updates that it undid itself by rollbacks."""
     first_step_s: float | None
-    """From the start of the process until its first update was computed."""
+    """From its begin until its first update was computed."""
     seconds: Mapping[str, float]
     """Seconds of each stage."""
     exit: int | None = None
@@ -111,7 +110,7 @@ class Recorder:
         self._outage = Outage(self._path, "the record of the run's time has a gap")
         self._earlier, self._logged_step = _history(run_dir)
         self._entered, self._entered_s = time.time(), _clock_s()
-        self._began = self._entered - (time.perf_counter() - PROCESS_START_S)
+        self._began = self._entered - (time.perf_counter() - stages.began_s)
         self._from_step: int | None = None
         self._num_rolled_back_steps = 0
         self._first_step_s: float | None = None
@@ -145,7 +144,7 @@ class Recorder:
     def first_step_is_computed(self) -> None:
         """Records that the first update of this start is computed."""
         if self._first_step_s is None:
-            self._first_step_s = time.perf_counter() - PROCESS_START_S
+            self._first_step_s = time.perf_counter() - self.stages.began_s
 
     def end(self, code: Exit) -> None:
         """Closes the record of this start with its position and exit code."""
@@ -176,7 +175,7 @@ class Recorder:
         interval_s = 0.0
         while not self._ended.wait(interval_s):
             self._append(self._line())
-            interval_s = append_interval_s(time.perf_counter() - PROCESS_START_S)
+            interval_s = append_interval_s(time.perf_counter() - self.stages.began_s)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         try:

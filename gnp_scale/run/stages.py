@@ -45,18 +45,20 @@ class StageRecord:
         return self.step - 1 if self.stage in (Stage.DATA, Stage.TRAIN) and self.step > 0 else self.step
 
     def total_s(self, now_s: float) -> dict[Stage, float]:
-        """Seconds of each stage until `now_s`; their sum is the life of the process."""
+        """Seconds of each stage until `now_s`; their sum is the life of this start."""
         return dict(self.seconds) | {self.stage: self.seconds[self.stage] + now_s - self.since_s}
 
 
 class Stages:
-    """Records the stages of this process, which begins in `Stage.START`.
+    """Records the stages of this process in a run, which begins in `Stage.START`.
 
     One thread enters stages; any other may read `now`, which is replaced as a whole and never changed, or `skip`.
     """
 
-    def __init__(self) -> None:
-        self.now = StageRecord(Stage.START, 0, PROCESS_START_S, dict.fromkeys(Stage, 0.0))
+    def __init__(self, began_s: float | None = None) -> None:
+        self.began_s = PROCESS_START_S if began_s is None else began_s
+        """When the run began, on the clock of `time.perf_counter`: by default with the process."""
+        self.now = StageRecord(Stage.START, 0, self.began_s, dict.fromkeys(Stage, 0.0))
         self.before_move: Callable[[], object] = lambda: None
         """Called before a stage ends: it skips a stop that no other thread has noticed yet."""
         self._lock = threading.Lock()
