@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from image_sets import jpeg
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized")]
 
 DEADLINE_S = 400
 ROOT = Path(__file__).parent.parent

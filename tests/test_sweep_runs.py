@@ -12,7 +12,7 @@ from test_sweep_compare import cells
 
 from gnp_scale.commands.sweeps import _is_finished
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized")]
 
 DEADLINE_S = 240
 # Its steps take milliseconds, and there are enough of them for a signal to arrive in time.
