@@ -1,5 +1,6 @@
 """A run from its start to its end: set-up, resume, rollback, and how it ended."""
 
+import contextlib
 import itertools
 import time
 from dataclasses import replace
@@ -68,6 +69,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
             with (
                 claimed(run_dir, config, watchdog.stop_this) as files,
                 Recorder(files.folder, stages, is_main_process()) as recorder,
+                contextlib.closing(stop or StopRequest()) as stop,
                 Programs(traced) as programs,
             ):
                 keep_sizes(run_dir, task.dataset.sizes)
@@ -87,13 +89,11 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                     announce(advice)
                 if advice := group_advice(config, kinds, task.model.bn_group_size):
                     announce(advice)
-                stop = stop or StopRequest()
                 # A run that is asked to stop ends its saves before it writes a profile.
                 with Profile(config.train, run_dir) as profile, Checkpoints(run_dir, config) as checkpoints:
                     run = Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, profile, stop)
                     last = _train_on(run)
                 code = _tell_end(run, last)
-                stop.end()
                 recorder.end(code)
                 return code
 

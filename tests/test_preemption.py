@@ -114,7 +114,7 @@ def test_a_run_that_has_ended_is_not_closed_again(left, monkeypatch, capsys):
     monkeypatch.setattr(preemption, "_LAST_WORDS_S", 0.2)
     stop = alone()
     begin(stop)
-    stop.end()
+    stop.close()
     stop.ask("SIGTERM")
     while len(left) < 2:
         time.sleep(0.05)

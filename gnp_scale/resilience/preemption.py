@@ -78,7 +78,7 @@ class StopRequest:
         self._position = Position(0, 0)
         self._stop_at: Position | None = None
         self._num_steps = 0
-        self.end()
+        self.close()
 
     def watch(self) -> Self:
         """Handles the signals from now on. Call it in the main thread, before other threads are started."""
@@ -108,7 +108,7 @@ class StopRequest:
             if self._stop_at is not None and self._stop_at.attempt < self._position.attempt:
                 self._stop_at = Position(self._position.attempt, start + 1)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Records that there is nothing to close or to lose, before a run and after it: the process may go on."""
         self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
 
