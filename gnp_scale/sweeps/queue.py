@@ -116,19 +116,19 @@ class Queue:
             if log is None:
                 continue
             self._waiting.remove(name)
-            with _closed_on_error(log):
-                is_finished = self._is_finished(name)
-            if is_finished:
-                log.close()
-                self._end(name, Exit.FINISHED, "is finished")
-                continue
-            self._num_starts[name] += 1
-            self._log_starts[name] = log.tell()
-            # In a session of its own, it does not get the Ctrl-C of the terminal besides the one that is passed on.
-            process = subprocess.Popen(
-                self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-            self._running[name] = process, log
+            with contextlib.ExitStack() as until_it_runs:
+                until_it_runs.enter_context(log)
+                if self._is_finished(name):
+                    self._end(name, Exit.FINISHED, "is finished")
+                    continue
+                self._num_starts[name] += 1
+                self._log_starts[name] = log.tell()
+                # In a session of its own, it does not get the Ctrl-C of the terminal besides the one that is passed on.
+                process = subprocess.Popen(
+                    self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+                self._running[name] = process, log
+                until_it_runs.pop_all()
             say(f"{name}: started, with its output in {log.name}")
 
     def _claim(self, name: str) -> IO[bytes] | None:
@@ -161,15 +161,6 @@ class Queue:
     def _end(self, name: str, code: int, what: str) -> None:
         self.codes[name] = code
         say(f"{name}: {what} ({len(self.codes)} of {len(self._commands)})")
-
-
-@contextlib.contextmanager
-def _closed_on_error(log: IO[bytes]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        log.close()
-        raise
 
 
 def open_log(folder: Path, name: str) -> IO[bytes]:
