@@ -16,6 +16,7 @@ from gnp_scale.run.streams import say
 
 if TYPE_CHECKING:
     from gnp_scale.data.dataset import Dataset
+    from gnp_scale.planning.alternatives import Alternatives
     from gnp_scale.planning.plan import Plan
 
 _USAGE = (
@@ -51,13 +52,16 @@ def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     plan, dataset, name = _make(options, flags)
     print(report.text(plan, name), end="", flush=True)
-    if "json" in paths:
-        # The alternatives take long, and may be stopped.
-        _write(paths["json"], json.dumps(report.numbers(plan, name, None), indent=2).encode() + b"\n", "--json")
-    beside = compile_alternatives(plan, dataset, say) if "plot" in paths else None
-    if "json" in paths and beside is not None:
-        _write(paths["json"], json.dumps(report.numbers(plan, name, beside), indent=2).encode() + b"\n", "--json")
-    if beside is not None:
+
+    def write_json(beside: "Alternatives | None") -> None:
+        if "json" in paths:
+            _write(paths["json"], json.dumps(report.numbers(plan, name, beside), indent=2).encode() + b"\n", "--json")
+
+    # The alternatives take long, and may be stopped.
+    write_json(None)
+    if "plot" in paths:
+        beside = compile_alternatives(plan, dataset, say)
+        write_json(beside)
         _write(paths["plot"], png(draw_plan(plan, beside, name)), "--plot")
     return Exit.FINISHED
 
