@@ -21,8 +21,18 @@ def load(config: DataConfig) -> Dataset:
         MissingDataError: its files are missing or damaged; the message says how to get them.
         ConfigError: an option does not fit it.
     """
-    if config.name not in READERS:
-        return _images(config)
+    try:
+        return _small_set(config) if config.name in READERS else _images(config)
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise MissingDataError(
+            f"data set {config.name} cannot be read ({reason}): check data.root ({config.root})"
+        ) from error
+
+
+def _small_set(config: DataConfig) -> Dataset:
     command = f"run `gnp-scale data download {config.name} --root {config.root}`"
     try:
         dataset = READERS[config.name](config)
@@ -36,8 +46,6 @@ def load(config: DataConfig) -> Dataset:
         ) from error
     except DamagedFileError as error:
         raise MissingDataError(f"data set {config.name} is damaged: {error}; {command}") from error
-    except OSError as error:
-        raise _unreadable(config, error) from error
     train, test = dataset.train, dataset.test
     assert isinstance(train, Split), "small sets are in memory"
     assert isinstance(test, Split), "small sets are in memory"
@@ -58,12 +66,3 @@ def _images(config: DataConfig) -> Dataset:
             f"there is no data set {config.name}: give the name of a folder in data.root ({config.root}), or one of "
             f"{', '.join(READERS)}"
         ) from error
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise _unreadable(config, error) from error
-
-
-def _unreadable(config: DataConfig, error: OSError) -> MissingDataError:
-    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    return MissingDataError(f"data set {config.name} cannot be read ({reason}): check data.root ({config.root})")
