@@ -117,7 +117,7 @@ def test_a_newer_state_takes_the_place_of_one_that_was_not_written(tmp_path, mon
         for step in (1, 2, 3, 4):
             checkpoints.save(step, state_of(step), None)
             time.sleep(0.05)
-    assert Store(tmp_path).steps()[-1] == restored(tmp_path) == 4
+    assert Store(tmp_path).steps() == [4]
 
 
 def test_saves_in_quick_succession_do_not_use_up_the_attempts(tmp_path, monkeypatch, capsys):

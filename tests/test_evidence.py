@@ -195,7 +195,10 @@ def test_a_row_whose_values_all_diverge_ends_without_final_runs(rows):
 
 
 def test_the_best_evaluation_that_has_a_checkpoint_is_tested(tmp_path):
+    """Which of equal ones has a checkpoint depends on when else the run saves."""
     validation = {"20": 0.5, "60": 0.4, "100": 0.5, "140": 0.3}
+    assert Outcome(1.0, validation=validation).best == 0.5
+    assert best_with_checkpoint(tmp_path, validation, [20, 140]) == 20
     assert best_with_checkpoint(tmp_path, validation, [20, 100, 140]) == 100
     assert best_with_checkpoint(tmp_path, validation, [60, 140]) == 60, "the others could not be saved"
     with pytest.raises(ConfigError, match="has no checkpoint of an evaluation"):

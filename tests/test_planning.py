@@ -257,6 +257,9 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
     check.check_run(here, replace(VIT, train=replace(VIT.train, log_every_steps=7)))
     with pytest.raises(ConfigError, match=r"differs from its plan in model\.remat, optim\.name"):
         check.check_run(here, replace(VIT, model=replace(VIT.model, remat="block"), optim=OptimConfig("sgd")))
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="holds no plan"):
+        check.read(file)
 
 
 @pytest.mark.parametrize(
