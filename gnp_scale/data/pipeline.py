@@ -33,7 +33,7 @@ def train_batches(dataset: Dataset, config: DataConfig, seed: int, start_step: i
     """The `num_steps` batches of the steps `start_step`, `start_step + 1`, ... on the current mesh.
 
     Each is `image` (uint8 B x H x W x C) and `label` (int32 B), sharded over the mesh axes of the examples. Closing the
-    iterator ends its threads.
+    iterator ends its threads once they have made the batches that they are at.
 
     Raises:
         ConfigError: the devices cannot share the batch equally.
