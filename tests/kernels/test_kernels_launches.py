@@ -1,4 +1,7 @@
-"""The training step compiled for 8 H100 by XLA: few launches between its passes, and no more bytes than XLA's."""
+"""The training step compiled for 8 H100 by XLA: few launches between its passes, and no more bytes than XLA's.
+
+`test_kernels_triton_xla.py` counts those of the kernels alone, in a third of the time.
+"""
 
 import importlib.util
 import json
@@ -12,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).parent / "count_launches.py"
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         not importlib.util.find_spec("jax_cuda13_plugin") or not importlib.util.find_spec("jax_triton"),
         reason="XLA's and Triton's compilers for GPUs are not installed: make gpu-compiler",
@@ -44,9 +47,7 @@ def test_no_more_bytes_are_moved(counts):
     assert counts["Triton, float32"]["num_bytes"] <= counts["XLA, float32"]["num_bytes"]
 
 
-@pytest.mark.long
 def test_in_bfloat16_there_are_as_few_launches_and_fewer_bytes(counts):
-    """`test_kernels_triton_xla.py` counts both of the kernels alone."""
     (found,) = launches("Triton, bfloat16").values()
     assert found["num_launches"] <= 16
     assert found["num_bytes"] <= 0.75 * counts["XLA, float32"]["num_bytes"]

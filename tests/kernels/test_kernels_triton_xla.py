@@ -43,11 +43,7 @@ def num_bytes(types):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    # `test_kernels_launches.py` compiles a whole step of a ViT in float32.
-    [pytest.param(name, marks=pytest.mark.long if name == "ViT-B f32" else []) for name in BYTES_PER_PARAMETER],
-)
+@pytest.mark.parametrize("case", BYTES_PER_PARAMETER)
 def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_must(case, tmp_path):
     """8 kernels, and 4 small XLA kernels for scalars; XLA alone makes one or two for each of 150 leaves."""
     compile_case(case, tmp_path)
