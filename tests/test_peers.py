@@ -21,6 +21,8 @@ MODELS = {"vit": ModelConfig("vit_mu", patch_size=8, depth=2), "resnet": ModelCo
 EPS = np.finfo(np.float32).eps
 KEY_BIAS = (jax.tree_util.DictKey("key"), jax.tree_util.DictKey("bias"))
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture
 def task(request, monkeypatch):
