@@ -87,7 +87,18 @@ def test_one_class_cannot_be_noisy():
         load(DataConfig("synthetic", synthetic_num_classes=1, label_noise=0.1))
 
 
-@pytest.mark.parametrize("options", [{"num_examples": 5}, {"label_noise": 0.1}])
-def test_folders_of_images_refuse_what_is_for_small_sets(tmp_path, options):
-    with pytest.raises(ConfigError, match="photographs is a folder of images: it is for the small sets"):
-        load(DataConfig("photographs", root=str(tmp_path), **options))
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("photographs", "num_examples", 5),
+        ("photographs", "label_noise", 0.1),
+        ("photographs", "synthetic_num_classes", 4),
+        ("digits", "train_split", "validation"),
+        ("synthetic", "eval_labels", "real.json"),
+        ("digits", "synthetic_image_size", 16),
+    ],
+)
+def test_options_that_a_data_set_does_not_read_are_refused(name, option, value, tmp_path):
+    expected = rf"^data\.{option} is {value}, but data set {name} does not read it: leave it out$"
+    with pytest.raises(ConfigError, match=expected):
+        load(DataConfig(name, root=str(tmp_path), **{option: value}))

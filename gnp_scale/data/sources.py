@@ -21,6 +21,7 @@ def load(config: DataConfig) -> Dataset:
         MissingDataError: its files are missing or damaged; the message says how to get them.
         ConfigError: an option does not fit it.
     """
+    _check_options(config)
     try:
         return _small_set(config) if config.name in READERS else _images(config)
     except StoreError:
@@ -30,6 +31,23 @@ def load(config: DataConfig) -> Dataset:
         raise MissingDataError(
             f"data set {config.name} cannot be read ({reason}): check data.root ({config.root})"
         ) from error
+
+
+def _check_options(config: DataConfig) -> None:
+    """Refuses options that say which data are read, and are not read by this data set."""
+    is_small = config.name in READERS
+    readers = (
+        (is_small, ("num_examples", "label_noise")),
+        (not is_small, ("train_split", "eval_labels")),
+        (config.name == "synthetic", ("synthetic_num_examples", "synthetic_image_size", "synthetic_num_classes")),
+    )
+    for is_read, names in readers:
+        for name in names:
+            value = getattr(config, name)
+            check(
+                is_read or value == getattr(DataConfig, name),
+                f"data.{name} is {value}, but data set {config.name} does not read it: leave it out",
+            )
 
 
 def _small_set(config: DataConfig) -> Dataset:
@@ -56,9 +74,6 @@ def _images(config: DataConfig) -> Dataset:
     # The decoders take half a second to import, and small sets do not need them.
     from gnp_scale.data.images import load_images
 
-    for name in ("num_examples", "label_noise"):
-        value = getattr(config, name)
-        check(not value, f"data.{name} is {value}, but {config.name} is a folder of images: it is for the small sets")
     try:
         return load_images(config)
     except FileNotFoundError as error:

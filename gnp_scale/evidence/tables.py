@@ -58,11 +58,11 @@ def _photographs(num_steps: int) -> Config:
 
 
 def _transformer(num_steps: int) -> Config:
-    model = ModelConfig("vit_mu", patch_size=4, depth=4, width=64, num_heads=4)
+    model = ModelConfig("vit_mu", patch_size=7, depth=2, width=64, num_heads=4)
     optim = OptimConfig(
         name="adamw", learning_rate=1e-3, warmup_steps=num_steps // 10, weight_decay=0.05, clip_norm=5.0
     )
-    return _config(_clothes(0.0), model, optim, num_steps)
+    return _config(_clothes(0.0, 64), model, optim, num_steps)
 
 
 def _large_batches(num_steps: int) -> Config:
@@ -77,6 +77,6 @@ TABLES = {
     "noise60": Table(f"{_CLOTHES}, 60 % wrong labels; a small CNN", 900, _noisy(0.6), METHODS),
     "clean": Table(f"{_CLOTHES}, right labels; a small CNN", 900, _noisy(0.0), METHODS),
     "photographs": Table("Grocery Store photographs at 64 pixels; a small CNN", 3000, _photographs, METHODS),
-    "transformer": Table(f"{_CLOTHES}, no augmentation; a small vision transformer", 1500, _transformer, GATED),
-    "groups": Table(f"{_CLOTHES}, 40 % wrong labels, batches of 512; a small CNN", 750, _large_batches, GROUPED),
+    "transformer": Table(f"{_CLOTHES}, no augmentation; a small vision transformer", 1200, _transformer, GATED),
+    "groups": Table(f"{_CLOTHES}, 40 % wrong labels, batches of 512; a small CNN", 240, _large_batches, GROUPED),
 }
