@@ -1,5 +1,6 @@
 """`gnp-scale status` of many runs: a row for each, whatever state it is in, until all have ended."""
 
+import functools
 import json
 import re
 import signal
@@ -114,6 +115,44 @@ def test_a_damaged_run_is_an_error_only_if_it_is_named(runs, capsys):
     out = capsys.readouterr().out
     assert "unreadable" in out
     assert "runs/g-new/config.json is damaged" in out
+
+
+def test_a_folder_that_nobody_may_look_into_is_a_row_and_is_named(runs, capsys, monkeypatch):
+    """As a shared folder of runs may have; simulated, because root may look into each."""
+
+    def refuse(path, *arguments, real, **options):
+        if path.parent.name == "no-run":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    for name in ("exists", "read_text", "read_bytes"):
+        monkeypatch.setattr(Path, name, functools.partialmethod(refuse, real=getattr(Path, name)))
+    assert main(["status", "runs"]) == 0
+    out = capsys.readouterr().out
+    assert "runs/no-run cannot be read (Permission denied)" in out
+    assert "finished" in out
+    for command in ("status", "compare"):
+        assert main([command, "runs/no-run"]) == Exit.WRONG_CONFIG
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search("runs/no-run.* cannot be read", line)
+
+
+def test_the_newest_loss_may_be_of_a_perturbed_pass_alone(tmp_path, capsys):
+    """As with a stale direction, whose gate opened after the first steps."""
+    make_run(tmp_path, rows=[{"step": 2, "train/loss": 2.5}, {"step": 400, "train/loss_perturbed": 0.5}])
+    assert main(["status", str(tmp_path)]) == 0
+    assert "0.5 at step 400" in capsys.readouterr().out
+
+
+def test_a_run_without_its_record_is_unknown_and_not_awaited(runs, capsys):
+    (runs / "b-finished" / "goodput.jsonl").unlink()
+    assert main(["status", "runs/b-finished", "--watch", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "unknown: its record goodput.jsonl is missing" in out
+    assert "1,000 of 1,000" in out
+    assert main(["status", "--json", "runs/b-finished"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["state"], row["step"]) == ("unknown", 1000)
 
 
 @pytest.mark.parametrize("name", ["no-run", "notes.txt", "nothing", "x" * 300])

@@ -30,8 +30,11 @@ def find_runs(folders: Sequence[Folder]) -> dict[str, tuple[Folder, bool]]:
 
 
 def is_run(folder: Folder) -> bool:
-    """Whether a run has been started in `folder`."""
-    return (folder / CONFIG_FILE).exists()
+    """Whether a run has been started in `folder`. One that nobody may look into counts, so that it is named."""
+    try:
+        return (folder / CONFIG_FILE).exists()
+    except PermissionError:
+        return True
 
 
 def _names_in(folder: Folder) -> list[str]:

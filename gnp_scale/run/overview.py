@@ -20,7 +20,7 @@ from gnp_scale.run.files import read_rows
 from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import METRICS_FILE
-from gnp_scale.run.status import details, num_steps_of, state_now, unreadable_is_config_error
+from gnp_scale.run.status import details, last_step, num_steps_of, state_now, unreadable_is_config_error
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
 
@@ -103,13 +103,14 @@ def read_row(name: str, run_dir: Folder) -> Row:
             return Row(name, _NOT_STARTED)
         num_steps, history = num_steps_of(run_dir), read_history(run_dir)
         loss, top1 = _newest_metrics(run_dir)
+        step = last_step(run_dir, history)
     state = state_now(run_dir, history).partition(":")[0].partition(",")[0]
-    row = Row(name, state, num_steps=num_steps, loss=loss, top1=top1)
+    row = Row(name, state, step=step, num_steps=num_steps, loss=loss, top1=top1)
     if not history.starts:
         return row
     last = history.starts[-1]
     age_s = max(0.0, time.time() - last.time)
-    return replace(row, stage=last.stage, exit=last.exit, step=last.step, goodput=history.goodput, age_s=age_s)
+    return replace(row, stage=last.stage, exit=last.exit, goodput=history.goodput, age_s=age_s)
 
 
 def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tuple[RenderableType, bool]:

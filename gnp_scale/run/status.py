@@ -13,7 +13,7 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.run.console import make_console
 from gnp_scale.run.files import newest_row
 from gnp_scale.run.history import RunHistory, Start, append_interval_s, read_history
-from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE, committed_folders
+from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, GOODPUT_FILE, METRICS_FILE, committed_folders
 from gnp_scale.run.stages import Stage
 from gnp_scale.run.store import Folder, StorePath
 from gnp_scale.run.store_requests import StoreError
@@ -34,7 +34,8 @@ _STAGES = {
     Stage.SAVE: "save stall",
     "down": "down",
 }
-
+_LOSSES = ("train/loss", "train/loss_perturbed")
+"""Without a plain pass there is only the second."""
 _COPY_DELAY_S = 60.0
 """On an object store, the record is copied at intervals."""
 
@@ -85,15 +86,16 @@ def num_steps_of(run_dir: Folder) -> int:
 
 
 def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
-    loss = newest_row(run_dir / METRICS_FILE, "train/loss")
+    newest = [newest_row(run_dir / METRICS_FILE, name) for name in _LOSSES]
+    name, loss = max(zip(_LOSSES, newest, strict=True), key=lambda pair: pair[1]["step"] if pair[1] else -1)
     saved = _newest_checkpoint(run_dir)
     table = Table(title="run", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("folder", str(run_dir))
     table.add_row("state", state_now(run_dir, history))
-    table.add_row("step", f"{history.starts[-1].step if history.starts else 0:,} of {num_steps:,}")
-    table.add_row("loss", f"{float(loss['train/loss']):.4g} at step {loss['step']:,}" if loss else "not logged yet")
+    table.add_row("step", f"{last_step(run_dir, history):,} of {num_steps:,}")
+    table.add_row("loss", f"{float(loss[name]):.4g} at step {loss['step']:,}" if loss else "not logged yet")
     table.add_row("newest checkpoint", f"step {saved:,}" if saved is not None else "none")
     table.add_row("starts", str(len(history.starts)))
     table.add_row("steps lost", f"{history.num_lost_steps:,} ({history.lost_s:.0f} s)")
@@ -103,7 +105,16 @@ def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
 
 def state_now(run_dir: Folder, history: RunHistory) -> str:
     """What the run in `run_dir` is doing now, or how its last start ended."""
+    if not history.starts and newest_row(run_dir / METRICS_FILE, "step"):
+        return f"unknown: its record {GOODPUT_FILE} is missing"
     return state(history, time.time(), _COPY_DELAY_S if isinstance(run_dir, StorePath) else 0.0)
+
+
+def last_step(run_dir: Folder, history: RunHistory) -> int:
+    """The last step that was made; the last one in the metrics if the run has no record."""
+    if history.starts:
+        return history.starts[-1].step
+    return int((newest_row(run_dir / METRICS_FILE, "step") or {"step": 0})["step"])
 
 
 def state(history: RunHistory, now: float, delay_s: float = 0.0) -> str:
