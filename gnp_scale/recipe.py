@@ -49,7 +49,7 @@ def call(name: str, what: str, *arguments: Any) -> Any:
     found = functions(file)
     if function_name not in found:
         hint = closest(function_name, found)
-        raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found)}")
+        raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found) or 'none'}")
     with _told(file, f"{what} {name} fails"):
         return found[function_name](*arguments)
 
