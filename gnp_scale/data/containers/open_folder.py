@@ -104,11 +104,13 @@ def store_index(folder: Path, form: str, listed: Listing) -> Contents:
 
 
 def _indexed(folder: Path) -> Contents:
-    cached = _cached_index(folder)
-    for path in (folder / INDEX_FILE, cached):
-        if path is not None and path.exists():
-            return byte_ranges.load(path, folder)
-    form, listed = _listed(folder)
+    if (folder / INDEX_FILE).exists():
+        return byte_ranges.load(folder / INDEX_FILE, folder)
+    cached, (form, listed) = _cached_index(folder), _listed(folder)
+    if cached is not None and cached.exists():
+        contents = byte_ranges.load(cached, folder)
+        if _has_all(contents, listed):
+            return contents
     if (num_bytes := _num_bytes(listed[1])) > MOST_BYTES:
         raise ConfigError(
             f"{folder} has {num_bytes / 1e9:.1f} GB of images without checksums: run gnp-scale data index {folder} "
@@ -118,6 +120,18 @@ def _indexed(folder: Path) -> Contents:
     if cached is not None:
         _store(cached, contents)
     return contents
+
+
+def _has_all(contents: Contents, listed: Listing) -> bool:
+    """Whether an index has the images that are listed, and no others. A changed image is found by its checksum."""
+    names, listing = listed
+    places = {split: [(entry.name, entry.label) for entry in entries] for split, entries in listing.items()}
+    indexed = {
+        split: [(entry.name, entry.label) for entry in map(source.entry, range(len(source)))]
+        for split, source in contents.splits.items()
+        if isinstance(source, byte_ranges.ByteRanges)
+    }
+    return (contents.class_names, indexed) == (tuple(names), places)
 
 
 def _num_bytes(listing: Mapping[str, list[Entry]]) -> int:
