@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_sets import NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
+from image_sets import CLASS_NAMES, NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
 from PIL import Image
 
 from gnp_scale.cli import main
@@ -355,6 +355,72 @@ def test_an_interrupted_prepare_ends_at_once(source: Path, tmp_path: Path):
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "out", 300, 1)
     prepare(source, tmp_path / "out", 300, 1)
+
+
+def test_images_that_came_later_are_prepared_too(source: Path, tmp_path: Path):
+    """The index in the user's cache is of the images that are there."""
+    prepare(write_folder(source), tmp_path / "before", 300, 1)
+    (source / "train" / "a new class").mkdir()
+    (source / "train" / "a new class" / "first.png").write_bytes(png(1))
+    removed = next((source / "train").glob("*/*.PNG"))
+    removed.unlink()
+    contents = open_folder(str(source))
+    prepare(source, tmp_path / "after", 300, 1)
+    sources = open_folder(str(tmp_path / "before")).splits, open_folder(str(tmp_path / "after")).splits
+    assert [len(splits["train"]) for splits in sources] == [len(contents.splits["train"])] * 2
+    assert open_folder(str(tmp_path / "after")).class_names == ("a new class", *sorted(CLASS_NAMES))
+
+
+def test_two_folders_of_one_split_are_refused(source: Path, tmp_path: Path):
+    """One would hide the images of the other."""
+    for name in ("dev", "valid"):
+        (source / name / "one").mkdir(parents=True)
+        (source / name / "one" / "0.png").write_bytes(png(0))
+    with pytest.raises(ConfigError, match=r"are folders of the same split: join them, or rename one$"):
+        prepare(source, tmp_path / "out", 300, 1)
+
+
+def test_a_class_with_the_name_of_a_split_is_named(source: Path, tmp_path: Path):
+    for name in ("bus", "train"):
+        (source / name).mkdir()
+        (source / name / "0.png").write_bytes(png(0))
+    expected = "train is taken for a split, but holds no folder for each class: make them, or rename it"
+    with pytest.raises(ConfigError, match=expected):
+        prepare(source, tmp_path / "out", 300, 1)
+
+
+def test_what_is_prepared_is_no_part_of_its_source(source: Path):
+    with pytest.raises(ConfigError, match=r"lies in SOURCE .*: give a folder beside it$"):
+        prepare(write_folder(source), source / "out", 300, 1)
+    assert not (source / "out").exists()
+
+
+def test_a_data_set_that_is_written_here_has_the_name_of_the_folder(source: Path, tmp_path: Path, to: str, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prepare(write_folder(source), Path(), 300, 1, to)
+    assert all(path.name.startswith("here-") for path in shards(Path()))
+    assert len(open_folder(str(tmp_path / "here")).splits["train"]) == len(open_folder(str(source)).splits["train"])
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        ("prepare {source} {file}", "file cannot be written"),
+        ("prepare {source} {file}/out", "cannot be written"),
+        ("show {source} --out {file}.txt", "give the name of a file that ends in .png"),
+        ("show {source} --out {source}", "give the name of a file that ends in .png"),
+        ("show {source} --out {file}/x.png", "there is no folder"),
+        ("show {source} --data.name other", "cannot be shown"),
+    ],
+)
+def test_places_that_cannot_be_written_are_one_line(command: str, part: str, source: Path, tmp_path: Path, capsys):
+    write_folder(source)
+    (tmp_path / "file").touch()
+    arguments = command.format(source=source, file=tmp_path / "file").split()
+    assert main(["data", *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Indexing" not in line]
+    assert part in line
 
 
 def test_a_prepared_set_is_read_from_a_bucket(store, source: Path, tmp_path: Path, monkeypatch):

@@ -8,9 +8,12 @@ from typing import Any
 from gnp_scale.arguments import at_least
 from gnp_scale.checks import local_path
 from gnp_scale.commands.common import on_cpu
-from gnp_scale.config import Config, ConfigError, DataConfig
+from gnp_scale.config import Config, ConfigError, DataConfig, check
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.store import store_folder
+from gnp_scale.run.store_requests import StoreError
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def add(commands: Any) -> None:
@@ -72,7 +75,10 @@ def _prepare(options: argparse.Namespace, flags: Sequence[str]) -> int:
     out = local_path("OUT", options.out)
     source = _data_folder("SOURCE", options.folder)
     size, markers = options.shard_mib << 20, options.restart_markers
-    prepare(source, out, size, options.num_threads, options.form, restart_markers=markers)
+    try:
+        prepare(source, out, size, options.num_threads, options.form, restart_markers=markers)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error}): mend that, or give another folder as OUT") from error
     print(_overview(open_folder(str(out))))
     return Exit.FINISHED
 
@@ -98,8 +104,20 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
     folder = store_folder("FOLDER", text) if "://" in text else _data_folder("FOLDER", text).absolute()
     config = Config(data=DataConfig(name=folder.name, root=str(folder.parent)))
     data = recipe.override(config, flags, "gnp-scale data show FOLDER [--out FILE]", ("--out",)).data
-    show(data, local_path("--out", options.out), make_console())
+    try:
+        show(data, _picture_file(options.out), make_console())
+    except StoreError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be shown ({error}): check FOLDER, --data.name and --out") from error
     return Exit.FINISHED
+
+
+def _picture_file(text: str) -> Path:
+    path = local_path("--out", text)
+    check(path.suffix.lower() in _PICTURES, f"--out is {text}: give the name of a file that ends in {_PICTURES[0]}")
+    check(path.parent.is_dir(), f"--out is {text}: there is no folder {path.parent}; make it, or give another one")
+    return path
 
 
 def _data_folder(option: str, text: str) -> Path:

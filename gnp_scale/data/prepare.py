@@ -5,6 +5,7 @@ so after a kill the same command goes on, and ends with the same bytes.
 """
 
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -75,6 +76,10 @@ def prepare(
         not restart_markers or shutil.which(JPEGTRAN) is not None,
         f"--restart-markers needs {JPEGTRAN}, which is not on this machine: install it (Debian: libjpeg-turbo-progs)",
     )
+    check(
+        folder.resolve() not in out.resolve().parents,
+        f"OUT {out} lies in SOURCE {folder}, and would be a part of it: give a folder beside it",
+    )
     contents, output = open_folder(str(folder)), _Output(out, SHARD_FORMS[form_name], restart_markers)
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
@@ -106,11 +111,12 @@ def prepare(
 
 def _plan(output: _Output, contents: Contents, num_bytes: Mapping[str, int], shard_bytes: int) -> list[_Task]:
     tasks = []
+    name = Path(os.path.abspath(output.folder)).name  # Of "." too.
     for split, source in contents.splits.items():
         num_shards = max(1, min(len(source), round(num_bytes[split] / shard_bytes)))
         edges = [len(source) * number // num_shards for number in range(num_shards + 1)]
         for number in range(num_shards):
-            file = output.form.file(output.folder.name, split, number, num_shards)
+            file = output.form.file(name, split, number, num_shards)
             tasks.append(_Task(split, file, edges[number], edges[number + 1]))
     return tasks
 
@@ -138,7 +144,7 @@ def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[
     journal = out / JOURNAL_FILE
     rows = list(read_rows(journal)) if journal.exists() else []
     if not rows:
-        others = sorted(path.name for path in out.iterdir() if path.name != JOURNAL_FILE)
+        others = sorted(path.name for path in out.iterdir() if path.name not in (JOURNAL_FILE, f"{JOURNAL_FILE}.new"))
         if others:
             raise ConfigError(f"{out} is not empty ({others[0]}): give a new folder as OUT")
         replace_file(journal, json.dumps(head).encode() + b"\n")

@@ -173,8 +173,12 @@ def image_folder(folder: Path) -> Listing | None:
     The classes are sorted by name, or by number if all names are numbers (as in ImageNet-V2).
     """
     parts = [path for path in _folders(folder) if path.name.lower() in _SPLIT_FOLDERS]
-    split_folders = {split_name(path.name): path for path in parts} or {"train": folder}
+    split_folders = _by_split(parts) or {"train": folder}
     names = sorted({path.name for split in split_folders.values() for path in _folders(split)})
+    if not names and parts:
+        raise ConfigError(
+            f"{parts[0]} is taken for a split, but holds no folder for each class: make them, or rename it"
+        )
     if not names:
         return None
     if all(name.isdigit() for name in names):
@@ -185,6 +189,15 @@ def image_folder(folder: Path) -> Listing | None:
         if listed:
             splits[split] = [_file(folder, file, label) for label, file in listed]
     return (names, splits) if splits else None
+
+
+def _by_split(parts: Sequence[Path]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in parts:
+        other = found.setdefault(split_name(path.name), path)
+        if other != path:
+            raise ConfigError(f"{other} and {path.name} are folders of the same split: join them, or rename one")
+    return found
 
 
 def _folders(folder: Path) -> list[Path]:
