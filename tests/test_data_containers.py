@@ -148,10 +148,11 @@ def test_an_index_is_kept_in_the_cache_or_by_command_in_the_data_set(folder: Pat
     (kept,) = (cache / "gnp_scale" / "index").iterdir()
     assert not (folder / INDEX_FILE).exists()
     (folder / "train" / "zero" / "late.png").write_bytes(png(0))
-    assert len(opened(folder).splits["train"]) == NUM_TRAIN
+    assert len(opened(folder).splits["train"]) == NUM_TRAIN + 1
     write_index(folder)
-    # The index in the data set counts for all users.
+    # The index in the data set counts for all users, until the command is given again.
     assert kept.exists()
+    (folder / "train" / "zero" / "later.png").write_bytes(png(0))
     assert len(opened(folder).splits["train"]) == NUM_TRAIN + 1
 
 

@@ -182,7 +182,10 @@ def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable
             num_bytes = 0
             for number, record in zip(numbers, source.read(numbers), strict=True):
                 if record.problem:
-                    raise ConfigError(f"{task.split} {record.name} cannot be used: {record.problem}; mend or remove it")
+                    raise ConfigError(
+                        f"{task.split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run "
+                        "gnp-scale data index SOURCE"
+                    )
                 writer.write(number, output.encoded(record))
                 counts[record.label] += 1
                 num_bytes += len(record.data)

@@ -123,15 +123,14 @@ def _indexed(folder: Path) -> Contents:
 
 
 def _has_all(contents: Contents, listed: Listing) -> bool:
-    """Whether an index has the images that are listed, and no others. A changed image is found by its checksum."""
-    names, listing = listed
-    places = {split: [(entry.name, entry.label) for entry in entries] for split, entries in listing.items()}
+    """Whether an index has all images that are listed. One that is gone or changed is the problem of its record."""
     indexed = {
-        split: [(entry.name, entry.label) for entry in map(source.entry, range(len(source)))]
+        (split, entry.name, entry.label)
         for split, source in contents.splits.items()
         if isinstance(source, byte_ranges.ByteRanges)
+        for entry in map(source.entry, range(len(source)))
     }
-    return (contents.class_names, indexed) == (tuple(names), places)
+    return all((split, entry.name, entry.label) in indexed for split, entries in listed[1].items() for entry in entries)
 
 
 def _num_bytes(listing: Mapping[str, list[Entry]]) -> int:
