@@ -66,9 +66,9 @@ def append_line(path: Path, line: bytes) -> None:
         os.close(file)
 
 
-def newest_row(path: Path | StorePath, key: str) -> dict[str, Any] | None:
-    """The last complete JSON object with `key` among the lines at the end of a file; None if there is none."""
-    rows = [row for row in read_rows(path, tail_bytes=1 << 18) if key in row]
+def newest_row(path: Path | StorePath, *keys: str) -> dict[str, Any] | None:
+    """The last complete JSON object with one of `keys` among the lines at the end of a file; None if there is none."""
+    rows = [row for row in read_rows(path, tail_bytes=1 << 18) if not row.keys().isdisjoint(keys)]
     return rows[-1] if rows else None
 
 

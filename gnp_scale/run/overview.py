@@ -103,8 +103,8 @@ def read_row(name: str, run_dir: Folder) -> Row:
             return Row(name, _NOT_STARTED)
         num_steps, history = num_steps_of(run_dir), read_history(run_dir)
         loss, top1 = _newest_metrics(run_dir)
-        step = last_step(run_dir, history)
-    state = state_now(run_dir, history).partition(":")[0].partition(",")[0]
+        step, state = last_step(run_dir, history), state_now(run_dir, history)
+    state = state.partition(":")[0].partition(",")[0]
     row = Row(name, state, step=step, num_steps=num_steps, loss=loss, top1=top1)
     if not history.starts:
         return row

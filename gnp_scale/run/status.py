@@ -34,8 +34,7 @@ _STAGES = {
     Stage.SAVE: "save stall",
     "down": "down",
 }
-_LOSSES = ("train/loss", "train/loss_perturbed")
-"""Without a plain pass there is only the second."""
+
 _COPY_DELAY_S = 60.0
 """On an object store, the record is copied at intervals."""
 
@@ -86,8 +85,6 @@ def num_steps_of(run_dir: Folder) -> int:
 
 
 def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
-    newest = [newest_row(run_dir / METRICS_FILE, name) for name in _LOSSES]
-    name, loss = max(zip(_LOSSES, newest, strict=True), key=lambda pair: pair[1]["step"] if pair[1] else -1)
     saved = _newest_checkpoint(run_dir)
     table = Table(title="run", show_header=False)
     table.add_column()
@@ -95,12 +92,22 @@ def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
     table.add_row("folder", str(run_dir))
     table.add_row("state", state_now(run_dir, history))
     table.add_row("step", f"{last_step(run_dir, history):,} of {num_steps:,}")
-    table.add_row("loss", f"{float(loss[name]):.4g} at step {loss['step']:,}" if loss else "not logged yet")
+    table.add_row("loss", _newest_loss(run_dir))
     table.add_row("newest checkpoint", f"step {saved:,}" if saved is not None else "none")
     table.add_row("starts", str(len(history.starts)))
     table.add_row("steps lost", f"{history.num_lost_steps:,} ({history.lost_s:.0f} s)")
     table.add_row("goodput", f"{history.goodput:.1%} of {history.wall_s:,.0f} s")
     return table
+
+
+def _newest_loss(run_dir: Folder) -> str:
+    # If the only pass is perturbed, there is no other loss.
+    names = "train/loss", "train/loss_perturbed"
+    row = newest_row(run_dir / METRICS_FILE, *names)
+    if row is None:
+        return "not logged yet"
+    loss = next(row[name] for name in names if name in row)
+    return f"{float(loss):.4g} at step {row['step']:,}"
 
 
 def state_now(run_dir: Folder, history: RunHistory) -> str:

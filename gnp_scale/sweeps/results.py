@@ -57,11 +57,11 @@ def read_result(run_dir: Folder, name: str) -> Result:
     config = stored_config(run_dir)
     try:
         rows, history = read_metrics(run_dir), read_history(run_dir)
+        state = state_now(run_dir, history).partition(":")[0]
     except OSError as error:
         if isinstance(error, StoreError) and not error.is_lasting:
             raise
         raise ConfigError(f"{run_dir} cannot be read ({error}): give the folder of a run") from error
-    state = state_now(run_dir, history).partition(":")[0]
     evaluations = {int(row["step"]): row for row in rows if TOP1 in row}
     step_ms = [row["perf/step_ms"] for row in rows if "perf/step_ms" in row]
     hours = sum(start.time - start.began for start in history.starts) / 3600 if history.starts else None

@@ -175,11 +175,11 @@ def image_folder(folder: Path) -> Listing | None:
     parts = [path for path in _folders(folder) if path.name.lower() in _SPLIT_FOLDERS]
     split_folders = _by_split(parts) or {"train": folder}
     names = sorted({path.name for split in split_folders.values() for path in _folders(split)})
-    if not names and parts:
-        raise ConfigError(
-            f"{parts[0]} is taken for a split, but holds no folder for each class: make them, or rename it"
-        )
     if not names:
+        if parts:
+            raise ConfigError(
+                f"{parts[0]} is taken for a split, but holds no folder for each class: make them, or rename it"
+            )
         return None
     if all(name.isdigit() for name in names):
         names.sort(key=int)
