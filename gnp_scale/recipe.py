@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -83,7 +84,9 @@ def functions(file: Path) -> dict[str, Callable[[], Any]]:
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, types.FunctionType) and value.__module__ == module.__name__ and not name.startswith("_")
+        if isinstance(inspect.unwrap(value), types.FunctionType)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
     }
 
 

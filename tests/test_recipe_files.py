@@ -89,6 +89,13 @@ def test_only_its_own_functions_are_recipes(tmp_path):
     assert num_steps(f"{file}:mine") == 1
 
 
+def test_a_decorated_function_is_a_recipe(tmp_path):
+    text = "import functools\n" + MINIMAL.format(num_steps=3).replace("def run", "@functools.cache\ndef run")
+    file = write(tmp_path, "cached.py", text)
+    assert list(recipe.functions(file)) == ["run"]
+    assert num_steps(f"{file}:run") == 3
+
+
 def test_it_may_print(tmp_path, capsys):
     file = write(tmp_path, "loud.py", "print('hello')\n" + MINIMAL.format(num_steps=1))
     assert num_steps(f"{file}:run") == 1
