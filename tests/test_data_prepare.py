@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -385,6 +386,49 @@ def test_a_class_with_the_name_of_a_split_is_named(source: Path, tmp_path: Path)
     expected = "train is taken for a split, but holds no folder for each class: make them, or rename it"
     with pytest.raises(ConfigError, match=expected):
         prepare(source, tmp_path / "out", 300, 1)
+
+
+def test_a_class_without_an_image_is_named(source: Path, tmp_path: Path):
+    """It would be an output of the network that is never right. A class may be absent from some of the splits."""
+    for name in ("train/full", "val/full", "train/half", "val/half", "val/void"):
+        (source / name).mkdir(parents=True)
+    for name in ("train/full", "val/full", "train/half"):
+        (source / name / "0.png").write_bytes(png(0))
+    with pytest.raises(ConfigError, match=r"has no image of the class void: remove its folders, or fill them$"):
+        prepare(source, tmp_path / "out", 300, 1)
+    (source / "val" / "void").rmdir()
+    assert prepare(source, tmp_path / "out", 300, 1).class_names == ("full", "half")
+
+
+def test_two_do_not_write_into_one_folder(to: str, source: Path, tmp_path: Path, monkeypatch):
+    write_folder(source)
+    out = tmp_path / "out"
+    problems = []
+
+    def finish(*given: Any) -> Manifest:
+        """In the middle of the first one, another one begins."""
+        with pytest.raises(ConfigError, match="is being written by another gnp-scale data prepare") as caught:
+            prepare(source, out, 300, 1, to)
+        problems.append(caught.value)
+        return right_finish(*given)
+
+    right_finish = module._finish
+    monkeypatch.setattr(module, "_finish", finish)
+    written = prepare(source, out, 300, 1, to)
+    assert len(problems) == 1
+    assert prepare(source, out, 300, 1, to) == written == Manifest.read(out)
+
+
+def test_a_journal_that_a_power_cut_emptied_is_begun_again(to: str, source: Path, tmp_path: Path, monkeypatch):
+    write_folder(source)
+    expected = prepare(source, tmp_path / "whole" / "out", 300, 1, to)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *_: None)
+        prepare(source, out, 300, 1, to)
+    (out / JOURNAL_FILE).write_bytes(b"")
+    assert prepare(source, out, 300, 1, to) == expected
+    assert content(out) == content(tmp_path / "whole" / "out")
 
 
 def test_what_is_prepared_is_no_part_of_its_source(source: Path):

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gnp_scale.config import ConfigError
-from gnp_scale.run.run_dir import try_lock
+from gnp_scale.run.files import try_lock
 from gnp_scale.sweeps.queue import Queue, meaning, telling_line
 
 

@@ -1,14 +1,16 @@
-"""The manifest of a prepared data set: what each shard must hold, for `gnp-scale data verify`."""
+"""What tells about a prepared data set: the manifest, for `gnp-scale data verify`, and the journal while it is made."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from gnp_scale.config import check
 from gnp_scale.data.formats import DamagedFileError
-from gnp_scale.run.files import replace_file
+from gnp_scale.run.files import replace_file, try_lock
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
 
@@ -68,3 +70,21 @@ def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked_journal(out: Path) -> Iterator[None]:
+    """Opens or makes the journal in `out`; inside the block no other process writes there.
+
+    Raises:
+        ConfigError: another process does, or `out` holds something else.
+    """
+    names = sorted(path.name for path in out.iterdir())
+    check(not names or JOURNAL_FILE in names, f"{out} is not empty ({', '.join(names[:1])}): give a new folder as OUT")
+    # One that has just been removed is not made again: its data set is finished.
+    with (out / JOURNAL_FILE).open("r+" if names else "a") as journal:
+        check(
+            try_lock(journal.fileno()),
+            f"{out} is being written by another gnp-scale data prepare: wait for its end, or give another folder",
+        )
+        yield

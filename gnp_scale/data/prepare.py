@@ -21,11 +21,11 @@ from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.decode import ImageError, pixels_of
-from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest
+from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest, locked_journal
 from gnp_scale.data.progress import progress_of
 from gnp_scale.data.restarts import JPEGTRAN, with_restart_markers
 from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
-from gnp_scale.run.files import append_line, read_rows, replace_file, sync
+from gnp_scale.run.files import append_line, read_rows, sync
 
 _CHUNK = 32
 """Records that a thread holds in memory."""
@@ -68,8 +68,8 @@ def prepare(
     `form_name` is one of `SHARD_FORMS`. `restart_markers` adds these to JPEGs, so that random crops are decoded alone.
 
     Raises:
-        ConfigError: there is no data set, `out` holds something else, a record of the source is damaged, or there is no
-            program that adds restart markers.
+        ConfigError: there is no data set, `out` holds something else or is being written by another process, a record
+            of the source is damaged, or there is no program that adds restart markers.
         OSError: something cannot be written.
     """
     check(
@@ -84,18 +84,24 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
         return _finished(output, contents)
+    with locked_journal(out):
+        return _write(output, contents, shard_bytes, num_threads)
+
+
+def _write(output: _Output, contents: Contents, shard_bytes: int, num_threads: int) -> Manifest:
+    """Writes the shards that are missing, and the files that describe them."""
     num_bytes = {split: _estimated_bytes(source) for split, source in contents.splits.items()}
     tasks = _plan(output, contents, num_bytes, shard_bytes)
     done = _begin(output, contents, tasks)
     lock = threading.Lock()
-    with progress_of(f"Writing {out}", sum(num_bytes.values())) as advance:
+    with progress_of(f"Writing {output.folder}", sum(num_bytes.values())) as advance:
         for shard in done.values():
             advance(shard.num_examples, shard.num_bytes)
 
         def write(task: _Task) -> None:
             shard = _write_shard(output, contents.splits[task.split], task, advance)
             with lock:
-                append_line(out / JOURNAL_FILE, json.dumps(asdict(shard)).encode())
+                append_line(output.folder / JOURNAL_FILE, json.dumps(asdict(shard)).encode())
                 done[shard.file] = shard
 
         with ThreadPoolExecutor(num_threads) as pool:
@@ -131,7 +137,7 @@ def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[
     """Begins the journal of these tasks, or reads which of their shards are whole.
 
     Raises:
-        ConfigError: the folder holds another data set, or something else.
+        ConfigError: the folder holds another data set.
     """
     out = output.folder
     head = {
@@ -142,12 +148,9 @@ def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[
         "restart_markers": output.restart_markers,
     }
     journal = out / JOURNAL_FILE
-    rows = list(read_rows(journal)) if journal.exists() else []
+    rows = list(read_rows(journal))
     if not rows:
-        others = sorted(path.name for path in out.iterdir() if path.name not in (JOURNAL_FILE, f"{JOURNAL_FILE}.new"))
-        if others:
-            raise ConfigError(f"{out} is not empty ({others[0]}): give a new folder as OUT")
-        replace_file(journal, json.dumps(head).encode() + b"\n")
+        append_line(journal, json.dumps(head).encode())
         return {}
     if rows[0] != head:
         raise ConfigError(

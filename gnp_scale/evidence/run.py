@@ -14,7 +14,7 @@ from gnp_scale.evidence.plan import Plan, num_passes
 from gnp_scale.evidence.row import Row
 from gnp_scale.evidence.summary import Comparison, Summary
 from gnp_scale.exit_codes import Exit
-from gnp_scale.run.run_dir import try_lock
+from gnp_scale.run.files import try_lock
 from gnp_scale.run.streams import say
 from gnp_scale.sweeps.queue import Queue, meaning, open_log
 

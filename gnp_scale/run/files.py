@@ -1,6 +1,8 @@
 """Files that survive kills, power cuts and full disks: replaced as a whole, or appended to record by record."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -64,6 +66,19 @@ def append_line(path: Path, line: bytes) -> None:
             data = data[os.write(file, data) :]
     finally:
         os.close(file)
+
+
+def try_lock(file: int) -> bool:
+    """Locks an open file until it is closed, here and in all child processes; returns whether it is locked by now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some network file systems have no locks: there, only the scheduler ensures that a run is started once.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
 
 
 def newest_row(path: Path | StorePath, *keys: str) -> dict[str, Any] | None:

@@ -1,8 +1,6 @@
 """The folder of a run: its configuration, `metrics.jsonl`, TensorBoard events and checkpoints."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import secrets
 import socket
@@ -15,7 +13,7 @@ import jax
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run.consensus import all_gather, broadcast, first_error
-from gnp_scale.run.files import replace_file
+from gnp_scale.run.files import replace_file, try_lock
 from gnp_scale.run.layout import CONFIG_FILE, LOCK_FILE
 from gnp_scale.run.lease import Lease
 from gnp_scale.run.mirror import GrowingFiles, growing_files
@@ -146,19 +144,6 @@ def _lock(file: int, run_dir: Path) -> None:
     # The name is only for the message above: on a full disk it may be missing.
     with contextlib.suppress(OSError):
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-
-def try_lock(file: int) -> bool:
-    """Locks an open file until it is closed, here and in all child processes; returns whether it is locked by now."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some network file systems have no locks: there, only the scheduler ensures that a run is started once.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    return True
 
 
 def _check_same_run(run_dir: Folder, config: Config) -> None:

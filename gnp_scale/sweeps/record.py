@@ -9,9 +9,9 @@ from typing import Any
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, check
-from gnp_scale.run.files import replace_file
+from gnp_scale.run.files import replace_file, try_lock
 from gnp_scale.run.layout import SWEEP_FILE
-from gnp_scale.run.run_dir import changes, try_lock
+from gnp_scale.run.run_dir import changes
 from gnp_scale.sweeps.grid import Values, flags_of, name_of, with_values
 
 LOGS_FOLDER = "logs"

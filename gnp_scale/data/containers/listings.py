@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gnp_scale.config import ConfigError
+from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers.byte_ranges import Entry
 from gnp_scale.data.containers.record import SPLIT_NAMES, split_name
 from gnp_scale.data.formats import DamagedFileError
@@ -188,7 +188,12 @@ def image_folder(folder: Path) -> Listing | None:
         listed = [(label, file) for label, name in enumerate(names) for file in _images(path / name)]
         if listed:
             splits[split] = [_file(folder, file, label) for label, file in listed]
-    return (names, splits) if splits else None
+    if not splits:
+        return None
+    labels = {entry.label for entries in splits.values() for entry in entries}
+    empty = [name for label, name in enumerate(names) if label not in labels]
+    check(not empty, f"{folder} has no image of the class {', '.join(empty[:1])}: remove its folders, or fill them")
+    return names, splits
 
 
 def _by_split(parts: Sequence[Path]) -> dict[str, Path]:
