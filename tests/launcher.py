@@ -5,6 +5,19 @@ from pathlib import Path
 
 from gnp_scale.chaos.local_processes import TIMEOUT_S, LocalJob
 
+SMALL = [
+    "configs/digits.py:quickstart",
+    *("--model.depth", "1", "--model.width", "16", "--model.num-heads", "2"),
+    *("--data.batch-size", "16", "--data.eval-batch-size", "360"),
+    *("--train.num-steps", "60", "--optim.warmup-steps", "10", "--train.log-every-steps", "1"),
+    *("--train.eval-every-steps", "10", "--checkpoint.every-steps", "7"),
+]
+"""A recipe and flags with few steps of a small network, and several evaluations and saves: most of the time is startup.
+"""
+NUM_SHORT_STEPS = 20
+SHORT = [*SMALL, "--train.num-steps", str(NUM_SHORT_STEPS), "--train.eval-every-steps", "5"]
+"""For two processes: each step takes them half a second of a core. All tests with it share a compiled program."""
+
 
 class Job(LocalJob):
     """A run in separate processes, which a test follows by its output."""

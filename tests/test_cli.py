@@ -8,7 +8,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from launcher import Job, run
+from launcher import NUM_SHORT_STEPS, SHORT, Job, run
 from test_confusion import shown_values
 
 from gnp_scale import __version__, recipe
@@ -20,15 +20,6 @@ from gnp_scale.monitoring.metrics import read_metrics
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 RECIPE = "configs/digits.py:quickstart"
-NUM_STEPS = 30
-"""Each step of two processes takes about half a second of a core: they exchange many small arrays over loopback."""
-SHORT = (
-    "train",
-    RECIPE,
-    *("--data.batch-size", "64", "--model.depth", "1"),
-    *("--train.num-steps", str(NUM_STEPS), "--optim.warmup-steps", "5"),
-    *("--train.log-every-steps", "1", "--train.eval-every-steps", str(NUM_STEPS // 2)),
-)
 NUM_DEVICES = 4
 """With more, the threads of two processes wait for each other on few cores, and a step takes several times as long."""
 
@@ -180,25 +171,24 @@ def test_version_names_the_libraries_too(capsys):
 @pytest.mark.parametrize(
     ("number", "num_processes"),
     [
-        (signal.SIGINT, 1),
-        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.long),
+        *(pytest.param(number, 1, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGTERM)),
         pytest.param(signal.SIGINT, 2, marks=pytest.mark.long),
         (signal.SIGTERM, 2),
     ],
 )
 def test_a_signal_saves_exits_75_and_the_run_goes_on_bitwise(number, num_processes, tmp_path, whole_run):
     run_dir = tmp_path / "run"
-    command = [*SHORT, "--run-dir", str(run_dir)]
+    command = ["train", *SHORT, "--run-dir", str(run_dir)]
     job = Job(tmp_path / "first", command, num_processes, NUM_DEVICES)
-    job.wait_for(f"step 5/{NUM_STEPS}")
+    job.wait_for(f"step 5/{NUM_SHORT_STEPS}")
     job.processes[-1].send_signal(number)
     assert job.exit_codes() == [75] * num_processes, job.output()
     stopped_at, _ = fingerprint(run_dir)
-    assert 5 <= stopped_at < NUM_STEPS
+    assert 5 <= stopped_at < NUM_SHORT_STEPS
     output = run(tmp_path / "second", *command, num_processes=num_processes, num_devices=NUM_DEVICES)
     assert f"going on after step {stopped_at}, on the same mesh" in output
     assert fingerprint(run_dir) == fingerprint(whole_run(num_processes))
-    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, NUM_STEPS + 1))
+    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, NUM_SHORT_STEPS + 1))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +200,7 @@ def whole_run(tmp_path_factory):
         if num_processes not in folders:
             run_dir = tmp_path_factory.mktemp("whole") / "run"
             options = {"num_processes": num_processes, "num_devices": NUM_DEVICES}
-            run(run_dir.parent / "logs", *SHORT, "--run-dir", str(run_dir), **options)
+            run(run_dir.parent / "logs", "train", *SHORT, "--run-dir", str(run_dir), **options)
             folders[num_processes] = run_dir
         return folders[num_processes]
 
@@ -221,7 +211,7 @@ def whole_run(tmp_path_factory):
 def test_two_processes_of_two_devices_are_one_of_four(whole_run):
     """The same examples and, except for the order of sums between processes, the same numbers.
 
-    Losses over 30 steps: an ulp of float32 is 6e-8 of a value, and Adam's division by small second moments lets a
+    Losses over 20 steps: an ulp of float32 is 6e-8 of a value, and Adam's division by small second moments lets a
     difference of a few ulps in a gradient grow by about a factor of ten in ten steps.
     """
     one, two = (read_metrics(whole_run(num_processes)) for num_processes in (1, 2))
@@ -236,11 +226,11 @@ def test_two_processes_of_two_devices_are_one_of_four(whole_run):
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_the_table_of_confusions_counts_every_image_once_in_any_number_of_processes(whole_run, num_processes):
     """Also those that another process has read."""
-    values, step = shown_values(whole_run(num_processes)), NUM_STEPS
+    values, step = shown_values(whole_run(num_processes)), NUM_SHORT_STEPS
     (text,) = values["eval/confusions/text_summary"][step]
     num_right = round(read_metrics(whole_run(num_processes))[-1]["eval/top1"] * 360)
     assert text.decode().startswith(f"The first guess is right for {num_right} of 360 images.")
-    assert list(values["eval/worst_images"]) == [NUM_STEPS // 2, step]
+    assert list(values["eval/worst_images"]) == [5, 10, 15, step]
 
 
 @pytest.mark.slow
@@ -249,8 +239,10 @@ def test_eval_and_fingerprint_speak_of_the_newest_checkpoint(tmp_path, whole_run
     pictures = tmp_path / "pictures"
     printed = run(tmp_path / "eval", "eval", str(run_dir), "--pictures", str(pictures), num_devices=NUM_DEVICES)
     scores = json.loads(printed.splitlines()[-1])
-    assert scores == {"step": NUM_STEPS} | {k: v for k, v in read_metrics(run_dir)[-1].items() if k.startswith("eval/")}
+    assert scores == {"step": NUM_SHORT_STEPS} | {
+        k: v for k, v in read_metrics(run_dir)[-1].items() if k.startswith("eval/")
+    }
     assert "most frequent confusions: " in printed
     assert sorted(path.name for path in pictures.iterdir()) == ["confusion.png", "worst.png"]
-    printed = run(tmp_path / "fingerprint", "fingerprint", str(run_dir), "--step", str(NUM_STEPS), num_devices=1)
-    assert printed.split() == [fingerprint(run_dir)[1], "step", str(NUM_STEPS)]
+    printed = run(tmp_path / "fingerprint", "fingerprint", str(run_dir), "--step", str(NUM_SHORT_STEPS), num_devices=1)
+    assert printed.split() == [fingerprint(run_dir)[1], "step", str(NUM_SHORT_STEPS)]

@@ -8,10 +8,9 @@ import jax
 import numpy as np
 import pytest
 from image_sets import NUM_TRAIN, write_folder, write_grocery, write_imagenet, write_tfds, write_webdataset
-from launcher import Job
+from launcher import SMALL, Job
 from store_proxy import cut, delay, drop, refuse
 from stores import LocalStore, forget_connections
-from test_drill import SMALL
 
 from gnp_scale.cli import main
 from gnp_scale.config import ConfigError, DataConfig

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from launcher import SHORT, SMALL
 
 from gnp_scale.chaos import drill
 from gnp_scale.chaos.faults import STAGES, Kill, Outcome
@@ -15,31 +16,20 @@ from gnp_scale.cli import main
 from gnp_scale.resilience import preemption
 from gnp_scale.run.stages import Stage
 
-# Few steps of a small network, with several evaluations and saves: most of the time is startup.
-SMALL = [
-    "configs/digits.py:quickstart",
-    *("--model.depth", "1", "--model.width", "16", "--model.num-heads", "2"),
-    *("--data.batch-size", "16", "--data.eval-batch-size", "360"),
-    *("--train.num-steps", "60", "--optim.warmup-steps", "10", "--train.log-every-steps", "1"),
-    *("--train.eval-every-steps", "10", "--checkpoint.every-steps", "7"),
-]
 
-
-def run_drill(folder, num_kills, *process_counts, num_steps=60):
+def run_drill(folder, num_kills, *process_counts, command=SMALL):
     counts = [str(count) for count in process_counts]
-    options = ["--run-dir", str(folder), "--num-kills", str(num_kills), "--num-devices", "4"]
-    options += ["--train.num-steps", str(num_steps), "--num-processes", *counts]
-    return main(["drill", *SMALL, *options])
+    where = ["--run-dir", str(folder), "--num-kills", str(num_kills), "--num-devices", "4", "--num-processes", *counts]
+    return main(["drill", *command, *where])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "num_kills"), [pytest.param(1, 7, marks=pytest.mark.long), (2, 2)])
-def test_kills_leave_no_trace(num_processes, num_kills, tmp_path, capfd):
-    # A step of two processes takes half a second of a core. 30 have as many visits of each stage as are drawn.
-    code = run_drill(tmp_path / "drill", num_kills, num_processes, num_steps=30 if num_processes == 2 else 60)
+@pytest.mark.usefixtures("unoptimized")
+def test_kills_leave_no_trace(tmp_path, capfd):
+    code = run_drill(tmp_path / "drill", 2, 2, command=SHORT)
     said = capfd.readouterr().out
     assert code == 0, said
-    assert f"{num_kills} kills, 0 with an unexpected end; after restarts bitwise equal" in said
+    assert "2 kills, 0 with an unexpected end; after restarts bitwise equal" in said
 
 
 @pytest.mark.long

@@ -290,8 +290,9 @@ def test_processes_find_each_other_past_a_proxy(tmp_path):
     variables = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "ALL_PROXY"), proxy)
     job = Job(
         tmp_path / "log",
-        ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run"), "--train.num-steps", "2"],
+        ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run")],
         num_processes=2,
+        num_devices=4,
         variables=variables | {"GNP_SCALE_BUDGETS_S": "join=60"},
     )
     assert job.exit_codes() == [Exit.FINISHED] * 2, job.output()

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from faults import DIGITS, rows_of, stop_after, with_policy
-from launcher import run
+from launcher import SHORT, run
 from store_proxy import refuse
-from test_drill import SMALL
 
 from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import Config, ConfigError, TrainConfig
@@ -220,8 +219,8 @@ def test_a_rollback_while_a_run_records(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_each_process_of_a_run_writes_its_own(tmp_path):
-    flags = ["--train.num-steps", "6", "--optim.warmup-steps", "1", "--train.profile-steps", "3:6"]
-    run(tmp_path, "train", *SMALL, *flags, "--run-dir", str(tmp_path / "run"), num_processes=2, num_devices=2)
+    flags = ["--train.profile-steps", "3:6", "--run-dir", str(tmp_path / "run")]
+    run(tmp_path, "train", *SHORT, *flags, num_processes=2, num_devices=4)
     (session,) = (tmp_path / "run" / PROFILES_FOLDER).iterdir()
     assert recorded(tmp_path / "run") == [[3, 4, 5]]
     files = sorted(session.glob("*.xplane.pb"))
