@@ -22,6 +22,8 @@ from gnp_scale.gnp import Gnp, drop_in, optax_transform, penalize, value_and_gra
 from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, divisible_spec, sharding
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PLAIN = Gnp(r=0.0, alpha=0.0)
 
 BLENDS = ["paper", "unit_norm"]

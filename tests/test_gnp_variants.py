@@ -15,6 +15,8 @@ from oracles import asam, euclidean, friendly, layerwise, only, unnormalised, va
 from gnp_scale.gnp import Gnp, NormGate, StepKind, bernoulli, every, penalize, window
 from gnp_scale.mesh import REPLICA, P, sharding
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_STEPS, RATE, DECAY = 5, 0.3, 0.9
 two_passes, looksam, msam = (partial(rule, BATCH_OF_16) for rule in (oracles.two_passes, oracles.looksam, oracles.msam))
 ssam, fsam, aesam = (partial(rule, BATCH_OF_16) for rule in (oracles.ssam, oracles.fsam, oracles.aesam))

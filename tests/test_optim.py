@@ -16,6 +16,8 @@ from gnp_scale.config.optim import OptimizerName
 from gnp_scale.mesh import FSDP, TENSOR, P, divisible_spec, sharding
 from gnp_scale.training.optim import average_share, decay_mask, learning_rate, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_STEPS = 12
 SHAPES = {
     "position": (3, 8),
