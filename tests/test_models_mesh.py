@@ -157,7 +157,9 @@ def test_numbers_do_not_depend_on_the_mesh(config, meshes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config", [CIFAR_RESNET, VGG, MIXER, CONVNEXT, OPTIONS, MANY_HEADS], ids=lambda config: config.name
+    "config",
+    [CIFAR_RESNET, VGG, MIXER, CONVNEXT, OPTIONS, pytest.param(MANY_HEADS, marks=pytest.mark.long)],
+    ids=lambda config: config.name,
 )
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
     expected = run_alone(config)
@@ -292,13 +294,13 @@ def test_bfloat16_networks_multiply_in_bfloat16_and_have_float32_logits_and_grad
     [
         (TRANSFORMER, 2**-5),
         (OPTIONS, 2**-5),
-        (PARALLEL, 2**-5),
+        pytest.param(PARALLEL, 2**-5, marks=pytest.mark.long),
         pytest.param(DEIT, 2**-5, marks=pytest.mark.long),
         pytest.param(CAIT, 2**-5, marks=pytest.mark.long),
         pytest.param(SWIN, 2**-5, marks=pytest.mark.long),
         (RESNET, 2**-3),
-        (VGG, 2**-3),
-        (WIDE, 2**-3),
+        pytest.param(VGG, 2**-3, marks=pytest.mark.long),
+        pytest.param(WIDE, 2**-3, marks=pytest.mark.long),
         (CIFAR_RESNET, 2**-3),
         pytest.param(SHAKE_SHAKE, 2**-3, marks=pytest.mark.long),
         pytest.param(PYRAMIDNET, 2**-3, marks=pytest.mark.long),

@@ -25,7 +25,7 @@ CASES = [
     small.PYRAMIDNET,
     small.OPTIONS,
 ]
-LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET, small.WIDE, small.CIFAR_RESNET, small.VGG]
+LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET, small.SHAKE_SHAKE, small.WIDE, small.CIFAR_RESNET, small.VGG]
 """Their programs take the longest to compile, or their blocks are recomputed as those of RESNET are."""
 
 

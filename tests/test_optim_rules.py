@@ -292,7 +292,10 @@ def test_frozen_parameters_are_not_trained_perturbed_or_counted(set_mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize(
+    "name",
+    ["sgd", "adamw", "muon", *(pytest.param(n, marks=pytest.mark.long) for n in ("lamb", "lars", "lion", "adafactor"))],
+)
 def test_first_moments_may_be_bfloat16_and_steps_stay_near(name, set_mesh):
     set_mesh(1, 2, 1)
     config = replace(CONSTANT, name=name, learning_rate=0.01)

@@ -72,7 +72,10 @@ def test_an_update_gives_the_same_numbers(task, kind):
         assert difference < 1e-5 or name[-2:] == KEY_BIAS, name
 
 
-@pytest.mark.parametrize("name", forward.PLAIN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name.startswith("pyramidnet") else []) for name in forward.PLAIN],
+)
 def test_a_plain_network_has_the_same_parameters_and_flops(name):
     """So that its cycles are those of the same work."""
     size = forward.PLAIN[name][1]

@@ -25,7 +25,7 @@ PARALLEL = replace(small.PARALLEL, pool="attention", mlp="swiglu", position="rop
     ("config", "shape"),
     [
         pytest.param(SCANNED, (2, 2, 2), id="scan"),
-        pytest.param(TOKEN, (1, 2, 4), id="deit"),
+        pytest.param(TOKEN, (1, 2, 4), id="deit", marks=pytest.mark.long),
         pytest.param(PARALLEL, (1, 4, 2), id="22b", marks=pytest.mark.long),
     ],
 )

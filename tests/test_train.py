@@ -95,7 +95,7 @@ def whole_run(tmp_path_factory):
 @pytest.mark.parametrize(
     ("config", "stop"),
     [
-        (BASE, 7),
+        pytest.param(BASE, 7, marks=pytest.mark.long),
         (BASE, 20),
         (WARMUP, 1),
         pytest.param(RESNET, 3, marks=pytest.mark.long),

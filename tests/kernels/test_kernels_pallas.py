@@ -3,15 +3,14 @@
 import functools
 import math
 
+import interpreted_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gnp_kernels import AdamW, Sgd, blend_update, dots, pallas_leaves, pallas_plan, pallas_stream, perturb, squared_norm
-from gnp_kernels.blend_update import cases as blend_update_cases
 from gnp_kernels.pallas_plan import Plan
 from gnp_kernels.pallas_views import TILE, View
-from gnp_kernels.perturb import cases as perturb_cases
 from gnp_kernels.squared_norm import cases as squared_norm_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,9 +20,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 FLOAT, HALF = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 # A hundred leaves compile slowly, and one operation is enough to show that the kernels distinguish them.
-PERTURB = [case for case in perturb_cases.cases() if "many" not in case.name or case.name == "many small f32 float32"]
+PERTURB = [case for case in interpreted_cases.PERTURB if "many" not in case.id or case.id == "many small f32 float32"]
 NORMS = [case for case in squared_norm_cases.cases() if "many" not in case.name]
-UPDATES = [case for case in blend_update_cases.cases() if "many" not in case.name]
+UPDATES = [case for case in interpreted_cases.UPDATES if "many" not in case.id]
 SHAPES = [
     (), (1,), (768,), (3072,), (24, 100), (5, 256), (129, 257), (256, 128), (64, 12, 64), (12, 64, 128), (3, 3, 8, 64),
     (7, 7, 3, 64), (1, 197, 128), (256, 40), (16, 16, 3, 128), (1, 1, 128), (2, 4, 8, 16), (3, 5, 7, 2, 128),
@@ -60,7 +59,7 @@ def expect_close(got, expected, largest, num_ulps, dtype=FLOAT):
         assert np.all(same), (x[~same][:5], y[~same][:5])
 
 
-@pytest.mark.parametrize("case", PERTURB, ids=named)
+@pytest.mark.parametrize("case", PERTURB)
 def test_perturbation_is_that_of_the_reference(case, interpreted):
     """Two roundings: within 1 ulp of |w| + |step|."""
     expected, got = both(perturb, case.params, case.grads, case.scale, **case.options)
@@ -89,7 +88,7 @@ def test_inner_products_are_those_of_the_reference(case, interpreted):
     np.testing.assert_allclose(got, expected, rtol=2.0**-20, atol=2.0**-20 * np.nan_to_num(scale, posinf=0))
 
 
-@pytest.mark.parametrize("case", UPDATES, ids=named)
+@pytest.mark.parametrize("case", UPDATES)
 def test_update_is_that_of_the_reference(case, interpreted):
     """A dozen roundings, contracted or not: within 16 ulps of the largest entry; copies within one of bfloat16."""
     expected, got = both(blend_update, case.params, case.g1, case.g2, case.moments, **case.options)

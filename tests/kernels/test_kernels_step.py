@@ -56,7 +56,7 @@ STEPS = {
         pytest.param("adamw", marks=pytest.mark.long),
         pytest.param("sgd, adaptive, masked", marks=pytest.mark.long),
         "groups on replicas",
-        "gsam in bfloat16",
+        pytest.param("gsam in bfloat16", marks=pytest.mark.long),
     ],
 )
 def test_a_step_with_kernels_is_the_step_without(name, set_mesh):

@@ -16,10 +16,12 @@ triton_leaves = pytest.importorskip(
 )
 
 
-@pytest.mark.slow
-def test_interpreted_kernels_agree_with_the_reference():
+@pytest.mark.parametrize(
+    "cases", [pytest.param("not long", marks=pytest.mark.slow), pytest.param("long", marks=pytest.mark.long)]
+)
+def test_interpreted_kernels_agree_with_the_reference(cases):
     """In a separate process: the environment at import decides whether kernels are compiled or interpreted."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "triton_interpreted.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", cases, "triton_interpreted.py"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]

@@ -10,12 +10,11 @@ import pytest
 import triton
 import triton.language as tl
 from gnp_kernels import AdamW, Sgd, blend_update, dots, perturb, squared_norm, testing
-from gnp_kernels.blend_update import cases as blend_update_cases
-from gnp_kernels.perturb import cases as perturb_cases
 from gnp_kernels.squared_norm import cases as squared_norm_cases
 from gnp_kernels.triton_leaves import block_of, rest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreted_cases import PERTURB, UPDATES
 from triton_shim import Memory, interpreted
 
 SUM_TOLERANCE = 2.0**-18
@@ -25,7 +24,7 @@ NUM_ULPS = 1
 """Of results that are not sums, float32 or bfloat16: both sides round each operation on its own, in the same order.
 XLA takes some liberty with divisions by a scalar, in AdamW."""
 
-NORMS, PERTURB, UPDATES = squared_norm_cases.cases(), perturb_cases.cases(), blend_update_cases.cases()
+NORMS = squared_norm_cases.cases()
 
 
 @pytest.fixture(autouse=True)
@@ -61,13 +60,13 @@ def test_shares_scale_the_sums_of_leaves():
     check_sums(dots(a, b, shares=shares, implementation="triton"), expected, np.sqrt(expected.a_a * expected.b_b))
 
 
-@pytest.mark.parametrize("case", [case for case in PERTURB if "strange" not in case.name], ids=named)
+@pytest.mark.parametrize("case", [case for case in PERTURB if "strange" not in case.id])
 def test_perturbation(case):
     moved, expected = (perturb(*case[1:4], **case.options, implementation=i) for i in ("triton", "xla"))
     assert testing.ulps(moved, expected) <= NUM_ULPS
 
 
-@pytest.mark.parametrize("case", [case for case in PERTURB if "strange" in case.name], ids=named)
+@pytest.mark.parametrize("case", [case for case in PERTURB if "strange" in case.id])
 def test_perturbation_of_strange_values(case):
     """As in NumPy: XLA flushes denormals to zero on a CPU, and GPUs do not."""
     w, g = (np.asarray(tree["strange"]) for tree in (case.params, case.grads))
@@ -78,7 +77,7 @@ def test_perturbation_of_strange_values(case):
     assert moved.dtype == dtype
 
 
-@pytest.mark.parametrize("case", UPDATES, ids=named)
+@pytest.mark.parametrize("case", UPDATES)
 def test_update(case):
     new, expected = (
         blend_update(case.params, case.g1, case.g2, case.moments, **case.options, implementation=i)
