@@ -2,8 +2,8 @@
 
 VENV := .venv
 READY := $(VENV)/.ready
-# The files list every dependency, so none needs to be resolved.
-INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps
+# The files list every dependency, so none needs to be resolved. Python compiles what is imported, a small part of it.
+INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-compile
 # One process runs a whole file, so that shared fixtures are made once. If one dies, the others would wait for its tests.
 PYTEST := $(VENV)/bin/python -m pytest --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
