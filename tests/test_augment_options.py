@@ -22,6 +22,8 @@ from gnp_scale.mesh import batch_spec
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_examples
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 JITTER = DataConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 MIXED = DataConfig(mixup=0.8, cutmix=1.0, mixup_probability=0.7)
 ALL = DataConfig(
@@ -49,7 +51,7 @@ def keys(num_keys: int, seed: int = 5) -> jax.Array:
 
 
 @pytest.mark.slow
-def test_with_all_options_an_example_follows_its_key_and_its_partner_on_every_mesh(set_mesh):
+def test_with_all_options_an_example_follows_its_key_and_its_partner_on_every_mesh(set_mesh, optimized):
     """Another mesh changes no bit; other keys of other examples change none of this one."""
     batch = {"image": jnp.array(IMAGE_BxHxWxC), "label": jnp.array(LABEL_B)}
     compiled = jax.jit(partial(augment, config=ALL, dataset=DATASET))
@@ -64,7 +66,7 @@ def test_with_all_options_an_example_follows_its_key_and_its_partner_on_every_me
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_a_batch_at_once_gives_the_bits_of_a_loop(operation):
+def test_a_batch_at_once_gives_the_bits_of_a_loop(operation, optimized):
     """Accelerators compute all branches for all images, CPUs one branch for one image."""
     key_B = keys(NUM_EXAMPLES)
     at_once = jax.jit(jax.vmap(operation))(key_B, IMAGE_BxHxWxC)

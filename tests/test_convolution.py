@@ -12,6 +12,8 @@ from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import REPLICATED, batch_spec, make_mesh, sharding
 from gnp_scale.models.convolution import _convolve, convolve
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 FORM = "b01f_01io->b01f"
 
 
@@ -58,7 +60,7 @@ def test_examples_on_axes_of_one_device_have_the_same_gradients(num_groups):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_outside_of_a_loop_without_groups_the_bits_are_the_same(dtype):
+def test_outside_of_a_loop_without_groups_the_bits_are_the_same(dtype, optimized):
     x, kernel = (array.astype(dtype) for array in arrays(7, 8, 3, 4))
     ours = jax.jit(partial(gradients, lambda *args: convolve(*args, 2, 1)))(x, kernel)
     jaxs = jax.jit(partial(gradients, lambda *args: _convolve(*args, 2, 1, 1)))(x, kernel)

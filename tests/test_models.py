@@ -11,6 +11,8 @@ from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import registry
 from gnp_scale.monitoring.flops import flops
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 IMAGENET = ((224, 224, 3), 1000)
 IMAGENET_384 = ((384, 384, 3), 1000)
 IMAGENET_448 = ((448, 448, 3), 1000)
