@@ -16,6 +16,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.data import decode, restarts
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.crops import Box, crop_draws
+from gnp_scale.data.encode import Encoding
 from gnp_scale.data.manifest import Manifest
 from gnp_scale.data.prepare import prepare
 from gnp_scale.data.restarts import cut, with_index, with_restart_markers
@@ -175,16 +176,16 @@ def test_a_prepared_set_has_the_markers_and_the_same_images(form: str, tmp_path:
     source = write_photographs(tmp_path / "photographs")
     plain, with_markers = tmp_path / "plain", tmp_path / "markers"
     prepare(source, plain, 1 << 14, 2, form)
-    prepare(source, with_markers, 1 << 14, 2, form, restart_markers=True)
+    prepare(source, with_markers, 1 << 14, 2, form, Encoding(restart_markers=True))
     records = [open_folder(str(folder)).splits["train"].read(range(6)) for folder in (plain, with_markers)]
     for before, after in zip(*records, strict=True):
         assert (after.label, after.name, after.problem) == (before.label, before.name, "")
         np.testing.assert_array_equal(decode.pixels_of(after.data), decode.pixels_of(before.data))
         assert (cut(after.data, Box(0, 0, 8, 8))[0] == after.data) == before.data.startswith(b"\x89PNG")
     assert verify(with_markers, 2, decodes=True) == (6, [])
-    assert Manifest.read(with_markers).restart_markers
+    assert Manifest.read(with_markers).encoding.restart_markers
     # The same command again has nothing to do; the other one is refused.
-    prepare(source, with_markers, 1 << 14, 2, form, restart_markers=True)
+    prepare(source, with_markers, 1 << 14, 2, form, Encoding(restart_markers=True))
     with pytest.raises(ConfigError, match="other options"):
         prepare(source, with_markers, 1 << 14, 2, form)
 
@@ -193,5 +194,5 @@ def test_without_jpegtran_nothing_is_written(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     source = write_photographs(tmp_path / "photographs")
     with pytest.raises(ConfigError, match="libjpeg-turbo-progs"):
-        prepare(source, tmp_path / "out", 1 << 14, 2, restart_markers=True)
+        prepare(source, tmp_path / "out", 1 << 14, 2, encoding=Encoding(restart_markers=True))
     assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks.input.protocol import BATCH_SIZE
 from benchmarks.timing import write_report
 from benchmarks.workers import Worker
+from gnp_scale.data.encode import Encoding
 from gnp_scale.data.prepare import prepare
 
 HERE = Path(__file__).parent
@@ -33,8 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         shards, marked, tar = (Path(scratch) / name for name in ("shards", "marked", "tar"))
         prepare(folder, shards, 64 << 20, 4)
-        prepare(folder, marked, 64 << 20, 4, restart_markers=True)
-        prepare(folder, tar, 64 << 20, 4, "webdataset", restart_markers=True)
+        prepare(folder, marked, 64 << 20, 4, encoding=Encoding(restart_markers=True))
+        prepare(folder, tar, 64 << 20, 4, "webdataset", Encoding(restart_markers=True))
         ours = [sys.executable, "-m", "benchmarks.input.ours"]
         commands = {
             "ours, tar with restart markers": [*ours, str(tar)],

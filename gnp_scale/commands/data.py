@@ -45,6 +45,12 @@ def _add_image_commands(data: Any) -> None:
         help="of the shards; webdataset (tar files) is also read from s3:// (default: %(default)s)",
     )
     prepare.add_argument(
+        "--shorter-side",
+        type=at_least(1),
+        metavar="PIXELS",
+        help="images with a longer one are resized to it, as JPEGs (default: images stay as they are)",
+    )
+    prepare.add_argument(
         "--restart-markers", action="store_true", help="so that random crops of JPEGs are decoded alone (docs/data.md)"
     )
     verify.add_argument("--decode", action="store_true", help="decode every image too")
@@ -70,13 +76,14 @@ def _index(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
 def _prepare(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.data.containers.open_folder import open_folder
+    from gnp_scale.data.encode import Encoding
     from gnp_scale.data.prepare import prepare
 
     out = local_path("OUT", options.out)
     source = _data_folder("SOURCE", options.folder)
-    size, markers = options.shard_mib << 20, options.restart_markers
+    encoding = Encoding(options.shorter_side, options.restart_markers)
     try:
-        prepare(source, out, size, options.num_threads, options.form, restart_markers=markers)
+        prepare(source, out, options.shard_mib << 20, options.num_threads, options.form, encoding)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error}): mend that, or give another folder as OUT") from error
     print(_overview(open_folder(str(out))))

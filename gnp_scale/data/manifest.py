@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from gnp_scale.config import check
+from gnp_scale.data.encode import Encoding
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file, try_lock
 from gnp_scale.run.store import Folder
@@ -39,8 +40,8 @@ class Manifest:
     source: str
     class_names: tuple[str, ...]
     splits: Mapping[str, tuple[Shard, ...]]
-    restart_markers: bool = False
-    """Whether they were added."""
+    encoding: Encoding
+    """How images were changed."""
 
     @classmethod
     def read(cls, folder: Folder) -> Self:
@@ -54,7 +55,8 @@ class Manifest:
         try:
             stored = json.loads((folder / MANIFEST_FILE).read_text())
             splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in stored["splits"].items()}
-            return cls(stored["source"], tuple(stored["class_names"]), splits, stored.get("restart_markers", False))
+            encoding = Encoding(stored.get("shorter_side"), stored.get("restart_markers", False))
+            return cls(stored["source"], tuple(stored["class_names"]), splits, encoding)
         except (FileNotFoundError, StoreError):
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -62,7 +64,9 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes the manifest; after a kill it is absent or whole."""
-        stored: dict[str, Any] = {"version": VERSION, **asdict(self)}
+        splits = {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()}
+        stored = {"version": VERSION, "source": self.source, "class_names": self.class_names, "splits": splits}
+        stored |= self.encoding.named()
         replace_file(folder / MANIFEST_FILE, json.dumps(stored, indent=1).encode())
 
 

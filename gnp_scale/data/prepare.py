@@ -6,7 +6,6 @@ so after a kill the same command goes on, and ends with the same bytes.
 
 import json
 import os
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +18,10 @@ import numpy as np
 
 from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers.open_folder import open_folder
-from gnp_scale.data.containers.record import Contents, Record, Source
-from gnp_scale.data.decode import ImageError, pixels_of
+from gnp_scale.data.containers.record import Contents, Source
+from gnp_scale.data.encode import UNCHANGED, Encoding
 from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest, locked_journal
 from gnp_scale.data.progress import progress_of
-from gnp_scale.data.restarts import JPEGTRAN, with_restart_markers
 from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
 from gnp_scale.run.files import append_line, read_rows, sync
 
@@ -38,11 +36,7 @@ class _Output(NamedTuple):
 
     folder: Path
     form: ShardForm
-    restart_markers: bool
-
-    def encoded(self, record: Record) -> Record:
-        """The record as it is written."""
-        return record._replace(data=_marked(record.data)) if self.restart_markers else record
+    encoding: Encoding
 
 
 class _Task(NamedTuple):
@@ -60,27 +54,23 @@ def prepare(
     shard_bytes: int,
     num_threads: int,
     form_name: str = "arrayrecord",
-    *,
-    restart_markers: bool = False,
+    encoding: Encoding = UNCHANGED,
 ) -> Manifest:
     """Writes the data set in `folder` into `out`, in shards of about `shard_bytes`; goes on after a kill.
 
-    `form_name` is one of `SHARD_FORMS`. `restart_markers` adds these to JPEGs, so that random crops are decoded alone.
+    `form_name` is one of `SHARD_FORMS`, and `encoding` says how images are changed.
 
     Raises:
         ConfigError: there is no data set, `out` holds something else or is being written by another process, a record
             of the source is damaged, or there is no program that adds restart markers.
         OSError: something cannot be written.
     """
-    check(
-        not restart_markers or shutil.which(JPEGTRAN) is not None,
-        f"--restart-markers needs {JPEGTRAN}, which is not on this machine: install it (Debian: libjpeg-turbo-progs)",
-    )
+    encoding.check()
     check(
         folder.resolve() not in out.resolve().parents,
         f"OUT {out} lies in SOURCE {folder}, and would be a part of it: give a folder beside it",
     )
-    contents, output = open_folder(str(folder)), _Output(out, SHARD_FORMS[form_name], restart_markers)
+    contents, output = open_folder(str(folder)), _Output(out, SHARD_FORMS[form_name], encoding)
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
         return _finished(output, contents)
@@ -90,7 +80,7 @@ def prepare(
 
 def _write(output: _Output, contents: Contents, shard_bytes: int, num_threads: int) -> Manifest:
     """Writes the shards that are missing, and the files that describe them."""
-    num_bytes = {split: _estimated_bytes(source) for split, source in contents.splits.items()}
+    num_bytes = {split: _estimated_bytes(source, output.encoding) for split, source in contents.splits.items()}
     tasks = _plan(output, contents, num_bytes, shard_bytes)
     done = _begin(output, contents, tasks)
     lock = threading.Lock()
@@ -127,10 +117,10 @@ def _plan(output: _Output, contents: Contents, num_bytes: Mapping[str, int], sha
     return tasks
 
 
-def _estimated_bytes(source: Source) -> int:
+def _estimated_bytes(source: Source, encoding: Encoding) -> int:
     """From evenly spaced records, so that it is the same at each start."""
     ids = np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64))
-    return len(source) * sum(len(record.data) for record in source.read(ids)) // len(ids)
+    return len(source) * sum(len(encoding.resized(record.data)) for record in source.read(ids)) // len(ids)
 
 
 def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[str, Shard]:
@@ -145,7 +135,7 @@ def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[
         "class_names": list(contents.class_names),
         "splits": _sizes(contents),
         "files": [task.file for task in tasks],
-        "restart_markers": output.restart_markers,
+        **output.encoding.named(),
     }
     journal = out / JOURNAL_FILE
     rows = list(read_rows(journal))
@@ -164,17 +154,6 @@ def _has_size(path: Path, num_bytes: int) -> bool:
     return path.exists() and path.stat().st_size == num_bytes
 
 
-def _marked(data: bytes) -> bytes:
-    """An image with restart markers, or as it is if they would change its pixels, or if it cannot be decoded."""
-    marked = with_restart_markers(data)
-    if marked is data:
-        return data
-    try:
-        return marked if np.array_equal(pixels_of(marked), pixels_of(data)) else data
-    except ImageError:
-        return data
-
-
 def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
     """Writes a shard, and gives it its name when it is on the disk."""
     part, path = output.folder / f"{task.file}.part", output.folder / task.file
@@ -189,7 +168,8 @@ def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable
                         f"{task.split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run "
                         "gnp-scale data index SOURCE"
                     )
-                writer.write(number, output.encoded(record))
+                record = record._replace(data=output.encoding.of(record.data))
+                writer.write(number, record)
                 counts[record.label] += 1
                 num_bytes += len(record.data)
             advance(len(numbers), num_bytes)
@@ -212,7 +192,7 @@ def _finish(output: _Output, contents: Contents, tasks: Sequence[_Task], done: M
     out = output.folder
     splits = {split: tuple(done[task.file] for task in tasks if task.split == split) for split in contents.splits}
     output.form.describe(out, contents, splits)
-    manifest = Manifest(contents.form, contents.class_names, splits, output.restart_markers)
+    manifest = Manifest(contents.form, contents.class_names, splits, output.encoding)
     manifest.write(out)
     for part in out.glob("*.part"):
         part.unlink()
@@ -230,7 +210,7 @@ def _finished(output: _Output, contents: Contents) -> Manifest:
     sizes = {name: sum(shard.num_examples for shard in shards) for name, shards in manifest.splits.items()}
     has_form = all(output.form.is_shard(shard.file) for shards in manifest.splits.values() for shard in shards)
     is_same = manifest.class_names == contents.class_names and sizes == _sizes(contents)
-    if not is_same or not has_form or manifest.restart_markers != output.restart_markers:
+    if not is_same or not has_form or manifest.encoding != output.encoding:
         raise ConfigError(
             f"{output.folder} holds another data set, or one prepared with other options: give a new folder as OUT"
         )
