@@ -35,7 +35,7 @@ from gnp_scale.run.store import Folder
 from gnp_scale.steps import EVALUATION, Name, Run, needed, train_from
 from gnp_scale.training.compilation import Programs, misfits_are_config_errors
 from gnp_scale.training.evaluate import trace_eval_step
-from gnp_scale.training.penalty import group_advice
+from gnp_scale.training.penalty import group_advice, mesh_advice
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
@@ -85,9 +85,9 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 if weights is not None:
                     weights.record(run_dir)
                 num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
-                if advice := task.model.batch_norm_advice(config.data.batch_size, num_parts):
-                    announce(advice)
-                if advice := group_advice(config, kinds, task.model.bn_group_size):
+                of_batch_norm = task.model.batch_norm_advice(config.data.batch_size, num_parts)
+                of_groups = group_advice(config, kinds, task.model.bn_group_size)
+                for advice in filter(None, (of_batch_norm, of_groups, mesh_advice(config, kinds))):
                     announce(advice)
                 # A run that is asked to stop ends its saves before it writes a profile.
                 with Profile(config.train, run_dir) as profile, Checkpoints(run_dir, config) as checkpoints:

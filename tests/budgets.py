@@ -64,8 +64,9 @@ ROWS = {
 _SLICES = {
     **dict.fromkeys(("cifar", "cifar100", "digits", "fashion_mnist", "grocery", "imagenet_gnp"), ("v5e:2x2", "")),
     **dict.fromkeys(("finetune", "imagenet_modern"), ("v5e:4x4", "")),
-    **dict.fromkeys(("imagenet", "imagenet_sam"), ("v5e:4x8", "")),
-    **dict.fromkeys(("imagenet_no_aug", "imagenet_no_aug_mixer"), ("v5e:8x8", "")),
+    "imagenet": ("v5e:4x8", ""),
+    "imagenet_sam": ("v5e:4x8", "--mesh.replica 32 --mesh.fsdp 1"),
+    **dict.fromkeys(("imagenet_no_aug", "imagenet_no_aug_mixer"), ("v5e:8x8", "--mesh.replica 64 --mesh.fsdp 1")),
     "scale": ("v5p:4x8x8", "--mesh.replica 4"),
 }
 """By file of recipes, a slice over which their batches and groups divide, and the mesh there."""

@@ -11,7 +11,7 @@ from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, OptimCo
 from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.training import optim
 from gnp_scale.training.leaves import layer_axes
-from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp
+from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp, mesh_advice
 
 NUM_STEPS = 20
 STEPS = np.arange(NUM_STEPS)
@@ -386,3 +386,40 @@ def is_refused(section, **values):
     except ValueError:
         return True
     return False
+
+
+def advised_mesh(shape, kind=StepKind.FULL, num_groups=4):
+    axes = dict(zip(("replica", "fsdp", "tensor"), shape, strict=True))
+    config = Config(data=DataConfig(batch_size=256), gnp=GnpConfig(perturb_groups=num_groups))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))):
+        return mesh_advice(config, {kind})
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags"),
+    [
+        ((1, 4, 1), "--mesh.replica 4 --mesh.fsdp 1 "),
+        ((1, 16, 1), "--mesh.replica 4 --mesh.fsdp 4 "),
+        ((2, 8, 1), "--mesh.replica 4 --mesh.fsdp 4 "),
+        ((8, 1, 1), "--mesh.replica 4 --mesh.fsdp 2 "),
+        ((1, 8, 2), "--mesh.replica 4 --mesh.fsdp 2 "),
+    ],
+)
+def test_groups_that_could_be_replicas_are_told_with_their_mesh(shape, flags):
+    assert f"with {flags}they are computed side by side" in advised_mesh(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "num_groups"),
+    [
+        ((4, 4, 1), StepKind.FULL, 4),
+        ((1, 1, 1), StepKind.FULL, 4),
+        ((1, 6, 1), StepKind.FULL, 4),
+        ((1, 2, 2), StepKind.FULL, 4),
+        ((1, 4, 1), StepKind.FULL, 1),
+        ((1, 4, 1), StepKind.PLAIN, 4),
+    ],
+    ids=["they are", "one device", "other devices", "tensor", "one group", "no penalty"],
+)
+def test_there_is_no_advice_on_the_mesh_if_none_is_better(shape, kind, num_groups):
+    assert advised_mesh(shape, kind, num_groups) is None

@@ -97,6 +97,28 @@ def group_advice(config: Config, kinds: Collection[StepKind], bn_group_size: int
     )
 
 
+def mesh_advice(config: Config, kinds: Collection[StepKind]) -> str | None:
+    """The mesh on which groups are computed side by side, if they are not and the devices allow it, or None.
+
+    Call it with the mesh set.
+
+    Args:
+        config: The configuration.
+        kinds: The kinds of the steps of a run.
+    """
+    num_groups, num_tensor = config.gnp.perturb_groups, mesh.current_axis_size(mesh.TENSOR)
+    num_devices = mesh.current_axis_size(mesh.BATCH) * num_tensor
+    is_side_by_side = num_groups == mesh.current_axis_size(mesh.REPLICA)
+    if StepKind.FULL not in kinds or num_groups == 1 or is_side_by_side or num_devices % (num_groups * num_tensor):
+        return None
+    return (
+        f"the {num_groups} groups of gnp.perturb_groups are computed one after the other on all {num_devices} devices, "
+        f"which gather the parameters for each: with --mesh.replica {num_groups} --mesh.fsdp "
+        f"{num_devices // num_groups // num_tensor} they are computed side by side, with the same numbers up to "
+        "rounding, if the memory is enough (docs/method.md, Groups)"
+    )
+
+
 def _usual_groups(config: Config) -> int | None:
     """Number of groups that the mesh allows, with at most `USUAL_GROUP` examples for each perturbation if possible."""
     batch_size, section = config.data.batch_size, config.gnp
