@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest
+from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest, stored_shapes
 from gnp_scale.checkpoint import restore as restore_module
 from gnp_scale.checkpoint.checksums import checksums, mismatched
 from gnp_scale.checkpoint.store import Store
@@ -182,13 +182,55 @@ def test_a_half_written_step_is_no_checkpoint(run_dir):
 
 def test_another_process_takes_steps_and_scores_from_the_main_one(run_dir, monkeypatch):
     """Its file system may show fewer steps, or an unreadable file: then it would keep and read other steps."""
-    answers, given = [[[2, {"eval/top1": 0.5}], [3, None]], [1, 2]], []
+    answers, given = [[[2, {"eval/top1": 0.5}], [3, None]], [1, 2], [1, 2]], []
     monkeypatch.setattr(restore_module, "is_main_process", lambda: False)
     monkeypatch.setattr(restore_module.consensus, "broadcast", lambda value: given.append(value) or answers.pop(0))
     truncate(run_dir, 2)
     assert restore_module.stored_scores(Store(run_dir), [1, 2, 3]) == {2: {"eval/top1": 0.5}}
     assert load_newest(run_dir, state_of(0))[0] == 1, "3 is not among the steps, and 2 is damaged"
-    assert given == [[], []]
+    assert given == [[], [], []]
+
+
+@pytest.mark.parametrize("lost", ["state/manifest.ocdbt", "state/_METADATA", "state"])
+def test_a_lost_description_is_one_line_for_all_who_read(lost, run_dir, capsys):
+    path = run_dir / "checkpoints" / "3" / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert load_newest(run_dir, state_of(0))[0] == 2
+    assert stored_shapes(run_dir) == {"w": state_of(2)["params"]["w"].shape}
+    assert len([line for line in capsys.readouterr().err.splitlines() if "step 3 is damaged" in line]) == 2
+    with pytest.raises(ConfigError, match=r"step 3 is damaged \(.*\): name another --step$"):
+        fingerprint(run_dir)
+
+
+def test_a_run_may_delete_what_is_read(run_dir, monkeypatch, capsys):
+    """Its checkpoints of steps 2 and 3 go, and one of step 4 comes, while others begin to read the newest."""
+    read, reads = Store.metadata, []
+
+    def metadata(store, step):
+        reads.append(step)
+        if reads == [3]:
+            for old in ("2", "3"):
+                shutil.move(run_dir / "checkpoints" / old, run_dir / f"{old} is deleted")
+            shutil.copytree(run_dir / "3 is deleted", run_dir / "checkpoints" / "4")
+        return read(store, step)
+
+    monkeypatch.setattr(Store, "metadata", metadata)
+    assert load_newest(run_dir, state_of(0))[0] == 4
+    assert "damaged" not in capsys.readouterr().err
+    for old in ("2", "3"):
+        shutil.move(run_dir / f"{old} is deleted", run_dir / "checkpoints" / old)
+    shutil.rmtree(run_dir / "checkpoints" / "4")
+    reads.clear()
+    assert fingerprint(run_dir)[0] == 4
+    reads.clear()
+    for old in ("2", "3"):
+        shutil.move(run_dir / f"{old} is deleted", run_dir / "checkpoints" / old)
+    shutil.rmtree(run_dir / "checkpoints" / "4")
+    with pytest.raises(ConfigError, match=r"has no checkpoint of step 3: name another --step, of \[1, 4\]"):
+        fingerprint(run_dir, 3)
 
 
 def test_reading_skips_damage_and_changes_nothing(run_dir, capsys):

@@ -2,7 +2,8 @@
 
 from gnp_scale.checkpoint.average import load_average, load_whole_average
 from gnp_scale.checkpoint.manager import Checkpoints
-from gnp_scale.checkpoint.restore import fingerprint, has_checkpoints, load_newest, load_whole, stored_shapes
+from gnp_scale.checkpoint.restore import has_checkpoints, load_newest, stored_shapes
+from gnp_scale.checkpoint.whole import fingerprint, load_whole
 
 __all__ = [
     "Checkpoints",

@@ -1,5 +1,6 @@
 """The average of several checkpoints of one run."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 
 from gnp_scale.checkpoint.bucket import open_store
-from gnp_scale.checkpoint.restore import load_whole, newest_intact, stored_steps
+from gnp_scale.checkpoint.restore import newest_intact, stored_steps
+from gnp_scale.checkpoint.whole import load_whole
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce
 from gnp_scale.run.store import Folder
@@ -68,12 +70,12 @@ def _newest_first(run_dir: Folder, abstract_state: TrainState, num: int) -> Iter
     steps = stored_steps(run_dir, store)
     if len(steps) < num:
         raise _too_few(run_dir, len(steps), num)
+    step = math.inf
     for num_found in range(num):
         try:
-            step, state = newest_intact(store, steps, abstract_state)
+            step, state = newest_intact(run_dir, store, abstract_state, step)
         except ConfigError as error:
             raise (_too_few(run_dir, num_found, num) if num_found else error) from None
-        steps = [older for older in steps if older < step]
         yield step, state
         del state
 

@@ -1,13 +1,13 @@
 """Reads checkpoints: only intact ones, and the same one in every process."""
 
-import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from gnp_kernels.trees import path_name
 
 from gnp_scale import recipe
@@ -16,8 +16,7 @@ from gnp_scale.checkpoint.checksums import mismatched
 from gnp_scale.checkpoint.metadata import DamagedError, Metadata
 from gnp_scale.checkpoint.retention import Scores
 from gnp_scale.checkpoint.store import Store
-from gnp_scale.config import Config, ConfigError, MeshConfig
-from gnp_scale.mesh import make_mesh
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
 from gnp_scale.run.processes import is_main_process
@@ -25,6 +24,9 @@ from gnp_scale.run.run_dir import changes
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
 from gnp_scale.training.state import TrainState
+
+MOST_LISTINGS = 10
+"""Of the checkpoints of a run that deletes them while they are read."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ def latest_valid(
     skipped: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         try:
-            metadata = _metadata(store, step)
+            metadata = tried(store.metadata, step)
             if config is not None:
                 _check_same_run(store, step, metadata, config)
-            return VerifiedCheckpoint(step, _state(store, step, abstract_state, metadata), metadata, skipped)
+            return VerifiedCheckpoint(step, read_state(store, step, abstract_state, metadata), metadata, skipped)
         except DamagedError as error:
             skipped[step] = str(error)
     found = "; ".join(f"step {step}: {problem}" for step, problem in skipped.items())
@@ -62,26 +64,31 @@ def latest_valid(
     )
 
 
-def _metadata(store: Store, step: int) -> Metadata:
-    metadata, problem = None, None
+def tried(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns, if it fails in no process.
+
+    Raises:
+        DamagedError: it fails in one of them.
+    """
+    result, problem = None, None
     try:
-        metadata = store.metadata(step)
+        result = read(*arguments)
     except Exception as error:
         # There is no list of the errors that a damaged file can cause.
         problem = one_line(error)
     _agree_on(problem)
-    assert metadata is not None
-    return metadata
+    return result
 
 
-def _state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> Any:
-    state, problem = None, None
+def read_state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> Any:
+    """The state of a step, with the types and shardings of `abstract_state`.
+
+    Raises:
+        ConfigError: its optimizer has another form.
+        DamagedError: it cannot be read in one of the processes, or has not the checksums of `metadata`.
+    """
     _check_form(store, step, metadata["checksums"], abstract_state)
-    try:
-        state = store.read(step, abstract_state)
-    except Exception as error:
-        problem = one_line(error)
-    _agree_on(problem)
+    state = tried(store.read, step, abstract_state)
     names = mismatched(state, metadata["checksums"])
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -138,20 +145,36 @@ def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, Train
     Raises:
         ConfigError: there is none.
     """
-    store = open_store(run_dir)
-    return newest_intact(store, stored_steps(run_dir, store), abstract_state)
+    return newest_intact(run_dir, open_store(run_dir), abstract_state)
 
 
-def newest_intact(store: Store, steps: Iterable[int], abstract_state: TrainState) -> tuple[int, TrainState]:
-    """(step, state) of the newest intact checkpoint of `steps`. Prints a line for each newer one, which is damaged.
+def newest_intact(
+    run_dir: Folder, store: Store, abstract_state: TrainState, below: float = math.inf
+) -> tuple[int, TrainState]:
+    """(step, state) of the newest intact checkpoint of a step before `below`. Prints a line for each newer one, which
+    is damaged. A run may delete one while it is read: then they are listed again.
 
     Raises:
-        ConfigError: none of them is intact.
+        ConfigError: none is intact.
     """
-    whole = latest_valid(store, steps, abstract_state)
+    for attempt in itertools.count(1):
+        steps = [step for step in stored_steps(run_dir, store) if step < below]
+        try:
+            whole = latest_valid(store, steps, abstract_state)
+        except ConfigError:
+            if attempt == MOST_LISTINGS or not deleted(store, steps):
+                raise
+            continue
+        if attempt == MOST_LISTINGS or not whole.skipped or not deleted(store, whole.skipped):
+            break
     for step, problem in whole.skipped.items():
         announce(f"the checkpoint of step {step} is damaged ({problem}): using that of step {whole.step}")
     return whole.step, whole.state
+
+
+def deleted(store: Store, steps: Iterable[int]) -> set[int]:
+    """Those of `steps` that the run has deleted since they were listed."""
+    return set(steps) - set(_stored_steps(store))
 
 
 def stored_shapes(run_dir: Folder) -> dict[str, tuple[int, ...]]:
@@ -163,49 +186,12 @@ def stored_shapes(run_dir: Folder) -> dict[str, tuple[int, ...]]:
     store = open_store(run_dir)
     for step in reversed(stored_steps(run_dir, store)):
         try:
-            _metadata(store, step)
-            leaves = jax.tree.leaves_with_path(store.abstract_state(step)["params"])
+            tried(store.metadata, step)
+            leaves = jax.tree.leaves_with_path(tried(store.abstract_state, step)["params"])
             return {path_name(path): leaf.shape for path, leaf in leaves}
         except DamagedError as error:
             announce(f"the checkpoint of step {step} is damaged ({error})")
     raise ConfigError(f"no checkpoint in {store.folder} is intact: put one back")
-
-
-def fingerprint(run_dir: Folder, step: int | None = None) -> tuple[int, str]:
-    """(step, SHA-256) of the state saved at `step`, the newest when None: names, types, shapes and bytes of its leaves.
-
-    Two fingerprints are equal if and only if parameters, batch statistics, optimizer state and method state are
-    bitwise equal, for any mesh and number of processes.
-
-    Raises:
-        ConfigError: as `load_whole`.
-    """
-    step, state = load_whole(run_dir, step)
-    digest = hashlib.sha256()
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)):
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    return step, digest.hexdigest()
-
-
-def load_whole(run_dir: Folder, step: int | None = None) -> tuple[int, Any]:
-    """(step, state) of the checkpoint of `step`, the newest when None, on one device of this host; as nested
-    dictionaries and lists, for which neither the data set nor the network is needed.
-
-    Raises:
-        ConfigError: there is no such checkpoint, or it is damaged.
-    """
-    store = open_store(run_dir)
-    steps = stored_steps(run_dir, store)
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise ConfigError(f"{run_dir} has no checkpoint of step {step}: it has {steps}")
-    with jax.set_mesh(make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1])):
-        try:
-            return step, _state(store, step, store.abstract_state(step), _metadata(store, step))
-        except DamagedError as error:
-            raise ConfigError(f"the checkpoint of step {step} is damaged ({error}): name another --step") from None
 
 
 def has_checkpoints(run_dir: Folder) -> bool:

@@ -124,12 +124,16 @@ class Store:
         return verify(self._orbax_metadata(step).custom_metadata)
 
     def abstract_state(self, step: int) -> Any:
-        """Shapes and types of the arrays of a step, in nested dictionaries and lists; replicated."""
-        whole = sharding(REPLICATED)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            self._orbax_metadata(step).metadata,
-        )
+        """Shapes and types of the arrays of a step, in nested dictionaries and lists; replicated.
+
+        Raises:
+            DamagedError: it has no description of them.
+            Exception: any error that a damaged file causes in Orbax.
+        """
+        described, whole = self._orbax_metadata(step).metadata, sharding(REPLICATED)
+        if described is None:
+            raise DamagedError("its arrays are not described")
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), described)
 
     def read(self, step: int, abstract_state: Any) -> Any:
         """The state of a step, with the types and shardings of `abstract_state`; waits for no other process.

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from gnp_scale.checkpoint.bucket import open_store
-from gnp_scale.checkpoint.restore import newest_intact
+from gnp_scale.checkpoint.restore import latest_valid
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data import sources
 from gnp_scale.data.dataset import Examples
@@ -94,8 +94,8 @@ class _Scorer:
         """The accuracy of the checkpoint of `step` on the images of `split`."""
         dataset = replace(self._task.dataset, test=self._images(split))
         evaluate = make_evaluate(replace(self._task, dataset=dataset), lambda: self._program)
-        _, state = newest_intact(open_store(self._run_dir), [step], self._task.abstract_state())
-        return evaluate(state).scores[TOP1]
+        saved = latest_valid(open_store(self._run_dir), [step], self._task.abstract_state())
+        return evaluate(saved.state).scores[TOP1]
 
     def _images(self, split: str) -> Examples:
         return sources.load(replace(self._task.config.data, eval_split=split)).test
