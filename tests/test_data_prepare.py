@@ -419,6 +419,27 @@ def test_two_do_not_write_into_one_folder(to: str, source: Path, tmp_path: Path,
     assert prepare(source, out, 300, 1, to) == written == Manifest.read(out)
 
 
+@pytest.mark.parametrize("when", ["unfinished", "finished"])
+@pytest.mark.parametrize("change", ["another name", "other bytes", "another label"])
+def test_a_source_that_changed_is_refused(when: str, change: str, source: Path, tmp_path: Path, monkeypatch):
+    """With as many images as before: shards of both would lack some images, and have others twice."""
+    write_folder(source)
+    with monkeypatch.context() as patch:
+        if when == "unfinished":
+            patch.setattr(module, "_finish", lambda *_: None)
+        prepare(source, tmp_path / "out", 300, 1)
+    kept = content(tmp_path / "out")
+    image = source / "train" / "one" / "1.PNG"
+    if change == "other bytes":
+        image.write_bytes(png(77))
+    else:
+        image.rename(source / "train" / ("one" if change == "another name" else "zero") / "11.PNG")
+    write_index(source)
+    with pytest.raises(ConfigError, match="another data set"):
+        prepare(source, tmp_path / "out", 300, 1)
+    assert content(tmp_path / "out") == kept
+
+
 def test_a_journal_that_a_power_cut_emptied_is_begun_again(to: str, source: Path, tmp_path: Path, monkeypatch):
     write_folder(source)
     expected = prepare(source, tmp_path / "whole" / "out", 300, 1, to)

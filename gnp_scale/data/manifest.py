@@ -42,6 +42,8 @@ class Manifest:
     splits: Mapping[str, tuple[Shard, ...]]
     encoding: Encoding
     """How images were changed."""
+    digests: Mapping[str, str]
+    """By split: of the records from which it was made; empty in manifests of earlier versions."""
 
     @classmethod
     def read(cls, folder: Folder) -> Self:
@@ -56,7 +58,7 @@ class Manifest:
             stored = json.loads((folder / MANIFEST_FILE).read_text())
             splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in stored["splits"].items()}
             encoding = Encoding(stored.get("shorter_side"), stored.get("restart_markers", False))
-            return cls(stored["source"], tuple(stored["class_names"]), splits, encoding)
+            return cls(stored["source"], tuple(stored["class_names"]), splits, encoding, stored.get("digests", {}))
         except (FileNotFoundError, StoreError):
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,7 +68,7 @@ class Manifest:
         """Writes the manifest; after a kill it is absent or whole."""
         splits = {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()}
         stored = {"version": VERSION, "source": self.source, "class_names": self.class_names, "splits": splits}
-        stored |= self.encoding.named()
+        stored |= {"digests": self.digests, **self.encoding.named()}
         replace_file(folder / MANIFEST_FILE, json.dumps(stored, indent=1).encode())
 
 

@@ -4,6 +4,7 @@ Shards are written side by side, each under another name until it is whole. A jo
 so after a kill the same command goes on, and ends with the same bytes.
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -17,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gnp_scale.config import ConfigError, check
+from gnp_scale.data.containers.byte_ranges import ByteRanges
 from gnp_scale.data.containers.open_folder import open_folder
-from gnp_scale.data.containers.record import Contents, Source
+from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.encode import UNCHANGED, Encoding
 from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest, locked_journal
 from gnp_scale.data.progress import progress_of
@@ -28,7 +30,7 @@ from gnp_scale.run.files import append_line, read_rows, sync
 _CHUNK = 32
 """Records that a thread holds in memory."""
 _NUM_SAMPLED = 256
-"""Records from which the size of a split is estimated."""
+"""Records of a split from which its size is estimated, and by which it is known."""
 
 
 class _Output(NamedTuple):
@@ -37,6 +39,8 @@ class _Output(NamedTuple):
     folder: Path
     form: ShardForm
     encoding: Encoding
+    digests: Mapping[str, str]
+    """Of the splits that are written, so that those of another data set, or a changed one, are refused."""
 
 
 class _Task(NamedTuple):
@@ -70,7 +74,9 @@ def prepare(
         folder.resolve() not in out.resolve().parents,
         f"OUT {out} lies in SOURCE {folder}, and would be a part of it: give a folder beside it",
     )
-    contents, output = open_folder(str(folder)), _Output(out, SHARD_FORMS[form_name], encoding)
+    contents = open_folder(str(folder))
+    digests = {split: _digest(split, source) for split, source in contents.splits.items()}
+    output = _Output(out, SHARD_FORMS[form_name], encoding, digests)
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
         return _finished(output, contents)
@@ -118,9 +124,38 @@ def _plan(output: _Output, contents: Contents, num_bytes: Mapping[str, int], sha
 
 
 def _estimated_bytes(source: Source, encoding: Encoding) -> int:
-    """From evenly spaced records, so that it is the same at each start."""
-    ids = np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64))
-    return len(source) * sum(len(encoding.resized(record.data)) for record in source.read(ids)) // len(ids)
+    records = _sampled(source)
+    return len(source) * sum(len(encoding.resized(record.data)) for record in records) // len(records)
+
+
+def _digest(split: str, source: Source) -> str:
+    """Of the index of all records, with their checksums, or of the sampled ones if there is none.
+
+    Raises:
+        ConfigError: a sampled record is damaged.
+    """
+    digest = hashlib.sha256(repr(len(source)).encode())
+    if isinstance(source, ByteRanges):
+        for name, array in sorted(source.arrays.items()):
+            digest.update(name.encode() + array.tobytes())
+        return digest.hexdigest()
+    for record in _sampled(source):
+        _check_usable(split, record)
+        digest.update(repr((record.name, record.label, len(record.data))).encode() + record.data)
+    return digest.hexdigest()
+
+
+def _check_usable(split: str, record: Record) -> None:
+    check(
+        not record.problem,
+        f"{split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run gnp-scale data index "
+        "SOURCE",
+    )
+
+
+def _sampled(source: Source) -> list[Record]:
+    """Evenly spaced records, the same at each start."""
+    return source.read(np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64)))
 
 
 def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[str, Shard]:
@@ -134,6 +169,7 @@ def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[
         "form": contents.form,
         "class_names": list(contents.class_names),
         "splits": _sizes(contents),
+        "digests": output.digests,
         "files": [task.file for task in tasks],
         **output.encoding.named(),
     }
@@ -147,11 +183,8 @@ def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[
             f"{out} was begun from another data set, or with other options: remove it, or give a new folder"
         )
     shards = [Shard(**row) for row in rows[1:]]
-    return {shard.file: shard for shard in shards if _has_size(out / shard.file, shard.num_bytes)}
-
-
-def _has_size(path: Path, num_bytes: int) -> bool:
-    return path.exists() and path.stat().st_size == num_bytes
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    return {shard.file: shard for shard in shards if sizes.get(shard.file) == shard.num_bytes}
 
 
 def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable[[int, int], None]) -> Shard:
@@ -163,11 +196,7 @@ def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable
         for numbers in _chunks(task):
             num_bytes = 0
             for number, record in zip(numbers, source.read(numbers), strict=True):
-                if record.problem:
-                    raise ConfigError(
-                        f"{task.split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run "
-                        "gnp-scale data index SOURCE"
-                    )
+                _check_usable(task.split, record)
                 record = record._replace(data=output.encoding.of(record.data))
                 writer.write(number, record)
                 counts[record.label] += 1
@@ -192,7 +221,7 @@ def _finish(output: _Output, contents: Contents, tasks: Sequence[_Task], done: M
     out = output.folder
     splits = {split: tuple(done[task.file] for task in tasks if task.split == split) for split in contents.splits}
     output.form.describe(out, contents, splits)
-    manifest = Manifest(contents.form, contents.class_names, splits, output.encoding)
+    manifest = Manifest(contents.form, contents.class_names, splits, output.encoding, output.digests)
     manifest.write(out)
     for part in out.glob("*.part"):
         part.unlink()
@@ -210,6 +239,7 @@ def _finished(output: _Output, contents: Contents) -> Manifest:
     sizes = {name: sum(shard.num_examples for shard in shards) for name, shards in manifest.splits.items()}
     has_form = all(output.form.is_shard(shard.file) for shards in manifest.splits.values() for shard in shards)
     is_same = manifest.class_names == contents.class_names and sizes == _sizes(contents)
+    is_same = is_same and manifest.digests in ({}, output.digests)
     if not is_same or not has_form or manifest.encoding != output.encoding:
         raise ConfigError(
             f"{output.folder} holds another data set, or one prepared with other options: give a new folder as OUT"
