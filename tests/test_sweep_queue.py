@@ -172,13 +172,15 @@ def test_an_error_leaves_no_process_behind(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be written .* choose another --out"):
+    with pytest.raises(ConfigError, match=r"cannot be written .*: make it writable, or choose another folder$"):
         queue(tmp_path / "file", a="exit 0").run()
 
 
 def test_exit_codes_have_words():
     assert meaning(0) == "finished"
     assert meaning(77) == "diverged, exit code 77"
+    assert meaning(-signal.SIGRTMIN) == f"killed by {signal.SIGRTMIN.name}"
+    assert meaning(-40) == "killed by signal 40"
     assert meaning(5) == "failed, exit code 5"
     assert meaning(-9) == "killed by SIGKILL"
 

@@ -136,7 +136,9 @@ class Queue:
         try:
             log = open_log(self._folder, name)
         except OSError as error:
-            raise ConfigError(f"{self._folder} cannot be written ({error}): choose another --out") from error
+            raise ConfigError(
+                f"{self._folder} cannot be written ({error}): make it writable, or choose another folder"
+            ) from error
         if try_lock(log.fileno()) and not is_in_use(self._folder / name):
             return log
         log.close()
@@ -209,8 +211,15 @@ _MEANINGS: Mapping[int, str] = {
 }
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # A real-time signal.
+        return f"signal {number}"
+
+
 def meaning(code: int) -> str:
     """What the exit code of `gnp-scale train` means, in a few words."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {_signal_name(-code)}"
     return _MEANINGS.get(code, "failed") + (f", exit code {code}" if code else "")
