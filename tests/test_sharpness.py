@@ -55,6 +55,20 @@ def test_a_group_without_usable_examples_does_not_count(set_mesh):
         np.testing.assert_allclose(with_it, without, rtol=1e-6)
 
 
+def test_a_smaller_last_group_does_not_count(set_mesh):
+    """Its m is another one, and it would weigh as much as a whole group."""
+    set_mesh()
+    _, fixed = quadratic(num_groups=3, num=8)
+    mask = np.asarray(fixed.parts["mask"]).copy()
+    mask[2, 1:] = 0
+    fixed.parts["mask"] = jax.device_put(mask, fixed.parts["mask"].sharding)
+    params, radius_R = placed({"w": W}, {"w": P()}), jnp.array([0.1])
+    whole = Fixed(None, {name: x[:2] for name, x in fixed.parts.items()})
+    of_groups = jax.jit(partial(rise.mean_over_groups, quadratic_sum))
+    for with_it, without in zip(of_groups(params, fixed, radius_R), of_groups(params, whole, radius_R), strict=True):
+        np.testing.assert_allclose(with_it, without, rtol=1e-6)
+
+
 def test_a_direction_has_the_norms_of_the_filters(on_mesh):
     """Output channels of a dense kernel and heads of an attention kernel; biases and frozen kernels stay."""
     draws = np.random.default_rng(2)
@@ -156,6 +170,8 @@ def test_the_loss_is_a_fixed_function_with_the_labels_of_the_run(set_mesh):
         ({"measures": ("rises",)}, "--measure has 'rises': did you mean rise"),
         ({"radii": (0.1, -1.0)}, "--radii is 0.1,-1: give numbers above 0"),
         ({"radii": (float("inf"),)}, "--radii is inf"),
+        ({"radii": (1e39,)}, r"--radii is 1e\+39: give numbers above 0"),
+        ({"radii": (0.05, 0.05000001)}, "--radii is 0.05,0.05: give each radius once"),
         ({"num_eigenvalues": 9, "num_lanczos_steps": 8}, "make --lanczos-steps larger"),
     ],
 )

@@ -87,7 +87,7 @@ def _other_end(
     config: Config, run_dir: Folder, other_dir: Folder, num_averaged: int | None, stages: Stages
 ) -> tuple[int, Params]:
     """The step and the parameters of the run in `other_dir`."""
-    is_same = other_dir.absolute() == run_dir.absolute()
+    is_same = _resolved(other_dir) == _resolved(run_dir)
     check(not is_same, f"--to is {other_dir}, which is the run itself: give another one")
     other = stored_config(other_dir)
     line.check_same_network(config, other, str(other_dir))
@@ -147,8 +147,17 @@ def _measure_loss(network: _Network, report: Report) -> None:
         }
 
 
+def _resolved(folder: Folder) -> Folder:
+    return folder.resolve() if isinstance(folder, Path) else folder
+
+
 def _measure_rise(network: _Network, loss_sum: LossSum, fixed: Fixed, report: Report) -> None:
     task, settings, during = network.task, network.settings, network.during
+    num_examples = min(settings.num_examples, len(task.dataset.train))
+    check(
+        settings.group_size <= num_examples,
+        f"--group is {settings.group_size}, but {num_examples} examples are measured: give at most so many",
+    )
     radius_R, scores = jnp.array(settings.radii, jnp.float32), report.scores
     with during():
         whole = jax.device_get(jax.jit(partial(rise.worst_case, loss_sum))(network.params, fixed, radius_R))

@@ -117,7 +117,8 @@ def _to_json(run: str, report: Report, settings: Settings, other: str | None) ->
     plane = None
     if report.steps is not None and report.losses is not None:
         plane = {"steps": report.steps.tolist(), "loss": [_finite(row) for row in report.losses]}
-    content = {"run": run, "step": report.step, "settings": asdict(settings), "scores": report.scores, "plane": plane}
+    scores = {name: value if np.isfinite(value) else None for name, value in report.scores.items()}
+    content = {"run": run, "step": report.step, "settings": asdict(settings), "scores": scores, "plane": plane}
     if report.line is not None:
         line = {"steps": report.line.steps.tolist(), "loss": _finite(report.line.losses)}
         content["line"] = {"to": other, "to_step": report.other_step, **line, "top1": report.line.top1.tolist()}

@@ -43,14 +43,17 @@ def worst_case(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: jax.Ar
 def mean_over_groups(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: jax.Array) -> tuple[jax.Array, ...]:
     """m-sharpness (arXiv 2010.01412, section 4.2): the mean of the rises of the groups, each along its own gradient.
 
-    Groups are the parts of `fixed`; those without any example do not count.
+    Groups are the parts of `fixed`; those with fewer examples than the largest do not count: their m is another one.
 
     Returns:
         mean_R, error_R: the means, and their standard errors (NaN for one group).
     """
 
+    size_T = jnp.sum(fixed.parts["mask"], axis=1)
+    largest = jnp.max(size_T)
+
     def of_group(parts: Any) -> tuple[jax.Array, jax.Array]:
-        counts = jnp.sum(parts["mask"]) > 0
+        counts = jnp.sum(parts["mask"]) == largest
         rise_R = worst_case(loss_sum, params, Fixed(fixed.shared, parts), radius_R).rises
         return jnp.where(counts, rise_R, 0.0), counts
 

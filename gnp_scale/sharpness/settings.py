@@ -1,6 +1,5 @@
 """What `gnp-scale sharpness` measures, and how."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,9 @@ from gnp_scale.config import check
 
 MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding")
 """Of one network."""
+
+_SMALLEST_RADIUS, _LARGEST_RADIUS = 1e-30, 1e30
+"""Numbers of float32."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Settings:
                 f"--measure has {name!r}: {closest(name, MEASURES)}choose some of {','.join(MEASURES)}",
             )
         check(
-            len(self.radii) > 0 and all(math.isfinite(radius) and radius > 0 for radius in self.radii),
+            len(self.radii) > 0 and all(_SMALLEST_RADIUS <= radius <= _LARGEST_RADIUS for radius in self.radii),
             f"--radii is {','.join(f'{radius:g}' for radius in self.radii)}: give numbers above 0, such as 0.01,0.05",
         )
+        names = [f"{radius:g}" for radius in self.radii]
+        check(len(set(names)) == len(names), f"--radii is {','.join(names)}: give each radius once, with six digits")
         check(
             self.num_eigenvalues <= self.num_lanczos_steps,
             f"--eigenvalues is {self.num_eigenvalues} and --lanczos-steps {self.num_lanczos_steps}: each step finds at "
