@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gnp_scale.checkpoint.bucket import open_store
-from gnp_scale.checkpoint.restore import newest_intact, stored_steps
+from gnp_scale.checkpoint.restore import load_newest, stored_steps
 from gnp_scale.checkpoint.whole import load_whole
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce
@@ -66,14 +66,13 @@ def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tu
 
 def _newest_first(run_dir: Folder, abstract_state: TrainState, num: int) -> Iterator[tuple[int, TrainState]]:
     """Reads the newest `num` intact checkpoints, one after another."""
-    store = open_store(run_dir)
-    steps = stored_steps(run_dir, store)
+    steps = stored_steps(run_dir, open_store(run_dir))
     if len(steps) < num:
         raise _too_few(run_dir, len(steps), num)
     step = math.inf
     for num_found in range(num):
         try:
-            step, state = newest_intact(run_dir, store, abstract_state, step)
+            step, state = load_newest(run_dir, abstract_state, step)
         except ConfigError as error:
             raise (_too_few(run_dir, num_found, num) if num_found else error) from None
         yield step, state

@@ -139,24 +139,15 @@ def _scores(store: Store, step: int) -> Scores | None:
         return None
 
 
-def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, TrainState]:
-    """(step, state) of the newest intact checkpoint. Changes nothing in the folder, because a run may write there.
+def load_newest(run_dir: Folder, abstract_state: TrainState, below: float = math.inf) -> tuple[int, TrainState]:
+    """(step, state) of the newest intact checkpoint of a step before `below`. Prints a line for each newer one, which
+    is damaged. Changes nothing in the folder, because a run may write there. It may also delete a checkpoint while it
+    is read: then they are listed again.
 
     Raises:
         ConfigError: there is none.
     """
-    return newest_intact(run_dir, open_store(run_dir), abstract_state)
-
-
-def newest_intact(
-    run_dir: Folder, store: Store, abstract_state: TrainState, below: float = math.inf
-) -> tuple[int, TrainState]:
-    """(step, state) of the newest intact checkpoint of a step before `below`. Prints a line for each newer one, which
-    is damaged. A run may delete one while it is read: then they are listed again.
-
-    Raises:
-        ConfigError: none is intact.
-    """
+    store = open_store(run_dir)
     for attempt in itertools.count(1):
         steps = [step for step in stored_steps(run_dir, store) if step < below]
         try:
