@@ -121,7 +121,7 @@ import sys
 from pathlib import Path
 from gnp_scale.data.prepare import prepare
 print("begins", flush=True)
-prepare(Path(sys.argv[1]), Path(sys.argv[2]), 200_000, 3, sys.argv[3])
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), 60_000, 3, sys.argv[3])
 """
 
 
@@ -132,7 +132,7 @@ def test_kills_at_any_moment_change_no_byte(to: str, source: Path, tmp_path: Pat
         folder = source / "train" / f"class-{number % 7}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(photograph(200, 200, seed=number), quality=95))
-    prepare(source, tmp_path / "expected" / "set", 200_000, 3, to)
+    prepare(source, tmp_path / "expected" / "set", 60_000, 3, to)
     out, draw, num_kills, code = tmp_path / "set", random.Random(0), 0, None
     while code is None:
         command = [sys.executable, "-c", KILLED, str(source), str(out), to]

@@ -4,7 +4,6 @@ Shards are written side by side, each under another name until it is whole. A jo
 so after a kill the same command goes on, and ends with the same bytes.
 """
 
-import hashlib
 import json
 import os
 import threading
@@ -15,22 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from gnp_scale.config import ConfigError, check
-from gnp_scale.data.containers.byte_ranges import ByteRanges
 from gnp_scale.data.containers.open_folder import open_folder
-from gnp_scale.data.containers.record import Contents, Record, Source
+from gnp_scale.data.containers.record import Contents, Source
 from gnp_scale.data.encode import UNCHANGED, Encoding
 from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest, locked_journal
 from gnp_scale.data.progress import progress_of
+from gnp_scale.data.sample import Sample, check_usable
 from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
 from gnp_scale.run.files import append_line, read_rows, sync
 
 _CHUNK = 32
 """Records that a thread holds in memory."""
-_NUM_SAMPLED = 256
-"""Records of a split from which its size is estimated, and by which it is known."""
 
 
 class _Output(NamedTuple):
@@ -75,18 +70,21 @@ def prepare(
         f"OUT {out} lies in SOURCE {folder}, and would be a part of it: give a folder beside it",
     )
     contents = open_folder(str(folder))
-    digests = {split: _digest(split, source) for split, source in contents.splits.items()}
+    samples = {split: Sample(split, source) for split, source in contents.splits.items()}
+    digests = {split: sample.digest() for split, sample in samples.items()}
     output = _Output(out, SHARD_FORMS[form_name], encoding, digests)
     out.mkdir(parents=True, exist_ok=True)
     if is_prepared(out):
         return _finished(output, contents)
+    num_bytes = {split: sample.estimated_bytes(encoding) for split, sample in samples.items()}
     with locked_journal(out):
-        return _write(output, contents, shard_bytes, num_threads)
+        return _write(output, contents, num_bytes, shard_bytes, num_threads)
 
 
-def _write(output: _Output, contents: Contents, shard_bytes: int, num_threads: int) -> Manifest:
+def _write(
+    output: _Output, contents: Contents, num_bytes: Mapping[str, int], shard_bytes: int, num_threads: int
+) -> Manifest:
     """Writes the shards that are missing, and the files that describe them."""
-    num_bytes = {split: _estimated_bytes(source, output.encoding) for split, source in contents.splits.items()}
     tasks = _plan(output, contents, num_bytes, shard_bytes)
     done = _begin(output, contents, tasks)
     lock = threading.Lock()
@@ -121,41 +119,6 @@ def _plan(output: _Output, contents: Contents, num_bytes: Mapping[str, int], sha
             file = output.form.file(name, split, number, num_shards)
             tasks.append(_Task(split, file, edges[number], edges[number + 1]))
     return tasks
-
-
-def _estimated_bytes(source: Source, encoding: Encoding) -> int:
-    records = _sampled(source)
-    return len(source) * sum(len(encoding.resized(record.data)) for record in records) // len(records)
-
-
-def _digest(split: str, source: Source) -> str:
-    """Of the index of all records, with their checksums, or of the sampled ones if there is none.
-
-    Raises:
-        ConfigError: a sampled record is damaged.
-    """
-    digest = hashlib.sha256(repr(len(source)).encode())
-    if isinstance(source, ByteRanges):
-        for name, array in sorted(source.arrays.items()):
-            digest.update(name.encode() + array.tobytes())
-        return digest.hexdigest()
-    for record in _sampled(source):
-        _check_usable(split, record)
-        digest.update(repr((record.name, record.label, len(record.data))).encode() + record.data)
-    return digest.hexdigest()
-
-
-def _check_usable(split: str, record: Record) -> None:
-    check(
-        not record.problem,
-        f"{split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run gnp-scale data index "
-        "SOURCE",
-    )
-
-
-def _sampled(source: Source) -> list[Record]:
-    """Evenly spaced records, the same at each start."""
-    return source.read(np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64)))
 
 
 def _begin(output: _Output, contents: Contents, tasks: Sequence[_Task]) -> dict[str, Shard]:
@@ -196,7 +159,7 @@ def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable
         for numbers in _chunks(task):
             num_bytes = 0
             for number, record in zip(numbers, source.read(numbers), strict=True):
-                _check_usable(task.split, record)
+                check_usable(task.split, record)
                 record = record._replace(data=output.encoding.of(record.data))
                 writer.write(number, record)
                 counts[record.label] += 1

@@ -1,0 +1,51 @@
+"""Some records of a split, read once: by them it is known again, and its size in another form is estimated."""
+
+import hashlib
+
+import numpy as np
+
+from gnp_scale.config import check
+from gnp_scale.data.containers.byte_ranges import ByteRanges
+from gnp_scale.data.containers.record import Record, Source
+from gnp_scale.data.encode import Encoding
+
+_NUM_SAMPLED = 256
+
+
+class Sample:
+    """Evenly spaced records of a split, the same at each start."""
+
+    def __init__(self, split: str, source: Source) -> None:
+        self._split, self._source = split, source
+        numbers = np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64)
+        self._records = source.read(np.unique(numbers))
+
+    def digest(self) -> str:
+        """Of the index of all records, with their checksums, or of the sampled ones if there is none.
+
+        Raises:
+            ConfigError: a sampled record is damaged.
+        """
+        digest = hashlib.sha256(repr(len(self._source)).encode())
+        if isinstance(self._source, ByteRanges):
+            for name, array in sorted(self._source.arrays.items()):
+                digest.update(name.encode() + array.tobytes())
+            return digest.hexdigest()
+        for record in self._records:
+            check_usable(self._split, record)
+            digest.update(repr((record.name, record.label, len(record.data))).encode() + record.data)
+        return digest.hexdigest()
+
+    def estimated_bytes(self, encoding: Encoding) -> int:
+        """Of all records of the split, encoded so."""
+        sizes = [len(encoding.resized(record.data)) for record in self._records]
+        return len(self._source) * sum(sizes) // len(sizes)
+
+
+def check_usable(split: str, record: Record) -> None:
+    """Raises ConfigError if the bytes of a record are not those of its index."""
+    check(
+        not record.problem,
+        f"{split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run gnp-scale data index "
+        "SOURCE",
+    )
