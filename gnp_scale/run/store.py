@@ -58,6 +58,10 @@ class StorePath:
         """This path."""
         return self
 
+    def resolve(self) -> "StorePath":
+        """This path: a store has no links."""
+        return self
+
     def exists(self) -> bool:
         """Whether there is an object of this name."""
         return self._size_bytes() is not None

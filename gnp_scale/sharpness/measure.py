@@ -87,8 +87,7 @@ def _other_end(
     config: Config, run_dir: Folder, other_dir: Folder, num_averaged: int | None, stages: Stages
 ) -> tuple[int, Params]:
     """The step and the parameters of the run in `other_dir`."""
-    is_same = _resolved(other_dir) == _resolved(run_dir)
-    check(not is_same, f"--to is {other_dir}, which is the run itself: give another one")
+    check(other_dir.resolve() != run_dir.resolve(), f"--to is {other_dir}, which is the run itself: give another one")
     other = stored_config(other_dir)
     line.check_same_network(config, other, str(other_dir))
     shapes, others = stored_shapes(run_dir), stored_shapes(other_dir)
@@ -145,10 +144,6 @@ def _measure_loss(network: _Network, report: Report) -> None:
             "sharpness/line_barrier": report.line.barrier,
             "sharpness/line_top1_barrier": report.line.top1_barrier,
         }
-
-
-def _resolved(folder: Folder) -> Folder:
-    return folder.resolve() if isinstance(folder, Path) else folder
 
 
 def _measure_rise(network: _Network, loss_sum: LossSum, fixed: Fixed, report: Report) -> None:

@@ -95,7 +95,7 @@ def find_results(arguments: Sequence[str]) -> list[Result]:
         # A run that is given twice counts once.
         found = [(folder, str(folder))] if is_run(folder) else _runs_in(folder)
         for run_dir, name in found:
-            place = run_dir.resolve() if isinstance(run_dir, Path) else run_dir
+            place = run_dir.resolve()
             if place not in results:
                 results[place] = read_result(run_dir, name)
     return list(results.values())
