@@ -1,7 +1,7 @@
 """What `gnp-scale sharpness` prints and writes: lines of text, a file of numbers, pictures, TensorBoard events."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -116,15 +116,15 @@ def _pictures(report: Report) -> dict[str, np.ndarray]:
 def _to_json(run: str, report: Report, settings: Settings, other: str | None) -> str:
     plane = None
     if report.steps is not None and report.losses is not None:
-        plane = {"steps": report.steps.tolist(), "loss": [_finite(row) for row in report.losses]}
-    scores = {name: value if np.isfinite(value) else None for name, value in report.scores.items()}
+        plane = {"steps": report.steps.tolist(), "loss": [_finite(row) for row in report.losses.tolist()]}
+    scores = dict(zip(report.scores, _finite(report.scores.values()), strict=True))
     content = {"run": run, "step": report.step, "settings": asdict(settings), "scores": scores, "plane": plane}
     if report.line is not None:
-        line = {"steps": report.line.steps.tolist(), "loss": _finite(report.line.losses)}
+        line = {"steps": report.line.steps.tolist(), "loss": _finite(report.line.losses.tolist())}
         content["line"] = {"to": other, "to_step": report.other_step, **line, "top1": report.line.top1.tolist()}
     return json.dumps(content, indent=1) + "\n"
 
 
-def _finite(losses: np.ndarray) -> list[float | None]:
+def _finite(values: Iterable[float]) -> list[float | None]:
     """JSON has no infinity."""
-    return [loss if np.isfinite(loss) else None for loss in losses.tolist()]
+    return [value if np.isfinite(value) else None for value in values]

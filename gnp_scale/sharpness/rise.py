@@ -48,17 +48,14 @@ def mean_over_groups(loss_sum: LossSum, params: Params, fixed: Fixed, radius_R: 
     Returns:
         mean_R, error_R: the means, and their standard errors (NaN for one group).
     """
-
     size_T = jnp.sum(fixed.parts["mask"], axis=1)
-    largest = jnp.max(size_T)
+    counts_T = size_T == jnp.max(size_T)
 
-    def of_group(parts: Any) -> tuple[jax.Array, jax.Array]:
-        counts = jnp.sum(parts["mask"]) == largest
-        rise_R = worst_case(loss_sum, params, Fixed(fixed.shared, parts), radius_R).rises
-        return jnp.where(counts, rise_R, 0.0), counts
+    def of_group(parts: Any) -> jax.Array:
+        return worst_case(loss_sum, params, Fixed(fixed.shared, parts), radius_R).rises
 
-    rise_TxR, counts_T = jax.lax.map(of_group, groups(fixed).parts)
+    rise_TxR = jax.lax.map(of_group, groups(fixed).parts)
     num = jnp.sum(counts_T)
-    mean_R = jnp.sum(rise_TxR, axis=0) / num
+    mean_R = jnp.sum(jnp.where(counts_T[:, None], rise_TxR, 0.0), axis=0) / num
     square_R = jnp.sum(jnp.where(counts_T[:, None], (rise_TxR - mean_R[None]) ** 2, 0.0), axis=0)
     return mean_R, jnp.sqrt(square_R / (num - 1) / num)

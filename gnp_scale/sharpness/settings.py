@@ -44,12 +44,13 @@ class Settings:
                 name in MEASURES,
                 f"--measure has {name!r}: {closest(name, MEASURES)}choose some of {','.join(MEASURES)}",
             )
+        names = [f"{radius:g}" for radius in self.radii]
+        given = f"--radii is {','.join(names)}"
         check(
             len(self.radii) > 0 and all(_SMALLEST_RADIUS <= radius <= _LARGEST_RADIUS for radius in self.radii),
-            f"--radii is {','.join(f'{radius:g}' for radius in self.radii)}: give numbers above 0, such as 0.01,0.05",
+            f"{given}: give numbers above 0, such as 0.01,0.05",
         )
-        names = [f"{radius:g}" for radius in self.radii]
-        check(len(set(names)) == len(names), f"--radii is {','.join(names)}: give each radius once, with six digits")
+        check(len(set(names)) == len(names), f"{given}: give each radius once, with six digits")
         check(
             self.num_eigenvalues <= self.num_lanczos_steps,
             f"--eigenvalues is {self.num_eigenvalues} and --lanczos-steps {self.num_lanczos_steps}: each step finds at "
