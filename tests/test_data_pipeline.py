@@ -175,7 +175,7 @@ def test_closing_ends_the_threads(num_taken: int, dataset, config, set_mesh):
     batches = train_batches(dataset, config, seed=0, start_step=0, num_steps=10**6)
     for _ in range(num_taken):
         next(batches)
-    assert num_taken == 0 or set(threading.enumerate()) > before
+    assert num_taken == 0 or set(threading.enumerate()) - before
     batches.close()
     wait_until(lambda: set(threading.enumerate()) <= before)
     assert set(threading.enumerate()) <= before
