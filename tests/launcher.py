@@ -12,8 +12,7 @@ SMALL = [
     *("--train.num-steps", "60", "--optim.warmup-steps", "10", "--train.log-every-steps", "1"),
     *("--train.eval-every-steps", "10", "--checkpoint.every-steps", "7"),
 ]
-"""A recipe and flags with few steps of a small network, and several evaluations and saves: most of the time is startup.
-"""
+"""Few steps of a small network, with several evaluations and saves: most of the time is startup."""
 NUM_SHORT_STEPS = 20
 SHORT = [*SMALL, "--train.num-steps", str(NUM_SHORT_STEPS), "--train.eval-every-steps", "5"]
 """For two processes: each step takes them half a second of a core. All tests with it share a compiled program."""

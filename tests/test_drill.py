@@ -26,10 +26,19 @@ def run_drill(folder, num_kills, *process_counts, command=SMALL):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unoptimized")
 def test_kills_leave_no_trace(tmp_path, capfd):
-    code = run_drill(tmp_path / "drill", 2, 2, command=SHORT)
+    check_drill(tmp_path / "drill", 2, 2, SHORT, capfd)
+
+
+@pytest.mark.long
+def test_kills_of_one_process_leave_no_trace(tmp_path, capfd):
+    check_drill(tmp_path / "drill", 7, 1, SMALL, capfd)
+
+
+def check_drill(folder, num_kills, num_processes, command, capfd):
+    code = run_drill(folder, num_kills, num_processes, command=command)
     said = capfd.readouterr().out
     assert code == 0, said
-    assert "2 kills, 0 with an unexpected end; after restarts bitwise equal" in said
+    assert f"{num_kills} kills, 0 with an unexpected end; after restarts bitwise equal" in said
 
 
 @pytest.mark.long
