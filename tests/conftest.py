@@ -41,7 +41,7 @@ def unoptimized():
 
     For modules that ask what runs do, what programs consist of, or whether numbers are equal up to a bound that has
     room for another order of sums. XLA makes all of its own passes, so the HLO is the same, with its fusions and
-    collectives. The bits of different programs, and drills, are computed by the code of a user's run.
+    collectives. The bits of different programs, and long drills, are computed by the code of a user's run.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -56,6 +56,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch) -> Path:
+    """An empty cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

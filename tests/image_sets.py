@@ -148,3 +148,9 @@ WRITERS = {
     "parquet": write_parquet,
     "grocery_store": write_grocery,
 }
+
+
+def train_shards(folder: Path) -> list[Path]:
+    """Whole shards of training images."""
+    names = ("*-train.array_record-*-of-?????", "*-train-?????.tar")
+    return sorted(path for name in names for path in folder.glob(name))

@@ -28,12 +28,7 @@ from gnp_scale.data.containers.open_folder import INDEX_FILE, write_index
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.formats import DamagedFileError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch) -> Path:
-    """An empty cache of the user."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -16,10 +16,7 @@ from gnp_scale.data.manifest import Manifest
 from gnp_scale.data.prepare import prepare
 from gnp_scale.data.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.mark.parametrize(

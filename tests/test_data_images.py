@@ -199,8 +199,8 @@ def write_set(root: Path, splits: dict[str, int]) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def root(cache: Path, tmp_path: Path) -> Path:
+    """Where the sets are, beside an empty cache."""
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""`gnp-scale data`: what is prepared is what was there, whatever is killed, and verify finds whatever has changed."""
+"""`gnp-scale data`: what is prepared is what was there, whatever is killed."""
 
 import io
 import os
@@ -13,24 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_sets import CLASS_NAMES, NUM_IMAGES, WRITERS, jpeg, photograph, png, write_folder
+from image_sets import CLASS_NAMES, NUM_IMAGES, WRITERS, jpeg, photograph, png, train_shards, write_folder
 from PIL import Image
 
 from gnp_scale.cli import main
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import prepare as module
-from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder, write_index
+from gnp_scale.data.containers.open_folder import open_folder, write_index
 from gnp_scale.data.label_files import LabelFile
-from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest
+from gnp_scale.data.manifest import JOURNAL_FILE, Manifest
 from gnp_scale.data.prepare import prepare
 from gnp_scale.data.shard_forms import SHARD_FORMS
 from gnp_scale.data.sources import load
 from gnp_scale.data.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -140,8 +137,8 @@ def test_kills_at_any_moment_change_no_byte(to: str, source: Path, tmp_path: Pat
         assert process.stdout is not None
         process.stdout.readline()
         # On a machine of any speed, each attempt writes a shard or a few, and some are killed.
-        num_before = len(shards(out))
-        while process.poll() is None and len(shards(out)) == num_before:
+        num_before = len(train_shards(out))
+        while process.poll() is None and len(train_shards(out)) == num_before:
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.02))
         code = process.poll()
@@ -153,94 +150,10 @@ def test_kills_at_any_moment_change_no_byte(to: str, source: Path, tmp_path: Pat
     assert content(out) == content(tmp_path / "expected" / "set")
 
 
-@pytest.fixture
-def prepared(to: str, source: Path, tmp_path: Path) -> Path:
-    write_folder(source)
-    prepare(source, tmp_path / "numbers", 300, 1, to)
-    return tmp_path / "numbers"
-
-
-def flip(path: Path, offset: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 4
-    path.write_bytes(bytes(data))
-
-
-def shards(folder: Path) -> list[Path]:
-    """Whole shards of training images."""
-    names = ("*-train.array_record-*-of-?????", "*-train-?????.tar")
-    return sorted(path for name in names for path in folder.glob(name))
-
-
-def relabel(path: Path, to: str) -> None:
-    """Writes a shard anew, with right hashes and one wrong label."""
-    records = open_folder(str(path.parent)).splits["train"].read(range(7))
-    path.unlink()
-    writer = SHARD_FORMS[to].open(path)
-    for number, record in enumerate(records):
-        # The names in tar files would be longer each time.
-        named = record._replace(name=record.name.rpartition("/")[2])
-        writer.write(number, named._replace(label=(record.label + (number == 1)) % 3))
-    writer.close()
-
-
-def test_verify_names_a_flipped_bit(to: str, prepared: Path):
-    shard = shards(prepared)[1]
-    flip(shard, shard.read_bytes().index(b"\x89PNG") + 30)
-    _, problems = verify(prepared, 2, decodes=False)
-    assert problems[0] == f"{shard.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs"
-    assert len(problems) == 2
-    part = f"record 0 of {shard.name}: its container is damaged" if to == "arrayrecord" else "not those of the index"
-    assert part in problems[1]
-
-
-def test_verify_names_missing_truncated_and_foreign_shards(prepared: Path):
-    first, second, *_ = shards(prepared)
-    foreign = f"{second.name.replace('00001', '00007')}"
-    (prepared / foreign).write_bytes(b"?")
-    first.unlink()
-    second.write_bytes(second.read_bytes()[: 70_000 if "array_record" in second.name else 700])
-    _, problems = verify(prepared, 2, decodes=False)
-    assert problems[0] == f"{foreign} does not belong to the data set"
-    assert f"{first.name} is missing" in problems
-    assert f"{second.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs" in problems
-    assert any(second.name in problem and "not a whole" in problem for problem in problems)
-
-
-def test_verify_names_a_wrong_label(to: str, source: Path, tmp_path: Path):
-    write_folder(source)
-    out = tmp_path / "numbers"
-    prepare(source, out, 10_000, 1, to)
-    (shard,) = shards(out)
-    relabel(shard, to)
-    _, problems = verify(out, 2, decodes=False)
-    assert f"{shard.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs" in problems
-    if to == "webdataset":
-        assert problems[1:] == ["train: 00000001/4.png has another label or place than in the index"]
-        # An index of the wrong labels agrees with the tar file, and not with the manifest.
-        write_index(out)
-        assert verify(out, 2, decodes=False)[1][1:] == [f"{shard.name} has other labels than in {MANIFEST_FILE}"]
-
-
-def test_verify_names_other_class_names(to: str, prepared: Path):
-    names = prepared / ("label.labels.txt" if to == "arrayrecord" else "classnames.txt")
-    names.write_text(names.read_text().replace("two", "too"))
-    if to == "webdataset":
-        write_index(prepared)
-    assert verify(prepared, 2, decodes=False)[1] == [f"the class names differ from those of {MANIFEST_FILE}"]
-
-
-def test_verify_names_a_missing_index_which_is_the_same_when_made_again(source: Path, tmp_path: Path):
-    write_folder(source)
-    out = tmp_path / "numbers"
-    prepare(source, out, 300, 1, "webdataset")
-    before = (out / INDEX_FILE).read_bytes()
-    (out / INDEX_FILE).unlink()
-    (problem,) = verify(out, 2, decodes=False)[1]
-    assert problem.startswith(f"{INDEX_FILE} is missing, without which no bucket is read: run gnp-scale data index")
-    write_index(out)
-    assert verify(out, 2, decodes=False)[1] == []
-    assert (out / INDEX_FILE).read_bytes() == before
+def encoded(name: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(photograph(8, 8)).save(file, name)
+    return file.getvalue()
 
 
 def test_members_of_tar_files_belong_to_nobody_and_are_named_by_content(source: Path, tmp_path: Path):
@@ -255,7 +168,7 @@ def test_members_of_tar_files_belong_to_nobody_and_are_named_by_content(source: 
     for name, (_, data) in names.items():
         (source / "one" / name).write_bytes(data)
     prepare(source, tmp_path / "out", 1 << 20, 1, "webdataset")
-    (shard,) = shards(tmp_path / "out")
+    (shard,) = train_shards(tmp_path / "out")
     with tarfile.open(shard) as tar:
         members = tar.getmembers()
     assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members} == {
@@ -271,34 +184,6 @@ def test_members_of_tar_files_belong_to_nobody_and_are_named_by_content(source: 
     assert [labels.labels(record.name)[0] for record in records if "ILSVRC" in record.name] == [7]
 
 
-def encoded(name: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(photograph(8, 8)).save(file, name)
-    return file.getvalue()
-
-
-def test_verify_names_an_image_that_cannot_be_decoded(source: Path, tmp_path: Path):
-    write_folder(source)
-    (source / "train" / "zero" / "bad.png").write_bytes(png(0)[:45])
-    prepare(source, tmp_path / "numbers", 300, 1)
-    assert verify(tmp_path / "numbers", 2, decodes=False)[1] == []
-    (problem,) = verify(tmp_path / "numbers", 2, decodes=True)[1]
-    assert problem.startswith("train: train/zero/bad.png: ")
-
-
-def test_verify_compares_a_folder_with_its_index(source: Path):
-    write_index(write_folder(source))
-    assert verify(source, 2, decodes=True) == (NUM_IMAGES, [])
-    flip(source / "train" / "two" / "5.PNG", 40)
-    (source / "val" / "zero" / "9.PNG").unlink()
-    (source / "train" / "zero" / "new.png").write_bytes(png(0))
-    assert sorted(verify(source, 2, decodes=False)[1]) == [
-        "train/zero/new.png is not in the index: run gnp-scale data index again",
-        "train: train/two/5.PNG: its bytes are not those of the index",
-        "validation: val/zero/9.PNG: it cannot be read (No such file or directory)",
-    ]
-
-
 def test_the_commands_print_one_line_and_tell_by_the_exit_code(source: Path, tmp_path: Path, capsys):
     write_folder(source)
     out = tmp_path / "numbers"
@@ -308,7 +193,7 @@ def test_the_commands_print_one_line_and_tell_by_the_exit_code(source: Path, tmp
     assert capsys.readouterr().out == "tfds: train 7, validation 3 examples of 3 classes\n"
     assert main(["data", "verify", str(out), "--decode"]) == 0
     assert capsys.readouterr().out == f"{out}: 10 examples, 0 problems\n"
-    shards(out)[0].unlink()
+    train_shards(out)[0].unlink()
     assert main(["data", "verify", str(out)]) == 1
     assert capsys.readouterr().out.endswith(f"{out}: 10 examples, 1 problems\n")
     tars = tmp_path / "tars"
@@ -462,7 +347,7 @@ def test_a_data_set_that_is_written_here_has_the_name_of_the_folder(source: Path
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     prepare(write_folder(source), Path(), 300, 1, to)
-    assert all(path.name.startswith("here-") for path in shards(Path()))
+    assert all(path.name.startswith("here-") for path in train_shards(Path()))
     assert len(open_folder(str(tmp_path / "here")).splits["train"]) == len(open_folder(str(source)).splits["train"])
 
 
@@ -503,6 +388,6 @@ def test_a_prepared_set_is_read_from_a_bucket(store, source: Path, tmp_path: Pat
     np.testing.assert_array_equal(dataset.train.read(chosen, None)["image"], expected.train.read(chosen, None)["image"])
     with pytest.raises(ConfigError, match=r"there is nothing below .*/none"):
         load(DataConfig(name="none", root=str(bucket)))
-    (bucket / "numbers" / shards(out)[0].name).unlink()
-    with pytest.raises(ConfigError, match=f"{shards(out)[0].name} is missing"):
+    (bucket / "numbers" / train_shards(out)[0].name).unlink()
+    with pytest.raises(ConfigError, match=f"{train_shards(out)[0].name} is missing"):
         load(DataConfig(name="numbers", root=str(bucket), image_size=8)).train.read(np.arange(7), None)

@@ -170,9 +170,9 @@ def write_photographs(root: Path) -> Path:
 
 
 @needs_jpegtran
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("form", ["arrayrecord", "webdataset"])
-def test_a_prepared_set_has_the_markers_and_the_same_images(form: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_a_prepared_set_has_the_markers_and_the_same_images(form: str, tmp_path: Path):
     source = write_photographs(tmp_path / "photographs")
     plain, with_markers = tmp_path / "plain", tmp_path / "markers"
     prepare(source, plain, 1 << 14, 2, form)
