@@ -132,7 +132,7 @@ def test_only_consistent_gradients_agree_with_finite_differences(network, small_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "network", [SHAKE_SHAKE, pytest.param(SHAKE_DROP, marks=pytest.mark.long)], ids=["shake", "drop"]
+    "network", [SHAKE_SHAKE, pytest.param(SHAKE_DROP, marks=pytest.mark.long)], ids=lambda config: config.name
 )
 def test_both_gradients_of_a_step_have_the_same_coefficients(network, small_layouts):
     """With a tiny step between them, the two gradients are equal: other coefficients would turn the second one."""

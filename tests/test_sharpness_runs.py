@@ -20,7 +20,8 @@ from gnp_scale.sharpness.settings import Settings
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
 HAS_MATFREE = importlib.util.find_spec("matfree") is not None
-MEASURES = ("rise", "corruptions", "rounding", *(["spectrum"] if HAS_MATFREE else []))
+SHARPNESS = ("rise", *(["spectrum"] if HAS_MATFREE else []))
+MEASURES = (*SHARPNESS, "corruptions", "rounding")
 CONFIG = Config(
     data=DataConfig("synthetic", synthetic_num_examples=200, synthetic_image_size=8, batch_size=32, eval_batch_size=32),
     model=ModelConfig("vit_mu", patch_size=4, depth=1, width=32, num_heads=2, dtype="bfloat16"),
@@ -65,7 +66,7 @@ def test_a_report_is_written_as_lines_numbers_and_pictures(tmp_path):
 @pytest.mark.parametrize(
     "measures",
     [
-        pytest.param(["rise", *MEASURES[3:]], marks=pytest.mark.slow, id="sharpness"),
+        pytest.param(SHARPNESS, marks=pytest.mark.slow, id="sharpness"),
         pytest.param(MEASURES, marks=pytest.mark.long, id="all"),
     ],
 )
