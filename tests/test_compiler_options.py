@@ -1,6 +1,7 @@
 """XLA's options for the steps: set by platform, and left to the user where XLA_FLAGS names them."""
 
 import jax
+import numpy as np
 import pytest
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig
@@ -9,22 +10,48 @@ from gnp_scale.mesh import make_mesh
 from gnp_scale.training import compilation
 from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.setup import Task
+from gnp_scale.training.state import initial_key
 from gnp_scale.training.step import make_train_step
 
+LEVEL = "xla_backend_optimization_level"
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def test_a_flag_of_the_user_is_not_overridden(monkeypatch):
     assert set(compiler_options()) == {YNN}
-    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=x --{YNN}=LIBRARY_FUSION_TYPE_DOT")
-    assert compiler_options() == {}
+    assert compiler_options(runs_once=True) == {LEVEL: "1"}
+    monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL}=2 --{YNN}=LIBRARY_FUSION_TYPE_DOT")
+    assert compiler_options() == compiler_options(runs_once=True) == {}
+
+
+def test_where_optimizations_are_disabled_no_level_is_given():
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        assert compiler_options(runs_once=True) == {}
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_other_platforms_have_the_defaults_of_xla(platform, monkeypatch):
     """An option of another platform may be unknown to a compiler."""
     monkeypatch.setattr(compilation, "platform", lambda: platform)
-    assert compiler_options() == {}
+    assert compiler_options() == compiler_options(runs_once=True) == {}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [ModelConfig("vit_mu", depth=1), pytest.param(ModelConfig("resnet20"), marks=pytest.mark.slow)],
+    ids=lambda model: model.name,
+)
+def test_initial_parameters_have_the_bits_of_a_program_with_all_optimizations(model):
+    data = DataConfig("synthetic", batch_size=16, eval_batch_size=16, synthetic_num_examples=16)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices())):
+        task = Task.of(Config(data=data, model=model))
+        own = task.init_state().params
+        init = jax.jit(lambda: task.model.init(initial_key(task.config.train.seed))[0])
+        all_optimizations = init.lower().compile(compiler_options={LEVEL: "3"})()
+    jax.tree.map(np.testing.assert_array_equal, own, all_optimizations)
 
 
 def test_convolutions_are_not_given_to_ynnpack():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 
 from gnp_scale.config import TrainConfig
 from gnp_scale.models.registry import Model
+from gnp_scale.training.compilation import compiler_options
 
 INITIALISATION = 2**32 - 1
 """Folded into the key of a run's seed for the initial parameters; a step folds in its number, which is below 2**31."""
@@ -54,7 +56,7 @@ def make_init(
     others. `init` is jitted, so without `given` one trace gives both its shapes and its arrays.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(runs_once=True))
     def init(given: tuple[Any, Any] | None = None) -> TrainState:
         params, batch_stats = _overlaid(model.init(initial_key(seed)), given)
         ema = jax.tree.map(jnp.copy, (params, batch_stats)) if with_ema else None
