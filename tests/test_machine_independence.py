@@ -162,7 +162,7 @@ def test_groups_are_the_same_in_two_processes_as_in_one(tmp_path):
     """Each process holds one replica, which is one group; only u passes between them."""
     flags = [
         *("--gnp.perturb-groups", "2", "--mesh.replica", "2", "--mesh.tensor", "2", "--model.depth", "1"),
-        *("--model.patch-size", "4"),
+        *("--model.patch-size", "4", "--model.width", "32", "--model.num-heads", "2", "--data.batch-size", "64"),
         *("--train.num-steps", "5", "--optim.warmup-steps", "0", "--train.log-every-steps", "1"),
     ]
     rows = []

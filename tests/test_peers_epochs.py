@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 TINY = ["--data", "digits", "--num-examples", "64", "--batch-size", "16", "--width", "24", "--depth", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_comparison_runs_tiny_without_pytorch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["epochs", *TINY, "--rounds", "2"])

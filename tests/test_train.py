@@ -96,7 +96,7 @@ def whole_run(tmp_path_factory):
     ("config", "stop"),
     [
         pytest.param(BASE, 7, marks=pytest.mark.long),
-        (BASE, 20),
+        pytest.param(BASE, 20, marks=pytest.mark.long),
         (WARMUP, 1),
         pytest.param(RESNET, 3, marks=pytest.mark.long),
         pytest.param(REUSED, 6, marks=pytest.mark.long),
