@@ -25,10 +25,10 @@ from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run import environment, layout
 from gnp_scale.run.data_sizes import check_sizes_agree, keep_sizes
-from gnp_scale.run.history import Recorder, append_exit
 from gnp_scale.run.messages import announce
 from gnp_scale.run.mirror import GrowingFiles
 from gnp_scale.run.processes import check_agreement, is_main_process
+from gnp_scale.run.recorder import Recorder, append_exit
 from gnp_scale.run.run_dir import check_reach, claimed
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder

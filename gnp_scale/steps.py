@@ -23,9 +23,9 @@ from gnp_scale.resilience.divergence import Guard
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.run.consensus import broadcast
-from gnp_scale.run.history import Recorder
 from gnp_scale.run.mirror import GrowingFiles
 from gnp_scale.run.processes import barrier, is_main_process
+from gnp_scale.run.recorder import Recorder
 from gnp_scale.run.stages import Stage
 from gnp_scale.run.store import Folder
 from gnp_scale.training.compilation import Programs

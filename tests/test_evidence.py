@@ -24,8 +24,8 @@ from gnp_scale.evidence.tables import NUM_EVALUATIONS, TABLES
 from gnp_scale.evidence.trial import best_with_checkpoint
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.files import try_lock
-from gnp_scale.run.history import Recorder
 from gnp_scale.run.layout import CONFIG_FILE
+from gnp_scale.run.recorder import Recorder
 from gnp_scale.run.stages import Stages
 from gnp_scale.sweeps.record import LOGS_FOLDER
 

@@ -12,12 +12,14 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from gnp_scale import loop, steps
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.monitoring.metrics import METRICS_FILE, MetricWriter, read_metrics
+from gnp_scale.monitoring.metrics import MetricWriter, read_metrics
 from gnp_scale.resilience import rollback
 from gnp_scale.resilience.rollback import Rollbacks
-from gnp_scale.run import files, history, run_dir
+from gnp_scale.run import files, run_dir
 from gnp_scale.run.files import RecordFile, append_line, replace_file
-from gnp_scale.run.history import Recorder, read_history
+from gnp_scale.run.history import read_history
+from gnp_scale.run.layout import GOODPUT_FILE, METRICS_FILE
+from gnp_scale.run.recorder import Recorder
 from gnp_scale.run.run_dir import claimed
 from gnp_scale.run.stages import Stages
 
@@ -264,7 +266,7 @@ def test_the_record_of_time_has_a_gap_and_tells_it_once(disk, capsys):
     assert "can be written again" in second
 
 
-@pytest.mark.parametrize("name", [history.GOODPUT_FILE, history.METRICS_FILE])
+@pytest.mark.parametrize("name", [GOODPUT_FILE, METRICS_FILE])
 def test_a_record_that_cannot_be_read_does_not_keep_a_run_from_starting(tmp_path, capsys, name):
     (tmp_path / name).symlink_to(tmp_path / name)
     Recorder(tmp_path, Stages(), is_writer=True)

@@ -14,8 +14,10 @@ from gnp_scale import PROCESS_START_S, cli
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import read_metrics
-from gnp_scale.run import history
-from gnp_scale.run.history import GOODPUT_FILE, Recorder, RunHistory, Start, append, append_exit, read_history
+from gnp_scale.run import recorder as module
+from gnp_scale.run.history import RunHistory, Start, read_history
+from gnp_scale.run.layout import GOODPUT_FILE
+from gnp_scale.run.recorder import Recorder, append, append_exit
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.status import state
 
@@ -78,9 +80,43 @@ def test_no_jump_of_the_clock_makes_time_negative(spans):
     assert sum(run_history.stage_s.values()) == pytest.approx(run_history.wall_s, abs=1e-3)
 
 
+WHOLE = {
+    "began": 1.0,
+    "time": 2.0,
+    "stage": "train",
+    "from_step": 0,
+    "step": 7,
+    "num_rolled_back_steps": 0,
+    "first_step_s": None,
+    "seconds": {"train": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"began": 1.0, "exit": 0},
+        WHOLE | {"seconds": [1.0]},
+        WHOLE | {"seconds": {"train": "long"}},
+        WHOLE | {"step": "7"},
+        WHOLE | {"stage": None},
+        WHOLE | {"exit": "finished"},
+        {"time": 3.0, "exit": "75"},
+        {"time": "later", "exit": 75},
+        {"logged_step": 8.5},
+    ],
+    ids=str,
+)
+def test_a_damaged_line_counts_for_nothing(damage, tmp_path):
+    (tmp_path / GOODPUT_FILE).write_text(f"{json.dumps(WHOLE)}\n{json.dumps(damage)}\n")
+    assert read_history(tmp_path).starts == (Start(**WHOLE),)
+    with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
+        assert recorder.history().stage_s["train"] == 1.0
+
+
 def test_a_clock_that_is_set_back_changes_nothing_within_a_start(tmp_path, monkeypatch):
     times = iter([1e9, 1e8, 0.0, -1e9, -2e9])
-    monkeypatch.setattr(history.time, "time", lambda: next(times))
+    monkeypatch.setattr(module.time, "time", lambda: next(times))
     recorder = Recorder(tmp_path, Stages(), is_writer=True)
     recorder.go_on_from(0)
     lines = [recorder._line() for _ in range(3)]
@@ -149,8 +185,8 @@ def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
     """The clock of the stages stops meanwhile, that of the record does not: the run does not count as dead."""
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         awake_s = recorder.history().wall_s
-        clock_s = history._clock_s
-        monkeypatch.setattr(history, "_clock_s", lambda: clock_s() + 3600)
+        clock_s = module._clock_s
+        monkeypatch.setattr(module, "_clock_s", lambda: clock_s() + 3600)
         run_history = recorder.history()
         assert run_history.wall_s == pytest.approx(awake_s + 3600, abs=60)
         assert run_history.stage_s["down"] == pytest.approx(3600, abs=1)

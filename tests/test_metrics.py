@@ -19,8 +19,9 @@ from gnp_scale.monitoring import metrics, throughput
 from gnp_scale.monitoring.flops import flops, peak_flops_per_s
 from gnp_scale.monitoring.metrics import DAMAGED_FILE, METRICS_FILE, MetricWriter, read_metrics
 from gnp_scale.monitoring.throughput import Throughput
-from gnp_scale.run import history, stages
-from gnp_scale.run.history import Recorder
+from gnp_scale.run import recorder as module
+from gnp_scale.run import stages
+from gnp_scale.run.recorder import Recorder
 from gnp_scale.run.stages import Stage, Stages
 
 
@@ -175,7 +176,7 @@ def clock(monkeypatch):
     """A clock that advances only on request, in a process that started 10 s ago."""
     now = [1000.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(history, "_clock_s", lambda: now[0])
+    monkeypatch.setattr(module, "_clock_s", lambda: now[0])
     monkeypatch.setattr(stages, "PROCESS_START_S", 990.0)
 
     def advance(seconds):

@@ -9,8 +9,9 @@ from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import MetricWriter, read_metrics
 from gnp_scale.run import lease, mirror
-from gnp_scale.run.history import append_exit, read_history
+from gnp_scale.run.history import read_history
 from gnp_scale.run.mirror import growing_files
+from gnp_scale.run.recorder import append_exit
 from gnp_scale.run.run_dir import check_reach, claimed, stored_config
 
 

@@ -94,7 +94,7 @@ def test_json_has_a_line_for_each_run(runs, capsys):
     assert finished.pop("age_s") == pytest.approx(300, abs=30)
     assert finished.pop("goodput") == pytest.approx(0.8)
     numbers = {"exit": 0, "step": 1000, "num_steps": 1000, "loss": 0.25, "top1": 0.75, "error": None}
-    assert finished == {"run": "runs/b-finished", "state": "finished", "stage": "train", **numbers}
+    assert finished == {"run": "runs/b-finished", "state": "finished", "stage": None, **numbers}
     assert main(["status", "--json", "runs/b-finished"]) == 0
     assert json.loads(capsys.readouterr().out)["run"] == "runs/b-finished"
 
@@ -142,6 +142,18 @@ def test_the_newest_loss_may_be_of_a_perturbed_pass_alone(tmp_path, capsys):
     make_run(tmp_path, rows=[{"step": 2, "train/loss": 2.5}, {"step": 400, "train/loss_perturbed": 0.5}])
     assert main(["status", str(tmp_path)]) == 0
     assert "0.5 at step 400" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "damage", [{"train/loss": "low"}, {"train/loss": [1]}, {"step": "x", "train/loss": 1.0}], ids=str
+)
+def test_a_damaged_row_of_the_metrics_counts_for_nothing(damage, tmp_path, capsys):
+    make_run(tmp_path, rows=[{"train/loss": 0.5}, {"eval/top1": 0.75, "train/loss": "inf"}, damage])
+    assert main(["status", str(tmp_path)]) == 0
+    assert "inf at step 500" in capsys.readouterr().out
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["loss"], row["top1"], row["step"]) == ("inf", 0.75, 500)
 
 
 def test_a_run_without_its_record_is_unknown_and_not_awaited(runs, capsys):

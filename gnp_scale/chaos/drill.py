@@ -26,7 +26,7 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 from gnp_scale.run.console import make_console
-from gnp_scale.run.history import append
+from gnp_scale.run.recorder import append
 from gnp_scale.run.stages import Stage
 from gnp_scale.run.store import Folder, StorePath
 

@@ -19,7 +19,7 @@ from gnp_scale import cli
 from gnp_scale.commands import train
 from gnp_scale.resilience import preemption
 from gnp_scale.run import stages
-from gnp_scale.run.history import append
+from gnp_scale.run.recorder import append
 from gnp_scale.run.stages import Stage
 
 

@@ -5,7 +5,6 @@ non-finite numbers, so they are the strings "nan", "inf" or "-inf": `float(value
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.run.files import RecordFile, append_line, replace_file
 from gnp_scale.run.layout import METRICS_FILE
+from gnp_scale.run.metric_rows import decoded, writable
 from gnp_scale.run.store import Folder
 from gnp_scale.run.streams import say
 
@@ -90,15 +90,11 @@ class MetricWriter:
 
 
 def _encode(row: Mapping[str, float]) -> bytes:
-    writable = {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
-    return json.dumps(writable, allow_nan=False).encode() + b"\n"
+    return json.dumps(writable(row), allow_nan=False).encode() + b"\n"
 
 
 def _decode(line: bytes) -> dict[str, float]:
-    row = {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
-    if not isinstance(row["step"], int) or not all(isinstance(value, int | float) for value in row.values()):
-        raise ValueError("not the numbers of a step")
-    return row
+    return decoded(json.loads(line))
 
 
 def _lines(data: bytes) -> Iterator[_Line]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gnp_scale.monitoring.flops import peak_flops_per_s
-from gnp_scale.run.history import Recorder
+from gnp_scale.run.recorder import Recorder
 from gnp_scale.run.stages import Stage
 
 

@@ -81,12 +81,6 @@ def try_lock(file: int) -> bool:
     return True
 
 
-def newest_row(path: Path | StorePath, *keys: str) -> dict[str, Any] | None:
-    """The last complete JSON object with one of `keys` among the lines at the end of a file; None if there is none."""
-    rows = [row for row in read_rows(path, tail_bytes=1 << 18) if not row.keys().isdisjoint(keys)]
-    return rows[-1] if rows else None
-
-
 def read_rows(path: Path | StorePath, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:
     """The JSON objects in the lines of a file; incomplete or damaged lines are ignored.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from gnp_scale import PROCESS_START_S
 from gnp_scale.run.files import Outage
-from gnp_scale.run.history import append_interval_s
 from gnp_scale.run.layout import EVENTS_PATTERN, GOODPUT_FILE, METRICS_FILE, STACKS_FILE
+from gnp_scale.run.recorder import append_interval_s
 from gnp_scale.run.store import Folder, StorePath
 from gnp_scale.run.streams import say
 

@@ -14,12 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gnp_scale.config import ConfigError
-from gnp_scale.run import streams
+from gnp_scale.exit_codes import Exit
+from gnp_scale.run import metric_rows, streams
 from gnp_scale.run.console import make_console
-from gnp_scale.run.files import read_rows
 from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
-from gnp_scale.run.layout import METRICS_FILE
 from gnp_scale.run.status import details, last_step, num_steps_of, state_now, unreadable_is_config_error
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
@@ -27,7 +26,7 @@ from gnp_scale.run.store_requests import StoreError
 _RUNNING, _NOT_STARTED = "running", "not started"
 _STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", _NOT_STARTED: "dim"}
 """Of a state; all others are problems."""
-_TAILS_BYTES = (1 << 18, 1 << 24)
+_TAILS_BYTES = (metric_rows.TAIL_BYTES, 1 << 24)
 """How much of the end of the metrics is read: more if there is no evaluation in the first part."""
 _COLUMNS = ("step", "loss", "accuracy", "goodput", "age")
 """After the run and its state: the accuracy is that of the last evaluation, the age that of the last record."""
@@ -44,7 +43,7 @@ class Row:
     state: str
     """The first word of what `status.state_now` says, or `not started`, `no answer`, `unreadable`."""
     stage: str | None = None
-    """In which it is, or was last."""
+    """In which it is, or was when it died; None if it has finished, or stopped as it should."""
     exit: int | None = None
     """The exit code of the last start."""
     step: int = 0
@@ -109,8 +108,9 @@ def read_row(name: str, run_dir: Folder) -> Row:
     if not history.starts:
         return row
     last = history.starts[-1]
+    stage = None if last.exit in (Exit.FINISHED, Exit.PREEMPTED) else last.stage
     age_s = max(0.0, time.time() - last.time)
-    return replace(row, stage=last.stage, exit=last.exit, goodput=history.goodput, age_s=age_s)
+    return replace(row, stage=stage, exit=last.exit, goodput=history.goodput, age_s=age_s)
 
 
 def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tuple[RenderableType, bool]:
@@ -140,7 +140,7 @@ def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:
     """The newest loss and the newest accuracy of an evaluation; None if there is none."""
     loss = top1 = None
     for tail_bytes in _TAILS_BYTES:
-        for row in read_rows(run_dir / METRICS_FILE, tail_bytes):
+        for row in map(metric_rows.writable, metric_rows.tail(run_dir, tail_bytes)):
             # If the only pass is perturbed, there is no other loss.
             loss = row.get("train/loss", row.get("train/loss_perturbed", loss))
             top1 = row.get("eval/top1", top1)

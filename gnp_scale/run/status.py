@@ -10,10 +10,11 @@ from rich.table import Table
 
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
+from gnp_scale.run import metric_rows
 from gnp_scale.run.console import make_console
-from gnp_scale.run.files import newest_row
-from gnp_scale.run.history import RunHistory, Start, append_interval_s, read_history
-from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, GOODPUT_FILE, METRICS_FILE, committed_folders
+from gnp_scale.run.history import RunHistory, Start, read_history
+from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, GOODPUT_FILE, committed_folders
+from gnp_scale.run.recorder import append_interval_s
 from gnp_scale.run.stages import Stage
 from gnp_scale.run.store import Folder, StorePath
 from gnp_scale.run.store_requests import StoreError
@@ -81,7 +82,8 @@ def num_steps_of(run_dir: Folder) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {path.name}): give the folder of a run") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or begin a new run") from error
+        damage = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{path} is damaged ({damage}): restore it from a copy, or begin a new run") from error
 
 
 def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
@@ -103,16 +105,16 @@ def _overview(run_dir: Folder, history: RunHistory, num_steps: int) -> Table:
 def _newest_loss(run_dir: Folder) -> str:
     # If the only pass is perturbed, there is no other loss.
     names = "train/loss", "train/loss_perturbed"
-    row = newest_row(run_dir / METRICS_FILE, *names)
+    row = metric_rows.newest(run_dir, *names)
     if row is None:
         return "not logged yet"
     loss = next(row[name] for name in names if name in row)
-    return f"{float(loss):.4g} at step {row['step']:,}"
+    return f"{loss:.4g} at step {row['step']:,}"
 
 
 def state_now(run_dir: Folder, history: RunHistory) -> str:
     """What the run in `run_dir` is doing now, or how its last start ended."""
-    if not history.starts and newest_row(run_dir / METRICS_FILE, "step"):
+    if not history.starts and metric_rows.last_step(run_dir) is not None:
         return f"unknown: its record {GOODPUT_FILE} is missing"
     return state(history, time.time(), _COPY_DELAY_S if isinstance(run_dir, StorePath) else 0.0)
 
@@ -121,7 +123,7 @@ def last_step(run_dir: Folder, history: RunHistory) -> int:
     """The last step that was made; the last one in the metrics if the run has no record."""
     if history.starts:
         return history.starts[-1].step
-    return int((newest_row(run_dir / METRICS_FILE, "step") or {"step": 0})["step"])
+    return metric_rows.last_step(run_dir) or 0
 
 
 def state(history: RunHistory, now: float, delay_s: float = 0.0) -> str:
