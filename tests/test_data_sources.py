@@ -147,6 +147,16 @@ def test_missing_files_name_the_command(name, tmp_path: Path, monkeypatch):
     assert "\n" not in line
 
 
+def test_another_place_of_fashion_mnist_is_told(tmp_path: Path, monkeypatch, capsys):
+    write_fashion_mnist(tmp_path / "package", gzipped=True)
+    package = tmp_path / "package" / "fashion_mnist"
+    monkeypatch.setattr(small_sets, "DEBIAN_FASHION_MNIST", package)
+    wrong, right = (DataConfig(name="fashion_mnist", root=str(tmp_path / root)) for root in ("packages", "package"))
+    np.testing.assert_array_equal(load(wrong).train.image, load(right).train.image)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"there is no {tmp_path}/packages/fashion_mnist: Fashion-MNIST is read from {package}"
+
+
 @pytest.mark.parametrize("name", ["cifar10", "own"])
 @pytest.mark.parametrize("root", ["file", "x" * 300])
 def test_a_root_that_cannot_be_read_is_one_line(name, root, tmp_path):

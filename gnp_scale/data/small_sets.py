@@ -13,6 +13,7 @@ import numpy as np
 from gnp_scale.config import DataConfig
 from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.data.formats import checked_labels, read_cifar, read_idx
+from gnp_scale.run.messages import announce
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package `dataset-fashion-mnist`."""
@@ -85,6 +86,7 @@ def _digits() -> Dataset:
 def _fashion_mnist(folder: Path) -> Dataset:
     """Fashion-MNIST (arXiv 1708.07747) from `folder`, or from Debian's package if there is no such folder."""
     if not folder.exists() and DEBIAN_FASHION_MNIST.exists():
+        announce(f"there is no {folder}: Fashion-MNIST is read from {DEBIAN_FASHION_MNIST}")
         folder = DEBIAN_FASHION_MNIST
 
     def read_split(prefix: str) -> Split:
