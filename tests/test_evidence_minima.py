@@ -1,5 +1,6 @@
 """`gnp-scale bench generalization --sharpness`: which runs are measured, once each, and what is made of the numbers."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 from gnp_scale import recipe
 from gnp_scale.cli import main
 from gnp_scale.config import ConfigError
-from gnp_scale.evidence import minima, outcome
+from gnp_scale.evidence import minima, outcome, report
 from gnp_scale.evidence.outcome import Outcome
 from gnp_scale.evidence.plan import Plan, num_passes
 from gnp_scale.evidence.row import Row
@@ -117,3 +118,14 @@ def test_what_cannot_be_measured_is_one_line(rows, measured, capsys, tmp_path):
         minima.report_on(rows)
     assert main(["bench", "generalization", "noise40", "--sharpness", "--row", "sam"]) == 2
     assert "not allowed with argument --sharpness" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(rows, measured, monkeypatch):
+    def replace_file(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(report, "replace_file", replace_file)
+    with pytest.raises(
+        ConfigError, match=r"seed=0 cannot be written \(No space left on device\): choose another --out"
+    ):
+        minima.measure_all(rows)

@@ -19,7 +19,6 @@ from gnp_scale.evidence.plan import config_of, folder_of
 from gnp_scale.evidence.report import write_files
 from gnp_scale.evidence.row import Row
 from gnp_scale.evidence.summary import paired_difference
-from gnp_scale.run.files import replace_file
 from gnp_scale.run.streams import say
 from gnp_scale.sharpness import corruptions, spectrum
 from gnp_scale.sharpness.corruptions import SEVERITIES
@@ -78,7 +77,7 @@ def measure_all(rows: Sequence[Row]) -> None:
     """Measures all final runs of `rows` that are finished and have not diverged; those that are measured are left out.
 
     Raises:
-        ConfigError: no run is finished; matfree is not installed; or a loss is not finite.
+        ConfigError: no run is finished; matfree is not installed; a loss is not finite; or a folder cannot be written.
     """
     spectrum.check_installed()
     runs = [(run_dir, config) for row in rows for _, run_dir, config in _final_runs(row)]
@@ -90,7 +89,7 @@ def measure_all(rows: Sequence[Row]) -> None:
         data = replace(config.data, eval_split="test")
         found = measure_run(replace(config, data=data), run_dir, SETTINGS, None, None)
         content = {"step": found.step, "settings": _settings(), "scores": found.scores}
-        replace_file(run_dir / SCORES_FILE, json.dumps(content, indent=1).encode() + b"\n")
+        write_files(run_dir, {SCORES_FILE: json.dumps(content, indent=1).encode() + b"\n"})
         # Each run compiles programs of its own.
         jax.clear_caches()
 
