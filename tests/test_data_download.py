@@ -4,7 +4,9 @@ import hashlib
 import io
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -216,6 +218,38 @@ def test_an_archive_is_unpacked_and_a_damaged_folder_replaced(server: Server, tm
     fetch(server, tmp_path, sources)
     assert (folder / "folder" / "train.bin").read_bytes() == b"records"
     assert sorted(path.name for path in folder.iterdir()) == ["folder", "toy.tar.gz"]
+
+
+def test_an_intact_folder_is_left_to_the_jobs_that_read_it(server: Server, tmp_path: Path):
+    server.content["toy.tar.gz"] = archive_of((tarfile.TarInfo("folder/train.bin"), b"records"))
+    sources = sources_of({"toy.tar.gz": server.content["toy.tar.gz"]})
+    folder = fetch(server, tmp_path, sources)
+    (folder / "folder" / "notes.txt").write_text("mine")
+    before = (folder / "folder" / "train.bin").stat().st_ino
+    fetch(server, tmp_path, sources)
+    assert (folder / "folder" / "train.bin").stat().st_ino == before
+    assert sorted(path.name for path in (folder / "folder").iterdir()) == ["notes.txt", "train.bin"]
+
+
+def test_a_second_download_waits_and_finds_all_done(server: Server, tmp_path: Path, capsys):
+    """As the tasks of an array of jobs that each begin with a download."""
+    may_answer, sources = threading.Event(), sources_of({"file.bin": CONTENT})
+    respond = server.respond
+
+    def respond_later(request: BaseHTTPRequestHandler) -> None:
+        may_answer.wait(30)
+        respond(request)
+
+    server.respond = respond_later
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(fetch, server, tmp_path, sources) for _ in range(2)]
+        deadline = time.monotonic() + 30
+        while "waiting for its end" not in (said := capsys.readouterr().err):
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+        may_answer.set()
+        assert [files_in(each.result()) for each in both] == [{"file.bin": CONTENT}] * 2
+    assert server.ranges == [None]
 
 
 UNSAFE = {

@@ -1,5 +1,7 @@
 """Downloads the public data sets: checks digests, resumes interrupted transfers, installs only complete files."""
 
+import contextlib
+import filecmp
 import hashlib
 import http.client
 import os
@@ -10,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -20,12 +22,15 @@ from rich.progress import Progress
 
 from gnp_scale.config import ConfigError
 from gnp_scale.data.progress import byte_progress
+from gnp_scale.run.files import try_lock
+from gnp_scale.run.streams import say
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
 """Pause before the second attempt; it doubles after each attempt."""
 TIMEOUT_S = 30.0
 """Longest wait for a connection and for each read."""
+LOCK_INTERVAL_S = 0.2
 CHUNK_BYTES = 1 << 18
 PASSING_STATUSES = (408, 425, 429)
 """Client errors that are retried, like all server errors."""
@@ -78,7 +83,7 @@ def download(
     """Puts the files of data set `name` into the folder `root/name`, from `base_url` or from the publisher.
 
     It keeps existing files with the right digest, unpacks archives, and shows progress on `console` (standard error
-    when None).
+    when None). Jobs may read the folder meanwhile; a second download waits for the first.
 
     Raises:
         DownloadError: no such data set, no connection, a wrong digest, an archive with unsafe members, a full disk.
@@ -92,7 +97,7 @@ def download(
     folder = Path(root) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with byte_progress(console) as progress:
+        with _locked(folder), byte_progress(console) as progress:
             for file, digest in source.digests.items():
                 _fetch(f"{base_url.rstrip('/')}/{file}", folder / file, digest, progress)
                 if file.endswith(".tar.gz"):
@@ -100,6 +105,20 @@ def download(
     except OSError as error:
         raise DownloadError(f"cannot write data set {name} to {folder}: {error}") from error
     return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Inside the block no other download writes into `folder`."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not try_lock(file):
+            say(f"another gnp-scale data download writes into {folder}: waiting for its end")
+            while not try_lock(file):
+                time.sleep(LOCK_INTERVAL_S)
+        yield
+    finally:
+        os.close(file)
 
 
 def _fetch(url: str, target: Path, digest: str, progress: Progress) -> None:
@@ -174,7 +193,7 @@ def _sha256(path: Path) -> str:
 
 
 def _unpack(archive: Path) -> None:
-    """Unpacks `archive` into its own folder; each top folder appears complete or not at all."""
+    """Unpacks `archive` into its own folder. Each top folder appears complete or not at all; an intact one stays."""
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
         try:
             with tarfile.open(archive, "r:gz") as members:
@@ -183,6 +202,15 @@ def _unpack(archive: Path) -> None:
             raise DownloadError(f"{archive} was not unpacked: {error}; fetch it again from a trusted mirror") from error
         for unpacked in Path(scratch).iterdir():
             final = archive.parent / unpacked.name
+            if _is_intact(final, unpacked):
+                continue
             if final.exists():
                 shutil.rmtree(final)
             unpacked.replace(final)
+
+
+def _is_intact(folder: Path, original: Path) -> bool:
+    """Whether `folder` has all files of `original`."""
+    files = [path.relative_to(original) for path in original.rglob("*") if path.is_file()]
+    pairs = [(folder / file, original / file) for file in files]
+    return folder.is_dir() and all(own.is_file() and filecmp.cmp(own, other, shallow=False) for own, other in pairs)

@@ -75,8 +75,9 @@ def try_lock(file: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        # Some network file systems have no locks: there, only the scheduler ensures that a run is started once.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        # Some network file systems have no locks, or none of folders (EBADF). There, only the scheduler ensures that a
+        # run is started once.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
             raise
     return True
 
