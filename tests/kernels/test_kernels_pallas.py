@@ -18,6 +18,8 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as tpu_interp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 FLOAT, HALF = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
 # A hundred leaves compile slowly, and one operation is enough to show that the kernels distinguish them.
 PERTURB = [case for case in interpreted_cases.PERTURB if "many" not in case.id or case.id == "many small f32 float32"]
