@@ -292,6 +292,22 @@ def test_labels_are_found_by_the_number_or_the_name_of_an_image(tmp_path: Path):
     assert [by_name.labels(name).tolist() for name in ("x/cat.JPEG", "dog.png")] == [[3, -1], [1, 2]]
 
 
+def test_images_of_one_name_in_several_folders_are_told_apart_or_refused(tmp_path: Path):
+    path = tmp_path / "real.json"
+    path.write_text('{"val/cat/0.png": 3, "val/dog/0.png": 4, "cat/photo.a.jpg": 5, "cat/photo.b.jpg": 6}')
+    labels = read_label_file(path, 9)
+    names = ("val/cat/0.png", "val/dog/0.png", "cat/photo.b.jpg", "photo.a.webp", "val/cat/0.png")
+    assert [labels.labels(name).tolist() for name in names] == [[3], [4], [6], [5], [3]]
+    with pytest.raises(ConfigError, match=r"has no labels for the image val/bird/0\.png"):
+        labels.labels("val/bird/0.png")
+    for text in ('{"0.png": 3}', "[[3]]"):
+        path.write_text(text.replace("0", "1"))
+        labels = read_label_file(path, 9)
+        labels.labels("cat/1.png")
+        with pytest.raises(ConfigError, match=r"has one entry for the images cat/1\.png and dog/1\.png: make it"):
+            labels.labels("dog/1.png")
+
+
 CRASH = """
 import sys, jax, numpy as np
 jax.config.update("jax_platforms", "cpu")
