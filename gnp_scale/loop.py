@@ -72,7 +72,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 contextlib.closing(stop or StopRequest()) as stop,
                 Programs(traced) as programs,
             ):
-                keep_sizes(run_dir, task.dataset.sizes)
+                keep_sizes(run_dir, task.dataset.sizes, task.dataset.class_names)
                 watchdog.on_end, watchdog.stacks_dir = partial(_close_record, files), files.folder
                 # So that the record of this start is there, however soon it is killed.
                 files.publish()

@@ -12,6 +12,27 @@ from gnp_scale.run.layout import DATA_FILE
 SIZES = {"training images": 2640, "evaluated images": 296, "classes": 81}
 
 
+def test_classes_of_other_names_are_refused(tmp_path):
+    """As after a folder of a class was renamed: the labels of all later ones change, and no number does."""
+    keep_sizes(tmp_path, SIZES, ("apple", "banana", "cherry"))
+    keep_sizes(tmp_path, SIZES, ("apple", "banana", "cherry"))
+    expected = r"trained with label 1 for the class 'banana', and now it is that of 'cherry': restore the data set"
+    with pytest.raises(ConfigError, match=expected):
+        keep_sizes(tmp_path, SIZES, ("apple", "cherry", "zebra"))
+
+
+def test_a_folder_of_a_version_that_noted_no_names_goes_on(tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps(SIZES))
+    keep_sizes(tmp_path, SIZES, ("apple", "banana"))
+
+
+@pytest.mark.parametrize("content", ["[1]", json.dumps(SIZES | {"class names": 5}), "7"])
+def test_a_damaged_file_is_one_line(content, tmp_path):
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"data\.json cannot be used"):
+        keep_sizes(tmp_path, SIZES, ("apple",))
+
+
 def test_the_first_start_notes_the_sizes_and_later_ones_compare(tmp_path):
     keep_sizes(tmp_path, SIZES)
     written = (tmp_path / DATA_FILE).stat()

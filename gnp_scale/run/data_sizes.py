@@ -1,8 +1,8 @@
-"""The sizes of a run's data set, on which the examples of every step depend: equal in all processes and all starts."""
+"""The sizes of a run's data set and the names of its classes, on which every step depends: equal in all starts."""
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.consensus import all_gather, broadcast
@@ -13,6 +13,8 @@ from gnp_scale.run.store import Folder
 
 type Sizes = Mapping[str, int]
 """Numbers by what they count, such as `training images`."""
+_NAMES = "class names"
+_ADVICE = "restore the data set, or choose another --run-dir"
 
 
 def check_sizes_agree(sizes: Sizes) -> None:
@@ -31,33 +33,41 @@ def check_sizes_agree(sizes: Sizes) -> None:
             )
 
 
-def keep_sizes(run_dir: Folder, sizes: Sizes) -> None:
-    """Notes the sizes in a claimed `run_dir` at its first start, and compares later ones. Every process calls it.
+def keep_sizes(run_dir: Folder, sizes: Sizes, class_names: Sequence[str] = ()) -> None:
+    """Notes the sizes and the names of the classes, in the order of their labels, in a claimed `run_dir` at its first
+    start, and compares later ones. Every process calls it.
 
     Raises:
         ConfigError: they have changed; every process raises.
     """
-    problem = broadcast(_kept(run_dir, sizes) if is_main_process() else None)
+    problem = broadcast(_kept(run_dir, sizes, class_names) if is_main_process() else None)
     if problem is not None:
         raise ConfigError(problem)
 
 
-def _kept(run_dir: Folder, sizes: Sizes) -> str | None:
+def _kept(run_dir: Folder, sizes: Sizes, class_names: Sequence[str]) -> str | None:
     """The problem, if there is one."""
     file = run_dir / DATA_FILE
+    noted = {_NAMES: list(class_names)} if class_names else {}
     try:
         if not file.exists():
-            replace_file(file, json.dumps(dict(sizes)).encode())
+            replace_file(file, json.dumps({**sizes, **noted}).encode())
             return None
         before = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        # Earlier versions have not noted the names.
+        names = list(before.pop(_NAMES, ()))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{file} cannot be used ({error}): make it readable and writable, or remove it"
-    if before == dict(sizes):
+    if before != dict(sizes):
+        return (
+            f"{run_dir} was trained on a data set with {_words(before, sizes)}, and now it has "
+            f"{_words(sizes, before)}, so each step would have other examples: {_ADVICE}"
+        )
+    other = [(label, *pair) for label, pair in enumerate(zip(names, class_names, strict=False)) if pair[0] != pair[1]]
+    if not other:
         return None
-    return (
-        f"{run_dir} was trained on a data set with {_words(before, sizes)}, and now it has {_words(sizes, before)}, so "
-        "each step would have other examples: restore the data set, or choose another --run-dir"
-    )
+    label, old, new = other[0]
+    return f"{run_dir} was trained with label {label} for the class {old!r}, and now it is that of {new!r}: {_ADVICE}"
 
 
 def _words(sizes: Sizes, other: Sizes) -> str:
