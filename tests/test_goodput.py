@@ -104,11 +104,14 @@ WHOLE = {
         {"time": 3.0, "exit": "75"},
         {"time": "later", "exit": 75},
         {"logged_step": 8.5},
+        WHOLE | {"began": 1e20},
+        WHOLE | {"time": float("inf")},
+        WHOLE | {"seconds": {"train": float("nan")}},
     ],
     ids=str,
 )
 def test_a_damaged_line_counts_for_nothing(damage, tmp_path):
-    (tmp_path / GOODPUT_FILE).write_text(f"{json.dumps(WHOLE)}\n{json.dumps(damage)}\n")
+    (tmp_path / GOODPUT_FILE).write_text(f"{json.dumps(WHOLE)}\n{json.dumps(damage)}\n{'[' * 100_000}\n")
     assert read_history(tmp_path).starts == (Start(**WHOLE),)
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         assert recorder.history().stage_s["train"] == 1.0

@@ -145,7 +145,9 @@ def test_the_newest_loss_may_be_of_a_perturbed_pass_alone(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"train/loss": "low"}, {"train/loss": [1]}, {"step": "x", "train/loss": 1.0}], ids=str
+    "damage",
+    [{"train/loss": "low"}, {"train/loss": [1]}, {"train/loss": 10**400}, {"step": "x", "train/loss": 1.0}],
+    ids=lambda damage: str(damage)[:30],
 )
 def test_a_damaged_row_of_the_metrics_counts_for_nothing(damage, tmp_path, capsys):
     make_run(tmp_path, rows=[{"train/loss": 0.5}, {"eval/top1": 0.75, "train/loss": "inf"}, damage])

@@ -101,7 +101,7 @@ def _lines(data: bytes) -> Iterator[_Line]:
     for line in _BOUNDARY.split(data):
         try:
             yield line, _decode(line)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             if line:
                 yield line, None
 

@@ -94,7 +94,7 @@ def read_rows(path: Path | StorePath, tail_bytes: int | None = None) -> Iterator
     for line in data.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row

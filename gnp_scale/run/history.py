@@ -54,6 +54,8 @@ _TYPES: Mapping[str, Any] = {
     "exit": int | None,
 }
 """Of the fields of `Start` in the record."""
+_END = 1e11
+"""Seconds since 1970: the year 5138."""
 
 
 @dataclass(frozen=True)
@@ -142,4 +144,6 @@ def _checked(start: Start) -> Start:
             raise TypeError(f"{name} of a start is {getattr(start, name)!r}")
     if not all(isinstance(seconds, _NUMBER) for seconds in start.seconds.values()):
         raise TypeError(f"seconds of a start are {start.seconds!r}")
+    if not all(abs(number) < _END for number in (start.began, start.time, start.step, *start.seconds.values())):
+        raise TypeError("a time of a start is none that a calendar has")
     return start

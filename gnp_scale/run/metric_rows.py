@@ -12,6 +12,10 @@ TAIL_BYTES = 1 << 18
 """Of the file, in which the newest rows are."""
 
 
+_END = 1 << 31
+"""Steps are below it."""
+
+
 def writable(row: Mapping[str, float]) -> dict[str, float | str]:
     """The row as JSON can have it."""
     return {name: value if math.isfinite(value) else str(value) for name, value in row.items()}
@@ -20,12 +24,11 @@ def writable(row: Mapping[str, float]) -> dict[str, float | str]:
 def decoded(row: Mapping[str, Any]) -> dict[str, float]:
     """The row of a line of the file.
 
-    Raises: ValueError, KeyError, TypeError: it is damaged.
+    Raises: ValueError, KeyError, TypeError, OverflowError: it is damaged.
     """
-    numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-    if not isinstance(numbers["step"], int) or not all(isinstance(value, int | float) for value in numbers.values()):
-        raise ValueError("not the numbers of a step")
-    return numbers
+    if not isinstance(row["step"], int) or not 0 <= row["step"] < _END:
+        raise ValueError("not a number of a step")
+    return {name: value if name == "step" else float(value) for name, value in row.items()}
 
 
 def tail(run_dir: Folder, num_bytes: int = TAIL_BYTES) -> Iterator[dict[str, float]]:
@@ -33,7 +36,7 @@ def tail(run_dir: Folder, num_bytes: int = TAIL_BYTES) -> Iterator[dict[str, flo
     for row in read_rows(run_dir / METRICS_FILE, num_bytes):
         try:
             yield decoded(row)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
 
 

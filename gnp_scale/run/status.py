@@ -81,7 +81,7 @@ def num_steps_of(run_dir: Folder) -> int:
         return int(json.loads(path.read_text())["train"]["num_steps"])
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {path.name}): give the folder of a run") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         damage = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ConfigError(f"{path} is damaged ({damage}): restore it from a copy, or begin a new run") from error
 
