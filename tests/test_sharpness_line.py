@@ -99,6 +99,18 @@ def test_frozen_statistics_are_not_computed_anew(set_mesh):
     assert not np.any(found["1"]["norm"]["mean"] == stats["stages"]["1"]["norm"]["mean"])
 
 
+def test_fewer_training_examples_than_a_batch_give_statistics(set_mesh):
+    set_mesh(2)
+    data = DataConfig("synthetic", batch_size=16, eval_batch_size=64, synthetic_num_examples=41, synthetic_image_size=8)
+    task = Task.of(replace(CNN, data=data))
+    state = task.init_state()
+    found = next(line._statistics(task, (state.params,) * 2, state.batch_stats, Settings(), contextlib.nullcontext))
+    few = examples.read(task, state.batch_stats, 40, 40, 0, contextlib.nullcontext)
+    image = np.asarray(normalise(jax.device_get(few.parts["image"])[0], task.dataset), np.float64)
+    y = convolved(image, np.asarray(jax.device_get(state.params["stages"]["0"]["conv"]["kernel"]), np.float64))
+    np.testing.assert_allclose(found["stages"]["0"]["norm"]["mean"], y.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+
+
 def convolved(x_BxHxWxC, kernel):
     """3x3 with stride 2, with a border of zeros."""
     height, width = x_BxHxWxC.shape[1:3]

@@ -128,9 +128,10 @@ def _statistics(
         yield from [batch_stats] * len(STEPS)
         return
     num_shards = current_axis_size(AXES)
-    size = min(task.config.data.eval_batch_size, settings.num_examples) // num_shards * num_shards
-    check(size > 0, f"--examples is {settings.num_examples}: give at least one for each of the {num_shards} devices")
-    num_examples = min(settings.num_examples, len(task.dataset.train)) // size * size
+    num_examples = min(settings.num_examples, len(task.dataset.train))
+    size = min(task.config.data.eval_batch_size, num_examples) // num_shards * num_shards
+    check(size > 0, f"{num_examples} examples are measured on {num_shards} devices: give at least one for each")
+    num_examples = num_examples // size * size
     parts = examples.read(task, batch_stats, num_examples, size, settings.seed, during).parts
     statistics_at = _make_statistics(task, size)
     for step in STEPS:
