@@ -217,6 +217,8 @@ def test_the_evaluated_split_is_the_named_one_or_the_first_that_there_is(root: P
     assert sizes(holdout=0.25, eval_split="test") == (6, 6)
     with pytest.raises(ConfigError, match=r"data\.eval_split is 'none': the data set has test, train, validation"):
         sizes(eval_split="none")
+    with pytest.raises(ConfigError, match=r"data\.holdout 0\.01 of 8 examples evaluates on none: change it"):
+        sizes(holdout=0.01)
     with pytest.raises(ConfigError, match=r"data\.holdout is 0"):
         sizes(eval_split="holdout")
 

@@ -22,7 +22,7 @@ from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.dataset import UNREADABLE, Dataset, Rows
 from gnp_scale.data.label_files import LabelFile, read_label_file
-from gnp_scale.data.parts import HOLDOUT, held_out
+from gnp_scale.data.parts import HOLDOUT, check_holdout, held_out
 from gnp_scale.run.streams import say
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -166,6 +166,7 @@ def load_images(config: DataConfig) -> Dataset:
     else:
         source = contents.split(name, "data.eval_split")
         ids = np.arange(len(source))
+    check_holdout(config, len(train.source), len(train_ids), len(ids))
     num_classes = len(contents.class_names)
     answers = read_label_file(Path(config.eval_labels), num_classes) if config.eval_labels else None
     test = ImageSplit("evaluation", source, ids, config, answers)

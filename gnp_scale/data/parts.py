@@ -34,9 +34,14 @@ def parts_of(dataset: Dataset, train: Split, test: Split, config: DataConfig) ->
         name in splits,
         f"data.eval_split is {name!r}, which {dataset.name} does not have: give {' or '.join(splits)}{hint}",
     )
-    for what, split in (("trains", splits["train"]), ("evaluates", splits[name])):
-        check(len(split) > 0, f"data.holdout {config.holdout} of {len(given)} examples {what} on none: change it")
+    check_holdout(config, len(given), len(splits["train"]), len(splits[name]))
     return replace(dataset, train=splits["train"], test=splits[name])
+
+
+def check_holdout(config: DataConfig, num_examples: int, num_trained: int, num_evaluated: int) -> None:
+    """Raises ConfigError if `data.holdout` leaves no example for training, or none for evaluation."""
+    for what, number in (("trains", num_trained), ("evaluates", num_evaluated)):
+        check(number > 0, f"data.holdout {config.holdout} of {num_examples} examples {what} on none: change it")
 
 
 def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
