@@ -1,5 +1,6 @@
 """The points of a grid, the names of their folders, and what a sweep folder accepts."""
 
+import json
 import re
 from pathlib import Path
 
@@ -171,7 +172,11 @@ def test_what_affects_only_where_a_run_computes_may_change(tmp_path):
     assert kept.flags == ("--train.kernels", "xla")
 
 
-def test_a_damaged_record_is_one_line(tmp_path):
-    (tmp_path / "sweep.json").write_text("{")
+@pytest.mark.parametrize("damage", ["{", "no points", "unknown key", "[" * 100_000], ids=lambda text: text[:12])
+def test_a_damaged_record_is_one_line(damage, tmp_path):
+    keep(tmp_path, sweep("gnp.r=0.2"))
+    stored = json.loads((tmp_path / "sweep.json").read_text())
+    points = {"no points": {}, "unknown key": {"a": {"train.nope": 1}}}.get(damage)
+    (tmp_path / "sweep.json").write_text(damage if points is None else json.dumps(stored | {"points": points}))
     with pytest.raises(ConfigError, match=r"sweep\.json cannot be read"):
         keep(tmp_path, sweep("gnp.r=0.2"))

@@ -10,7 +10,7 @@ import pytest
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.files import try_lock
-from gnp_scale.sweeps.queue import Queue, meaning, telling_line
+from gnp_scale.sweeps.queue import Queue, is_in_use, meaning, telling_line
 
 
 def shell(folder, script):
@@ -88,6 +88,12 @@ def test_no_more_processes_run_at_a_time_than_asked_for(tmp_path, num_jobs):
     assert ours.run()
     live = [int(line) for line in (tmp_path / "live").read_text().split()]
     assert max(sum(live[: end + 1]) for end in range(len(live))) == num_jobs
+
+
+def test_what_is_no_run_folder_is_in_nobodys_hands(tmp_path):
+    (tmp_path / "a" / "lock").mkdir(parents=True)
+    (tmp_path / "b").touch()
+    assert not any(is_in_use(tmp_path / name) for name in "abc")
 
 
 def test_a_finished_point_is_not_started(tmp_path):

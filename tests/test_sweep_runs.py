@@ -69,6 +69,9 @@ def test_a_stopped_sweep_goes_on_past_a_point_that_fails_and_grows(tmp_path):
     assert "1 points, of which 1 are finished" in err
     assert "started" not in err
     assert _is_finished(folder / POINT)
+    (folder / POINT / "config.json").rename(folder / "kept.json")
+    assert not _is_finished(folder / POINT), "as its row in the table says"
+    (folder / "kept.json").rename(folder / POINT / "config.json")
 
 
 def test_every_point_is_checked_before_the_first_one_starts(tmp_path):

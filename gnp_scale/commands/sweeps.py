@@ -91,9 +91,14 @@ def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) ->
 
 
 def _is_finished(run_dir: Path) -> bool:
+    from gnp_scale.run.find import is_run
     from gnp_scale.run.history import read_history
 
-    starts = read_history(run_dir).starts
+    try:
+        starts = read_history(run_dir).starts if is_run(run_dir) else ()
+    except OSError:
+        # The run itself tells what is wrong with its folder.
+        return False
     return bool(starts) and starts[-1].exit == Exit.FINISHED
 
 

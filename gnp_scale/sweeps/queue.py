@@ -193,7 +193,7 @@ def is_in_use(run_dir: Path) -> bool:
     """Whether a process is training the run in `run_dir`, as far as locks of files show it."""
     try:
         file = os.open(run_dir / LOCK_FILE, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
     try:
         return not try_lock(file)

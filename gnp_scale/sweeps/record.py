@@ -83,10 +83,14 @@ def read(folder: Path) -> Sweep | None:
         stored = json.loads(path.read_bytes())
         points = {name: _values(values) for name, values in stored["points"].items()}
         config = recipe.from_json(json.dumps(stored["config"]))
+        for values in points.values():
+            with_values(config, values)
+        if not points:
+            raise ValueError("it has no points")
         return Sweep(stored["recipe"], tuple(stored["flags"]), config, points)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore it, or choose another --sweep-dir") from error
 
 
