@@ -270,6 +270,7 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
         {"steps": {}},
         {"steps": {"plain": {"num_steps": 1}}},
         {"num_chips": "many"},
+        {"mesh": None},
     ],
     ids=str,
 )

@@ -31,7 +31,7 @@ def read(file: Path) -> dict[str, Any]:
     try:
         plan = json.loads(file.read_bytes())
         _look_at_all(plan)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(f"{file} holds no plan ({reason}): write one with gnp-scale plan ... --json FILE") from error
     return plan
@@ -43,6 +43,7 @@ def _look_at_all(plan: Any) -> None:
     numbers = [step[name] for step in steps for name in ("num_steps", "shortest_s", "longest_s")]
     numbers += [plan["num_chips"], *(step["memory"]["total"] for step in steps)]
     has_types = isinstance(plan["device_kind"], str) and isinstance(plan["config"], dict)
+    has_types = has_types and isinstance(plan["mesh"], dict)
     if not (has_types and all(isinstance(number, int | float) for number in numbers)):
         raise TypeError("its values have other types")
     if not sum(step["num_steps"] for step in steps):
