@@ -190,6 +190,24 @@ def test_folders_named_by_numbers_are_in_their_order(folder: Path):
     assert values(contents, "train") == [(0, "0"), (2, "2"), (10, "10")]
 
 
+def test_folders_named_by_other_digits_are_in_the_order_of_their_names(folder: Path):
+    for label, name in enumerate(("²", "³")):
+        (folder / name).mkdir()
+        (folder / name / "x.png").write_bytes(png(label))
+    assert opened(folder).class_names == ("²", "³")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("train.txt", "train/0.jpg, 0\n"), ("val.txt", "val/7.jpg, one, 0\n"), ("classes.csv", "a,b\n1,2\n")],
+)
+def test_lists_of_groceries_in_another_form_are_one_line(file: str, content: str, folder: Path):
+    write_grocery(folder)
+    (folder / file).write_text(content)
+    with pytest.raises(ConfigError, match=r"has lists of another form .*: get them again"):
+        opened(folder)
+
+
 def test_validation_images_without_the_devkit_are_refused(folder: Path):
     write_imagenet(folder)
     (folder / "ILSVRC2012_devkit_t12.tar.gz").unlink()

@@ -273,6 +273,22 @@ def test_a_class_with_the_name_of_a_split_is_named(source: Path, tmp_path: Path)
         prepare(source, tmp_path / "out", 300, 1)
 
 
+@pytest.mark.parametrize("name", [b"n\nl", "a\u2028b".encode(), b"\xff"], ids=str)
+def test_a_class_whose_name_is_no_line_is_refused_before_anything_is_written(name, to: str, source: Path, tmp_path):
+    write_folder(source)
+    os.rename(os.fsencode(source / "train" / "two"), os.fsencode(source / "train") + b"/" + name)
+    with pytest.raises(ConfigError, match="whose name is no line of UTF-8, as shards need: rename it"):
+        prepare(source, tmp_path / "out", 300, 1, to)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_name_that_is_no_text_is_prepared_too(to: str, source: Path, tmp_path: Path):
+    write_folder(source)
+    Path(os.fsdecode(os.fsencode(source / "train" / "two") + b"/\xff.png")).write_bytes(png(9))
+    prepare(source, tmp_path / "out", 300, 1, to)
+    assert verify(tmp_path / "out", 2, decodes=True) == (NUM_IMAGES + 1, [])
+
+
 def test_a_class_without_an_image_is_named(source: Path, tmp_path: Path):
     """It would be an output of the network that is never right. A class may be absent from some of the splits."""
     for name in ("train/full", "val/full", "train/half", "val/half", "val/void"):

@@ -70,6 +70,11 @@ def prepare(
         f"OUT {out} lies in SOURCE {folder}, and would be a part of it: give a folder beside it",
     )
     contents = open_folder(str(folder))
+    for name in contents.class_names:
+        check(
+            _is_line(name),
+            f"{folder} has the class {name!r}, whose name is no line of UTF-8, as shards need: rename it",
+        )
     samples = {split: Sample(split, source) for split, source in contents.splits.items()}
     digests = {split: sample.digest() for split, sample in samples.items()}
     output = _Output(out, SHARD_FORMS[form_name], encoding, digests)
@@ -195,6 +200,10 @@ def _finish(output: _Output, contents: Contents, tasks: Sequence[_Task], done: M
 def is_prepared(out: Path) -> bool:
     """Whether `prepare` has finished in `out`."""
     return (out / MANIFEST_FILE).exists() and not (out / JOURNAL_FILE).exists()
+
+
+def _is_line(name: str) -> bool:
+    return name.splitlines() == [name] and name.encode(errors="replace").decode() == name
 
 
 def _finished(output: _Output, contents: Contents) -> Manifest:

@@ -89,5 +89,5 @@ def serialize(data: bytes, label: int, name: str) -> bytes:
     feature = example.features.feature
     feature["image"].bytes_list.value.append(data)
     feature["label"].int64_list.value.append(label)
-    feature["file_name"].bytes_list.value.append(name.encode())
+    feature["file_name"].bytes_list.value.append(name.encode(errors="surrogateescape"))
     return example.SerializeToString(deterministic=True)

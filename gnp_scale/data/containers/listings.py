@@ -156,15 +156,24 @@ def grocery_store(folder: Path) -> Listing | None:
     """The Grocery Store photographs (arXiv 1901.00711): 81 classes, with lists of the images of each split."""
     if not (folder / "classes.csv").exists() or not (folder / "train.txt").exists():
         return None
-    with (folder / "classes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [row["Class Name (str)"] for row in sorted(rows, key=lambda row: int(row["Class ID (int)"]))]
-    splits = {}
-    for list_name in ("train", "val", "test"):
-        lines = (folder / f"{list_name}.txt").read_text().splitlines()
-        cells = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
-        splits[split_name(list_name)] = [_file(folder, folder / path, int(label)) for path, label, _ in cells]
-    return names, splits
+    try:
+        return _grocery_classes(folder / "classes.csv"), {
+            split_name(name): _grocery_split(folder, name) for name in ("train", "val", "test")
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{folder} has lists of another form ({error}): get them again") from error
+
+
+def _grocery_classes(file: Path) -> list[str]:
+    with file.open(newline="") as lines:
+        rows = sorted(csv.DictReader(lines), key=lambda row: int(row["Class ID (int)"]))
+    return [row["Class Name (str)"] for row in rows]
+
+
+def _grocery_split(folder: Path, name: str) -> list[Entry]:
+    lines = (folder / f"{name}.txt").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
+    return [_file(folder, folder / path, int(label)) for path, label, _ in cells]
 
 
 def image_folder(folder: Path) -> Listing | None:
@@ -181,7 +190,7 @@ def image_folder(folder: Path) -> Listing | None:
                 f"{parts[0]} is taken for a split, but holds no folder for each class: make them, or rename it"
             )
         return None
-    if all(name.isdigit() for name in names):
+    if all(name.isdecimal() for name in names):
         names.sort(key=int)
     splits = {}
     for split, path in split_folders.items():
