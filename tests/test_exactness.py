@@ -7,7 +7,7 @@ import pytest
 
 from gnp_scale.checkpoint import exactness as module
 from gnp_scale.checkpoint.exactness import circumstances, exactness
-from gnp_scale.config import Config, OptimConfig, TrainConfig
+from gnp_scale.config import Config, DataConfig, OptimConfig, TrainConfig
 from gnp_scale.training import update
 
 BITWISE = "on the same mesh: the run is bitwise the one that was not interrupted"
@@ -78,6 +78,20 @@ def test_the_environment_is_seen(saved, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     with jax.default_matmul_precision("highest"):
         assert ROUNDING in exactness(saved, Config())
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        assert f"another JAX_DISABLE_MOST_OPTIMIZATIONS None -> True: {ROUNDING}" in exactness(saved, Config())
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_what_decodes_images_counts_where_they_are_files(saved):
+    of_files = Config(data=DataConfig(name="photographs"))
+    assert "pillow" not in saved["versions"]
+    there = circumstances(of_files)
+    assert exactness(there, of_files) == BITWISE
+    there["versions"]["pillow"] = "0.1"
+    assert f"other versions of pillow: {EXAMPLES}" in exactness(there, of_files)
 
 
 def test_the_name_of_the_same_kernels_is_no_change(saved):

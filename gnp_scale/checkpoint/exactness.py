@@ -18,12 +18,16 @@ from gnp_kernels.tuning import tunings
 
 from gnp_scale import __version__
 from gnp_scale.config import Config
+from gnp_scale.data.small_sets import READERS
 from gnp_scale.run.environment import is_deterministic
 from gnp_scale.training import update
 from gnp_scale.training.compilation import compiler_options
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
 _KERNEL_LIBRARIES = ("jax-triton", "triton")
+_IMAGE_LIBRARIES = ("simplejpeg", "opencv-python-headless", "pillow")
+"""They decode and resize."""
+_UNOPTIMIZED = "jax_disable_most_optimizations"
 _RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
 _COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _IRRELEVANT_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
@@ -39,7 +43,7 @@ def circumstances(config: Config) -> dict[str, Any]:
     """
     kernels = update.implementation(config)
     return {
-        "versions": _versions(kernels),
+        "versions": _versions(kernels, has_files=config.data.name not in READERS),
         "random": {name: getattr(jax.config, name) for name in _RANDOM},
         "mesh": dict(jax.sharding.get_abstract_mesh().shape),
         "num_processes": jax.process_count(),
@@ -49,8 +53,8 @@ def circumstances(config: Config) -> dict[str, Any]:
     }
 
 
-def _versions(kernels: str) -> dict[str, str | None]:
-    names = _LIBRARIES + (_KERNEL_LIBRARIES if kernels == "triton" else ())
+def _versions(kernels: str, *, has_files: bool) -> dict[str, str | None]:
+    names = _LIBRARIES + (_KERNEL_LIBRARIES if kernels == "triton" else ()) + (_IMAGE_LIBRARIES if has_files else ())
     return {"gnp_scale": __version__} | {name: _version(name) for name in names}
 
 
@@ -72,6 +76,7 @@ def _compiled(kernels: str) -> dict[str, str | None]:
         "JAX_DEFAULT_MATMUL_PRECISION": jax.config.jax_default_matmul_precision,
         **{name: " ".join(sorted(values)) for name, values in flags.items()},
         "compiler options": " ".join(f"{name}={value}" for name, value in compiler_options().items()) or None,
+        _UNOPTIMIZED.upper(): str(jax.config.read(_UNOPTIMIZED) or "") or None,
         # On accelerators, it names compiler and driver.
         "back end": " ".join(jax.devices()[0].client.platform_version.split()),
         "CPU": _cpu() if jax.default_backend() == "cpu" else None,
