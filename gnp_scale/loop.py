@@ -136,6 +136,8 @@ def _train_on(run: Run) -> int | None:
         start, state = checkpoints.restore(task.abstract_state()) or (0, task.init_state())
     if 0 < start < task.config.train.num_steps:
         announce(f"going on after step {start}, {checkpoints.exactness()}")
+    if start == 0 and (last := run.recorder.last_earlier_step):
+        announce(f"beginning at step 0 again: {run.run_dir} has no checkpoint, although step {last} was made")
     while True:
         run.recorder.go_on_from(start)
         try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -119,6 +120,16 @@ def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, whole_ru
 @pytest.fixture(scope="module")
 def finished(whole_run):
     return whole_run(BASE)
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(finished, tmp_path, monkeypatch, capsys):
+    run_dir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    stop_after(monkeypatch, 1)
+    assert train(BASE, run_dir) == Exit.PREEMPTED
+    last = BASE.train.num_steps
+    said = f"beginning at step 0 again: {run_dir} has no checkpoint, although step {last} was made"
+    assert said in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.slow

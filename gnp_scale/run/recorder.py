@@ -74,6 +74,11 @@ class Recorder:
         if self._is_writer:
             self._append({**self._line(), "exit": int(code)})
 
+    @property
+    def last_earlier_step(self) -> int:
+        """The last step that an earlier start of the run made."""
+        return max((start.step for start in self._earlier), default=0)
+
     def history(self) -> RunHistory:
         """The history of the run until now."""
         return RunHistory((*self._earlier, parse(self._line())))
