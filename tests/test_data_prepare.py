@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,17 @@ def test_images_that_came_later_are_prepared_too(source: Path, tmp_path: Path):
     before, after = (open_folder(str(tmp_path / name)) for name in ("before", "after"))
     assert len(after.splits["train"]) == len(contents.splits["train"]) == len(before.splits["train"]) + 1
     assert after.class_names == ("a new class", *sorted(CLASS_NAMES))
+
+
+def test_a_class_that_was_removed_is_no_class(source: Path):
+    """Also if it was the last one, so that no label changes."""
+    write_folder(source)
+    assert open_folder(str(source)).class_names == tuple(sorted(CLASS_NAMES))
+    for split in ("train", "val"):
+        shutil.rmtree(source / split / "zero")
+    contents = open_folder(str(source))
+    assert contents.class_names == ("one", "two")
+    assert {record.problem for part in contents.splits.values() for record in part.read(range(len(part)))} == {""}
 
 
 def test_two_folders_of_one_split_are_refused(source: Path, tmp_path: Path):
