@@ -95,7 +95,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error.strerror}): choose another folder for pictures") from error
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 def write_pictures(folder: Path, guesses: Guesses, dataset: Dataset) -> None:
