@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from gnp_scale.config import ConfigError
 from gnp_scale.data.progress import byte_progress
-from gnp_scale.run.files import try_lock
+from gnp_scale.run.files import try_lock, wait_for_lock
 from gnp_scale.run.streams import say
 
 NUM_ATTEMPTS = 5
@@ -30,7 +30,6 @@ FIRST_WAIT_S = 1.0
 """Pause before the second attempt; it doubles after each attempt."""
 TIMEOUT_S = 30.0
 """Longest wait for a connection and for each read."""
-LOCK_INTERVAL_S = 0.2
 CHUNK_BYTES = 1 << 18
 PASSING_STATUSES = (408, 425, 429)
 """Client errors that are retried, like all server errors."""
@@ -114,8 +113,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         if not try_lock(file):
             say(f"another gnp-scale data download writes into {folder}: waiting for its end")
-            while not try_lock(file):
-                time.sleep(LOCK_INTERVAL_S)
+            wait_for_lock(file)
         yield
     finally:
         os.close(file)

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,12 @@ def try_lock(file: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
             raise
     return True
+
+
+def wait_for_lock(file: int) -> None:
+    """Locks an open file, as `try_lock` does, when nobody else has locked it."""
+    while not try_lock(file):
+        time.sleep(0.1)
 
 
 def read_rows(path: Path | StorePath, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The folder of a sweep: `sweep.json`, which says what its points are, and the names of its files."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, check
-from gnp_scale.run.files import replace_file, try_lock
+from gnp_scale.run.files import replace_file, wait_for_lock
 from gnp_scale.run.layout import SWEEP_FILE
 from gnp_scale.run.run_dir import changes
 from gnp_scale.sweeps.grid import Values, flags_of, name_of, with_values
@@ -58,8 +57,7 @@ def keep(folder: Path, sweep: Sweep) -> tuple[Sweep, list[str]]:
         folder.mkdir(parents=True, exist_ok=True)
         # Two processes may extend the sweep at the same time.
         with (folder / _LOCK_FILE).open("a") as lock:
-            while not try_lock(lock.fileno()):
-                time.sleep(0.1)
+            wait_for_lock(lock.fileno())
             stored = read(folder)
             if stored is not None:
                 sweep = _reordered(folder, stored, sweep)
