@@ -208,6 +208,15 @@ def test_lists_of_groceries_in_another_form_are_one_line(file: str, content: str
         opened(folder)
 
 
+def test_a_photograph_that_is_listed_and_not_there_is_named(folder: Path):
+    write_grocery(folder)
+    (folder / "train" / "0.jpg").unlink()
+    with pytest.raises(
+        ConfigError, match=r"^\S*train/0\.jpg is listed but cannot be read \(No such file or directory\)$"
+    ):
+        opened(folder)
+
+
 def test_validation_images_without_the_devkit_are_refused(folder: Path):
     write_imagenet(folder)
     (folder / "ILSVRC2012_devkit_t12.tar.gz").unlink()

@@ -160,6 +160,8 @@ def grocery_store(folder: Path) -> Listing | None:
         return _grocery_classes(folder / "classes.csv"), {
             split_name(name): _grocery_split(folder, name) for name in ("train", "val", "test")
         }
+    except DamagedFileError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{folder} has lists of another form ({error}): get them again") from error
 
