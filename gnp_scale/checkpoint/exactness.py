@@ -21,13 +21,12 @@ from gnp_scale.config import Config
 from gnp_scale.data.small_sets import READERS
 from gnp_scale.run.environment import is_deterministic
 from gnp_scale.training import update
-from gnp_scale.training.compilation import compiler_options
+from gnp_scale.training.compilation import compiler_options, is_unoptimized
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy")
 _KERNEL_LIBRARIES = ("jax-triton", "triton")
 _IMAGE_LIBRARIES = ("simplejpeg", "opencv-python-headless", "pillow")
 """They decode and resize."""
-_UNOPTIMIZED = "jax_disable_most_optimizations"
 _RANDOM = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
 _COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _IRRELEVANT_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
@@ -76,7 +75,7 @@ def _compiled(kernels: str) -> dict[str, str | None]:
         "JAX_DEFAULT_MATMUL_PRECISION": jax.config.jax_default_matmul_precision,
         **{name: " ".join(sorted(values)) for name, values in flags.items()},
         "compiler options": " ".join(f"{name}={value}" for name, value in compiler_options().items()) or None,
-        _UNOPTIMIZED.upper(): str(jax.config.read(_UNOPTIMIZED) or "") or None,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "True" if is_unoptimized() else None,
         # On accelerators, it names compiler and driver.
         "back end": " ".join(jax.devices()[0].client.platform_version.split()),
         "CPU": _cpu() if jax.default_backend() == "cpu" else None,

@@ -35,8 +35,13 @@ def compiler_options(*, runs_once: bool = False) -> dict[str, str]:
     where optimizations are disabled.
     """
     options = _OPTIONS_OF_ONE_CALL if runs_once else _OPTIONS
-    left = {*xla_flags(), *([_LEVEL] if jax.config.read("jax_disable_most_optimizations") else [])}
+    left = {*xla_flags(), *([_LEVEL] if is_unoptimized() else [])}
     return {name: value for name, value in options.get(platform(), {}).items() if name not in left}
+
+
+def is_unoptimized() -> bool:
+    """Whether JAX is told to compile without most optimizations (`JAX_DISABLE_MOST_OPTIMIZATIONS`)."""
+    return bool(jax.config.read("jax_disable_most_optimizations"))
 
 
 @contextlib.contextmanager
