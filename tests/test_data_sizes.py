@@ -22,8 +22,9 @@ def test_classes_of_other_names_are_refused(tmp_path):
 
 
 def test_a_folder_of_a_version_that_noted_no_names_goes_on(tmp_path):
-    (tmp_path / "data.json").write_text(json.dumps(SIZES))
+    (tmp_path / DATA_FILE).write_text(json.dumps(SIZES))
     keep_sizes(tmp_path, SIZES, ("apple", "banana"))
+    assert json.loads((tmp_path / DATA_FILE).read_text()) == SIZES
 
 
 @pytest.mark.parametrize("content", ["[1]", json.dumps(SIZES | {"class names": 5}), "7"])

@@ -231,19 +231,9 @@ def test_an_error_closes_the_record(tmp_path):
 
 
 def test_an_exit_that_another_process_told_stays(tmp_path):
-    line = {
-        "began": 1.0,
-        "time": 2.0,
-        "stage": "train",
-        "from_step": 0,
-        "step": 3,
-        "num_rolled_back_steps": 0,
-        "first_step_s": 1.0,
-        "seconds": {"train": 1.0},
-    }
-    append(tmp_path / GOODPUT_FILE, line)
+    append(tmp_path / GOODPUT_FILE, WHOLE)
     append_exit(tmp_path, Exit.HUNG)
-    append(tmp_path / GOODPUT_FILE, line | {"time": 3.0})
+    append(tmp_path / GOODPUT_FILE, WHOLE | {"time": 3.0})
     with (tmp_path / GOODPUT_FILE).open("a") as file:
         file.write('{"began": 1.0, "ti')
     (only,) = read_history(tmp_path).starts

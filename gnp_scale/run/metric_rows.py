@@ -10,8 +10,6 @@ from gnp_scale.run.store import Folder
 
 TAIL_BYTES = 1 << 18
 """Of the file, in which the newest rows are."""
-
-
 _END = 1 << 31
 """Steps are below it."""
 
