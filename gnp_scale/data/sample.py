@@ -1,6 +1,7 @@
-"""Some records of a split, read once: by them it is known again, and its size in another form is estimated."""
+"""Some records of a split, read at most once: by them it is known again, and its size in another form is estimated."""
 
 import hashlib
+from functools import cached_property
 
 import numpy as np
 
@@ -17,8 +18,11 @@ class Sample:
 
     def __init__(self, split: str, source: Source) -> None:
         self._split, self._source = split, source
-        numbers = np.linspace(0, len(source) - 1, _NUM_SAMPLED).astype(np.int64)
-        self._records = source.read(np.unique(numbers))
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        numbers = np.linspace(0, len(self._source) - 1, _NUM_SAMPLED).astype(np.int64)
+        return self._source.read(np.unique(numbers))
 
     def digest(self) -> str:
         """Of the index of all records, with their checksums, or of the sampled ones if there is none.
