@@ -97,7 +97,7 @@ echo "$SLURM_ARRAY_TASK_ID ${!#}" >>FOLDER/starts
 until [[ -e FOLDER/go ]]; do sleep 0.1; done
 if [[ "$*" == *"--train.seed 1"* && ! -e FOLDER/mended ]]; then exit 77; fi
 mkdir -p "${!#}"
-cp FOLDER/run/goodput.jsonl "${!#}/goodput.jsonl"
+cp FOLDER/run/* "${!#}"
 """
 
 
