@@ -2,8 +2,10 @@
 
 VENV := .venv
 READY := $(VENV)/.ready
-# The files list every dependency, so none needs to be resolved. Python compiles what is imported, a small part of it.
+# The files list every dependency, so none needs to be resolved. Python compiles a small part of it: what a run imports.
 INSTALL := $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-compile
+# Else each process compiles it again, for eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # One process runs a whole file, so that shared fixtures are made once. If one dies, the others would wait for its tests.
 PYTEST := $(VENV)/bin/python -m pytest --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
@@ -48,6 +50,7 @@ $(READY): requirements/dev.txt pyproject.toml
 	$(INSTALL) --require-hashes -r requirements/dev.txt
 	@echo "Installing gnp_scale itself, in place"
 	$(INSTALL) --editable .
+	$(VENV)/bin/python -c "import gnp_scale.loop"
 	@touch $@
 
 tpu-compiler: $(READY)  ## the TPU compiler, for tests that compile for TPUs without one
