@@ -6,8 +6,10 @@ exceeds it.
 """
 
 import math
+import operator
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import jax
@@ -41,6 +43,8 @@ class Chip:
     """Of the peak rate, which a large product of matrices reaches, where the compiler estimates no times."""
     copy_share: float = 1.0
     """The same of a copy and the rate of the memory."""
+    largest_slice: tuple[int, ...] = ()
+    """Of TPUs."""
 
     @property
     def peak_flops_per_s(self) -> float:
@@ -53,12 +57,14 @@ class Chip:
 # Both shares are those that benchmarks/results/2026-11-26-gpu-h200.md measured on an H200.
 _NVIDIA_SHARES = {"matmul_share": 718 / 989, "copy_share": 3880 / 4800}
 CHIPS = {
-    "v5e": Chip("tpu", "TPU v5 lite", int(15.75 * GIB), 819e9, 200e9, 3.125e9, 4, 112, 1.50e9),
-    "v5p": Chip("tpu", "TPU v5", int(95.73 * GIB), 2765e9, 600e9, 6.25e9, 4, 208, 1.75e9),
-    "v6e": Chip("tpu", "TPU v6 lite", int(31.24 * GIB), 1640e9, 400e9, 12.5e9, 4, 180, 1.75e9),
+    "v5e": Chip("tpu", "TPU v5 lite", int(15.75 * GIB), 819e9, 200e9, 3.125e9, 4, 112, 1.50e9, largest_slice=(16, 16)),
+    "v5p": Chip("tpu", "TPU v5", int(95.73 * GIB), 2765e9, 600e9, 6.25e9, 4, 208, 1.75e9, largest_slice=(16, 20, 28)),
+    "v6e": Chip("tpu", "TPU v6 lite", int(31.24 * GIB), 1640e9, 400e9, 12.5e9, 4, 180, 1.75e9, largest_slice=(16, 16)),
     "h100": Chip("cuda", "NVIDIA H100 80GB HBM3", 84978434048, 3352.32e9, 450e9, 50e9, 8, 208, **_NVIDIA_SHARES),
     "h200": Chip("cuda", "NVIDIA H200", 150754820096, 4800e9, 450e9, 50e9, 8, 224, **_NVIDIA_SHARES),
 }
+_COMPILERS = {"tpu": ("libtpu", "tpu-compiler"), "cuda": ("jax_cuda13_plugin", "gpu-compiler")}
+"""By platform, a package of the compiler, and how `make` calls its installation."""
 _H100 = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -100,6 +106,11 @@ class Cluster:
                 f"--topology {self.name} is of GPUs: write it as h100:8x16 for 16 hosts of 8, without --num-slices",
             )
             object.__setattr__(self, "num_slices", shape[1])
+        else:
+            largest = chip.largest_slice
+            fits = len(shape) == len(largest) and all(map(operator.le, sorted(shape), largest))
+            what = f"--topology {self.name}: {match['chip']} has no such slice"
+            check(fits, f"{what}: give {len(largest)} sizes, at most {'x'.join(map(str, largest))}")
         check(self.num_slices >= 1, f"--num-slices is {self.num_slices}: it must be at least 1")
         object.__setattr__(self, "chip", chip)
         object.__setattr__(self, "shape", shape)
@@ -127,7 +138,8 @@ class Cluster:
         """
         # Otherwise XLA's compiler for GPUs does not find a client.
         jax.devices()
-        chip, extra = self.chip, "tpu-compiler" if self.chip.platform == "tpu" else "gpu-compiler"
+        chip = self.chip
+        package, extra = _COMPILERS[chip.platform]
         options: dict[str, Any] = {"topology_name": self.name, "num_slices": self.num_slices}
         if chip.platform == "cuda":
             memory = {"memory_rate": chip.memory_rate, "memory_bytes": chip.memory_bytes}
@@ -142,7 +154,10 @@ class Cluster:
             return topologies.get_topology_desc(platform=chip.platform, **options).devices
         except Exception as error:
             # Each backend has an exception of its own for a missing compiler, and for a shape that it does not make.
-            raise ConfigError(
-                f"the compiler for {self.name} does not start ({str(error).splitlines()[0][:200]}): install it "
-                f"with `make {extra}`, or choose another shape, such as {_EXAMPLES}"
-            ) from error
+            what = f"the compiler for {self.name} does not start ({str(error).splitlines()[0][:200]})"
+            advice = (
+                f"choose another shape, such as {_EXAMPLES}"
+                if find_spec(package)
+                else f"install it with `make {extra}`"
+            )
+            raise ConfigError(f"{what}: {advice}") from error
