@@ -39,7 +39,8 @@ def check_values(name: str, section: Any) -> None:
     for key, kind in _hints(type(section)).items():
         value = getattr(section, key)
         words = _misfit(value, kind)
-        check(words is None, f"{name}.{key} is {value!r}: it must be {words}")
+        of_library = "; append .item() to this number of a library" if hasattr(value, "item") else ""
+        check(words is None, f"{name}.{key} is {value!r}: it must be {words}{of_library}")
 
 
 @functools.cache

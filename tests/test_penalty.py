@@ -244,6 +244,10 @@ WRONG = {
         "alpha=3.99",
     ),
     "r is NaN": ({"r": float("nan")}, "gnp.r is nan: it must be a finite number"),
+    "r is a number of NumPy": (
+        {"r": np.float32(0.5)},
+        "gnp.r is np.float32(0.5): it must be a finite number; append .item() to this number of a library",
+    ),
     "r is infinite": ({"r": float("inf")}, "gnp.r is inf"),
     "alpha is NaN": ({"alpha": float("nan")}, "gnp.alpha is nan"),
     "no group": ({"perturb_groups": 0}, "gnp.perturb_groups is 0: it must be at least 1"),
