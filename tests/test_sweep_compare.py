@@ -107,6 +107,9 @@ def test_runs_that_have_not_come_equally_far_are_said_to_be(tmp_path):
 
 
 def test_runs_without_evaluations_have_empty_cells_and_no_plot(tmp_path):
+    """Nor is there that of an earlier comparison beside the new table."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plot.png").touch()
     make_run(tmp_path / "runs" / "a", config(), {}, exit_code=None)
     found = find_results([str(tmp_path / "runs")])
     (row,) = cells(write(found, differing_keys(found), tmp_path / "out"))

@@ -31,7 +31,9 @@ def write(results: Sequence[Result], keys: Iterable[str], folder: Path | None) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / TABLE_FILE, text.encode())
-        if picture is not None:
+        if picture is None:
+            (folder / PLOT_FILE).unlink(missing_ok=True)
+        else:
             replace_file(folder / PLOT_FILE, png(picture))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another folder") from error
