@@ -3,6 +3,7 @@
 Closed forms: a block has 12 D^2 entries in its kernels, and an activation of the width has N D for each example.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -58,26 +59,32 @@ def compile_cases(folder: Path, names: list[str]) -> dict[str, Program]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return compile_cases(tmp_path_factory.mktemp("small"), ["fsdp", "replica", "tensor", "tokens", "offload"])
+    """The program of a case; with it, those of its group are compiled."""
+    groups = ["fsdp", "tensor", "tokens"], ["replica", "offload"]
+    compiled = functools.cache(lambda number: compile_cases(tmp_path_factory.mktemp("small"), groups[number]))
+    return lambda name: compiled([name in group for group in groups].index(True))[name]
+
+
+SMALL = ["fsdp", "tensor", "tokens", pytest.param("replica", marks=pytest.mark.long)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp", "replica", "tensor", "tokens"])
+@pytest.mark.parametrize("name", SMALL)
 def test_a_block_gathers_its_own_kernels_twice_over_fsdp_and_no_activation(name, small):
     """For the forward and for the backward pass."""
     mesh = CASES[name].mesh
     expected = 2 * KERNELS / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp
-    assert sum(small[name].sent("all-gather", FSDP)) == expected
-    others = {axes for kind, axes, _, runs in small[name].collectives if kind == "all-gather" and runs == DEPTH}
+    assert sum(small(name).sent("all-gather", FSDP)) == expected
+    others = {axes for kind, axes, _, runs in small(name).collectives if kind == "all-gather" and runs == DEPTH}
     assert others <= {(FSDP,), (TENSOR,)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp", "replica", "tensor", "tokens"])
+@pytest.mark.parametrize("name", SMALL)
 def test_no_kernel_of_a_block_is_gathered_outside_of_the_loop(name, small):
     """Only the embedding, the positions and the head are, together less than one of the kernels of all blocks."""
-    outside = small[name].sent("all-gather", FSDP, in_loop=False)
-    outside += small[name].sent("all-gather", FSDP, TENSOR, in_loop=False)
+    outside = small(name).sent("all-gather", FSDP, in_loop=False)
+    outside += small(name).sent("all-gather", FSDP, TENSOR, in_loop=False)
     assert outside
     assert max(outside) < DEPTH * WIDTH**2 * NUM_BYTES / 2
 
@@ -85,34 +92,34 @@ def test_no_kernel_of_a_block_is_gathered_outside_of_the_loop(name, small):
 @pytest.mark.slow
 def test_gradients_of_kernels_are_scattered_over_fsdp(small):
     """The compiler all-reduces one of the four kernels instead: an all-reduce sends twice as much."""
-    scattered, reduced = (sum(small["fsdp"].sent(kind, FSDP)) for kind in ("reduce-scatter", "all-reduce"))
+    scattered, reduced = (sum(small("fsdp").sent(kind, FSDP)) for kind in ("reduce-scatter", "all-reduce"))
     assert scattered + reduced / 2 == pytest.approx(KERNELS * 3 / 4, rel=0.1)
     assert scattered >= 0.9 * KERNELS * 3 / 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_shards_of_gradients_cross_replicas(small):
-    assert sum(small["replica"].sent("all-reduce", REPLICA)) == KERNELS / 2
-    assert sum(small["replica"].sent("all-reduce", REPLICA, FSDP)) <= 2 * 3 / 4 * VECTORS
-    assert small["replica"].sent("reduce-scatter", FSDP)
+    assert sum(small("replica").sent("all-reduce", REPLICA)) == KERNELS / 2
+    assert sum(small("replica").sent("all-reduce", REPLICA, FSDP)) <= 2 * 3 / 4 * VECTORS
+    assert small("replica").sent("reduce-scatter", FSDP)
 
 
 @pytest.mark.slow
 def test_tensor_parallel_blocks_all_reduce_activations_and_those_with_shards_of_tokens_do_not(small):
     """Twice in each pass; or 2 gathers in the forward pass, 4 in the backward pass, and twice 2 reduce-scatters."""
     activation = FEW // 2 * NUM_TOKENS * WIDTH * NUM_BYTES
-    assert small["tensor"].sent("all-reduce", TENSOR) == [activation] * 4
-    assert small["tensor"].sent("all-gather", TENSOR) == []
-    assert small["tokens"].sent("all-reduce", TENSOR) == []
-    assert small["tokens"].sent("all-gather", TENSOR) == [activation // 2] * 6
-    assert small["tokens"].sent("reduce-scatter", TENSOR) == [activation // 2] * 4
+    assert small("tensor").sent("all-reduce", TENSOR) == [activation] * 4
+    assert small("tensor").sent("all-gather", TENSOR) == []
+    assert small("tokens").sent("all-reduce", TENSOR) == []
+    assert small("tokens").sent("all-gather", TENSOR) == [activation // 2] * 6
+    assert small("tokens").sent("reduce-scatter", TENSOR) == [activation // 2] * 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_offloaded_inputs_of_blocks_are_in_the_memory_of_the_host(small):
     activation = FEW // 4 * NUM_TOKENS * WIDTH * NUM_BYTES
-    assert small["offload"].host_bytes == DEPTH * activation
-    assert small["fsdp"].host_bytes == 0
+    assert small("offload").host_bytes == DEPTH * activation
+    assert small("fsdp").host_bytes == 0
 
 
 @pytest.mark.long

@@ -167,15 +167,10 @@ def test_version_names_the_libraries_too(capsys):
     assert capsys.readouterr().out.startswith(f"gnp-scale {__version__}, jax {jax.__version__}, jaxlib ")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "num_processes"),
-    [
-        *(pytest.param(number, 1, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGTERM)),
-        pytest.param(signal.SIGINT, 2, marks=pytest.mark.long),
-        (signal.SIGTERM, 2),
-    ],
-)
+# `test_slurm.py` stops two processes by a signal, and compares the end.
+@pytest.mark.long
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_exits_75_and_the_run_goes_on_bitwise(number, num_processes, tmp_path, whole_run):
     run_dir = tmp_path / "run"
     command = ["train", *SHORT, "--run-dir", str(run_dir)]

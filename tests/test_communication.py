@@ -119,16 +119,14 @@ def test_between_tpu_slices_a_group_for_each_costs_what_plain_training_does_and_
     assert len(one) <= 2 * len(plain) + 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("plain", "two groups")), "one group"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["plain", "one group", "two groups"])
 def test_on_a_tpu_no_parameter_is_transposed_for_its_update(name):
     """XLA would do it, with the moments too, if a gradient were stored in another order."""
     assert re.findall(r" = f32\[\d+,[\d,]+\]\S* copy\(.*op_name=\"state", tpu_text(name)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_a_tpu_the_arithmetic_between_the_passes_is_in_kernels():
     """The kernels that `train.kernels` "auto" uses, on shards, in the order of the method."""
     calls = [line for line in tpu_text("one group").splitlines() if 'custom_call_target="tpu_custom_call"' in line]

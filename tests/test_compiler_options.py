@@ -41,7 +41,9 @@ def test_other_platforms_have_the_defaults_of_xla(platform, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "model", [ModelConfig("vit_mu", depth=1), ModelConfig("resnet20")], ids=lambda model: model.name
+    "model",
+    [ModelConfig("vit_mu", depth=1), pytest.param(ModelConfig("resnet20"), marks=pytest.mark.long)],
+    ids=lambda model: model.name,
 )
 def test_initial_parameters_have_the_bits_of_a_program_with_all_optimizations(model):
     data = DataConfig("synthetic", batch_size=16, eval_batch_size=16, synthetic_num_examples=16)

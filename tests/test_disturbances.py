@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("unoptimized")
 
 TESTS = str(Path(__file__).parent)
 PAIRS = list(itertools.combinations(NAMES, 2))
-NUM_DRAWN = 2
-"""Pairs of `make test-all`; the long suite has all of them, with one process and with two."""
+NUM_DRAWN = 1
+"""Of `make test-all`; the long suite has all of them, with one process and with two."""
 SEED = 0
 MOST_STARTS = 6
 

@@ -52,6 +52,7 @@ def test_a_probe_judges_the_average_on_a_data_set_with_other_classes(run_dir, tm
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["confusion.png"]
 
 
+@pytest.mark.long
 def test_two_processes_with_another_mesh_give_the_same_probe(run_dir, tmp_path):
     """Except for rounding: at most one of the 50 images, or of the 20 held out, may change sides."""
     _, here = probe_run(BASE, run_dir)

@@ -165,7 +165,7 @@ def train_command(run_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("columns", "num_processes"), [(80, 1), (20, 2)])
+@pytest.mark.parametrize(("columns", "num_processes"), [(80, 1), pytest.param(20, 2, marks=pytest.mark.long)])
 def test_a_run_that_is_stopped_leaves_a_clean_terminal(tmp_path, columns, num_processes):
     """Of two processes with one terminal, one draws, also if the other gets the signal."""
     variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(2 // num_processes)}

@@ -54,7 +54,7 @@ def describe(name):
 
 PROGRAMS = by_program(shrunken)
 RUNS = covering(PROGRAMS)
-USUAL_RUNS = 6
+USUAL_RUNS = 2
 """Of those that show all options; the others add little to these."""
 AT_SCALE = ("scale.py:vit_22b", "imagenet_modern.py:convnext_t", "imagenet.py:resnet50")
 """A scanned ViT, a network of convolutions, and one with groups of examples that share a perturbation."""

@@ -45,7 +45,7 @@ CONFIG = Config(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_mesh(tmp_path, capsys):
     """Every axis has another size."""
     before, after = MeshConfig(fsdp=2, tensor=4), MeshConfig(replica=2, fsdp=4)

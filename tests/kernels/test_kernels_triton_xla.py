@@ -43,7 +43,9 @@ def num_bytes(types):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["ViT-B f32", pytest.param("ViT-B bf16", marks=pytest.mark.long), "ResNet-50 bf16"])
+@pytest.mark.parametrize(
+    "case", [*(pytest.param(name, marks=pytest.mark.long) for name in ("ViT-B f32", "ViT-B bf16")), "ResNet-50 bf16"]
+)
 def test_a_step_on_8_h100_makes_12_launches_copies_nothing_and_moves_what_it_must(case, tmp_path):
     """8 kernels, and 4 small XLA kernels for scalars; XLA alone makes one or two for each of 150 leaves."""
     compile_case(case, tmp_path)
