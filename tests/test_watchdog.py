@@ -212,7 +212,7 @@ def stop_for(processes, seconds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
     """For longer than any of its own timeouts, and than twice the silence."""
     job = stuck(num_processes=num_processes, num_steps=24, silence=3, train=15, data=15, evaluate=15, save=15)
