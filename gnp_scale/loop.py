@@ -13,7 +13,7 @@ import numpy as np
 
 from gnp_scale import recipe
 from gnp_scale.checkpoint import Checkpoints, has_checkpoints
-from gnp_scale.config import Config
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
@@ -37,6 +37,7 @@ from gnp_scale.training.compilation import Programs, misfits_are_config_errors
 from gnp_scale.training.evaluate import trace_eval_step
 from gnp_scale.training.penalty import group_advice, mesh_advice
 from gnp_scale.training.setup import Task
+from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import make_train_step
 
 _RUNS = itertools.count()
@@ -133,7 +134,7 @@ def _train_on(run: Run) -> int | None:
     task, stages, checkpoints = run.task, run.recorder.stages, run.checkpoints
     run.programs.start(needed(run, checkpoints.latest_step or 0))
     with stages.enter(Stage.RESTORE, 0):
-        start, state = checkpoints.restore(task.abstract_state()) or (0, task.init_state())
+        start, state = checkpoints.restore(task.abstract_state()) or _beginning(run)
     if 0 < start < task.config.train.num_steps:
         announce(f"going on after step {start}, {checkpoints.exactness()}")
     if start == 0 and (last := run.recorder.last_earlier_step):
@@ -149,8 +150,19 @@ def _train_on(run: Run) -> int | None:
             if not run.rollbacks.may_roll_back:
                 announce(diverged)
                 return None
-            start, state = checkpoints.roll_back(task.abstract_state()) or (0, task.init_state())
+            try:
+                start, state = checkpoints.roll_back(task.abstract_state()) or _beginning(run)
+            except ConfigError:
+                announce(diverged)
+                raise
         announce(f"{diverged}; {run.rollbacks.add(start, bad_step)}")
+
+
+def _beginning(run: Run) -> tuple[int, TrainState]:
+    """(0, the state before the first step); a file of weights must be that of the first start."""
+    if run.task.initial is not None:
+        run.task.initial.check_unchanged(run.run_dir)
+    return 0, run.task.init_state()
 
 
 def _close_record(files: GrowingFiles, code: Exit) -> None:

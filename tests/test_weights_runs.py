@@ -1,5 +1,6 @@
 """Runs that begin from pretrained weights, and commands for them."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from test_rollback import jumping_stream
 from test_weights import assert_equal, random_like
 
 from gnp_scale import steps
-from gnp_scale.checkpoint import fingerprint, load_whole
+from gnp_scale.checkpoint import Checkpoints, fingerprint, load_whole
 from gnp_scale.cli import main
 from gnp_scale.config import (
     CheckpointConfig,
@@ -158,6 +159,29 @@ def test_a_rollback_to_the_start_goes_back_to_the_file(file, tmp_path, monkeypat
     assert (record["good_step"], record["bad_step"]) == (0, 4)
     assert fingerprint(tmp_path / "rolled") == fingerprint(tmp_path / "clean")
     assert rows_of(tmp_path / "rolled") == rows_of(tmp_path / "clean")
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_again_refuses_another_file(file, tmp_path, monkeypatch, capsys):
+    """At a rollback, of which it tells the reason, and at a start without checkpoints; the record stays."""
+    config, run_dir = replace(with_weights(file, DIGITS, patch_size=4), mesh=CONFIG.mesh), tmp_path / "run"
+    config = replace(config, divergence=DivergenceConfig("rollback"))
+    roll_back = Checkpoints.roll_back
+
+    def change_file(*arguments):
+        save_file(load_file(file) | {"norm.bias": np.ones(32, np.float32)}, file)
+        return roll_back(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "roll_back", change_file)
+    poison(monkeypatch.setattr, (4, 0))
+    first = hashlib.sha256(file.read_bytes()).hexdigest()
+    for _ in range(2):
+        with pytest.raises(
+            ConfigError, match=rf"is not the file .* \(SHA-256 \w+, not {first[:12]}\): put that one back"
+        ):
+            train(config, run_dir)
+    assert capsys.readouterr().err.count("diverged: step 4") == 1
+    assert json.loads((run_dir / "initial_weights.json").read_text())["sha256"] == first
 
 
 def export(run_dir, out, capsys, *more):

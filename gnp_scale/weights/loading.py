@@ -11,10 +11,11 @@ import numpy as np
 
 from gnp_scale.config import ConfigError, ModelConfig, check
 from gnp_scale.run import consensus
+from gnp_scale.run.store import Folder
 from gnp_scale.weights import resample
 from gnp_scale.weights.files import OPTION, Tensors, opened, sha256, weights_file
 from gnp_scale.weights.places import Place, Places, blocks_of, has_rows_for_registers, jax_places, torch_places
-from gnp_scale.weights.report import Report
+from gnp_scale.weights.report import Report, check_unchanged
 
 type Shape = tuple[int, ...]
 
@@ -47,6 +48,11 @@ class Initial:
         is_same = len(set(hashes)) == 1
         check(is_same, f"{OPTION} {report.file} is not the same file on all machines: copy one of them to all")
         return report
+
+    def check_unchanged(self, run_dir: Folder) -> None:
+        """As `report.check_unchanged`, for the file as it is now."""
+        path = weights_file(self.config.init_from)
+        check_unchanged(run_dir, str(path), sha256(path))
 
     def load(self) -> Any:
         """The pair of trees with arrays, of which each device has its shards; None where the file has nothing.

@@ -13,6 +13,7 @@ from gnp_scale.run.layout import WEIGHTS_FILE
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder
+from gnp_scale.weights.files import OPTION
 
 _MOST_NAMED = 4
 
@@ -43,7 +44,11 @@ class Report:
         return "; ".join(parts)
 
     def record(self, run_dir: Folder) -> None:
-        """Announces the report, and writes all of it into the folder of the run."""
+        """Announces the report, and writes all of it into the folder of the run.
+
+        Raises: ConfigError: the folder has the report of another file.
+        """
+        check_unchanged(run_dir, self.file, self.sha256)
         announce(self.line())
         if is_main_process():
             replace_file(run_dir / WEIGHTS_FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
@@ -71,6 +76,23 @@ class Report:
     @property
     def _misfits(self) -> tuple[tuple[str, list[str]], ...]:
         return ("missing", self.missing), ("extra", self.extra), ("of another shape", self.reshaped)
+
+
+def check_unchanged(run_dir: Folder, file: str, sha256: str) -> None:
+    """Checks that the run began with this file, if the folder has a report.
+
+    Raises: ConfigError: it did not.
+    """
+    path = run_dir / WEIGHTS_FILE
+    try:
+        first = json.loads(path.read_text())["sha256"] if path.exists() else sha256
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): begin a new run") from error
+    check(
+        first == sha256,
+        f"{OPTION} {file} is not the file with which the run began (SHA-256 {sha256[:12]}, not {str(first)[:12]}): "
+        "put that one back, or begin a new run",
+    )
 
 
 def _patterns(names: Iterable[str]) -> list[str]:
