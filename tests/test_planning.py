@@ -265,6 +265,9 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
         check.read(file)
 
 
+STEP = {"num_steps": 1, "shortest_s": 1.0, "longest_s": 2.0, "memory": {"total": 1}}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -272,6 +275,8 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
         {"steps": None},
         {"steps": {}},
         {"steps": {"plain": {"num_steps": 1}}},
+        pytest.param({"steps": {"plain": STEP | {"shortest_s": 10**400}}}, id="a time beyond float64"),
+        pytest.param({"steps": {"plain": STEP | {"longest_s": math.nan}}}, id="no time"),
         {"num_chips": "many"},
         {"mesh": None},
     ],

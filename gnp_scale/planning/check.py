@@ -18,6 +18,8 @@ _FREE = (
     *("train.num_steps", "train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
 )
 """Options on which the memory and time of a step do not depend; the mesh is compared after it is resolved."""
+_LARGEST = 1e30
+"""Of steps, seconds and bytes."""
 SETTLED_STEP = 100
 """First step whose time counts."""
 
@@ -46,6 +48,8 @@ def _look_at_all(plan: Any) -> None:
     has_types = has_types and isinstance(plan["mesh"], dict)
     if not (has_types and all(isinstance(number, int | float) for number in numbers)):
         raise TypeError("its values have other types")
+    if not all(0 <= number <= _LARGEST for number in numbers):
+        raise ValueError("its numbers are negative, too large, or none")
     if not sum(step["num_steps"] for step in steps):
         raise ValueError("it has no steps")
 
