@@ -86,8 +86,8 @@ def check_unchanged(run_dir: Folder, file: str, sha256: str) -> None:
     path = run_dir / WEIGHTS_FILE
     try:
         first = json.loads(path.read_text())["sha256"] if path.exists() else sha256
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): begin a new run") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): begin a new run") from error
     check(
         first == sha256,
         f"{OPTION} {file} is not the file with which the run began (SHA-256 {sha256[:12]}, not {str(first)[:12]}): "
