@@ -10,11 +10,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gnp_scale.catalogue import recipes
+from gnp_scale.planning.hardware import CHIPS, missing_compiler
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "tests" / "golden" / "budgets.json"
@@ -37,8 +37,8 @@ class Row:
     @property
     def missing(self) -> str | None:
         """The compiler that is not installed."""
-        package, extra = ("jax_cuda13_plugin", "gpu-compiler") if self.is_gpu else ("libtpu", "tpu-compiler")
-        return None if find_spec(package) else f"needs the compiler for {self.topology}: make {extra}"
+        missing = missing_compiler(CHIPS[self.topology.partition(":")[0]])
+        return missing and f"needs the compiler for {self.topology}: make {missing}"
 
     @property
     def is_gpu(self) -> bool:

@@ -44,7 +44,7 @@ class Chip:
     copy_share: float = 1.0
     """The same of a copy and the rate of the memory."""
     largest_slice: tuple[int, ...] = ()
-    """Of TPUs."""
+    """The pod, as Google documents it: 256 of v5e or v6e, 8,960 of v5p. Of TPUs."""
 
     @property
     def peak_flops_per_s(self) -> float:
@@ -64,7 +64,7 @@ CHIPS = {
     "h200": Chip("cuda", "NVIDIA H200", 150754820096, 4800e9, 450e9, 50e9, 8, 224, **_NVIDIA_SHARES),
 }
 _COMPILERS = {"tpu": ("libtpu", "tpu-compiler"), "cuda": ("jax_cuda13_plugin", "gpu-compiler")}
-"""By platform, a package of the compiler, and how `make` calls its installation."""
+"""By platform, a package of the compiler, and what `make` calls it."""
 _H100 = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -139,7 +139,6 @@ class Cluster:
         # Otherwise XLA's compiler for GPUs does not find a client.
         jax.devices()
         chip = self.chip
-        package, extra = _COMPILERS[chip.platform]
         options: dict[str, Any] = {"topology_name": self.name, "num_slices": self.num_slices}
         if chip.platform == "cuda":
             memory = {"memory_rate": chip.memory_rate, "memory_bytes": chip.memory_bytes}
@@ -155,9 +154,12 @@ class Cluster:
         except Exception as error:
             # Each backend has an exception of its own for a missing compiler, and for a shape that it does not make.
             what = f"the compiler for {self.name} does not start ({str(error).splitlines()[0][:200]})"
-            advice = (
-                f"choose another shape, such as {_EXAMPLES}"
-                if find_spec(package)
-                else f"install it with `make {extra}`"
-            )
+            missing = missing_compiler(chip)
+            advice = f"install it with `make {missing}`" if missing else f"choose another shape, such as {_EXAMPLES}"
             raise ConfigError(f"{what}: {advice}") from error
+
+
+def missing_compiler(chip: Chip) -> str | None:
+    """What `make` calls the compiler for `chip`; None if it is installed."""
+    package, target = _COMPILERS[chip.platform]
+    return None if find_spec(package) else target
