@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class Program(NamedTuple):
         ]
 
 
-def compile_cases(folder: Path, names: list[str]) -> dict[str, Program]:
+def compile_cases(folder: Path, names: Sequence[str]) -> dict[str, Program]:
     script = Path(__file__).with_name("blocks_on_tpu.py")
     env = os.environ | CHIPS["v5e"].environment()
     done = subprocess.run(
@@ -60,11 +61,11 @@ def compile_cases(folder: Path, names: list[str]) -> dict[str, Program]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The program of a case; with it, those of its group are compiled."""
-    groups = ["fsdp", "tensor", "tokens"], ["replica", "offload"]
-    compiled = functools.cache(lambda number: compile_cases(tmp_path_factory.mktemp("small"), groups[number]))
-    return lambda name: compiled([name in group for group in groups].index(True))[name]
+    compiled = functools.cache(lambda group: compile_cases(tmp_path_factory.mktemp("small"), group))
+    return lambda name: compiled(GROUPS[name])[name]
 
 
+GROUPS = {name: group for group in (("fsdp", "tensor", "tokens"), ("replica", "offload")) for name in group}
 SMALL = ["fsdp", "tensor", "tokens", pytest.param("replica", marks=pytest.mark.long)]
 
 

@@ -17,7 +17,8 @@ def test_the_golden_file_has_all_cases():
     assert GOLDEN["metrics"].keys() == CASES.keys()
 
 
-# The others have oracles in `test_gnp_variants.py`; each takes ten seconds to compile.
+# The others have oracles in `test_gnp_variants.py`, or are of networks whose step takes 14 seconds; each takes ten
+# seconds to compile.
 QUICK = ["vit paper", "vit reused", "vit groups"]
 
 
