@@ -230,6 +230,17 @@ def test_changes_are_tried_in_order_until_the_run_fits(monkeypatch):
         fit.fit(config, cluster, None, said.append)
 
 
+def test_a_change_that_is_not_possible_is_not_kept(monkeypatch):
+    def needed(config, cluster, dataset):
+        if config.mesh.replica == 1:
+            raise ConfigError("4 groups do not divide")
+        return (99 if config.train.accumulate_steps < 4 else 1) * GIB
+
+    monkeypatch.setattr(fit, "needed_bytes", needed)
+    flags = fit.fit(replace(VIT, mesh=MeshConfig(replica=4)), Cluster("v5e:4x4"), None, print)
+    assert flags == ["--model.remat", "offload", "--train.accumulate-steps", "4"]
+
+
 @pytest.mark.parametrize(
     ("model", "topology", "remat"),
     [

@@ -28,8 +28,9 @@ def fit(config: Config, cluster: Cluster, dataset: Dataset, say: Callable[[str],
     Raises:
         ConfigError: it fits with none of them, or does not fit the cluster at all.
     """
-    limit = cluster.chip.memory_bytes
-    for flags in _candidates(config, cluster):
+    limit, kept = cluster.chip.memory_bytes, {}
+    for change in ({}, *_changes(config, cluster)):
+        flags = [word for flag in (kept | change).items() for word in flag]
         name = " ".join(flags) or "as it is"
         try:
             needed = needed_bytes(recipe.override(config, flags, "gnp-scale plan"), cluster, dataset)
@@ -41,6 +42,7 @@ def fit(config: Config, cluster: Cluster, dataset: Dataset, say: Callable[[str],
         say(f"{name}: {needed / GIB:.2f} of {limit / GIB:.2f} GiB")
         if needed <= limit:
             return flags
+        kept |= change
     raise ConfigError(
         f"the run does not fit {cluster.name}, also with more recomputation, sharding and microbatches: "
         "choose more chips, a smaller batch or a larger --mesh.tensor"
@@ -62,20 +64,16 @@ def needed_bytes(config: Config, cluster: Cluster, dataset: Dataset) -> int:
             return error.needed_bytes
 
 
-def _candidates(config: Config, cluster: Cluster) -> Iterator[list[str]]:
-    """Flags in the order in which they are tried; each list has those before it, with the last `--model.remat`."""
-    flags: list[str] = []
-    yield flags
+def _changes(config: Config, cluster: Cluster) -> Iterator[dict[str, str]]:
+    """Flags and their values in the order in which they are tried. Those that are possible are kept for the next."""
     for remat in _more_recomputation(config, cluster):
-        flags = ["--model.remat", remat]
-        yield flags
+        yield {"--model.remat": remat}
     mesh = resolve(config.mesh, cluster.num_chips)
     if mesh.replica > cluster.num_slices:
-        flags = [*flags, "--mesh.replica", str(cluster.num_slices), "--mesh.fsdp", "-1"]
-        yield flags
+        yield {"--mesh.replica": str(cluster.num_slices), "--mesh.fsdp": "-1"}
     accumulate = 2 * config.train.accumulate_steps
     while config.data.batch_size >= accumulate * mesh.replica * mesh.fsdp:
-        yield [*flags, "--train.accumulate-steps", str(accumulate)]
+        yield {"--train.accumulate-steps": str(accumulate)}
         accumulate *= 2
 
 
