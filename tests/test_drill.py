@@ -38,7 +38,7 @@ def check_drill(folder, num_kills, num_processes, command, capfd):
     code = run_drill(folder, num_kills, num_processes, command=command)
     said = capfd.readouterr().out
     assert code == 0, said
-    assert f"{num_kills} kills, 0 with an unexpected end; after restarts bitwise equal" in said
+    assert f"kills {num_kills}, with an unexpected end 0; after restarts bitwise equal" in said
 
 
 @pytest.mark.long

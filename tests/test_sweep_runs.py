@@ -66,7 +66,7 @@ def test_a_stopped_sweep_goes_on_past_a_point_that_fails_and_grows(tmp_path):
 
     code, out, err = end(start(folder, "--grid", "mesh.fsdp=1", "--grid", "train.seed=0"))
     assert (code, len(cells(out))) == (0, 2), err
-    assert "1 points, of which 1 are finished" in err
+    assert ": points 1, finished 1" in err
     assert "started" not in err
     assert _is_finished(folder / POINT)
     (folder / POINT / "config.json").rename(folder / "kept.json")

@@ -220,7 +220,7 @@ def drill(
     for line in [*differences, *(f"unexpected: {outcome.record()}" for outcome in unexpected)]:
         print(line)
     verdict = "bitwise equal to the undisturbed runs" if not differences else f"{len(differences)} differences"
-    print(f"{len(outcomes)} kills, {len(unexpected)} with an unexpected end; after restarts {verdict}")
+    print(f"kills {len(outcomes)}, with an unexpected end {len(unexpected)}; after restarts {verdict}")
     return Exit.FAILED if differences or unexpected else Exit.FINISHED
 
 

@@ -50,7 +50,7 @@ def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
         return _report(folder)
     sweep, names = keep(folder, _asked_for(options, flags))
     unfinished = [name for name in names if not _is_finished(folder / name)]
-    say(f"{len(names)} points, of which {len(names) - len(unfinished)} are finished, in {folder}")
+    say(f"{folder}: points {len(names)}, finished {len(names) - len(unfinished)}")
     if options.slurm and unfinished:
         from gnp_scale.sweeps.slurm import submit
 

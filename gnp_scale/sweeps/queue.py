@@ -104,7 +104,7 @@ class Queue:
         while self._signals:
             number = self._signals.pop(0)
             self._is_stopped = True
-            say(f"{signal.Signals(number).name}: waiting until {len(self._running)} runs are saved")
+            say(f"{signal.Signals(number).name}: waiting until the running points are saved ({len(self._running)})")
             for process, _ in self._running.values():
                 process.send_signal(number)
 
