@@ -59,7 +59,7 @@ STEPS = {
     [
         ("moments, average and copy", faults.make_white_nan),
         pytest.param("batch statistics", faults.make_white_nan, marks=pytest.mark.slow),
-        ("kept direction", faults.make_white_nan),
+        pytest.param("kept direction", faults.make_white_nan, marks=pytest.mark.long),
         ("kept direction", faults.overflow_gradient),
         ("groups on replicas", faults.make_white_nan),
     ],
