@@ -34,7 +34,7 @@ def num_calls(text: str) -> int:
 if __name__ == "__main__":
     mesh = make_mesh(MeshConfig(tensor=2), CHIPS[sys.argv[1]].devices())
     found = {
-        "bfloat16": num_calls(lowered(mesh, "bfloat16").compile().as_text()),
-        "float32": num_calls(lowered(mesh, "float32").as_text()),
+        "bfloat16": num_calls(lowered(mesh, "bfloat16").as_text()),
+        "float32": num_calls(lowered(mesh, "float32").compile().as_text()),
     }
     print(json.dumps(found))

@@ -61,7 +61,6 @@ def test_cudnn_is_refused_with_deterministic_operations(flag, monkeypatch):
     [
         ("cpu", heads(), "needs a TPU, and this is cpu"),
         ("NVIDIA H100 80GB HBM3", heads(dtype=jnp.float32), "needs a TPU, and this is NVIDIA H100"),
-        ("TPU v5e", heads(dtype=jnp.float32), "needs model.dtype bfloat16, and this is float32"),
         ("TPU v5e", heads(), "a multiple of 128 channels in all heads of a device, and these are 192"),
     ],
 )

@@ -55,8 +55,8 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the network computes; the parameters are float32."""
     attention: AttentionImplementation = "auto"
-    """What computes the attention of a transformer. "auto" in bfloat16 is cuDNN on GPUs and Pallas kernels on TPUs,
-    where they take the size; else it is XLA."""
+    """What computes the attention of a transformer. "auto" is Pallas kernels on TPUs, and in bfloat16 cuDNN on
+    GPUs, where they take the size; else it is XLA."""
     remat: Remat = "none"
     """Which activations the backward pass computes again, to save memory. "none": those that XLA does not keep. "dots":
     all but results of matrix products, convolutions and attention. "block": all but the input of each block.

@@ -74,13 +74,12 @@ def _pallas(query_BxNxHxK: jax.Array) -> Attend | str:
     kind = device_kind()
     if not kind.startswith("TPU"):
         return f"a TPU, and this is {kind}"
-    if query_BxNxHxK.dtype != jnp.bfloat16:
-        return f"model.dtype bfloat16, and this is {query_BxNxHxK.dtype}"
     # Only TPUs need Pallas, whose import takes a quarter of a second.
     from gnp_scale.models import tpu_attention
 
     _, num_tokens, num_heads, num_channels = query_BxNxHxK.shape
-    return tpu_attention.choose(num_tokens, num_heads // mesh.current_axis_size(TENSOR), num_channels)
+    num_heads //= mesh.current_axis_size(TENSOR)
+    return tpu_attention.choose(num_tokens, num_heads, num_channels, query_BxNxHxK.dtype)
 
 
 @jax.custom_vjp

@@ -21,27 +21,31 @@ from jax.experimental.pallas import tpu as pltpu
 
 from gnp_scale import mesh
 
-_LANES = 128
+LANES = 128
 _MAX_TOKENS = 1024
 _TOKENS_OF_STEP = 1024
 _VMEM_BYTES = 64 * 2**20
-_BYTES_OF_LOGIT = 24
-"""Bytes of chip memory for each pair of a query and a key; the compiler needed 16 for 1,024 tokens on v4."""
+_BYTES_OF_LOGIT = 20
+"""Bytes of chip memory for each pair of a query and a key; the compiler needed 18.6 for 836 tokens on v4."""
+_NUM_BLOCKS = 2 * 7
+"""Blocks of arrays in chip memory: of four operands and three results of the backward pass, each twice."""
 
 
-def refusal(num_tokens: int, num_heads: int, num_channels: int) -> str | None:
-    """Why the kernels do not take this size on one TPU of the current mesh; None if they do."""
-    if _LANES % num_channels and num_channels % _LANES:
-        return f"heads whose channels divide {_LANES} or are a multiple of it, and these have {num_channels}"
-    if num_heads * num_channels % _LANES:
-        return f"a multiple of {_LANES} channels in all heads of a device, and these are {num_heads * num_channels}"
-    if num_tokens > (most := _most_tokens()):
+def refusal(num_tokens: int, num_heads: int, num_channels: int, dtype: jax.typing.DTypeLike) -> str | None:
+    """Why the kernels do not take this size and type on one TPU of the current mesh; None if they do."""
+    if LANES % num_channels and num_channels % LANES:
+        return f"heads whose channels divide {LANES} or are a multiple of it, and these have {num_channels}"
+    if num_heads * num_channels % LANES:
+        return f"a multiple of {LANES} channels in all heads of a device, and these are {num_heads * num_channels}"
+    if num_tokens > (most := _most_tokens(num_channels, dtype)):
         return f"at most {most} tokens, and these are {num_tokens}"
     return None
 
 
-def _most_tokens() -> int:
-    return min(_MAX_TOKENS, math.isqrt(pltpu.get_tpu_info().vmem_capacity_bytes // _BYTES_OF_LOGIT))
+def _most_tokens(num_channels: int, dtype: jax.typing.DTypeLike) -> int:
+    num_bytes = _NUM_BLOCKS * _TOKENS_OF_STEP * math.lcm(LANES, num_channels) * jnp.dtype(dtype).itemsize
+    left = max(0, pltpu.get_tpu_info().vmem_capacity_bytes - num_bytes)
+    return min(_MAX_TOKENS, math.isqrt(left // _BYTES_OF_LOGIT))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -73,7 +77,7 @@ def _on_shards(kernel: Callable[..., None], num_results: int, interpret: bool, *
 
 def _call(kernel: Callable[..., None], num_results: int, interpret: bool, *arrays: jax.Array) -> list[jax.Array]:
     num_examples, num_tokens, num_heads, num_channels = arrays[0].shape
-    lanes = math.lcm(_LANES, num_channels)
+    lanes = math.lcm(LANES, num_channels)
     num_together = math.gcd(num_examples, 2 ** int(math.log2(max(1, _TOKENS_OF_STEP // num_tokens))))
     block = pl.BlockSpec((num_together, num_tokens, lanes), lambda example, head: (example, 0, head))
     flat_BxNxC = jax.ShapeDtypeStruct((num_examples, num_tokens, num_heads * num_channels), arrays[0].dtype)
