@@ -8,14 +8,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gnp_scale.config import ConfigError
-from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.run.files import RecordFile, append_line, replace_file
 from gnp_scale.run.layout import METRICS_FILE
 from gnp_scale.run.metric_rows import decoded, writable
 from gnp_scale.run.store import Folder
 from gnp_scale.run.streams import say
+
+if TYPE_CHECKING:
+    from gnp_scale.monitoring.tensorboard import TensorBoard
 
 DAMAGED_FILE = "metrics.jsonl.damaged"
 """File for unreadable lines: bytes that a power cut or a full disk has left."""
@@ -53,9 +56,12 @@ class MetricWriter:
             start, last = _keep_until(path, start_step)
         except OSError as error:
             raise ConfigError(f"{path} cannot be used ({error.strerror}): make it readable and writable") from error
+        # Only the writer needs it: with boto3 and Google's client installed, tensorboardX takes a second to import.
+        from gnp_scale.monitoring import tensorboard
+
         self._last_row = _decode(last) if last else {}
         self._file = RecordFile(path, start, last)
-        self.board = TensorBoard(run_dir, start_step)
+        self.board = tensorboard.TensorBoard(run_dir, start_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Logs `scalars` at `step`, which never decreases; further scalars of the last step are added to its line."""
