@@ -23,7 +23,7 @@ from gnp_scale.checkpoint import writer
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import CheckpointConfig, Config, DivergenceConfig, TrainConfig
 from gnp_scale.exit_codes import Exit
-from gnp_scale.run import run_dir
+from gnp_scale.run import folder_lock
 from gnp_scale.run.stages import Stage, Stages
 
 VARIABLE = "GNP_SCALE_TEST_FAULTS"
@@ -38,7 +38,7 @@ def steady() -> Config:
     for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
         FAULTS[name]()
     # A second start waits for the lock; in a test it need not wait long.
-    run_dir._LOCK_WAIT_S = 1.0
+    folder_lock._WAIT_S = 1.0
     writer.FIRST_WAIT_S = 0.3
     _slow_down()
     return replace(

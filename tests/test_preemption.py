@@ -11,13 +11,10 @@ from pathlib import Path
 import pytest
 from launcher import Job
 
-from gnp_scale import recipe
-from gnp_scale.config import Config, ConfigError, TrainConfig
+from gnp_scale.config import ConfigError
 from gnp_scale.resilience import preemption
 from gnp_scale.resilience.grace import VARIABLE, grace_s
 from gnp_scale.resilience.preemption import Position, StopRequest, make_plan
-from gnp_scale.run import run_dir
-from gnp_scale.run.run_dir import claimed
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -240,33 +237,6 @@ def test_processes_that_roll_back_stop_after_the_same_step(seed):
         thread.join(30)
     assert ends[0] > (0, 0)
     assert ends == [ends[0]] * num_processes
-
-
-def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_dir, "_LOCK_WAIT_S", 0.0)
-    with (
-        claimed(tmp_path, Config()),
-        pytest.raises(ConfigError, match=r"is in use by process \d+ on"),
-        claimed(tmp_path, Config()),
-    ):
-        pass
-    with claimed(tmp_path, Config()):
-        pass
-
-
-def test_a_start_that_waited_for_the_folder_does_not_take_it_from_another_run(tmp_path, monkeypatch):
-    """The other run begins after the folder was looked at, and ends before the lock is taken."""
-    other, take = Config(train=TrainConfig(seed=1)), run_dir.try_lock
-
-    def begin_another_run(file):
-        monkeypatch.setattr(run_dir, "try_lock", take)
-        (tmp_path / "config.json").write_text(recipe.to_json(other))
-        return False
-
-    monkeypatch.setattr(run_dir, "try_lock", begin_another_run)
-    with pytest.raises(ConfigError, match="holds a run with another configuration"), claimed(tmp_path, Config()):
-        pass
-    assert run_dir.stored_config(tmp_path) == other
 
 
 @pytest.mark.parametrize(

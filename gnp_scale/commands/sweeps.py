@@ -81,13 +81,17 @@ def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) ->
     queue = Queue(folder, commands, lambda name: _is_finished(folder / name), num_jobs)
     has_ended = queue.run()
     states = {name: meaning(code) for name, code in queue.codes.items() if code != Exit.FINISHED}
+    # Its folder was moved or removed shortly before its end.
+    lost = [name for name, code in queue.codes.items() if code == Exit.FINISHED and not _is_finished(folder / name)]
     _report(folder, states)
     for name, state in states.items():
         say(f"{name}: {state}: {queue.error_of(name)}")
+    for name in lost:
+        say(f"{name}: it ended, and its folder has no record of that: bring {folder / name} back, or train it again")
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED
-    return Exit.FAILED if any(queue.codes.values()) else Exit.FINISHED
+    return Exit.FAILED if states or lost else Exit.FINISHED
 
 
 def _is_finished(run_dir: Path) -> bool:

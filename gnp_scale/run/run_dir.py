@@ -1,7 +1,6 @@
 """The folder of a run: its configuration, `metrics.jsonl`, TensorBoard events and checkpoints."""
 
 import contextlib
-import os
 import secrets
 import socket
 import time
@@ -13,17 +12,15 @@ import jax
 from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run.consensus import all_gather, broadcast, first_error
-from gnp_scale.run.files import replace_file, try_lock
-from gnp_scale.run.layout import CONFIG_FILE, LOCK_FILE
+from gnp_scale.run.files import replace_file
+from gnp_scale.run.folder_lock import FolderLock
+from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.lease import Lease
 from gnp_scale.run.mirror import GrowingFiles, growing_files
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder, StorePath, check_access
 from gnp_scale.run.store_requests import StoreError
 from gnp_scale.run.streams import say
-
-_LOCK_WAIT_S = 15.0
-"""A start may begin before the previous one has fully ended."""
 
 _TOKEN_FILE = "start"
 _SIGHT_WAIT_S, _SIGHT_POLL_S = 90.0, 0.2
@@ -53,7 +50,8 @@ def claimed(run_dir: Folder, config: Config, on_lost: Callable[[str], object] = 
     """Makes `run_dir` the folder of `config`, or confirms that it is; inside the block, no other start can use it.
 
     Every process must call it. If they do not all see the same folder, all raise. `on_lost(reason)` is called if
-    another start has taken a folder on a store, because this process did not run, or not reach it, for a while.
+    a folder is moved or removed, or if another start has taken one on a store, because this process did not run, or not
+    reach it, for a while.
 
     Raises:
         ConfigError: the folder holds a run with another configuration, or a run that is running now; or the processes
@@ -62,26 +60,26 @@ def claimed(run_dir: Folder, config: Config, on_lost: Callable[[str], object] = 
     """
     token = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
-        lease = Lease(run_dir, on_lost) if isinstance(run_dir, StorePath) and is_main_process() else None
-        problem = _claim(run_dir, config, token, stack, lease) if is_main_process() else None
+        lock = Lease(run_dir, on_lost) if isinstance(run_dir, StorePath) else FolderLock(run_dir, on_lost)
+        problem = _claim(run_dir, config, token, stack, lock) if is_main_process() else None
         problem = _agreed(run_dir, token, problem)
         if problem is not None:
             raise ConfigError(problem)
         files = stack.enter_context(growing_files(run_dir, jax.process_index(), is_writer=is_main_process()))
-        if lease is not None:
-            files.is_ours, files.on_leave = lease.is_ours, lease.release
+        if isinstance(lock, Lease) and is_main_process():
+            files.is_ours, files.on_leave = lock.is_ours, lock.release
         yield files
 
 
-def _claim(run_dir: Folder, config: Config, token: str, stack: contextlib.ExitStack, lease: Lease | None) -> str | None:
+def _claim(
+    run_dir: Folder, config: Config, token: str, stack: contextlib.ExitStack, lock: Lease | FolderLock
+) -> str | None:
     """Claims the folder while `stack` is open, and writes a `token` into it; returns the problem, if there is one."""
     try:
         _check_same_run(run_dir, config)
         if isinstance(run_dir, Path):
             run_dir.mkdir(parents=True, exist_ok=True)
-            _lock(stack.enter_context((run_dir / LOCK_FILE).open("a+")).fileno(), run_dir)
-        if lease is not None:
-            stack.enter_context(lease)
+        stack.enter_context(lock)
         # Another run may have begun here, and ended, while this one waited.
         _check_same_run(run_dir, config)
         text = recipe.to_json(config)
@@ -130,20 +128,6 @@ def _comes_to_hold(file: Path | StorePath, token: str) -> bool:
                 return True
         time.sleep(_SIGHT_POLL_S)
     return False
-
-
-def _lock(file: int, run_dir: Path) -> None:
-    """Takes the lock, and writes its owner into the file. The kernel releases it whenever this process ends."""
-    deadline_s = time.monotonic() + _LOCK_WAIT_S
-    while not try_lock(file):
-        if time.monotonic() > deadline_s:
-            owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
-            raise ConfigError(f"{run_dir} is in use by {owner}: wait for its end, or choose another --run-dir")
-        time.sleep(0.2)
-    os.ftruncate(file, 0)
-    # The name is only for the message above: on a full disk it may be missing.
-    with contextlib.suppress(OSError):
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def _check_same_run(run_dir: Folder, config: Config) -> None:

@@ -1,0 +1,84 @@
+"""The lock of a run folder on a file system. The kernel releases it whenever the process of its owner ends."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gnp_scale.config import ConfigError
+from gnp_scale.run.files import try_lock
+from gnp_scale.run.layout import LOCK_FILE
+
+_WAIT_S = 15.0
+"""A start may begin before the previous one has fully ended."""
+LOOK_S = 10.0
+"""Between two looks at the folder."""
+
+
+class FolderLock:
+    """While it is entered, this process owns `folder`; `on_lost(reason)` is called if that is moved or removed.
+
+    Raises:
+        ConfigError: the folder is in use.
+        OSError: the lock cannot be written.
+    """
+
+    def __init__(self, folder: Path, on_lost: Callable[[str], object]) -> None:
+        self._folder, self._on_lost = folder, on_lost
+        self._open = contextlib.ExitStack()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as until_it_is_ours:
+            self._take(until_it_is_ours.enter_context((self._folder / LOCK_FILE).open("a+")).fileno())
+            # While it is open, no other folder gets its number.
+            folder = os.open(self._folder, os.O_RDONLY)
+            until_it_is_ours.callback(os.close, folder)
+            self._open = until_it_is_ours.pop_all()
+        threading.Thread(target=self._watch, args=(folder,), name="folder lock", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._open.close()
+
+    def _take(self, file: int) -> None:
+        """Takes the lock, and writes its owner into the file."""
+        deadline_s = time.monotonic() + _WAIT_S
+        while not try_lock(file):
+            if time.monotonic() > deadline_s:
+                owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+                raise ConfigError(f"{self._folder} is in use by {owner}: wait for its end, or choose another --run-dir")
+            time.sleep(0.2)
+        os.ftruncate(file, 0)
+        # The name is only for the message above: on a full disk it may be missing.
+        with contextlib.suppress(OSError):
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def _watch(self, folder: int) -> None:
+        num_misses = 0
+        while not self._ended.wait(LOOK_S):
+            num_misses = 0 if self._is_in_place(folder) else num_misses + 1
+            # A folder that is put back at once has lost nothing.
+            if num_misses == 2:
+                self._on_lost(
+                    f"{self._folder} was moved or removed while its run was training: to go on, give its name of now "
+                    "as --run-dir"
+                )
+                return
+
+    def _is_in_place(self, folder: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(folder), self._folder.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            # A file system that does not answer for a while has lost nothing.
+            return True

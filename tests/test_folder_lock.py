@@ -1,0 +1,100 @@
+"""A run folder on a file system has one run, which ends when the folder is moved or removed."""
+
+import shutil
+import threading
+
+import pytest
+
+from gnp_scale import recipe
+from gnp_scale.commands import sweeps
+from gnp_scale.config import Config, ConfigError, TrainConfig
+from gnp_scale.exit_codes import Exit
+from gnp_scale.run import folder_lock
+from gnp_scale.run.run_dir import claimed, stored_config
+from gnp_scale.sweeps import queue
+
+
+def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "_WAIT_S", 0.0)
+    with (
+        claimed(tmp_path, Config()),
+        pytest.raises(ConfigError, match=r"is in use by process \d+ on"),
+        claimed(tmp_path, Config()),
+    ):
+        pass
+    with claimed(tmp_path, Config()):
+        pass
+
+
+def test_a_start_that_waited_for_the_folder_does_not_take_it_from_another_run(tmp_path, monkeypatch):
+    """The other run begins after the folder was looked at, and ends before the lock is taken."""
+    other, take = Config(train=TrainConfig(seed=1)), folder_lock.try_lock
+
+    def begin_another_run(file):
+        monkeypatch.setattr(folder_lock, "try_lock", take)
+        (tmp_path / "config.json").write_text(recipe.to_json(other))
+        return False
+
+    monkeypatch.setattr(folder_lock, "try_lock", begin_another_run)
+    with pytest.raises(ConfigError, match="holds a run with another configuration"), claimed(tmp_path, Config()):
+        pass
+    assert stored_config(tmp_path) == other
+
+
+def move(folder):
+    folder.rename(folder.with_name("moved"))
+
+
+def replace_by_another(folder):
+    move(folder)
+    (folder / "checkpoints").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("disturb", [move, shutil.rmtree, replace_by_another])
+def test_a_run_whose_folder_is_moved_or_removed_is_told(disturb, tmp_path, monkeypatch):
+    """Else its checkpoints would be written to one place, and its metrics to another or to none."""
+    monkeypatch.setattr(folder_lock, "LOOK_S", 0.05)
+    reasons, is_told = [], threading.Event()
+    with claimed(tmp_path / "run", Config(), lambda reason: (reasons.append(reason), is_told.set())):
+        disturb(tmp_path / "run")
+        assert is_told.wait(30)
+    (reason,) = reasons
+    assert reason.startswith(f"{tmp_path / 'run'} was moved or removed while its run was training: to go on, give ")
+
+
+def test_a_lock_that_is_deleted_by_hand_and_a_file_system_that_fails_end_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "LOOK_S", 0.01)
+    looks, has_looked = [], threading.Event()
+
+    def fail(*_):
+        looks.append(None)
+        if len(looks) == 5:
+            has_looked.set()
+        raise OSError("stale file handle")
+
+    reasons = []
+    with claimed(tmp_path, Config(), reasons.append):
+        (tmp_path / "lock").unlink()
+        monkeypatch.setattr(folder_lock.os.path, "samestat", fail)
+        assert has_looked.wait(30)
+    assert reasons == []
+
+
+def test_a_point_that_ended_without_a_record_is_not_finished(tmp_path, monkeypatch, capsys):
+    class Ended:
+        codes = {"a": Exit.FINISHED}
+
+        def __init__(self, *_):
+            pass
+
+        def run(self):
+            return True
+
+    class Points:
+        def arguments(self, name, folder):
+            return [name]
+
+    monkeypatch.setattr(queue, "Queue", Ended)
+    monkeypatch.setattr(sweeps, "_report", lambda folder, states: None)
+    assert sweeps._train(tmp_path, Points(), ["a"], 1) == Exit.FAILED
+    assert f"a: it ended, and its folder has no record of that: bring {tmp_path / 'a'} back" in capsys.readouterr().err
