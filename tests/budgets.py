@@ -122,7 +122,7 @@ def measure(row: Row) -> dict[str, dict[str, float]]:
 
 def quantities(step: dict[str, Any]) -> dict[str, float]:
     """The quantities of a step of a plan, of which less is better."""
-    found = {"peak memory, bytes": step["memory"]["total"], "FLOPs": step["flops"]}
+    found = {"arrays in memory, bytes": step["memory"]["total"] - step["memory"]["code"], "FLOPs": step["flops"]}
     found["work of a chip, us"] = round(1e6 * step["chip_s"], 1)
     for network in ("fast", "slow"):
         sent = [each for each in step["traffic"] if each["is_slow"] == (network == "slow")]

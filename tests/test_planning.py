@@ -5,9 +5,10 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from gnp_scale.data.sources import MissingDataError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
-from gnp_scale.planning import absent_data, check, fit
+from gnp_scale.planning import absent_data, check, compiled, fit
 from gnp_scale.planning.compiled import Memory, compile_step, flops_of, local_bytes, make_task
 from gnp_scale.planning.estimate import Estimate, _chip_s, _Inside
 from gnp_scale.planning.hardware import CHIPS, GIB, Cluster
@@ -204,6 +205,32 @@ def test_the_plan_as_json_has_what_its_text_has(plan):
     assert found["mesh"] == {"replica": 1, "fsdp": 16, "tensor": 1}
     assert "fits: 12.00 of 15.75 GiB, 3.75 GiB free" in text(plan, "a.py:b")
     assert "not measured" in text(plan, "a.py:b")
+
+
+def test_the_kinds_of_memory_add_up_to_the_peak_and_the_program_is_one_of_them(set_mesh):
+    """A program of a small network is larger than all arrays. A compiler's figures have it beside them."""
+    set_mesh()
+    data = replace(VIT.data, batch_size=8)
+    task = make_task(replace(VIT, data=data), absent_data.load(data, None))
+    stats = SimpleNamespace(
+        argument_size_in_bytes=0, total_allocation_bytes=10**8, generated_code_size_in_bytes=2 * 10**8
+    )
+    memory = compiled._memory(stats, task.abstract_state(), task.abstract_batch(), 2)
+    assert memory.total == 3 * 10**8
+    assert sum(asdict(memory).values()) == 2 * memory.total
+    assert memory.activations > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("Ran out of memory on HBM, the total memory required for HLO temporaries (2.00G) exceeds", 2 * GIB + 7),
+        ("Used 3.50G of 2.00G hbm.", 3.5 * GIB),
+    ],
+)
+def test_what_a_refused_program_needs_is_read_with_its_arguments(text, needed):
+    refusal = compiled._refusal(jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text}"), 7)
+    assert refusal.needed_bytes == needed
 
 
 def test_changes_are_tried_in_order_until_the_run_fits(monkeypatch):

@@ -55,7 +55,7 @@ class Memory:
     code: int
     """The program itself."""
     total: int
-    """What the compiler allocates."""
+    """What the compiler allocates for arrays, and the program."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def compile_step(task: Task, cluster: Cluster, kind: StepKind) -> Step:
     try:
         compiled = traced.lower(lowering_platforms=(cluster.chip.platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _refusal(error) from error
+        raise _refusal(error, local_bytes((state, batch))) from error
     num_gradients = 1 if task.gnp.num_passes(kind) == 1 else 2
     memory = _memory(compiled.memory_analysis(), state, batch, num_gradients)
     return Step(kind, Program.parse(compiled.as_text()), memory)
@@ -136,11 +136,12 @@ def _check_groups(config: Config) -> None:
     )
 
 
-def _refusal(error: jax.errors.JaxRuntimeError) -> Exception:
+def _refusal(error: jax.errors.JaxRuntimeError, num_argument_bytes: int) -> Exception:
     text = str(error)
     if match := _TOO_LARGE.search(text):
-        number, unit = (match["used"], match["unit"]) if match["used"] else (match["all"], match["of"])
-        return DoesNotFitError(round(float(number) * _UNITS[unit]))
+        if match["used"]:
+            return DoesNotFitError(round(float(match["used"]) * _UNITS[match["unit"]]))
+        return DoesNotFitError(round(float(match["all"]) * _UNITS[match["of"]]) + num_argument_bytes)
     if "RESOURCE_EXHAUSTED" in text:
         return ConfigError(
             f"the compiler refuses the step: {text.splitlines()[0][:200]}: choose other kernels or sizes"
@@ -152,17 +153,17 @@ def _memory(stats: Any, state: TrainState, batch: Mapping[str, Any], num_gradien
     params = local_bytes((state.params, state.copy))
     gradients = num_gradients * local_bytes(state.params if state.copy is None else state.copy)
     arguments = stats.argument_size_in_bytes
-    # Tiles on TPUs are padded, so arguments may take more than their entries.
-    total = getattr(stats, "total_allocation_bytes", 0) or (
+    # Tiles on TPUs are padded, so arguments may take more than their entries. The program itself is not among them.
+    arrays = getattr(stats, "total_allocation_bytes", 0) or (
         arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     )
     code = stats.generated_code_size_in_bytes
     optimizer, inputs = local_bytes(state.opt_state), local_bytes(batch)
     other = local_bytes((state.batch_stats, state.ema, state.kept))
-    rest = max(0, total - code - params - optimizer - other - inputs)
+    rest = max(0, arrays - params - optimizer - other - inputs)
     # The gradients of a small network may stay on the chip.
     gradients = min(gradients, rest)
-    return Memory(params, optimizer, other, inputs, gradients, rest - gradients, code, total)
+    return Memory(params, optimizer, other, inputs, gradients, rest - gradients, code, arrays + code)
 
 
 def local_bytes(tree: Any) -> int:
