@@ -129,7 +129,7 @@ def test_a_folder_that_nobody_may_look_into_is_a_row_and_is_named(runs, capsys, 
         monkeypatch.setattr(Path, name, functools.partialmethod(refuse, real=getattr(Path, name)))
     assert main(["status", "runs"]) == 0
     out = capsys.readouterr().out
-    assert "runs/no-run cannot be read (Permission denied)" in out
+    assert "runs/no-run/config.json cannot be read (Permission denied)" in out
     assert "finished" in out
     for command in ("status", "compare"):
         assert main([command, "runs/no-run"]) == Exit.WRONG_CONFIG
@@ -175,6 +175,21 @@ def test_what_is_no_run_is_an_error_if_it_is_named(runs, capsys, name):
     (line,) = capsys.readouterr().err.splitlines()
     assert f"runs/{name}" in line
     assert "give the folder of a run" in line
+
+
+def test_a_file_that_cannot_be_read_is_named(runs, capsys):
+    (runs / "b-finished" / "goodput.jsonl").unlink()
+    (runs / "b-finished" / "goodput.jsonl").mkdir()
+    assert main(["status", "runs/b-finished"]) == Exit.WRONG_CONFIG
+    assert "runs/b-finished/goodput.jsonl cannot be read (Is a directory): mend that" in capsys.readouterr().err
+
+
+def test_a_length_that_no_run_has_is_damage_and_leaves_the_table_readable(runs, capsys):
+    (runs / "b-finished" / "config.json").write_text('{"train": {"num_steps": 1e308}}')
+    assert main(["status", "runs/b-finished"]) == Exit.WRONG_CONFIG
+    assert "is damaged (its train.num_steps is too large)" in capsys.readouterr().err
+    assert main(["status", "runs"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 200
 
 
 def test_points_of_a_sweep_that_were_not_started_are_listed_and_awaited(tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ _STAGES = {
     "down": "down",
 }
 
+_MOST_STEPS = 2**31
 _COPY_DELAY_S = 60.0
 """On an object store, the record is copied at intervals."""
 
@@ -66,7 +67,9 @@ def unreadable_is_config_error(run_dir: Folder) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StoreError) and not error.is_lasting:
             raise
-        raise ConfigError(f"{run_dir} cannot be read ({error.strerror}): give the folder of a run") from error
+        raise ConfigError(
+            f"{error.filename or run_dir} cannot be read ({error.strerror}): mend that, or give the folder of a run"
+        ) from error
 
 
 def num_steps_of(run_dir: Folder) -> int:
@@ -78,7 +81,10 @@ def num_steps_of(run_dir: Folder) -> int:
     """
     path = run_dir / CONFIG_FILE
     try:
-        return int(json.loads(path.read_text())["train"]["num_steps"])
+        num_steps = int(json.loads(path.read_text())["train"]["num_steps"])
+        if num_steps > _MOST_STEPS:
+            raise ValueError("its train.num_steps is too large")
+        return num_steps
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {path.name}): give the folder of a run") from None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
