@@ -1,5 +1,6 @@
 """A run folder on a file system has one run, which ends when the folder is moved or removed."""
 
+import os
 import shutil
 import threading
 
@@ -62,20 +63,33 @@ def test_a_run_whose_folder_is_moved_or_removed_is_told(disturb, tmp_path, monke
     assert reason.startswith(f"{tmp_path / 'run'} was moved or removed while its run was training: to go on, give ")
 
 
-def test_a_lock_that_is_deleted_by_hand_and_a_file_system_that_fails_end_no_run(tmp_path, monkeypatch):
+def fail(*_):
+    raise OSError("stale file handle")
+
+
+def delete_lock(folder):
+    (folder / "lock").unlink()
+
+
+@pytest.mark.parametrize(
+    ("disturb", "compare"),
+    [(delete_lock, os.path.samestat), (lambda folder: None, fail), (lambda folder: None, lambda *_: False)],
+    ids=["a lock that is deleted by hand", "a file system that fails", "a folder with another number"],
+)
+def test_what_is_no_loss_ends_no_run(disturb, compare, tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "LOOK_S", 0.01)
     looks, has_looked = [], threading.Event()
 
-    def fail(*_):
+    def look(*stats):
         looks.append(None)
         if len(looks) == 5:
             has_looked.set()
-        raise OSError("stale file handle")
+        return compare(*stats)
 
     reasons = []
     with claimed(tmp_path, Config(), reasons.append):
-        (tmp_path / "lock").unlink()
-        monkeypatch.setattr(folder_lock.os.path, "samestat", fail)
+        disturb(tmp_path)
+        monkeypatch.setattr(folder_lock.os.path, "samestat", look)
         assert has_looked.wait(30)
     assert reasons == []
 

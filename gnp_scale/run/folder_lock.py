@@ -30,6 +30,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, on_lost: Callable[[str], object]) -> None:
         self._folder, self._on_lost = folder, on_lost
+        self._owner = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
         self._open = contextlib.ExitStack()
         self._ended = threading.Event()
 
@@ -58,9 +59,9 @@ class FolderLock:
                 raise ConfigError(f"{self._folder} is in use by {owner}: wait for its end, or choose another --run-dir")
             time.sleep(0.2)
         os.ftruncate(file, 0)
-        # The name is only for the message above: on a full disk it may be missing.
+        # The name is only for messages and `_is_in_place`: on a full disk it may be missing.
         with contextlib.suppress(OSError):
-            os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            os.write(file, self._owner)
 
     def _watch(self, folder: int) -> None:
         num_misses = 0
@@ -76,7 +77,9 @@ class FolderLock:
 
     def _is_in_place(self, folder: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(folder), self._folder.stat())
+            # Some file systems give a folder another number now and then.
+            is_same = os.path.samestat(os.fstat(folder), self._folder.stat())
+            return is_same or (self._folder / LOCK_FILE).read_bytes() == self._owner
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

@@ -50,8 +50,8 @@ def claimed(run_dir: Folder, config: Config, on_lost: Callable[[str], object] = 
     """Makes `run_dir` the folder of `config`, or confirms that it is; inside the block, no other start can use it.
 
     Every process must call it. If they do not all see the same folder, all raise. `on_lost(reason)` is called if
-    a folder is moved or removed, or if another start has taken one on a store, because this process did not run, or not
-    reach it, for a while.
+    the folder is moved or removed, or, on a store, if another start has taken it, because this process did not run, or
+    not reach it, for a while.
 
     Raises:
         ConfigError: the folder holds a run with another configuration, or a run that is running now; or the processes
