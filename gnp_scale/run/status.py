@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 
 from gnp_scale.config import ConfigError
+from gnp_scale.config.run import MOST_STEPS
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import metric_rows
 from gnp_scale.run.console import make_console
@@ -36,7 +37,6 @@ _STAGES = {
     "down": "down",
 }
 
-_MOST_STEPS = 2**31
 _COPY_DELAY_S = 60.0
 """On an object store, the record is copied at intervals."""
 
@@ -82,7 +82,7 @@ def num_steps_of(run_dir: Folder) -> int:
     path = run_dir / CONFIG_FILE
     try:
         num_steps = int(json.loads(path.read_text())["train"]["num_steps"])
-        if num_steps > _MOST_STEPS:
+        if num_steps > MOST_STEPS:
             raise ValueError("its train.num_steps is too large")
         return num_steps
     except (FileNotFoundError, NotADirectoryError):
