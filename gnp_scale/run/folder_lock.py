@@ -21,11 +21,11 @@ LOOK_S = 10.0
 
 
 class FolderLock:
-    """While it is entered, this process owns `folder`; `on_lost(reason)` is called if that is moved or removed.
+    """Makes `folder`. While it is entered, this process owns it; `on_lost(reason)` is called if it is moved or removed.
 
     Raises:
         ConfigError: the folder is in use.
-        OSError: the lock cannot be written.
+        OSError: the folder or the lock cannot be written.
     """
 
     def __init__(self, folder: Path, on_lost: Callable[[str], object]) -> None:
@@ -35,6 +35,7 @@ class FolderLock:
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as until_it_is_ours:
             self._take(until_it_is_ours.enter_context((self._folder / LOCK_FILE).open("a+")).fileno())
             # While it is open, no other folder gets its number.

@@ -77,8 +77,6 @@ def _claim(
     """Claims the folder while `stack` is open, and writes a `token` into it; returns the problem, if there is one."""
     try:
         _check_same_run(run_dir, config)
-        if isinstance(run_dir, Path):
-            run_dir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock)
         # Another run may have begun here, and ended, while this one waited.
         _check_same_run(run_dir, config)
