@@ -23,7 +23,7 @@ from gnp_scale.resilience.divergence import DivergedError
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
-from gnp_scale.run import environment, layout
+from gnp_scale.run import layout, program_cache
 from gnp_scale.run.data_sizes import check_sizes_agree, keep_sizes
 from gnp_scale.run.messages import announce
 from gnp_scale.run.mirror import GrowingFiles
@@ -79,7 +79,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 files.publish()
                 if jax.default_backend() == "gpu":
                     # XLA chooses algorithms for a GPU by their times, so only the same program computes the same bits.
-                    environment.keep_compiled_in(run_dir / layout.COMPILED_FOLDER)
+                    program_cache.keep_in(run_dir / layout.COMPILED_FOLDER)
                 # Before this line an earlier start may have written the file.
                 rollbacks = Rollbacks(run_dir, config)
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")

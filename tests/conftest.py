@@ -16,9 +16,12 @@ from small_disk import disk  # noqa: F401
 
 from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
+from gnp_scale.run.program_cache import write_whole_files
 
 # Under nohup, the processes that tests start would also ignore it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+write_whole_files()
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -1,21 +1,15 @@
 """In an unusual or wrong environment a run works without the missing parts, or one line says what to change."""
 
-import errno
 import logging
 import os
 import platform
-import pwd
 import re
 import subprocess
 import sys
-import tempfile
-import warnings
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax._src import hardware_utils
-from jax.experimental.compilation_cache import compilation_cache
 from launcher import Job
 
 from gnp_scale.checks import ConfigError, DeviceError, local_path
@@ -23,111 +17,6 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.run import environment
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
-
-CACHE_SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-
-
-@pytest.fixture(autouse=True)
-def same_settings():
-    before = {name: getattr(jax.config, name) for name in CACHE_SETTINGS}
-    with warnings.catch_warnings():
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture
-def no_variables(monkeypatch):
-    """No variable names a cache for compiled programs, and this user has no home."""
-    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-
-    def no_entry(uid):
-        raise KeyError(uid)
-
-    monkeypatch.setattr(pwd, "getpwuid", no_entry)
-
-
-@pytest.mark.parametrize("xdg", [None, "", "relative", "../up"])
-def test_the_cache_folder_is_in_the_home_where_no_absolute_one_is_named(xdg, no_variables, monkeypatch, tmp_path):
-    """By the XDG specification an empty or relative path is ignored."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    if xdg is not None:
-        monkeypatch.setenv("XDG_CACHE_HOME", xdg)
-    environment.keep_compiled(is_writer=True)
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "gnp_scale" / "xla")
-
-
-def test_the_cache_folder_may_be_named(no_variables, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    environment.keep_compiled(is_writer=True)
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "x" / "gnp_scale" / "xla")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "y"))
-    environment.keep_compiled(is_writer=True)
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "y")
-
-
-def test_without_a_home_nothing_is_kept_and_that_is_said_once(no_variables, capsys):
-    environment.keep_compiled(is_writer=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "there is no home folder" in line
-    assert jax.config.jax_compilation_cache_dir is None
-
-
-def test_a_folder_that_cannot_be_made_is_none(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/no/folder")
-    environment.keep_compiled(is_writer=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "/proc/no" in line
-    assert jax.config.jax_compilation_cache_dir is None
-
-
-def test_a_full_disk_is_still_read_but_not_written(monkeypatch, capsys, tmp_path):
-    def full(**_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    environment.keep_compiled(is_writer=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "No space left on device" in line
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == float("inf")
-
-
-@pytest.mark.parametrize("folder", ["", "gs://bucket/cache"])
-def test_what_jax_knows_better_is_left_to_it(folder, monkeypatch, capsys):
-    """An empty variable turns the cache off, and JAX reads buckets itself."""
-    before = jax.config.jax_compilation_cache_dir
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-    environment.keep_compiled(is_writer=True)
-    assert jax.config.jax_compilation_cache_dir == before
-    assert capsys.readouterr().err == ""
-
-
-def test_a_process_that_does_not_write_the_cache_does_not_try(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/no/folder")
-    environment.keep_compiled(is_writer=False)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_run_folder_gets_the_programs_that_are_compiled_after(no_variables, tmp_path):
-    """Also those that take less than a second, and after JAX has used another folder."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "of the user"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    compilation_cache.reset_cache()
-    jax.jit(jnp.cos).lower(1.0).compile()
-    environment.keep_compiled_in(tmp_path / "run")
-    jax.jit(jnp.sin).lower(1.0).compile()
-    assert [path.name.split("-")[0] for path in (tmp_path / "run").glob("*-cache")] == ["jit_sin"]
-
-
-def test_a_folder_that_the_user_names_is_better_than_that_of_a_run(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "named"))
-    before = jax.config.jax_compilation_cache_dir
-    environment.keep_compiled_in(tmp_path / "run")
-    assert jax.config.jax_compilation_cache_dir == before
 
 
 @pytest.mark.parametrize(
@@ -143,16 +32,6 @@ def test_a_folder_that_the_user_names_is_better_than_that_of_a_run(monkeypatch, 
 def test_flags_for_deterministic_operations_are_read_as_xla_reads_them(flags, expected, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert environment.is_deterministic() == expected
-
-
-def test_a_cache_that_fills_up_later_ends_nothing(monkeypatch, tmp_path):
-    """Not even if PYTHONWARNINGS turns a warning into an error, as these tests do."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    environment.keep_compiled(is_writer=True)
-    text = "Error writing persistent compilation cache entry for 'jit_step': OSError: full"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.warn(text, stacklevel=1)
-    assert [str(warning.message) for warning in caught] == [text]
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from benchmarks.tasks import make_batch, noise
 from gnp_scale.config import MeshConfig, ModelConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
-from gnp_scale.run.environment import DETERMINISTIC_FLAGS, keep_compiled_in
+from gnp_scale.run import program_cache
+from gnp_scale.run.environment import DETERMINISTIC_FLAGS
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
@@ -46,7 +47,7 @@ def worker(folder: Path, model: str, setting: str, number: str) -> None:
     if setting == _DETERMINISTIC:
         os.environ["XLA_FLAGS"] = f"--{DETERMINISTIC_FLAGS[1]}=true"
     if setting == _KEPT:
-        keep_compiled_in(folder / f"programs-{model}")
+        program_cache.keep_in(folder / f"programs-{model}")
     config = config_of(model, "bfloat16", "triton" if on_gpu() else "xla")
     if not TINY:
         config = replace(config, model=_SMALL[model], data=noise(64))

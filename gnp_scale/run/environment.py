@@ -1,31 +1,19 @@
-"""Settings of a process from its environment: cache of compiled programs, networks and devices."""
+"""Settings of a process from its environment: flags, networks, memory and devices."""
 
 import contextlib
 import ctypes
-import functools
 import logging
 import os
-import tempfile
-import warnings
-from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from jax._src import cache_key, hardware_utils
-from jax._src.lib import xla_client
-from jax.experimental.compilation_cache import compilation_cache
+from jax._src import hardware_utils
 
 from gnp_scale.checks import ConfigError, DeviceError, check
-from gnp_scale.run.store import Folder
 from gnp_scale.run.streams import say
 
 DETERMINISTIC_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
 """Either in XLA_FLAGS makes XLA choose fixed algorithms for GPUs."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # Names of glibc's malloc.h.
-_CACHE = "JAX_COMPILATION_CACHE_DIR"
-_PROBE_BYTES = 2**20
-"""Free space for a compiled step, which takes megabytes."""
 PROXY = "grpc_proxy"
 _FALL_BACK = "may be present on this machine"
 
@@ -63,71 +51,11 @@ def is_deterministic() -> bool:
     return any(flags.get(name, "false").lower() in ("", "true", "1") for name in DETERMINISTIC_FLAGS)
 
 
-def keep_compiled(is_writer: bool) -> None:
-    """Makes JAX keep compiled programs in `JAX_COMPILATION_CACHE_DIR`, or by default in the user's cache folder.
-
-    An empty variable turns this off. Only `is_writer` writes into the folder. If it cannot, the contents are still
-    used, and a line says why nothing is added.
-    """
-    # A warning of JAX that it cannot keep a program must not end the run, even if PYTHONWARNINGS turns warnings into
-    # errors.
-    warnings.filterwarnings("default", message="Error (read|writ)ing persistent compilation cache")
-    folder = os.environ.get(_CACHE, user_cache("xla"))
-    if folder == "" or "://" in (folder or ""):
-        return
-    problem = "there is no home folder" if folder is None else _problem(Path(folder)) if is_writer else None
-    exists = folder is not None and os.path.isdir(folder)
-    jax.config.update("jax_compilation_cache_dir", folder if exists or problem is None else None)
-    if problem is not None:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
-        say(f"compiled programs are not kept, so every start compiles anew ({problem}): set {_CACHE} to a folder")
-
-
-def share_compiled() -> None:
-    """Lets every process of a run on CPUs find the programs that process 0 keeps.
-
-    JAX finds a program by the topology of its devices, among others. XLA's topology of CPUs contains the number of the
-    process that asks, so that the other processes would compile at every start. Here it is that of process 0.
-    """
-    hash_topology = cache_key._hash_accelerator_config
-
-    def hash_as_process_0(hash_obj: Any, accelerators: np.ndarray) -> None:
-        is_cpu = accelerators.flat[0].platform == "cpu"
-        hash_topology(hash_obj, _cpu_of_process_0() if is_cpu else accelerators)
-
-    cache_key._hash_accelerator_config = hash_as_process_0
-
-
-@functools.cache
-def _cpu_of_process_0() -> np.ndarray:
-    """A CPU like those of this machine, in a client that knows of no other process: so it belongs to process 0."""
-    return np.array(xla_client.make_cpu_client().devices())
-
-
 def user_cache(name: str) -> str | None:
     """The folder `name` of this project in the user's cache folder, by the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
     return os.path.join(base, "gnp_scale", name) if os.path.isabs(base) else None
-
-
-def _problem(folder: Path) -> str | None:
-    """Why nothing can be written into `folder`; None if it is writable."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_PROBE_BYTES))
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def keep_compiled_in(folder: Folder) -> None:
-    """Makes JAX keep compiled programs in `folder`, unless `JAX_COMPILATION_CACHE_DIR` is set."""
-    if _CACHE not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()  # JAX has opened the earlier folder.
 
 
 def bypass_proxies() -> None:

@@ -20,7 +20,7 @@ from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 from gnp_scale import __version__
 from gnp_scale.config import Config, ConfigError, DataConfig, check
 from gnp_scale.exit_codes import Exit
-from gnp_scale.run import awake, environment
+from gnp_scale.run import awake, environment, program_cache
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
 from gnp_scale.run.consensus import all_gather
 from gnp_scale.run.streams import say
@@ -88,9 +88,9 @@ def start() -> None:
             f"JAX_NUM_PROCESSES is {num_processes}, but JAX_COORDINATOR_ADDRESS is not set: set it to host:port of "
             "process 0, or unset both",
         )
-    environment.keep_compiled(is_writer=distributed.global_state.process_id == 0)
+    program_cache.keep(is_writer=distributed.global_state.process_id == 0)
     if distributed.global_state.num_processes > 1:
-        environment.share_compiled()
+        program_cache.share()
 
 
 def check_devices() -> None:
