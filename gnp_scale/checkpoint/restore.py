@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +57,9 @@ def latest_valid(
             return VerifiedCheckpoint(step, read_state(store, step, abstract_state, metadata), metadata, skipped)
         except DamagedError as error:
             skipped[step] = str(error)
-    found = "; ".join(f"step {step}: {problem}" for step, problem in skipped.items())
     raise ConfigError(
-        f"no checkpoint in {store.folder} is intact, and none was changed ({found}): put one back, or start again with "
-        "another --run-dir"
+        f"no checkpoint in {store.folder} is intact, and none was changed ({_told(skipped)}): put one back, or start "
+        "again with another --run-dir"
     )
 
 
@@ -170,19 +169,25 @@ def deleted(store: Store, steps: Iterable[int]) -> set[int]:
 
 def stored_shapes(run_dir: Folder) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters by path, such as `head/bias`, in the newest checkpoint with an intact description.
+    Prints no line for a damaged one: `load_newest` does.
 
     Raises:
         ConfigError: there is none.
     """
     store = open_store(run_dir)
+    skipped: dict[int, str] = {}
     for step in reversed(stored_steps(run_dir, store)):
         try:
             tried(store.metadata, step)
             leaves = jax.tree.leaves_with_path(tried(store.abstract_state, step)["params"])
             return {path_name(path): leaf.shape for path, leaf in leaves}
         except DamagedError as error:
-            announce(f"the checkpoint of step {step} is damaged ({error})")
-    raise ConfigError(f"no checkpoint in {store.folder} is intact: put one back")
+            skipped[step] = str(error)
+    raise ConfigError(f"no checkpoint in {store.folder} is intact ({_told(skipped)}): put one back")
+
+
+def _told(skipped: Mapping[int, str]) -> str:
+    return "; ".join(f"step {step}: {problem}" for step, problem in skipped.items())
 
 
 def has_checkpoints(run_dir: Folder) -> bool:
