@@ -88,7 +88,7 @@ def check_refused(query, reason, name="cudnn"):
     assert (out.shape, out.dtype) == (query.shape, query.dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not (importlib.util.find_spec("jax_cuda13_plugin") and importlib.util.find_spec("nvidia.cudnn")),
     reason="XLA's compiler for GPUs and cuDNN are not installed: make gpu-compiler",

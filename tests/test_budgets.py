@@ -72,7 +72,7 @@ def test_a_penalised_step_reaches_its_goal(goal):
     assert steps["penalised"][goal.quantity] <= goal.most_times_plain * steps["plain"][goal.quantity]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quarter_of_the_examples_for_the_perturbation_costs_a_quarter_of_the_flops():
     """At most 1.26 times plain training, at full size, and at most 2.005 times with all examples."""
     config = recipe.load(VIT_B)

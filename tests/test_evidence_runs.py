@@ -76,6 +76,7 @@ def wait_for(process, is_there):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fewer_points_and_pixels")
 def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     """The process of the row is killed in its second run, and the command is stopped in a later one."""

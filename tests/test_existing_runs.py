@@ -42,6 +42,7 @@ def run_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_probe_judges_the_average_on_a_data_set_with_other_classes(run_dir, tmp_path):
     """Its patterns are as easy as those of the run, and 4 of its 10."""
     step, scores = probe_run(FOUR_CLASSES, run_dir, tmp_path / "pictures", 2)

@@ -158,7 +158,11 @@ def test_numbers_do_not_depend_on_the_mesh(config, meshes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
-    [CIFAR_RESNET, VGG, MIXER, CONVNEXT, OPTIONS, pytest.param(MANY_HEADS, marks=pytest.mark.long)],
+    [
+        CONVNEXT,
+        OPTIONS,
+        *(pytest.param(config, marks=pytest.mark.long) for config in (CIFAR_RESNET, VGG, MIXER, MANY_HEADS)),
+    ],
     ids=lambda config: config.name,
 )
 def test_numbers_of_further_networks_are_those_of_a_mesh_with_all_axes(config, set_mesh):
@@ -239,7 +243,10 @@ def test_a_scan_on_an_accelerator_stores_one_array_of_the_hidden_layer(monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "remat"), [(TRANSFORMER, "none"), (replace(OPTIONS, depth=2), "block")])
+@pytest.mark.parametrize(
+    ("config", "remat"),
+    [(TRANSFORMER, "none"), pytest.param(replace(OPTIONS, depth=2), "block", marks=pytest.mark.long)],
+)
 def test_scanned_blocks_are_the_same_blocks_stacked(config, remat):
     def stacked(tree):
         blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *tree["blocks"].values())

@@ -26,7 +26,8 @@ CASES = [
     small.OPTIONS,
 ]
 LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET, small.SHAKE_SHAKE, small.WIDE, small.CIFAR_RESNET, small.VGG]
-"""Their programs take the longest to compile, or their blocks are recomputed as those of RESNET are."""
+LONG += [small.MIXER, small.CONVNEXT]
+"""Their programs take the longest to compile, or their blocks are recomputed as those of RESNET or TRANSFORMER are."""
 
 
 def kept_bytes(config) -> int:
@@ -51,7 +52,8 @@ NUMBERS = [
     *(pytest.param(config, "block", marks=[pytest.mark.long] * (config in LONG)) for config in CASES),
     *((small.OPTIONS, remat) for remat in ("dots", "offload")),
     *(pytest.param(small.RESNET, remat, marks=pytest.mark.long) for remat in ("dots", "offload")),
-    *((replace(small.TRANSFORMER, scan_layers=True), remat) for remat in ("dots", "offload")),
+    (replace(small.TRANSFORMER, scan_layers=True), "offload"),
+    pytest.param(replace(small.TRANSFORMER, scan_layers=True), "dots", marks=pytest.mark.long),
 ]
 
 

@@ -112,7 +112,11 @@ def loss_of(config: ModelConfig):
 
 
 @pytest.mark.slow
-@NETWORKS
+@pytest.mark.parametrize(
+    "network",
+    [SHAKE_SHAKE, pytest.param(SHAKE_DROP, marks=pytest.mark.long)],
+    ids=lambda config: config.name,
+)
 def test_only_consistent_gradients_agree_with_finite_differences(network, small_layouts):
     """The derivative of the loss along its gradient is the norm of the gradient."""
     errors = {}

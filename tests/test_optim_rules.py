@@ -139,7 +139,14 @@ def test_muon_makes_each_matrix_of_a_hidden_layer_orthogonal_on_every_mesh(shape
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [ADAFACTOR, MUON, replace(CONSTANT, name="adamw", agc=0.01, layer_decay=0.5)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(ADAFACTOR, marks=pytest.mark.long),
+        MUON,
+        replace(CONSTANT, name="adamw", agc=0.01, layer_decay=0.5),
+    ],
+)
 def test_stacked_blocks_get_the_steps_of_single_ones(config, set_mesh):
     """Adafactor's too, as long as the number of blocks is not one of the two largest sizes, whose axes it factors."""
     set_mesh(1, 2, 1)

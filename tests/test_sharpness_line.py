@@ -167,7 +167,7 @@ RUN = Config(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_ends_of_the_line_between_two_runs_are_what_an_evaluation_finds(tmp_path):
     """They have other optimizers, batch sizes and types; the second one evaluates its moving average."""
     others = replace(

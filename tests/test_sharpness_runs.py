@@ -65,7 +65,7 @@ def test_a_report_is_written_as_lines_numbers_and_pictures(tmp_path):
 @pytest.mark.parametrize(
     "measures",
     [
-        pytest.param(["rise"], marks=pytest.mark.slow, id="rise"),
+        pytest.param(["rise"], marks=pytest.mark.long, id="rise"),
         pytest.param(MEASURES, marks=pytest.mark.long, id="all"),
     ],
 )

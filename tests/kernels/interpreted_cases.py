@@ -4,8 +4,14 @@ import pytest
 from gnp_kernels.blend_update import cases as blend_update_cases
 from gnp_kernels.perturb import cases as perturb_cases
 
-LONG = ("mixed sgd", "mixed momentum", "mixed to bf16", "mixed adaptive float", "aligned to bf16", "aligned adaptive f")
-"""Beginnings of names. Nesterov's rule and AdamW's have all arithmetic of the others, as `adaptive to bf16` has."""
+LONG = (
+    *(f"{shapes} {rule}" for shapes in ("ragged", "aligned", "mixed") for rule in ("sgd", "momentum")),
+    *("aligned nesterov", "mixed nesterov bfloat16", "mixed nesterov float32 {'c"),
+    *("mixed to bf16", "mixed adaptive float", "aligned to bf16", "aligned adaptive f", "many small f32 float32"),
+    "mixed adamw float32 {'c1': 1.0, 'c2'",
+)
+"""Beginnings of names. Nesterov's rule and AdamW's have all arithmetic of the others, as `adaptive to bf16` has; the
+numbers of a call are those of AdamW's rows with all types of leaves."""
 
 
 def _params(cases):
