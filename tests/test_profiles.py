@@ -216,7 +216,7 @@ def test_a_rollback_while_a_run_records(tmp_path, monkeypatch):
     assert second in ([7, 8, 9], [6, 7, 8, 9])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_each_process_of_a_run_writes_its_own(tmp_path):
     flags = ["--train.profile-steps", "3:6", "--run-dir", str(tmp_path / "run")]
