@@ -1,6 +1,9 @@
 """The average of checkpoints is that of NumPy, of the newest intact ones, and needs as many as it is asked for."""
 
 import gc
+import os
+import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,9 @@ import numpy as np
 import pytest
 
 from gnp_scale.checkpoint import Checkpoints, load_average
+from gnp_scale.checkpoint.average import load_whole_average
+from gnp_scale.checkpoint.metadata import DamagedError
+from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError
 from gnp_scale.mesh import FSDP, REPLICATED, P, sharding
 from gnp_scale.training.state import TrainState
@@ -86,3 +92,42 @@ def test_an_older_checkpoint_takes_the_place_of_a_damaged_one_until_there_are_to
     for num, found in ((4, 3), (5, 4)):
         with pytest.raises(ConfigError, match=f"holds {found} intact checkpoints, .* --checkpoint.keep-last {num}$"):
             load_average(run_dir, abstract(), num)
+
+
+@pytest.mark.parametrize("average", ["on the mesh", "whole"])
+def test_a_run_that_goes_on_leaves_no_gap_between_the_newest(average, run_dir, monkeypatch, capfd):
+    """It saves steps 5 and 6, and deletes 2 and 3, while the checkpoint of step 4 is read."""
+    read, reads = Store.metadata, []
+
+    def metadata(store, step):
+        reads.append(step)
+        if len(reads) == 1:
+            for old, new in ((2, 5), (3, 6)):
+                shutil.move(run_dir / "checkpoints" / str(old), run_dir / "checkpoints" / str(new))
+        return read(store, step)
+
+    monkeypatch.setattr(Store, "metadata", metadata)
+    if average == "whole":
+        step, found = load_whole_average(run_dir, 3)
+        found = found["params"]
+    else:
+        step, state = load_average(run_dir, abstract(), 3)
+        found = state.params
+    assert step == 6
+    states = [jax.device_get(state_of(step).params["w"]) for step in (3, 2, 4)]
+    np.testing.assert_array_equal(jax.device_get(found["w"]), sum(states[1:], states[0]) / np.float32(3))
+    assert "the average of the checkpoints of steps 4, 5, 6" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "average", [lambda folder: load_average(folder, abstract(), 2), partial(load_whole_average, num=2)]
+)
+def test_a_run_that_deletes_faster_than_one_reads_is_one_line(average, run_dir, monkeypatch):
+    def metadata(store, step):
+        path = run_dir / "checkpoints"
+        shutil.move(path / str(step), path / str(max(map(int, os.listdir(path))) + 1))
+        raise DamagedError("it is gone")
+
+    monkeypatch.setattr(Store, "metadata", metadata)
+    with pytest.raises(ConfigError, match=r"deletes its checkpoints before they are read: .* --checkpoint.keep-last$"):
+        average(run_dir)

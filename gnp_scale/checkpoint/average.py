@@ -1,6 +1,6 @@
 """The average of several checkpoints of one run."""
 
-import math
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,7 +10,14 @@ import jax
 import numpy as np
 
 from gnp_scale.checkpoint.bucket import open_store
-from gnp_scale.checkpoint.restore import load_newest, stored_steps
+from gnp_scale.checkpoint.restore import (
+    MOST_LISTINGS,
+    deleted,
+    deletes_too_soon,
+    newest_of,
+    stored_steps,
+)
+from gnp_scale.checkpoint.store import Store
 from gnp_scale.checkpoint.whole import load_whole
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce
@@ -30,7 +37,18 @@ def load_average(run_dir: Folder, abstract_state: TrainState, num: int) -> tuple
     Raises:
         ConfigError: fewer than `num` checkpoints are intact.
     """
-    states = _newest_first(run_dir, abstract_state, num)
+    store = open_store(run_dir)
+    for _ in range(MOST_LISTINGS):
+        with contextlib.suppress(_DeletedError):
+            return _average_of(_newest_first(run_dir, store, abstract_state, num), num)
+    raise deletes_too_soon(run_dir)
+
+
+class _DeletedError(Exception):
+    """The run has deleted a checkpoint after it was listed and before it was read."""
+
+
+def _average_of(states: Iterator[tuple[int, TrainState]], num: int) -> tuple[int, TrainState]:
     newest, state = next(states)
     used, total = [newest], _averaged(state)
     for step, older in states:
@@ -49,34 +67,54 @@ def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tu
     Raises:
         ConfigError: there are not so many, or one of them is damaged.
     """
-    stored = stored_steps(run_dir, open_store(run_dir))
-    steps = sorted(older for older in stored if step is None or older <= step)[-num:]
-    if len(steps) < num:
-        raise _too_few(run_dir, len(steps), num)
-    newest, total = step if step is not None else steps[-1], None
-    for number in [newest, *reversed(steps[:-1])]:
+    store = open_store(run_dir)
+    for _ in range(MOST_LISTINGS):
+        steps = [older for older in stored_steps(run_dir, store) if step is None or older <= step][-num:]
+        if len(steps) < num:
+            raise _too_few(run_dir, len(steps), num)
+        try:
+            return _whole_average(run_dir, steps if step is None else [*steps[:-1], step])
+        except ConfigError:
+            if not deleted(store, steps):
+                raise
+    raise deletes_too_soon(run_dir)
+
+
+def _whole_average(run_dir: Folder, steps: list[int]) -> tuple[int, Any]:
+    total = None
+    for number in reversed(steps):
         whole = load_whole(run_dir, number)[1]
         parts = {name: whole[name] for name in ("params", "batch_stats", "ema") if whole.get(name)}
         parts = jax.tree.map(np.asarray, parts)
         total = parts if total is None else jax.tree.map(np.add, total, parts)
-    if num > 1:
+    if len(steps) > 1:
         announce(f"the average of the checkpoints of steps {', '.join(map(str, steps))}")
-    return newest, jax.tree.map(lambda x: x / np.float32(num), total)
+    return steps[-1], jax.tree.map(lambda x: x / np.float32(len(steps)), total)
 
 
-def _newest_first(run_dir: Folder, abstract_state: TrainState, num: int) -> Iterator[tuple[int, TrainState]]:
-    """Reads the newest `num` intact checkpoints, one after another."""
-    steps = stored_steps(run_dir, open_store(run_dir))
+def _newest_first(
+    run_dir: Folder, store: Store, abstract_state: TrainState, num: int
+) -> Iterator[tuple[int, TrainState]]:
+    """Reads the newest `num` intact checkpoints of one listing, one after another.
+
+    With those of several listings a gap could be between them, which a run makes that goes on meanwhile.
+
+    Raises:
+        _DeletedError: one of them is gone.
+    """
+    steps = stored_steps(run_dir, store)
     if len(steps) < num:
         raise _too_few(run_dir, len(steps), num)
-    step = math.inf
     for num_found in range(num):
         try:
-            step, state = load_newest(run_dir, abstract_state, step)
+            whole = newest_of(store, steps, abstract_state)
         except ConfigError as error:
             raise (_too_few(run_dir, num_found, num) if num_found else error) from None
-        yield step, state
-        del state
+        if whole is None:
+            raise _DeletedError
+        steps = [step for step in steps if step < whole.step]
+        yield whole.step, whole.state
+        del whole
 
 
 def _too_few(run_dir: Folder, num_found: int, num: int) -> ConfigError:

@@ -1,8 +1,6 @@
 """Reads checkpoints: only intact ones, and the same one in every process."""
 
-import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -138,28 +136,44 @@ def _scores(store: Store, step: int) -> Scores | None:
         return None
 
 
-def load_newest(run_dir: Folder, abstract_state: TrainState, below: float = math.inf) -> tuple[int, TrainState]:
-    """(step, state) of the newest intact checkpoint of a step before `below`. Prints a line for each newer one, which
-    is damaged. Changes nothing in the folder, because a run may write there. It may also delete a checkpoint while it
-    is read: then they are listed again.
+def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, TrainState]:
+    """(step, state) of the newest intact checkpoint. Prints a line for each newer one, which is damaged. Changes
+    nothing in the folder, because a run may write there.
 
     Raises:
         ConfigError: there is none.
     """
     store = open_store(run_dir)
-    for attempt in itertools.count(1):
-        steps = [step for step in stored_steps(run_dir, store) if step < below]
-        try:
-            whole = latest_valid(store, steps, abstract_state)
-        except ConfigError:
-            if attempt == MOST_LISTINGS or not deleted(store, steps):
-                raise
-            continue
-        if attempt == MOST_LISTINGS or not whole.skipped or not deleted(store, whole.skipped):
-            break
+    for _ in range(MOST_LISTINGS):
+        whole = newest_of(store, stored_steps(run_dir, store), abstract_state)
+        if whole is not None:
+            return whole.step, whole.state
+    raise deletes_too_soon(run_dir)
+
+
+def newest_of(store: Store, steps: Iterable[int], abstract_state: TrainState) -> VerifiedCheckpoint | None:
+    """As `latest_valid`, with a line for each damaged checkpoint; None if one that it tried was not damaged but has
+    been deleted since `steps` were listed: list them again.
+    """
+    try:
+        whole = latest_valid(store, steps, abstract_state)
+    except ConfigError:
+        if deleted(store, steps):
+            return None
+        raise
+    if whole.skipped and deleted(store, whole.skipped):
+        return None
     for step, problem in whole.skipped.items():
         announce(f"the checkpoint of step {step} is damaged ({problem}): using that of step {whole.step}")
-    return whole.step, whole.state
+    return whole
+
+
+def deletes_too_soon(run_dir: Folder) -> ConfigError:
+    """The error after `MOST_LISTINGS`."""
+    return ConfigError(
+        f"the run in {run_dir} deletes its checkpoints before they are read: try again, average fewer, or train with a "
+        "larger --checkpoint.keep-last"
+    )
 
 
 def deleted(store: Store, steps: Iterable[int]) -> set[int]:
