@@ -94,6 +94,8 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 with Profile(config.train, run_dir) as profile, Checkpoints(run_dir, config) as checkpoints:
                     run = Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, profile, stop)
                     last = _train_on(run)
+                # A run may end before the lock looks at the folder: then its last checkpoint is in another one.
+                files.check_place()
                 code = _tell_end(run, last)
                 recorder.end(code)
                 return code

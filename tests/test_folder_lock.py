@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from gnp_scale import recipe
+from gnp_scale.checkpoint.store import Store
 from gnp_scale.commands import sweeps
 from gnp_scale.config import Config, ConfigError, TrainConfig
 from gnp_scale.exit_codes import Exit
@@ -112,3 +113,23 @@ def test_a_point_that_ended_without_a_record_is_not_finished(tmp_path, monkeypat
     monkeypatch.setattr(sweeps, "_report", lambda folder, states: None)
     assert sweeps._train(tmp_path, Points(), ["a"], 1) == Exit.FAILED
     assert f"a: it ended, and its folder has no record of that: bring {tmp_path / 'a'} back" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_before_its_folder_is_looked_at_is_told_too(tmp_path):
+    """Else it would say that no step is lost, with its last checkpoint in a new folder of the old name."""
+    with claimed(tmp_path / "run", Config()) as files:
+        files.check_place()
+        move(tmp_path / "run")
+        with pytest.raises(ConfigError, match="run was moved or removed while its run was training: to go on, give "):
+            files.check_place()
+        replaced = tmp_path / "run" / "checkpoints"
+        replaced.mkdir(parents=True)
+        with pytest.raises(ConfigError, match="run was moved or removed"):
+            files.check_place()
+
+
+def test_a_save_makes_no_folder_of_a_run_again(tmp_path):
+    store = Store(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        store.prepare(1)
+    assert not (tmp_path / "run").exists()

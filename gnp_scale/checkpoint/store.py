@@ -99,9 +99,11 @@ class Store:
             OSError: it cannot write.
         """
         self.clear_unfinished(step)
-        # If Orbax fails in one process, the others wait. This finds what can be found before.
+        # If Orbax fails in one process, the others wait. This finds what can be found before. It does not make the
+        # folder of a run again that was moved, in which its configuration and metrics would be missing.
+        self.folder.mkdir(exist_ok=True)
         probe = self.folder / f"probe-{jax.process_index()}"
-        probe.mkdir(parents=True, exist_ok=True)
+        probe.mkdir(exist_ok=True)
         probe.rmdir()
 
     def write(self, step: int, state: Any, metadata: Metadata) -> Write:

@@ -20,6 +20,11 @@ LOOK_S = 10.0
 """Between two looks at the folder."""
 
 
+def moved(folder: Path) -> str:
+    """What is said of a `folder` that is gone."""
+    return f"{folder} was moved or removed while its run was training: to go on, give its name of now as --run-dir"
+
+
 class FolderLock:
     """Makes `folder`. While it is entered, this process owns it; `on_lost(reason)` is called if it is moved or removed.
 
@@ -29,20 +34,20 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, on_lost: Callable[[str], object]) -> None:
-        self._folder, self._on_lost = folder, on_lost
+        self.folder, self._on_lost = folder, on_lost
         self._owner = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
         self._open = contextlib.ExitStack()
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as until_it_is_ours:
-            self._take(until_it_is_ours.enter_context((self._folder / LOCK_FILE).open("a+")).fileno())
+            self._take(until_it_is_ours.enter_context((self.folder / LOCK_FILE).open("a+")).fileno())
             # While it is open, no other folder gets its number.
-            folder = os.open(self._folder, os.O_RDONLY)
-            until_it_is_ours.callback(os.close, folder)
+            self._number = os.open(self.folder, os.O_RDONLY)
+            until_it_is_ours.callback(os.close, self._number)
             self._open = until_it_is_ours.pop_all()
-        threading.Thread(target=self._watch, args=(folder,), name="folder lock", daemon=True).start()
+        threading.Thread(target=self._watch, name="folder lock", daemon=True).start()
         return self
 
     def __exit__(
@@ -57,30 +62,28 @@ class FolderLock:
         while not try_lock(file):
             if time.monotonic() > deadline_s:
                 owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
-                raise ConfigError(f"{self._folder} is in use by {owner}: wait for its end, or choose another --run-dir")
+                raise ConfigError(f"{self.folder} is in use by {owner}: wait for its end, or choose another --run-dir")
             time.sleep(0.2)
         os.ftruncate(file, 0)
-        # The name is only for messages and `_is_in_place`: on a full disk it may be missing.
+        # The name is only for messages and `is_in_place`: on a full disk it may be missing.
         with contextlib.suppress(OSError):
             os.write(file, self._owner)
 
-    def _watch(self, folder: int) -> None:
+    def _watch(self) -> None:
         num_misses = 0
         while not self._ended.wait(LOOK_S):
-            num_misses = 0 if self._is_in_place(folder) else num_misses + 1
+            num_misses = 0 if self.is_in_place() else num_misses + 1
             # A folder that is put back at once has lost nothing.
             if num_misses == 2:
-                self._on_lost(
-                    f"{self._folder} was moved or removed while its run was training: to go on, give its name of now "
-                    "as --run-dir"
-                )
+                self._on_lost(moved(self.folder))
                 return
 
-    def _is_in_place(self, folder: int) -> bool:
+    def is_in_place(self) -> bool:
+        """Whether the folder of this run still has its name."""
         try:
             # Some file systems give a folder another number now and then.
-            is_same = os.path.samestat(os.fstat(folder), self._folder.stat())
-            return is_same or (self._folder / LOCK_FILE).read_bytes() == self._owner
+            is_same = os.path.samestat(os.fstat(self._number), self.folder.stat())
+            return is_same or (self.folder / LOCK_FILE).read_bytes() == self._owner
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

@@ -36,6 +36,8 @@ class GrowingFiles:
         """The last act of `leave`."""
         self.is_ours: Callable[[], bool] = lambda: True
         """Whether this process may still write into the run folder; asked before each `publish`."""
+        self.check_place: Callable[[], None] = lambda: None
+        """Raises ConfigError in all processes if the run folder was moved; called by all."""
 
     def publish(self) -> None:
         """Waits until the run folder has what was written into `folder`, unless its store fails."""

@@ -5,15 +5,16 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from gnp_scale import recipe
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.run.consensus import all_gather, broadcast, first_error
 from gnp_scale.run.files import replace_file
-from gnp_scale.run.folder_lock import FolderLock
+from gnp_scale.run.folder_lock import FolderLock, moved
 from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.lease import Lease
 from gnp_scale.run.mirror import GrowingFiles, growing_files
@@ -68,7 +69,13 @@ def claimed(run_dir: Folder, config: Config, on_lost: Callable[[str], object] = 
         files = stack.enter_context(growing_files(run_dir, jax.process_index(), is_writer=is_main_process()))
         if isinstance(lock, Lease) and is_main_process():
             files.is_ours, files.on_leave = lock.is_ours, lock.release
+        if isinstance(lock, FolderLock):
+            files.check_place = partial(_check_place, lock)
         yield files
+
+
+def _check_place(lock: FolderLock) -> None:
+    check(broadcast(not is_main_process() or lock.is_in_place()), moved(lock.folder))
 
 
 def _claim(
