@@ -277,3 +277,27 @@ def test_a_watch_in_a_file_has_no_control_sequences(runs, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S)
     assert "\x1b" not in result.stdout
     assert "finished" in result.stdout
+
+
+def test_a_watch_goes_on_without_a_run_that_is_moved(runs, capsys, monkeypatch):
+    folders = ["runs/b-finished", "runs/a-running"]
+    moves = iter([("a-running", "moved"), ("b-finished", "also-moved")])
+
+    def move(_):
+        old, new = next(moves)
+        (runs / old).rename(runs / new)
+
+    monkeypatch.setattr(overview.time, "sleep", move)
+    assert main(["status", *folders, "--json", "--watch", "1"]) == 0
+    states = [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["finished", "running", "finished", "gone"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"points": [1]}', '{"points": "ab"}', "[" * 100_000, "{}", "3"], ids=lambda t: t[:20]
+)
+def test_a_damaged_record_of_a_sweep_is_one_line(text, tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text(text)
+    assert main(["status", str(tmp_path)]) == Exit.WRONG_CONFIG
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "sweep.json is damaged (" in line

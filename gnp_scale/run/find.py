@@ -9,10 +9,10 @@ from gnp_scale.run.status import unreadable_is_config_error
 from gnp_scale.run.store import Folder, StorePath
 
 
-def find_runs(folders: Sequence[Folder]) -> dict[str, tuple[Folder, bool]]:
+def find_runs(folders: Sequence[Folder], *, is_strict: bool = True) -> dict[str, tuple[Folder, bool]]:
     """The runs that `folders` are or hold, each once by its name, and whether it was named itself.
 
-    Points of a sweep that have not been started are among them.
+    Points of a sweep that have not been started are among them; and if not `is_strict`, folders that hold no run.
 
     Raises: ConfigError: one of the folders is no run and holds none.
     """
@@ -21,7 +21,7 @@ def find_runs(folders: Sequence[Folder]) -> dict[str, tuple[Folder, bool]]:
         with unreadable_is_config_error(folder):
             inner = {} if is_run(folder) else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
             check(
-                is_run(folder) or bool(inner),
+                not is_strict or is_run(folder) or bool(inner),
                 f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give the folder of a run, "
                 "or one of runs",
             )
@@ -54,8 +54,11 @@ def runs_in(folder: Folder) -> list[str]:
 
 def _points(path: Folder) -> list[str]:
     try:
-        return list(json.loads(path.read_text())["points"])
+        points = json.loads(path.read_text())["points"]
+        if not isinstance(points, dict):
+            raise ValueError("its points are not an object")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or name the runs") from error
+    return list(points)

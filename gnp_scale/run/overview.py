@@ -41,7 +41,7 @@ class Row:
 
     run: str
     state: str
-    """The first word of what `status.state_now` says, or `not started`, `no answer`, `unreadable`."""
+    """The first word of what `status.state_now` says, or `not started`, `no answer`, `unreadable`, `gone`."""
     stage: str | None = None
     """In which it is, or was when it died; None if it has finished, or stopped as it should."""
     exit: int | None = None
@@ -115,7 +115,7 @@ def read_row(name: str, run_dir: Folder) -> Row:
 
 def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tuple[RenderableType, bool]:
     """What is shown, and whether all runs have ended."""
-    runs = find_runs(folders)
+    runs = find_runs(folders, is_strict=is_strict)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         rows = list(pool.map(lambda item: _row(*item, is_strict=is_strict), runs.items()))
     has_ended = all(row.has_ended for row in rows)
@@ -128,6 +128,8 @@ def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tu
 
 def _row(name: str, found: tuple[Folder, bool], *, is_strict: bool) -> Row:
     run_dir, is_named = found
+    if is_named and not is_strict and not is_run(run_dir):
+        return Row(name, "gone")
     try:
         return read_row(name, run_dir)
     except (ConfigError, StoreError) as error:
