@@ -46,6 +46,7 @@ def main():
     jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
     writer.FIRST_WAIT_S = 1.0
     is_full = jax.process_index() == options.full_rank
+    options.run_dir.mkdir(exist_ok=True)
     with jax.set_mesh(make_mesh(MeshConfig(1, -1, 2))), Checkpoints(options.run_dir, Config()) as checkpoints:
         start, state = checkpoints.restore(state_of(0)) or (0, None)
         if start:

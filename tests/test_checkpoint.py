@@ -32,6 +32,7 @@ def config(**values):
 def run(run_dir, settings, state, num_steps, scores=None):
     """Saves when due in `num_steps` steps; returns the steps that remain at the end."""
     scores = scores or {}
+    run_dir.mkdir(exist_ok=True)
     with Checkpoints(run_dir, settings) as checkpoints:
         for step in range(1, num_steps + 1):
             metrics = {settings.checkpoint.best_metric: scores[step]} if step in scores else None
