@@ -13,6 +13,7 @@ from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, mlp_loss, on_device
 
 from benchmarks.tpu_estimates import CHIPS
 from gnp_scale.gnp import Gnp, passes, penalize
+from gnp_scale.mesh import FSDP, P, sharding
 
 TESTS = Path(__file__).parent
 
@@ -27,6 +28,17 @@ def test_to_store_the_perturbed_parameters_changes_no_number(monkeypatch):
         found[name] = traced.lower().compile()(*arguments).grad
     assert is_stored == {"cpu": False, "TPU v5": True}
     assert_trees_equal(found["TPU v5"], found["cpu"])
+
+
+def test_shards_of_the_perturbed_parameters_are_left_to_xla(monkeypatch, set_mesh):
+    """They are stored before they are gathered; to ask for it takes memory."""
+    monkeypatch.setattr(passes, "device_kind", lambda: "TPU v5")
+    set_mesh(fsdp=8)
+    specs = {"hidden_kernel_DxH": P(FSDP), "hidden_bias_H": P(), "head_kernel_HxK": P(None, FSDP), "head_bias_K": P()}
+    params = {name: jax.device_put(w, sharding(specs[name])) for name, w in on_device(PARAMS, np.float32).items()}
+    batch = jax.device_put(on_device(BATCH_OF_16, np.float32), sharding(P()))
+    traced = jax.jit(penalize(mlp_loss, Gnp(r=0.1, alpha=0.8))).trace(params, batch)
+    assert "optimization_barrier" not in str(traced.jaxpr)
 
 
 @pytest.mark.slow

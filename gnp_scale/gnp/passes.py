@@ -7,6 +7,7 @@ import jax
 from gnp_kernels import Implementation
 from gnp_kernels.dispatch import device_kind
 
+from gnp_scale.gnp import sharded_ops
 from gnp_scale.gnp.blend import Scalar, Tree
 from gnp_scale.gnp.perturbation import Perturbed, perturb
 from gnp_scale.gnp.settings import Gnp
@@ -85,14 +86,15 @@ class Passes(NamedTuple):
         moved = perturb(
             weights.master, direction, r, self.gnp, dtype=weights.copy_dtype, implementation=self.implementation
         )
-        return moved._replace(params=_stored(moved.params))
+        return moved._replace(params=_stored(moved.params)) if self.implementation == "xla" else moved
 
 
 def _stored(perturbed: Tree) -> Tree:
-    """`perturbed`; on TPU v5p it is computed once.
+    """`perturbed`; on TPU v5p it is computed once, if every device has all of it.
 
     Else XLA computes w + eps in every matrix product that reads it, again for each of its tiles. In float32 that takes
-    a tenth of the cycles of a ViT-B's step on v5p, and nothing on v5e, by the compiler's estimates; for bfloat16 it
-    stores the rounded w + eps by itself.
+    a tenth of the cycles of a ViT-B's step on v5p, and nothing on v5e, by the compiler's estimates. Shards are stored
+    anyway, before they are gathered.
     """
-    return jax.lax.optimization_barrier(perturbed) if device_kind() in _V5P else perturbed
+    is_whole = device_kind() in _V5P and not sharded_ops.is_sharded(perturbed)
+    return jax.lax.optimization_barrier(perturbed) if is_whole else perturbed
