@@ -128,14 +128,14 @@ def _content(folders: Sequence[Folder], *, is_strict: bool, as_json: bool) -> tu
 
 def _row(name: str, found: tuple[Folder, bool], *, is_strict: bool) -> Row:
     run_dir, is_named = found
-    if is_named and not is_strict and not is_run(run_dir):
-        return Row(name, "gone")
     try:
-        return read_row(name, run_dir)
+        row = read_row(name, run_dir)
     except (ConfigError, StoreError) as error:
         if is_strict and is_named:
             raise
         return Row(name, "unreadable" if isinstance(error, ConfigError) else "no answer", error=str(error))
+    # A run that was named was there when the watch began.
+    return replace(row, state="gone") if is_named and row.state == _NOT_STARTED else row
 
 
 def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:
