@@ -76,7 +76,7 @@ def by_passes(gnp: Gnp, num_accumulated: int, data: DataConfig, dataset: Dataset
 
 
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("num_accumulated", [1, 4])
+@pytest.mark.parametrize("num_accumulated", [1, pytest.param(2, marks=pytest.mark.long), 4])
 def test_an_accumulation_moves_no_image(mesh, num_accumulated, dataset, set_mesh):
     set_mesh(*mesh)
     assert by_passes(Gnp(alpha=0.8), num_accumulated, DATA, dataset) == NOTHING

@@ -25,8 +25,17 @@ CASES = [
     small.PYRAMIDNET,
     small.OPTIONS,
 ]
-LONG = [small.SWIN, small.CAIT, small.PYRAMIDNET, small.SHAKE_SHAKE, small.WIDE, small.CIFAR_RESNET, small.VGG]
-LONG += [small.MIXER, small.CONVNEXT]
+LONG = [
+    small.SWIN,
+    small.CAIT,
+    small.PYRAMIDNET,
+    small.SHAKE_SHAKE,
+    small.WIDE,
+    small.CIFAR_RESNET,
+    small.VGG,
+    small.MIXER,
+    small.CONVNEXT,
+]
 """Their programs take the longest to compile, or their blocks are recomputed as those of RESNET or TRANSFORMER are."""
 
 

@@ -79,16 +79,18 @@ def accesses(kernel):
     return Counter(re.findall(r"\b((?:ld|st)\.global\S*)", kernel.asm["ptx"]))
 
 
+CASES = [*((op, "vit_b") for op in OPS), *((op, "resnet50") for op in ("norm f32", "perturb bf16", "sgd f32"))]
+USUAL_CASES = {
+    *((op, "vit_b") for op in ("norm f32", "dots f32", "perturb bf16", "adamw bf16")),
+    ("sgd f32", "resnet50"),
+}
+"""Each operation once, and each rule."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "model"),
-    [
-        *((op, "vit_b") for op in ("norm f32", "dots f32", "perturb bf16", "adamw bf16")),
-        ("sgd f32", "resnet50"),
-        *(pytest.param(op, "vit_b", marks=pytest.mark.long) for op in ("weighted norm bf16", "perturb f32")),
-        *(pytest.param(op, "vit_b", marks=pytest.mark.long) for op in ("perturb adaptive", "sgd f32", "adamw f32")),
-        *(pytest.param(op, "resnet50", marks=pytest.mark.long) for op in ("norm f32", "perturb bf16")),
-    ],
+    [pytest.param(*case, marks=[] if case in USUAL_CASES else pytest.mark.long) for case in CASES],
 )
 def test_on_an_h100_every_access_to_a_leaf_is_16_bytes_wide_and_nothing_spills(op, model):
     """With 150 leaves in one launch. Only loads of scalars and stores of partial sums have 4 bytes."""
