@@ -44,8 +44,8 @@ class FolderLock:
         with contextlib.ExitStack() as until_it_is_ours:
             self._take(until_it_is_ours.enter_context((self.folder / LOCK_FILE).open("a+")).fileno())
             # While it is open, no other folder gets its number.
-            self._number = os.open(self.folder, os.O_RDONLY)
-            until_it_is_ours.callback(os.close, self._number)
+            self._opened = os.open(self.folder, os.O_RDONLY)
+            until_it_is_ours.callback(os.close, self._opened)
             self._open = until_it_is_ours.pop_all()
         threading.Thread(target=self._watch, name="folder lock", daemon=True).start()
         return self
@@ -82,7 +82,7 @@ class FolderLock:
         """Whether the folder of this run still has its name."""
         try:
             # Some file systems give a folder another number now and then.
-            is_same = os.path.samestat(os.fstat(self._number), self.folder.stat())
+            is_same = os.path.samestat(os.fstat(self._opened), self.folder.stat())
             return is_same or (self.folder / LOCK_FILE).read_bytes() == self._owner
         except (FileNotFoundError, NotADirectoryError):
             return False
