@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +164,28 @@ def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / METRICS_FILE).mkdir()
     with pytest.raises(ConfigError, match=r"metrics\.jsonl cannot be used \(Is a directory\)"):
         MetricWriter(tmp_path, is_writer=True, start_step=0)
+
+
+def test_clients_of_stores_are_not_imported_for_tensorboard(tmp_path):
+    """Each takes a third of a second, where it is installed."""
+    for client in ("boto3/__init__.py", "google/cloud/storage/__init__.py"):
+        (tmp_path / client).parent.mkdir(parents=True)
+        (tmp_path / client).write_text(f"raise SystemExit('imported {client}')")
+    code = """
+import sys, pathlib
+from gnp_scale.monitoring.metrics import MetricWriter
+with MetricWriter(pathlib.Path(sys.argv[1]), True, 0) as writer:
+    print(writer.board is not None)
+import boto3
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (process.stdout, process.stderr) == ("True\n", "imported boto3/__init__.py\n")
 
 
 def test_other_processes_write_nothing(tmp_path):
