@@ -54,6 +54,23 @@ def memory_for(gnp, value):
     return {"state": jax.tree.map(lambda x: jnp.full_like(x, value), gnp.init_state(SMALL)), "momentum": leaves}
 
 
+@pytest.mark.parametrize("num_accumulated", [1, 2])
+@pytest.mark.parametrize("name", ["paper", "friendly", "norm gate", "groups"])
+def test_the_loss_is_traced_once_for_all_passes_groups_and_microbatches_of_a_size(name, num_accumulated):
+    """Tracing a network takes seconds."""
+    sizes = []
+
+    def loss(params, batch):
+        sizes.append(len(jax.tree.leaves(batch)[0]))
+        return mlp_loss(params, batch)
+
+    gnp = VARIANTS[name]
+    fn = penalize(loss, gnp, num_accumulated=num_accumulated)
+    for kind in (StepKind.PLAIN, StepKind.FULL):
+        jax.eval_shape(partial(fn, kind=kind), PARAMS_32, BATCH_32, step=1, state=gnp.init_state(PARAMS_32))
+    assert len(sizes) == len(set(sizes))
+
+
 # Off is plain training.
 
 

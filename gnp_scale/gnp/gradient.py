@@ -130,9 +130,9 @@ def combine(
 
 
 def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """`fn(params, *args) -> (loss, aux), gradient`."""
+    """`fn(params, *args) -> (loss, aux), gradient`, traced once for all calls with arguments of the same types."""
     with_aux = loss_fn if has_aux else lambda *args: (loss_fn(*args), None)
-    return jax.value_and_grad(with_aux, has_aux=True)
+    return jax.jit(jax.value_and_grad(with_aux, has_aux=True), inline=True)
 
 
 def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None:
