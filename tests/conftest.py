@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
+import older_emitters
 import pytest
 from small_disk import disk  # noqa: F401
 
@@ -19,10 +20,14 @@ from gnp_scale.config import MeshConfig
 from gnp_scale.mesh import make_mesh
 from gnp_scale.run.program_cache import write_whole_files
 
+# Until all tests are collected: nothing of theirs is garbage.
+gc.disable()
+
 # Under nohup, the processes that tests start would also ignore it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 write_whole_files()
+older_emitters.use_where_unoptimized()
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -44,6 +49,7 @@ def pytest_collection_finish():
 
     JAX makes millions of objects while it traces. This takes a twelfth off the processor time of tests that compile.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -51,7 +57,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module")
 def unoptimized():
-    """Compiles without LLVM's optimizations, here and in processes that are started: in half of the time.
+    """Compiles without LLVM's optimizations, here and in processes that are started: in a third of the time.
 
     For modules that ask what runs do, what programs consist of, or whether numbers are equal up to a bound that has
     room for another order of sums. XLA makes all of its own passes, so the HLO is the same, with its fusions and
@@ -59,6 +65,7 @@ def unoptimized():
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {older_emitters.FLAG}".strip())
         jax.config.update("jax_disable_most_optimizations", True)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
