@@ -1,11 +1,12 @@
 """Each operation on bytes computes what Pillow does, on colour and on grey images."""
 
+from importlib.metadata import distribution
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from sklearn.datasets import load_sample_image
 
 from gnp_scale.data.augment import colour, hue
 from gnp_scale.data.augment.operations import SIGNED, apply_all, operation, stacked
@@ -13,7 +14,8 @@ from gnp_scale.data.augment.policies import RANDAUGMENT, magnitude
 from gnp_scale.data.augment.three_augment import BLUR_RADIUS, blur, box_weights
 
 NUM_LEVELS = 31
-PHOTO = load_sample_image("china.jpg")[100:137, 200:243]
+PHOTO = np.asarray(Image.open(distribution("scikit-learn").locate_file("sklearn/datasets/images/china.jpg")))
+PHOTO = PHOTO[100:137, 200:243]
 NOISE = np.random.default_rng(0).integers(0, 256, PHOTO.shape, np.uint8)
 IMAGES = {"photo": PHOTO, "noise": NOISE, "grey": PHOTO[..., :1], "flat": np.full_like(PHOTO[..., :1], 77)}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import small_sets
@@ -104,6 +103,8 @@ def test_digits_are_split_by_class():
     shares = [np.bincount(split.label) / len(split) for split in (dataset.train, dataset.test)]
     np.testing.assert_allclose(shares[0], shares[1], atol=0.003)
     assert (dataset.train.image.min(), dataset.train.image.max()) == (0, 255)
+    from sklearn.datasets import load_digits  # it takes seconds
+
     level_Nx64, label_N = (np.asarray(array) for array in load_digits(return_X_y=True))
     image_NxHxWxC = (level_Nx64 * 255 // 16).astype(np.uint8).reshape(-1, 8, 8, 1)
     is_test_N = np.isin(np.arange(len(label_N)), np.argsort(label_N, kind="stable")[::5])

@@ -184,13 +184,14 @@ def test_number_of_multiplications_is_that_of_timm(config, published, tolerance)
 def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_mesh):
     """Except kernels of PyramidNets whose dimensions are all odd."""
     set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # 3 heads do not divide over 2 devices.
+    leaves = leaves_of(ModelConfig(name, dtype="bfloat16"), *IMAGENET)
     whole = [
         leaf.shape
-        for leaf in leaves_of(ModelConfig(name), *IMAGENET)
+        for leaf in leaves
         if math.prod(leaf.shape) >= 2**16 and not any(leaf.sharding.spec) and any(dim % 2 == 0 for dim in leaf.shape)
     ]
     assert not whole
-    assert all(leaf.dtype == jnp.float32 for leaf in leaves_of(ModelConfig(name, dtype="bfloat16"), *IMAGENET))
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
 
 
 def test_pyramidnets_refuse_images_that_cannot_be_halved_twice():

@@ -3,8 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import sources
@@ -78,8 +76,16 @@ def test_with_fewer_images_than_k_all_vote(on_mesh):
 
 def optimum(x_NxD, label_N, strength):
     """Scikit-learn's, in float64."""
+    from sklearn.linear_model import LogisticRegression  # it takes seconds
+
     settings = {"C": 1 / (strength * len(label_N)), "tol": 1e-7, "max_iter": 2000}
     return LogisticRegression(**settings).fit(x_NxD, label_N)
+
+
+def standard_scaler(x_NxD):
+    from sklearn.preprocessing import StandardScaler
+
+    return StandardScaler().fit(x_NxD)
 
 
 def loss(x_NxD, label_N, strength, kernel_DxK, bias_K):
@@ -92,7 +98,7 @@ def loss(x_NxD, label_N, strength, kernel_DxK, bias_K):
 
 def test_the_linear_classifier_is_the_optimum_that_scikit_learn_finds(on_mesh, digits):
     (x_NxD, label_N), (test_NxD, answer_N) = digits
-    train, test, scaler = features(x_NxD, label_N), features(test_NxD, answer_N), StandardScaler().fit(x_NxD)
+    train, test, scaler = features(x_NxD, label_N), features(test_NxD, answer_N), standard_scaler(x_NxD)
     scale = logistic.standard_scale(train)
     for strength in (1e-1, 1e-4):
         found = logistic.fit(train, scale, train.mask, strength, logistic.zeros(64, 10))
@@ -118,7 +124,7 @@ def test_the_strength_is_chosen_on_held_out_images_and_used_on_all(on_mesh, digi
 
     is_held_out = np.asarray(linear._held_out(train)).reshape(-1)[: len(label_N)] > 0
     is_fit = ~is_held_out & (label_N != 9)
-    scaler = StandardScaler().fit(x_NxD[label_N != 9])
+    scaler = standard_scaler(x_NxD[label_N != 9])
     x_NxD, test_NxD = scaler.transform(x_NxD), scaler.transform(test_NxD)
     scores = {
         strength: optimum(x_NxD[is_fit], label_N[is_fit], strength).score(x_NxD[is_held_out], label_N[is_held_out])

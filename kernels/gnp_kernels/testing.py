@@ -1,5 +1,6 @@
 """Shared by tests, tuning and benchmarks of the operations: trees of awkward arrays, and distances in ulps."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,8 +23,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 """Shapes of the leaves of a tree."""
 
 
+@functools.cache
 def tree(shapes: tuple[tuple[int, ...], ...], dtype: Any, seed: int, scale: float = 1.0) -> Tree:
-    """A dict of normal draws times `scale`."""
+    """A dict of normal draws times `scale`: the same one for the same arguments."""
     rng = np.random.default_rng(seed)
     leaves = [scale * rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     return {f"leaf{number:03}": jnp.asarray(x, dtype) for number, x in enumerate(leaves)}
