@@ -107,7 +107,7 @@ def local_stores():
     yield from local_stores()
 
 
-@pytest.fixture(params=["gs", "s3"])
+@pytest.fixture(params=["gs", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request, local_stores):
     """One of the stores, undisturbed at first."""
     from stores import skip_without_packages

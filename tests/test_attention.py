@@ -129,6 +129,7 @@ def test_heads_are_mixed_as_by_a_matrix_product_in_float32():
     np.testing.assert_allclose(np.asarray(d_heads, np.float32), expected, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_heads_are_mixed_together_to_the_same_result(monkeypatch):
     """In float32, with the gradients of all parameters: which way is faster depends on the number of heads alone."""
     layer = cait.TalkingHeads(jax.random.key(0), cait.ViTConfig(32, 1, 64, cait.MANY_HEADS, deit=True))

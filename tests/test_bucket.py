@@ -83,6 +83,7 @@ def test_the_bits_are_those_of_a_local_folder(store, tmp_path):
     assert fingerprint(folder) == fingerprint(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_good_checkpoint_is_marked_and_kept(store):
     folder = store.folder()
     with Checkpoints(folder, CONFIG) as checkpoints:

@@ -115,6 +115,7 @@ def test_a_mistake_is_one_line(arguments, part, capsys):
     assert part in line
 
 
+@pytest.mark.slow
 def test_models_have_published_sizes(capsys):
     """Parameters and multiply-adds of timm, in tests/test_models.py: CaiT at 384, the others at 224 or 32."""
     assert main(["models", "xs24", "mixer_b", "resnet20"]) == 0

@@ -124,6 +124,7 @@ def test_damage_is_set_aside_and_the_one_before_is_used(damage, run_dir, capsys)
     assert Store(run_dir).steps() == [1, 2]
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_noticed_or_harmless(run_dir):
     """One bit in each tenth of every file: the restored state is bitwise a saved one, or there is none."""
     seed = random.Random(0)

@@ -55,6 +55,7 @@ def test_initial_parameters_have_the_bits_of_a_program_with_all_optimizations(mo
     jax.tree.map(np.testing.assert_array_equal, own, all_optimizations)
 
 
+@pytest.mark.slow
 def test_convolutions_are_not_given_to_ynnpack():
     """They stay outside of its fusions; products and sums are in them."""
     config = Config(

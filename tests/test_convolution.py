@@ -59,6 +59,7 @@ def test_examples_on_axes_of_one_device_have_the_same_gradients(num_groups):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_outside_of_a_loop_without_groups_the_bits_are_the_same(dtype, optimized):
     x, kernel = (array.astype(dtype) for array in arrays(7, 8, 3, 4))

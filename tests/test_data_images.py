@@ -242,6 +242,7 @@ def test_a_data_set_that_is_not_there_is_named(root: Path):
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), pytest.param((1, 1, 1), marks=pytest.mark.long)], ids=str)
 def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, set_mesh):
     """The accuracy of ReaL, against its definition in NumPy."""

@@ -54,11 +54,12 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
         ("moments, average and copy", faults.make_white_nan),
-        pytest.param("batch statistics", faults.make_white_nan, marks=pytest.mark.slow),
+        ("batch statistics", faults.make_white_nan),
         pytest.param("kept direction", faults.make_white_nan, marks=pytest.mark.long),
         ("kept direction", faults.overflow_gradient),
         ("groups on replicas", faults.make_white_nan),
@@ -108,6 +109,7 @@ def batches(task):
     return good, good | {"image": jax.device_put(image, good["image"].sharding)}
 
 
+@pytest.mark.slow
 def test_parameters_that_an_update_broke_are_told_from_a_step_that_was_skipped(set_mesh):
     set_mesh(2, 2, 2)
     task = Task.of(replace(SMALL, optim=OptimConfig(name="sgd", learning_rate=1e38)))

@@ -193,6 +193,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_a_step_takes_its_memory_from_the_one_before():
     """The system has to clear no page for it. With glibc's defaults it clears all pages in each step."""

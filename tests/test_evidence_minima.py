@@ -75,6 +75,7 @@ def cells(text):
     return {row[0]: dict(zip(head, row, strict=True)) for row in body}
 
 
+@pytest.mark.slow
 def test_each_final_run_is_measured_once_and_differences_are_paired(rows, measured):
     minima.measure_all(rows)
     names = [(path.parent.name, path.name.partition(",")[0], path.name[-1]) for path in measured]

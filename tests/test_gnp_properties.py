@@ -227,6 +227,7 @@ def penalized_by(name):
     return jax.jit(partial(penalize(fragile, VARIANTS[name]), **memory_for(VARIANTS[name], 0.5)))
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from([name for name in VARIANTS if name not in ("momentum", "stale")]),
     place=st.integers(0, 7),

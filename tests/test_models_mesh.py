@@ -50,7 +50,13 @@ CONVNEXT = ModelConfig("convnext_t", drop_path=0.1)
 OPTIONS = replace(
     TRANSFORMER, depth=1, num_registers=2, position="rope", mlp="swiglu", pool="attention", rep_layer=True
 )
-SLOW = [pytest.param(config, marks=pytest.mark.slow) for config in (VGG, MIXER, CONVNEXT)]
+
+
+def slow(*configs):
+    return [pytest.param(config, marks=pytest.mark.slow) for config in configs]
+
+
+SLOW = slow(VGG, MIXER, CONVNEXT)
 MESHES = [(1, 8, 1), (2, 2, 2)]
 OTHER_MESHES = [(1, 1, 1), (8, 1, 1), (1, 4, 2)]
 
@@ -195,7 +201,9 @@ def test_parameters_are_shared_out_over_the_devices(config, set_mesh):
         assert all(shard.data.nbytes == leaf.nbytes // 8 for shard in leaf.addressable_shards)
 
 
-@pytest.mark.parametrize("config", [TRANSFORMER, OPTIONS, CAIT, SWIN, RESNET, *SLOW], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [TRANSFORMER, OPTIONS, RESNET, *slow(CAIT, SWIN), *SLOW], ids=lambda config: config.name
+)
 def test_whole_kernels_are_not_kept_for_the_backward_pass(config, set_mesh):
     set_mesh(fsdp=8)
     model, params, batch_stats = init(config)
@@ -229,6 +237,7 @@ def test_remat_keeps_no_activation_inside_a_block_and_changes_no_number(scan_lay
     assert_close(run(replace(config, remat="block")), run_alone(config), num_ulps=16)
 
 
+@pytest.mark.slow
 def test_a_scan_on_an_accelerator_stores_one_array_of_the_hidden_layer(monkeypatch):
     """Its input, the result of a product; without this a scan also stores what the derivative of the GELU needs."""
     config, kept, results = replace(TRANSFORMER, scan_layers=True), {}, {}

@@ -161,7 +161,7 @@ def test_coefficients_do_not_depend_on_the_mesh(set_mesh):
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("shake_shake_26_2x96d", 3.777e9), ("pyramidnet_272_200", 4.489e9)],
+    [("shake_shake_26_2x96d", 3.777e9), pytest.param("pyramidnet_272_200", 4.489e9, marks=pytest.mark.slow)],
 )
 def test_number_of_multiply_adds_is_the_published_one(name, published):
     """Of one image, counted by PyTorch with the zeros around images, which are up to a tenth and not counted here."""

@@ -124,6 +124,7 @@ def test_logits_and_features_are_those_of_timm(name: str, monkeypatch):
     np.testing.assert_allclose(feature[:, : feature_BxF.shape[1]], feature_BxF, atol=atol, rtol=0)
 
 
+@pytest.mark.slow
 # One ReLU of a ResNet, whose input rounds to the other sign, changes the gradients of all earlier layers.
 @pytest.mark.parametrize(
     ("name", "tolerance"),

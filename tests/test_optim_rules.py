@@ -83,6 +83,7 @@ def adafactor_float64(w, gradients, is_decayed):
     return w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 2)])
 def test_adafactor_follows_its_paper_on_every_mesh(shape, set_mesh):
     set_mesh(*shape)
@@ -122,6 +123,7 @@ QKV = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 4, 2)])
 def test_muon_makes_each_matrix_of_a_hidden_layer_orthogonal_on_every_mesh(shape, set_mesh):
     set_mesh(*shape)
@@ -174,6 +176,7 @@ def test_stacked_blocks_get_the_steps_of_single_ones(config, set_mesh):
             np.testing.assert_allclose(flat(found["blocks"])[path][number], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_units_are_clipped_by_what_one_output_sums_over(set_mesh):
     set_mesh(1, 2, 2)
     params, share = params_of(VIT), 0.01

@@ -159,6 +159,7 @@ def test_recomputation_costs_a_forward_pass_of_the_blocks(task):
     assert scan == pytest.approx(again, rel=0.02), "the body of the scan counts for each layer"
 
 
+@pytest.mark.slow
 def test_bytes_of_a_state_are_those_of_its_shards(task):
     state = task.init_state()
     for tree, abstract in ((state.params, task.abstract_state().params), (state, task.abstract_state())):

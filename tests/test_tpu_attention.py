@@ -19,7 +19,7 @@ from gnp_scale.mesh import BATCH, TENSOR, P
 from gnp_scale.models import block_attention, tpu_attention
 from gnp_scale.monitoring.flops import flops
 
-SIZES = [(3, 13, 2, 64), (2, 20, 8, 32), (1, 17, 3, 128), (8, 5, 4, 64)]
+SIZES = [(3, 13, 2, 64), (2, 20, 8, 32), (1, 17, 3, 128), pytest.param((8, 5, 4, 64), marks=pytest.mark.slow)]
 """Examples, tokens, heads, channels: tokens fill no tile, and a grid step takes several examples and heads."""
 
 
@@ -62,7 +62,7 @@ def test_results_and_gradients_are_those_of_the_formula(shape, dtype, bound):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 2e-6), (jnp.bfloat16, 8e-3)])
-@pytest.mark.parametrize("shape", [(1, 512, 2, 80), (2, 300, 1, 64)])
+@pytest.mark.parametrize("shape", [(1, 512, 2, 80), pytest.param((2, 300, 1, 64), marks=pytest.mark.slow)])
 def test_splash_attention_ignores_the_tokens_that_fill_its_blocks(shape, dtype, bound):
     """In bfloat16 it also rounds the scaled query."""
     check(partial(tpu_attention.splash, interpret=True), shape, dtype, bound)

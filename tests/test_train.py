@@ -142,6 +142,7 @@ def test_a_run_that_diverges_ends_at_that_step_with_its_own_code(tmp_path):
     assert not np.isfinite(row["optim/param_norm"])
 
 
+@pytest.mark.slow
 def test_metrics_have_the_documented_names_at_every_logged_step(finished):
     rows = {row["step"]: row for row in read_metrics(finished)}
     assert sorted(rows) == sorted({*range(3, 31, 3), 10, 20, 30})
@@ -157,6 +158,7 @@ def test_metrics_have_the_documented_names_at_every_logged_step(finished):
     assert all(np.isfinite(value) for row in rows.values() for value in row.values())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_as_it_was_and_not_trained_again(finished):
     before = fingerprint(finished)
     assert train(BASE, finished) == Exit.FINISHED
@@ -166,6 +168,7 @@ def test_a_finished_run_is_evaluated_as_it_was_and_not_trained_again(finished):
     assert scores == {name: value for name, value in read_metrics(finished)[-1].items() if name.startswith("eval/")}
 
 
+@pytest.mark.slow
 def test_another_mesh_goes_on_with_the_same_examples(finished):
     elsewhere = dataclasses.replace(BASE, mesh=MeshConfig(replica=2, fsdp=2, tensor=1))
     with pytest.raises(ValueError, match="does not fit 8 devices"):

@@ -22,6 +22,7 @@ def constant(value, tuned="perturb"):
     return bench.Operation("constant", tuned, 12, body, ones, ones)
 
 
+@pytest.mark.slow
 def test_every_operation_is_checked_timed_and_reported():
     lines = list(bench.bench(SHAPES, "xla", num_rounds=2, tune=False))
     rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]

@@ -200,6 +200,7 @@ def test_leaves_that_fit_no_call_are_left_to_xla(monkeypatch):
 dims = st.lists(st.sampled_from([1, 2, 3, 5, 8, 16, 64, 128, 136]), max_size=4).filter(lambda s: math.prod(s) < 70_000)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(shapes=st.lists(dims.map(tuple), min_size=1, max_size=4), grad=st.sampled_from([FLOAT, HALF]))
 def test_any_shapes_and_types(interpreted, shapes, grad):
