@@ -225,6 +225,12 @@ def test_the_gradient_of_max_pool_is_that_of_xla(shape, size, dtype, set_mesh):
     np.testing.assert_array_equal(got.astype(jnp.float32), gradient(_max_pool).astype(jnp.float32))
 
 
+def test_the_gradient_of_max_pool_needs_no_activation():
+    """If XLA computed it again and rounded it otherwise, it would equal no maximum, and the gradient would be lost."""
+    _, backward = jax.vjp(max_pool, jnp.ones((2, 6, 6, 3)))
+    assert [leaf.dtype for leaf in jax.tree.leaves(backward)] == [jnp.uint8]
+
+
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize(("num_groups", "num_forward", "num_backward"), [(1, 1, 2), (2, 1, 2), (8, 0, 1), (16, 0, 1)])
 def test_batch_norm_of_groups_on_one_device_each_communicates_at_the_end_only(

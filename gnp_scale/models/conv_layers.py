@@ -5,13 +5,16 @@ Kernels are stored in shards over both `fsdp` and `tensor`.
 Shapes: B examples, H height, W width, C channels, K classes, G groups of examples.
 """
 
+import functools
 import itertools
+import operator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from gnp_kernels.dispatch import platform
+from gnp_kernels.trees import upcast
 from jax.nn.initializers import Initializer, normal, variance_scaling, zeros
 from jax.sharding import PartitionSpec as P
 
@@ -109,7 +112,9 @@ def max_pool(x_BxHxWxC: jax.Array, size: int = 3) -> jax.Array:
     XLA's own gradient is the fastest on a TPU. On a GPU it is a scatter: its sums depend on the order of threads, and
     it moves twice as many bytes. On a CPU it takes three times as long as this one.
     """
-    return _max_pool(x_BxHxWxC, size) if platform() == "tpu" else _max_pool_with_gradient(x_BxHxWxC, size)
+    if platform() == "tpu":
+        return _max_pool(x_BxHxWxC, size)
+    return _max_pool_with_gradient(x_BxHxWxC, size, x_BxHxWxC.shape[1:3])
 
 
 def _max_pool(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
@@ -121,32 +126,44 @@ def _padding(size: int) -> tuple[tuple[int, int], ...]:
     return ((0, 0), *(((size - 1) // 2,) * 2,) * 2, (0, 0))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool_with_gradient(x_BxHxWxC: jax.Array, size: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool_with_gradient(x_BxHxWxC: jax.Array, size: int, _: tuple[int, int]) -> jax.Array:
     return _max_pool(x_BxHxWxC, size)
 
 
-def _max_pool_forward(x_BxHxWxC: jax.Array, size: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y_BxHxWxC = _max_pool(x_BxHxWxC, size)
-    return y_BxHxWxC, (x_BxHxWxC, y_BxHxWxC)
+def _max_pool_forward(x_BxHxWxC: jax.Array, size: int, _: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """The maxima, and the number of the entry that gives each.
+
+    A comparison of x with the maxima in the backward pass would find no entry where XLA computes x again and rounds it
+    otherwise.
+    """
+    padded = jnp.pad(upcast(x_BxHxWxC), _padding(size), constant_values=-jnp.inf)
+    # Entry (i, j) of all windows is an image of the size of the result: the padded x from (i, j) on, with stride 2.
+    y, *entries = (
+        padded[:, i : padded.shape[1] - size + i + 1 : 2, j : padded.shape[2] - size + j + 1 : 2]
+        for i, j in itertools.product(range(size), repeat=2)
+    )
+    number = jnp.zeros_like(y, jnp.uint8)
+    for n, entry in enumerate(entries, 1):
+        number = jnp.where(entry > y, jnp.uint8(n), number)
+        y = jnp.maximum(y, entry)
+    return y.astype(x_BxHxWxC.dtype), number
 
 
-def _max_pool_backward(size: int, kept: tuple[jax.Array, jax.Array], dy_BxHxWxC: jax.Array) -> tuple[jax.Array]:
-    x, y = kept
-    # Entry (i, j) of all windows is an image of the size of y: the padded x from (i, j) on, with stride 2.
-    rows, columns = 2 * y.shape[1] - 1, 2 * y.shape[2] - 1
-    padded = jnp.pad(x, _padding(size), constant_values=-jnp.inf)
-    num_examples, height, width, num_channels = padded.shape
-    is_taken, dx = jnp.zeros_like(y, bool), jnp.zeros_like(padded, jnp.float32)
-    for i, j in itertools.product(range(size), repeat=2):
-        entry = jax.lax.slice(padded, (0, i, j, 0), (num_examples, i + rows, j + columns, num_channels), (1, 2, 2, 1))
-        is_first = (entry == y) & ~is_taken
-        is_taken |= is_first
-        share = jnp.where(is_first, dy_BxHxWxC.astype(jnp.float32), 0)
-        around = ((0, 0, 0), (i, height - i - rows, 1), (j, width - j - columns, 1), (0, 0, 0))
-        dx += jax.lax.pad(share, jnp.float32(0), around)
+def _max_pool_backward(
+    size: int, shape: tuple[int, int], number_BxHxWxC: jax.Array, dy_BxHxWxC: jax.Array
+) -> tuple[jax.Array]:
     margin = (size - 1) // 2
-    return (dx[:, margin : height - margin, margin : width - margin].astype(x.dtype),)
+    (height, width), (rows, columns) = (n + 2 * margin for n in shape), (2 * n - 1 for n in dy_BxHxWxC.shape[1:3])
+
+    def share(number: int, i: int, j: int) -> jax.Array:
+        dx = jnp.where(number_BxHxWxC == number, dy_BxHxWxC.astype(jnp.float32), 0)
+        around = ((0, 0, 0), (i, height - i - rows, 1), (j, width - j - columns, 1), (0, 0, 0))
+        return jax.lax.pad(dx, jnp.float32(0), around)
+
+    entries = enumerate(itertools.product(range(size), repeat=2))
+    dx = functools.reduce(operator.add, (share(number, i, j) for number, (i, j) in entries))
+    return (dx[:, margin : height - margin, margin : width - margin].astype(dy_BxHxWxC.dtype),)
 
 
 _max_pool_with_gradient.defvjp(_max_pool_forward, _max_pool_backward)
