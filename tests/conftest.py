@@ -57,11 +57,12 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module")
 def unoptimized():
-    """Compiles without LLVM's optimizations, here and in processes that are started: in a third of the time.
+    """Compiles without LLVM's optimizations and by `older_emitters`, here and in processes that are started.
 
-    For modules that ask what runs do, what programs consist of, or whether numbers are equal up to a bound that has
-    room for another order of sums. XLA makes all of its own passes, so the HLO is the same, with its fusions and
-    collectives. The bits of different programs, and long drills, are computed by the code of a user's run.
+    That takes a third to a half of the time. For modules that ask what runs do, what programs consist of, or whether
+    numbers are equal up to a bound that has room for another order of sums. XLA makes all of its own passes, so the HLO
+    is the same, with its fusions and collectives. The bits of different programs, and long drills, are computed by the
+    code of a user's run.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
