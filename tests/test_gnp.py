@@ -362,8 +362,7 @@ def test_narrow_parameters_are_not_perturbed(dtype, others):
     with pytest.raises(ValueError, match=rf"at least float32.* Got {dtype} at {first}\. Keep the parameters") as error:
         value_and_grad(mlp_loss, Gnp(alpha=0.8))(params, batch)
     assert "\n" not in str(error.value)
-    expected = jax.jit(jax.value_and_grad(mlp_loss))(params, batch)
-    assert_trees_equal(value_and_grad(mlp_loss, PLAIN)(params, batch), expected)
+    assert_trees_equal(value_and_grad(mlp_loss, PLAIN)(params, batch), jax.value_and_grad(mlp_loss)(params, batch))
     if others:
         masked = Gnp(alpha=0.8, mask=lambda path: path != first)
         assert value_and_grad(mlp_loss, masked)(params, batch)[1][first].dtype == dtype

@@ -71,6 +71,22 @@ def test_the_loss_is_traced_once_for_all_passes_groups_and_microbatches_of_a_siz
     assert len(sizes) == len(set(sizes))
 
 
+def test_a_loss_takes_what_is_no_array_and_outside_of_a_program_depends_on_values():
+    def loss(params, batch, name, num_rows):
+        rows = batch["x_BxD"][:num_rows]
+        return jnp.sum(params[name]) * (jnp.sum(rows) if jnp.sum(rows) > -1e9 else 0.0)
+
+    gnp, args = Gnp(r=0.2, alpha=0.8), (PARAMS_32, BATCH_32)
+    outside = penalize(loss, gnp)(*args, "hidden_bias_H", 3)
+    assert np.all(np.isfinite(outside.grad["hidden_bias_H"]))
+
+    def traceable(params, batch, name, num_rows):
+        return jnp.sum(params[name]) * jnp.sum(batch["x_BxD"][:num_rows])
+
+    inside = jax.jit(lambda *arrays: penalize(traceable, gnp)(*arrays, "hidden_bias_H", 3))(*args)
+    np.testing.assert_allclose(inside.grad["hidden_bias_H"], outside.grad["hidden_bias_H"], rtol=1e-6)
+
+
 # Off is plain training.
 
 

@@ -130,9 +130,17 @@ def combine(
 
 
 def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """`fn(params, *args) -> (loss, aux), gradient`, traced once for all calls with arguments of the same types."""
+    """`fn(params, *args) -> (loss, aux), gradient`, traced once for all calls in a program with the same types."""
     with_aux = loss_fn if has_aux else lambda *args: (loss_fn(*args), None)
-    return jax.jit(jax.value_and_grad(with_aux, has_aux=True), inline=True)
+    gradient = jax.value_and_grad(with_aux, has_aux=True)
+    shared = jax.jit(gradient, inline=True)
+
+    def fn(*args: Any) -> Any:
+        # A loss may take values that are no arrays, and outside of a program it may depend on the values of arrays.
+        is_traced = all(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (shared if is_traced else gradient)(*args)
+
+    return fn
 
 
 def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None:
