@@ -130,10 +130,8 @@ def test_the_same_groups_give_the_same_step_on_every_machine(model, num_groups, 
     assert ulps(got, expected) <= MAX_ULPS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "machine", [pytest.param("fsdp 4 x tensor 2", marks=pytest.mark.long), "2 replicas x fsdp 2 x tensor 2"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("machine", MACHINES_OF_TENSOR)
 @pytest.mark.parametrize("model", MODELS_OF_TENSOR)
 def test_tokens_that_are_sharded_give_the_same_step(model, machine):
     """With the same masks of dropout and drop-path."""

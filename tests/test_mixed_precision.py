@@ -50,7 +50,11 @@ def gradient(task, state, batch):
     ids=["0.2 M parameters", "3.6 M parameters"],
     indirect=True,
 )
-@pytest.mark.parametrize("copy_dtype", [None, "bfloat16"], ids=["float32 gradients", "bfloat16 gradients"])
+@pytest.mark.parametrize(
+    "copy_dtype",
+    [None, pytest.param("bfloat16", marks=pytest.mark.long)],
+    ids=["float32 gradients", "bfloat16 gradients"],
+)
 def test_the_difference_of_the_gradients_survives_bfloat16(trained, copy_dtype):
     """The penalty adds only g2 - g1, which keeps its direction although each gradient is rounded."""
     task, state, batch = trained
