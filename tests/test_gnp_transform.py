@@ -16,8 +16,6 @@ NUM_STEPS = 4
 RISE = optax.linear_schedule(0.0, 0.4, 4)
 GRADIENT = jax.grad(mlp_loss)
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 SETTINGS = {
     "paper": Gnp(r=0.2, alpha=0.8),
     "plain": Gnp(r=0.2, alpha=0.0),

@@ -170,7 +170,7 @@ def deep_queue(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prompt_saves", "deep_queue")
+@pytest.mark.usefixtures("prompt_saves", "deep_queue", "optimized")
 def test_rollback_is_the_run_that_never_saw_the_bad_batches(tmp_path, monkeypatch, capsys):
     """From step 7 back to 5, skipping the batches of steps 6 and 7. The host detects it at the evaluation of step 8, or
     at a stop after step 7, and then stops at step 7 of the new attempt.

@@ -152,7 +152,7 @@ def test_a_process_that_hangs_alive_is_named_and_all_end(stuck, tmp_path):
 )
 def test_a_single_process_that_hangs_ends(stuck, how, code, expected):
     """Even if a library holds Python's lock, and no Python code runs."""
-    job = stuck(f"0:save:{how}", num_processes=1, save=8, silence=6)
+    job = stuck(f"0:save:{how}", num_processes=1, save=12, silence=6)
     assert job.exit_codes() == [code], job.output()
     assert expected in job.output()
     assert "in enter_and_act" in job.output()
