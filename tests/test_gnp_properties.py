@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlp import BATCH_OF_16, PARAMS, assert_trees_equal, float64, mlp_loss, on_device, ulps
 from oracles import asam, euclidean, layerwise, mlp_loss_and_grad, penalized
 
-from gnp_scale.gnp import Gnp, NormGate, StepKind, penalize, value_and_grad, window
+from gnp_scale.gnp import Gnp, NormGate, StepKind, combine, penalize, value_and_grad, window
 from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import FSDP, P, sharding
 
@@ -65,26 +65,29 @@ def test_the_loss_is_traced_once_for_all_passes_groups_and_microbatches_of_a_siz
         return mlp_loss(params, batch)
 
     gnp = VARIANTS[name]
-    fn = penalize(loss, gnp, num_accumulated=num_accumulated)
+    fn = combine(loss, gnp, is_pure=True, num_accumulated=num_accumulated)
     for kind in (StepKind.PLAIN, StepKind.FULL):
         jax.eval_shape(partial(fn, kind=kind), PARAMS_32, BATCH_32, step=1, state=gnp.init_state(PARAMS_32))
     assert len(sizes) == len(set(sizes))
 
 
-def test_a_loss_takes_what_is_no_array_and_outside_of_a_program_depends_on_values():
+def test_a_loss_may_take_and_return_what_is_no_array_and_depend_on_what_changes():
+    factor = {"value": 1.0}
+
     def loss(params, batch, name, num_rows):
-        rows = batch["x_BxD"][:num_rows]
-        return jnp.sum(params[name]) * (jnp.sum(rows) if jnp.sum(rows) > -1e9 else 0.0)
+        loss = factor["value"] * jnp.sum(params[name]) * jnp.sum(batch["x_BxD"][:num_rows])
+        return loss, {"name": name, "num_rows": num_rows}
 
-    gnp, args = Gnp(r=0.2, alpha=0.8), (PARAMS_32, BATCH_32)
-    outside = penalize(loss, gnp)(*args, "hidden_bias_H", 3)
-    assert np.all(np.isfinite(outside.grad["hidden_bias_H"]))
+    fn = penalize(loss, Gnp(r=0.2, alpha=0.8), has_aux=True)
 
-    def traceable(params, batch, name, num_rows):
-        return jnp.sum(params[name]) * jnp.sum(batch["x_BxD"][:num_rows])
+    def run(params, batch):
+        result = fn(params, batch, "hidden_bias_H", 3)
+        assert result.aux["name"] == "hidden_bias_H"
+        return result.loss * jnp.ones(result.aux["num_rows"])
 
-    inside = jax.jit(lambda *arrays: penalize(traceable, gnp)(*arrays, "hidden_bias_H", 3))(*args)
-    np.testing.assert_allclose(inside.grad["hidden_bias_H"], outside.grad["hidden_bias_H"], rtol=1e-6)
+    before = jax.jit(run)(PARAMS_32, BATCH_32)
+    factor["value"] = jnp.float32(2)
+    np.testing.assert_allclose(jax.jit(lambda *args: run(*args))(PARAMS_32, BATCH_32), 2 * before, rtol=1e-6)
 
 
 # Off is plain training.

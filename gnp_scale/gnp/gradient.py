@@ -55,6 +55,7 @@ def combine(
     gnp: Gnp,
     has_aux: bool = False,
     *,
+    is_pure: bool = False,
     num_accumulated: int = 1,
     num_together: int = 1,
     group_axis: str | None = None,
@@ -70,6 +71,8 @@ def combine(
             them, at least in float32.
         gnp: the penalty.
         has_aux: whether `loss_fn` also returns an auxiliary output.
+        is_pure: whether `loss_fn` takes and returns arrays only and depends on nothing else that may change. Then all
+            passes, groups and microbatches share one trace of its gradient, which takes seconds for a large network.
         num_accumulated: number of equal microbatches, computed one after the other in every pass. Each device splits
             its own examples, so that none moves.
         num_together: number of consecutive examples that must be in the same microbatch, for example because they
@@ -90,6 +93,8 @@ def combine(
     * `copy`: the parameters in the type to differentiate in; None means the parameters themselves.
     """
     gradient = _value_and_grad(loss_fn, has_aux)
+    if is_pure:
+        gradient = jax.jit(gradient, inline=True)
     num_in_group = num_accumulated if group_axis else max(1, num_accumulated // gnp.perturb_groups)
     passes, group_passes = (
         Passes(gnp, mean_over_microbatches(gradient, number, num_together), implementation)
@@ -130,17 +135,9 @@ def combine(
 
 
 def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
-    """`fn(params, *args) -> (loss, aux), gradient`, traced once for all calls in a program with the same types."""
+    """`fn(params, *args) -> (loss, aux), gradient`."""
     with_aux = loss_fn if has_aux else lambda *args: (loss_fn(*args), None)
-    gradient = jax.value_and_grad(with_aux, has_aux=True)
-    shared = jax.jit(gradient, inline=True)
-
-    def fn(*args: Any) -> Any:
-        # A loss may take values that are no arrays, and outside of a program it may depend on the values of arrays.
-        is_traced = all(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-        return (shared if is_traced else gradient)(*args)
-
-    return fn
+    return jax.value_and_grad(with_aux, has_aux=True)
 
 
 def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None:

@@ -40,6 +40,7 @@ def make_train_step(task: Task) -> Any:
         make_loss(task),
         gnp,
         has_aux=True,
+        is_pure=True,
         num_accumulated=config.train.accumulate_steps,
         num_together=task.model.bn_group_size,
         group_axis=REPLICA if groups_are_replicas else None,
