@@ -21,7 +21,6 @@ from oracles import inner, mlp_loss_and_grad, mlp_params, penalized
 from gnp_scale.gnp import Gnp, drop_in, optax_transform, penalize, value_and_grad
 from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, divisible_spec, sharding
-from gnp_scale.monitoring.flops import flops
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -154,13 +153,12 @@ def num_compiled_matmuls(fn, *args):
 
 
 def test_penalty_costs_two_passes():
-    """Both gradients are computed exactly once, each by two products forward and three backward."""
+    """Both gradients are computed exactly once."""
     params, batch = on_device(PARAMS, "float32"), on_device(BATCH_OF_16, "float32")
     fns = jax.value_and_grad(mlp_loss), penalize(mlp_loss, Gnp(alpha=0.8)), value_and_grad(mlp_loss, Gnp(alpha=0.8))
-    plain, *twice = (flops(fn, params, batch) for fn in fns)
+    plain, *twice = (str(jax.make_jaxpr(fn)(params, batch)).count("dot_general[") for fn in fns)
     assert twice == [2 * plain, 2 * plain]
-    hidden, head = (2 * 16 * params[name].size for name in ("hidden_kernel_DxH", "head_kernel_HxK"))
-    assert plain == 2 * hidden + 3 * head
+    assert plain == 5
 
 
 # Numbers at the edge.
