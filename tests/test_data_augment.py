@@ -31,7 +31,6 @@ CONFIGS = {
     "mixup": DataConfig(crop_padding=3, flip=True, mixup=0.3),
     "cutmix": DataConfig(crop_padding=3, flip=True, cutmix=0.7),
 }
-SLOW, LONG = pytest.mark.slow, pytest.mark.long
 MESHES = {"1x8x1": (1, 8, 1), "8x1x1": (8, 1, 1), "1x4x2": (1, 4, 2), "2x2x2": (2, 2, 2)}
 
 
@@ -52,8 +51,8 @@ def augmented(config: DataConfig, mesh: jax.sharding.Mesh | None = None, seed: i
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(CONFIGS[name], id=name, marks=marks)
-        for name, marks in {"plain": (), "cutmix": SLOW, "mixup": LONG, "crop and flip": LONG}.items()
+        pytest.param(config, id=name, marks={"plain": (), "cutmix": pytest.mark.slow}.get(name, pytest.mark.long))
+        for name, config in CONFIGS.items()
     ],
 )
 def test_the_result_does_not_depend_on_the_mesh(config: DataConfig, set_mesh):

@@ -124,7 +124,11 @@ prepare(Path(sys.argv[1]), Path(sys.argv[2]), 60_000, 3, sys.argv[3])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["arrayrecord", pytest.param("webdataset", marks=pytest.mark.long)], indirect=True)
+@pytest.mark.parametrize(
+    "to",
+    [pytest.param(form, marks=() if form == "arrayrecord" else pytest.mark.long) for form in SHARD_FORMS],
+    indirect=True,
+)
 def test_kills_at_any_moment_change_no_byte(to: str, source: Path, tmp_path: Path):
     """SIGKILL after a random time, again and again until it is done: the same files as without a kill."""
     for number in range(150):
