@@ -5,10 +5,9 @@ Kernels are stored in shards over both `fsdp` and `tensor`.
 Shapes: B examples, H height, W width, C channels, K classes, G groups of examples.
 """
 
-import functools
 import itertools
 import operator
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -162,7 +161,7 @@ def _max_pool_backward(
         return jax.lax.pad(dx, jnp.float32(0), around)
 
     entries = enumerate(itertools.product(range(size), repeat=2))
-    dx = functools.reduce(operator.add, (share(number, i, j) for number, (i, j) in entries))
+    dx = reduce(operator.add, (share(number, i, j) for number, (i, j) in entries))
     return (dx[:, margin : height - margin, margin : width - margin].astype(dy_BxHxWxC.dtype),)
 
 
