@@ -43,7 +43,8 @@ def test_a_folder_has_one_owner_at_a_time(store):
     assert folder.names() == ["lock.2"]
 
 
-def test_of_many_that_start_at_once_one_gets_it(store):
+def test_of_many_that_start_at_once_one_gets_it(store, monkeypatch):
+    monkeypatch.setattr(lease_module, "EXPIRY_S", 60.0)
     folder = store.folder()
     results, done = [], threading.Event()
 
@@ -72,7 +73,35 @@ def test_an_owner_of_another_machine_that_died_is_replaced_after_the_expiry(stor
     leave_lock(folder)
     began_s = time.monotonic()
     with Lease(folder, no_loss):
-        assert 0.6 < time.monotonic() - began_s < 2.0
+        assert 0.6 < time.monotonic() - began_s < 3.0
+    assert folder.names() == ["lock.8"]
+
+
+def test_a_pause_of_the_process_that_waits_is_no_silence_of_the_owner(store, monkeypatch):
+    folder = store.folder()
+    leave_lock(folder)
+    requests, newest = [], Lease._newest
+
+    def newest_after_a_pause(lease):
+        requests.append(newest(lease))
+        if len(requests) == 2:
+            time.sleep(2 * lease_module.EXPIRY_S)
+        return requests[-1]
+
+    monkeypatch.setattr(Lease, "_newest", newest_after_a_pause)
+    with Lease(folder, no_loss):
+        assert len(requests) > 5, "it looked again, for the time that it waits"
+
+
+def test_a_number_that_two_owners_have_passed_is_no_lock(store, monkeypatch):
+    folder = store.folder()
+    leave_lock(folder)
+    seen = iter([(5, None)])  # It read this before the two came.
+    newest = Lease._newest
+    monkeypatch.setattr(Lease, "_newest", lambda lease: next(seen, None) or newest(lease))
+    began_s = time.monotonic()
+    with Lease(folder, no_loss):
+        assert time.monotonic() - began_s > 0.6, "it waited for the owner of the highest number"
     assert folder.names() == ["lock.8"]
 
 

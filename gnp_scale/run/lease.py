@@ -76,14 +76,17 @@ class Lease:
                 self._object(self._number).write_bytes(self._record(is_free=True))
 
     def _take(self) -> None:
-        began_s = seen_s = time.monotonic()
-        last, num_changes = None, 0
+        began_s = polled_s = time.monotonic()
+        last, unchanged_s, num_changes = None, 0.0, 0
         while True:
             number, owner = self._newest()
             now_s = time.monotonic()
+            # A pause of this process says nothing about the owner: a machine pauses both.
+            unchanged_s += min(now_s - polled_s, 2 * _POLL_S)
+            polled_s = now_s
             if owner != last:
-                last, seen_s, num_changes = owner, now_s, num_changes + 1
-            is_expired = now_s - seen_s > EXPIRY_S
+                last, unchanged_s, num_changes = owner, 0.0, num_changes + 1
+            is_expired = unchanged_s > EXPIRY_S
             if (owner is None or is_expired or _is_gone(owner)) and self._create(number + 1):
                 return
             # The first content counts as a change.
@@ -97,8 +100,13 @@ class Lease:
     def _create(self, number: int) -> bool:
         if not self._object(number).create(self._record()):
             return False
+        numbers = self._numbers()
+        if max(numbers, default=0) > number:
+            # While this process paused, two others took the folder, and the second one removed this number.
+            self._object(number).unlink(missing_ok=True)
+            return False
         self._number, self._checked_s = number, _clock_s()
-        for old in self._numbers():
+        for old in numbers:
             if old < number:
                 self._object(old).unlink(missing_ok=True)
         return True
