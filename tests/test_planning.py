@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ from gnp_scale.planning.estimate import Estimate, _chip_s, _Inside
 from gnp_scale.planning.hardware import CHIPS, GIB, Cluster
 from gnp_scale.planning.plan import Plan, PlannedStep
 from gnp_scale.planning.report import numbers, text
+from gnp_scale.planning.variables import environment
 
 ROOT = Path(__file__).parent.parent
 VIT = Config(
@@ -208,6 +210,15 @@ def test_the_plan_as_json_has_what_its_text_has(plan):
     assert "not measured" in text(plan, "a.py:b")
 
 
+def test_a_small_plan_has_small_units(plan):
+    steps = {kind: planned(12 << 20, 2e-3, 0) for kind in plan.steps}
+    said = text(replace(plan, steps=steps, cluster=Cluster("v5e:1x1")), "a.py:b")
+    assert "1 chip of 1 host, mesh" in said
+    assert "memory of a chip, MiB" in said
+    assert re.search(r"^peak +12\.00 ", said, re.MULTILINE)
+    assert "the run: 2.0 seconds to 2.0 seconds" in said
+
+
 def test_the_kinds_of_memory_add_up_to_the_peak_and_the_program_is_one_of_them(set_mesh):
     """A program of a small network is larger than all arrays. A compiler's figures have it beside them."""
     set_mesh()
@@ -344,6 +355,17 @@ def run_plan(tmp_path, *arguments):
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     return done, json.loads(file.read_bytes()) if file.exists() else None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU compiler: make tpu-compiler")
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1"])
+def test_the_compiler_knows_slices_of_one_chip(topology):
+    script = (
+        "import sys; from gnp_scale.planning.hardware import Cluster; print(len(Cluster(sys.argv[1], 2).devices()))"
+    )
+    command, env = [sys.executable, "-c", script, topology], os.environ | environment(topology)
+    assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout == "2\n"
 
 
 SMALL = ["--model.width", "256", "--model.depth", "1", "--model.num-heads", "2", "--train.num-steps", "10"]

@@ -140,6 +140,8 @@ class Cluster:
         jax.devices()
         chip = self.chip
         options: dict[str, Any] = {"topology_name": self.name, "num_slices": self.num_slices}
+        if self.slice_size == 1:
+            options["chips_per_host_bounds"] = (1, 1, 1)  # The compiler's default is a host of 2 x 2 chips.
         if chip.platform == "cuda":
             memory = {"memory_rate": chip.memory_rate, "memory_bytes": chip.memory_bytes}
             target = _H100.format(device_kind=chip.device_kind, **memory)

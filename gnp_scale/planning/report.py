@@ -87,17 +87,23 @@ def step_numbers(step: PlannedStep, batch_size: int) -> dict[str, Any]:
 def _head(plan: Plan, name: str) -> str:
     cluster, mesh = plan.cluster, plan.mesh
     slices = f" in {cluster.num_slices} slices" if cluster.num_slices > 1 else ""
+    size = f"{_count(cluster.num_chips, 'chip')} of {_count(cluster.num_hosts, 'host')}{slices}"
     return (
-        f"{name} on {cluster.name}: {cluster.num_chips} chips of {cluster.num_hosts} hosts{slices}, mesh replica "
-        f"{mesh.replica} x fsdp {mesh.fsdp} x tensor {mesh.tensor}, batch {plan.config.data.batch_size}\n"
+        f"{name} on {cluster.name}: {size}, mesh replica {mesh.replica} x fsdp {mesh.fsdp} x tensor {mesh.tensor}, "
+        f"batch {plan.config.data.batch_size}\n"
         "All of this is estimated by compilers and from data sheets, not measured (docs/planning.md)."
     )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
 def _memory(plan: Plan) -> str:
-    rows = [("memory of a chip, GiB", *(f"{_NAMES[kind]} step" for kind in plan.steps))]
+    unit, size = ("GiB", GIB) if plan.steps[plan.dearest].memory.total >= GIB else ("MiB", 2**20)
+    rows = [(f"memory of a chip, {unit}", *(f"{_NAMES[kind]} step" for kind in plan.steps))]
     rows += [
-        (label, *(f"{getattr(step.memory, field) / GIB:.2f}" for step in plan.steps.values()))
+        (label, *(f"{getattr(step.memory, field) / size:.2f}" for step in plan.steps.values()))
         for field, label in MEMORY.items()
     ]
     return f"{_aligned(rows)}\n{fit_line(plan)}"
@@ -145,7 +151,10 @@ def _run(plan: Plan) -> str:
 
 
 def _words(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    for unit, number in {"hours": 1, "minutes": 60}.items():
+        if hours * number >= 1:
+            return f"{hours * number:.1f} {unit}"
+    return f"{hours * 3600:.1f} seconds"
 
 
 def _collectives(plan: Plan, kind: StepKind) -> str:
