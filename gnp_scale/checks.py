@@ -17,8 +17,8 @@ class ConfigError(ValueError):
     """A mistake in the configuration: one line that says what was wrong, what was given and what to change."""
 
 
-class DeviceError(RuntimeError):
-    """Devices do not start; one line says why, and a restart may help."""
+class PassingError(RuntimeError):
+    """A device or a server does not answer now; one line says why, and a restart may help."""
 
 
 def check(condition: bool, message: str) -> None:

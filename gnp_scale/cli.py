@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from gnp_scale.arguments import EXAMPLES, Parser, Version
-from gnp_scale.checks import DeviceError
+from gnp_scale.checks import PassingError
 from gnp_scale.commands import bench, data, drill, export, plan, runs, sharpness, sweeps, train, zoo
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
@@ -39,7 +39,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         reason = "interrupted" if code == Exit.INTERRUPTED else str(error)
-        if code == Exit.FAILED and not isinstance(error, DeviceError | StoreError):
+        if code == Exit.FAILED and not isinstance(error, PassingError | StoreError):
             traceback.print_exc()
         else:
             streams.say(reason)

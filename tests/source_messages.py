@@ -17,7 +17,7 @@ HOLE = "\0"
 # The argument that is the message: of functions that print one or keep one for later, and of errors.
 _ARGUMENTS = {
     **dict.fromkeys(("say", "announce", "_on_lost", "ConfigError", "DownloadError", "DamagedFileError"), 0),
-    **dict.fromkeys(("DeviceError", "StoreError", "UnsupportedError", "ValueError", "ArgumentTypeError"), 0),
+    **dict.fromkeys(("PassingError", "StoreError", "UnsupportedError", "ValueError", "ArgumentTypeError"), 0),
     **dict.fromkeys(("check", "Failure", "Plan", "Outage", "DivergedError", "_in_thread"), 1),
 }
 _OWNERS = ("", "self.", "streams.", "argparse.")

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from gnp_scale.checks import PassingError
 from gnp_scale.data import download as module
 from gnp_scale.data.download import SOURCES, DownloadError, Source, download
+from gnp_scale.exit_codes import exit_code
 
 CONTENT = bytes(range(256)) * 4096
 QUIET = Console(file=io.StringIO())
@@ -136,17 +138,21 @@ def test_wrong_bytes_are_discarded(server: Server, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("statuses", "expected", "num_requests"),
+    ("statuses", "code", "expected", "num_requests"),
     [
-        ([404], "cannot be downloaded: HTTP Error 404: Not Found; name another mirror with --url", 1),
-        ([403], "cannot be downloaded: HTTP Error 403: Forbidden; name another mirror with --url", 1),
-        ([500] * 9, f"could not be fetched in {module.NUM_ATTEMPTS} attempts: HTTP Error 500", module.NUM_ATTEMPTS),
+        ([404], 2, "cannot be downloaded: HTTP Error 404: Not Found; name another mirror with --url", 1),
+        ([403], 2, "cannot be downloaded: HTTP Error 403: Forbidden; name another mirror with --url", 1),
+        ([500] * 9, 1, f"could not be fetched in {module.NUM_ATTEMPTS} attempts: HTTP Error 500", module.NUM_ATTEMPTS),
     ],
 )
-def test_refusals_are_told_in_one_line(server: Server, tmp_path: Path, statuses, expected: str, num_requests: int):
+def test_refusals_are_told_in_one_line(
+    server: Server, tmp_path: Path, statuses, code: int, expected: str, num_requests: int
+):
+    """A launcher tries again after code 1 only."""
     server.statuses = statuses
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises((DownloadError, PassingError)) as caught:
         fetch(server, tmp_path)
+    assert exit_code(caught.value) == code
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(server.ranges) == num_requests
@@ -154,7 +160,7 @@ def test_refusals_are_told_in_one_line(server: Server, tmp_path: Path, statuses,
 
 def test_what_arrived_waits_for_the_next_run(server: Server, tmp_path: Path):
     server.num_cuts = 99
-    with pytest.raises(DownloadError, match="the connection ended after"):
+    with pytest.raises(PassingError, match="the connection ended after"):
         fetch(server, tmp_path)
     (part,) = files_in(tmp_path / "toy").values()
     assert CONTENT.startswith(part)
@@ -163,7 +169,7 @@ def test_what_arrived_waits_for_the_next_run(server: Server, tmp_path: Path):
 
 def test_no_server_is_told_in_one_line(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
-    with pytest.raises(DownloadError, match=r"could not be fetched in 5 attempts: .*refused"):
+    with pytest.raises(PassingError, match=r"could not be fetched in 5 attempts: .*refused"):
         download("toy", tmp_path, sources=sources_of({"file.bin": CONTENT}), console=QUIET)
 
 

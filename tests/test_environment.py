@@ -12,7 +12,7 @@ import pytest
 from jax._src import hardware_utils
 from launcher import Job
 
-from gnp_scale.checks import ConfigError, DeviceError, local_path
+from gnp_scale.checks import ConfigError, PassingError, local_path
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import environment
 
@@ -86,8 +86,8 @@ def test_jax_does_not_say_it_a_second_time(found_only_a_cpu, monkeypatch, caplog
     ("raised", "kind", "part"),
     [
         (RuntimeError("Backend 'foo' is not in the list of known backends: ['cpu']."), ConfigError, "['cpu']"),
-        (RuntimeError("the TPU is in use\nby process 7"), DeviceError, "the TPU is in use by process 7"),
-        (AssertionError(), DeviceError, "JAX found no device of that platform"),
+        (RuntimeError("the TPU is in use\nby process 7"), PassingError, "the TPU is in use by process 7"),
+        (AssertionError(), PassingError, "JAX found no device of that platform"),
     ],
 )
 def test_devices_that_do_not_start_are_one_line(raised, kind, part, monkeypatch):

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from gnp_scale.config import ConfigError
+from gnp_scale.checks import ConfigError, PassingError
 from gnp_scale.data.progress import byte_progress
 from gnp_scale.run.files import try_lock, wait_for_lock
 from gnp_scale.run.streams import say
@@ -85,7 +85,8 @@ def download(
     when None). Jobs may read the folder meanwhile; a second download waits for the first.
 
     Raises:
-        DownloadError: no such data set, no connection, a wrong digest, an archive with unsafe members, a full disk.
+        DownloadError: no such data set, a refusal, a wrong digest, an archive with unsafe members, a full disk.
+        PassingError: no answer in `NUM_ATTEMPTS` attempts.
     """
     if name not in sources:
         raise DownloadError(f"data set {name} has no download: give one of {', '.join(sorted(sources))}")
@@ -151,7 +152,7 @@ def _transfer_with_retries(url: str, part: Path, report: Callable[[int, int | No
             failure = error
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in PASSING_STATUSES:
                 raise DownloadError(f"{url} cannot be downloaded: {error}; name another mirror with --url") from error
-    raise DownloadError(
+    raise PassingError(
         f"{url} could not be fetched in {NUM_ATTEMPTS} attempts: {failure}; run the command again to resume, or name "
         "another mirror with --url"
     ) from failure

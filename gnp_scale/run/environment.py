@@ -8,7 +8,7 @@ import os
 import jax
 from jax._src import hardware_utils
 
-from gnp_scale.checks import ConfigError, DeviceError, check
+from gnp_scale.checks import ConfigError, PassingError, check
 from gnp_scale.run.streams import say
 
 DETERMINISTIC_FLAGS = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
@@ -85,7 +85,7 @@ def keep_freed_memory() -> None:
 def check_devices(is_main: bool) -> None:
     """Starts the devices; prints a line if there is an accelerator that is not used.
 
-    Raises: ConfigError: `JAX_PLATFORMS` names a platform that JAX does not have here. DeviceError: a device does not
+    Raises: ConfigError: `JAX_PLATFORMS` names a platform that JAX does not have here. PassingError: a device does not
         start.
     """
     asked = jax.config.jax_platforms
@@ -104,7 +104,7 @@ def check_devices(is_main: bool) -> None:
             if "not in the list of known backends" in reason:
                 raise ConfigError(f"JAX_PLATFORMS is {asked}: {reason}") from error
             what = f"the devices do not start, JAX_PLATFORMS is {asked}" if asked else "the devices do not start"
-            raise DeviceError(f"{what}: {reason}") from error
+            raise PassingError(f"{what}: {reason}") from error
     if platform == "cpu":
         keep_freed_memory()
     unused = None if asked or platform != "cpu" else unused_accelerator()
