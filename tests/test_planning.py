@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -366,6 +367,16 @@ def test_the_compiler_knows_slices_of_one_chip(topology):
     )
     command, env = [sys.executable, "-c", script, topology], os.environ | environment(topology)
     assert subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout == "2\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU compiler: make tpu-compiler")
+def test_a_plan_that_is_stopped_ends_at_once_and_silently():
+    command = [sys.executable, "-m", "gnp_scale.cli", "plan", "configs/digits.py:quickstart", "--topology", "v5e:2x2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == "gnp-scale: compiling the steps for v5e:2x2: may take minutes\n"
+        process.send_signal(signal.SIGTERM)
+        assert (process.stderr.read(), process.wait()) == ("", -signal.SIGTERM)
 
 
 SMALL = ["--model.width", "256", "--model.depth", "1", "--model.num-heads", "2", "--train.num-steps", "10"]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,10 @@ def _make(options: argparse.Namespace, flags: Sequence[str]) -> "tuple[Plan, Dat
     cluster = Cluster(options.topology, options.num_slices)
     config = recipe.override(recipe.load(options.recipe), flags, *_USAGE)
     dataset, name = absent_data.load(config.data, options.num_classes), " ".join([options.recipe, *flags])
+    cluster.devices()
+    # The compiler that was just loaded would print its stack.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    say(f"compiling the steps for {cluster.name}: may take minutes")
     if options.fit:
         added = fit(config, cluster, dataset, say)
         config, name = recipe.override(config, added, *_USAGE), " ".join([name, *added])
