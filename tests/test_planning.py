@@ -270,6 +270,18 @@ def test_changes_are_tried_in_order_until_the_run_fits(monkeypatch):
         fit.fit(config, cluster, None, said.append)
 
 
+def test_nothing_is_compiled_where_the_state_alone_is_too_large(task, monkeypatch):
+    arguments = local_bytes((task.abstract_state(), task.abstract_batch()))
+    monkeypatch.setattr(fit, "compile_step", lambda *_: pytest.fail("it was compiled"))
+    monkeypatch.setattr(fit, "mesh_of", lambda *_: make_mesh(MeshConfig()))
+    cluster, said = Cluster("v5e:1x1"), []
+    object.__setattr__(cluster, "chip", replace(cluster.chip, memory_bytes=arguments - 1))
+    with pytest.raises(ConfigError, match="choose more chips"):
+        fit.fit(VIT, cluster, task.dataset, said.append)
+    assert len(said) > 3
+    assert all(f"at least {arguments / GIB:.2f} of" in line for line in said if "not possible" not in line)
+
+
 def test_a_change_that_is_not_possible_is_not_kept(monkeypatch):
     def needed(config, cluster, dataset):
         if config.mesh.replica == 1:

@@ -98,6 +98,8 @@ def _prepare(topology: str) -> None:
     from gnp_scale.planning.variables import environment
 
     os.environ.update(environment(topology))
+    # The compiler for GPUs writes a line for each program that is too large.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import_jax()
 
 

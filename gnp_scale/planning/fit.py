@@ -12,7 +12,7 @@ from gnp_scale.data.dataset import Dataset
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import resolve
 from gnp_scale.models import registry
-from gnp_scale.planning.compiled import DoesNotFitError, compile_step, count_kinds, make_task, mesh_of
+from gnp_scale.planning.compiled import DoesNotFitError, compile_step, count_kinds, local_bytes, make_task, mesh_of
 from gnp_scale.planning.hardware import GIB, Cluster
 
 
@@ -39,7 +39,7 @@ def fit(config: Config, cluster: Cluster, dataset: Dataset, say: Callable[[str],
                 raise
             say(f"{name}: not possible: {error}")
             continue
-        say(f"{name}: {needed / GIB:.2f} of {limit / GIB:.2f} GiB")
+        say(f"{name}: {'at least ' * (needed > limit)}{needed / GIB:.2f} of {limit / GIB:.2f} GiB")
         if needed <= limit:
             return flags
         kept |= change
@@ -52,11 +52,16 @@ def fit(config: Config, cluster: Cluster, dataset: Dataset, say: Callable[[str],
 def needed_bytes(config: Config, cluster: Cluster, dataset: Dataset) -> int:
     """Memory that the dearest step of a run takes on a chip, also where the compiler refuses it.
 
+    If the state and the batch alone are too much, nothing is compiled, and it is theirs.
+
     Raises:
         ConfigError: the configuration does not fit the cluster.
     """
     with jax.set_mesh(mesh_of(config, cluster)):
         task = make_task(config, dataset)
+        arguments = local_bytes((task.abstract_state(), task.abstract_batch()))
+        if arguments > cluster.chip.memory_bytes:
+            return arguments
         dearest = StepKind.FULL if StepKind.FULL in count_kinds(task) else StepKind.PLAIN
         try:
             return compile_step(task, cluster, dearest).memory.total
