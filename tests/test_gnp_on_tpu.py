@@ -18,8 +18,19 @@ from gnp_scale.mesh import FSDP, P, sharding
 TESTS = Path(__file__).parent
 
 
-def test_to_store_the_perturbed_parameters_changes_no_number(monkeypatch):
-    arguments = on_device(PARAMS, np.float32), on_device(BATCH_OF_16, np.float32)
+SPECS = {"hidden_kernel_DxH": P(FSDP), "hidden_bias_H": P(), "head_kernel_HxK": P(None, FSDP), "head_bias_K": P()}
+
+
+def on_mesh():
+    """Parameters that a network would shard over `fsdp`, and a batch."""
+    params = {name: jax.device_put(w, sharding(SPECS[name])) for name, w in on_device(PARAMS, np.float32).items()}
+    return params, jax.device_put(on_device(BATCH_OF_16, np.float32), sharding(P()))
+
+
+@pytest.mark.parametrize("replica", [1, 2])
+def test_to_store_the_perturbed_parameters_changes_no_number(replica, monkeypatch, set_mesh):
+    set_mesh(replica=replica, fsdp=1)
+    arguments = on_mesh()
     found, is_stored = {}, {}
     for name in ("cpu", "TPU v5"):
         monkeypatch.setattr(passes, "device_kind", lambda name=name: name)
@@ -34,10 +45,7 @@ def test_shards_of_the_perturbed_parameters_are_left_to_xla(monkeypatch, set_mes
     """They are stored before they are gathered; to ask for it takes memory."""
     monkeypatch.setattr(passes, "device_kind", lambda: "TPU v5")
     set_mesh(fsdp=8)
-    specs = {"hidden_kernel_DxH": P(FSDP), "hidden_bias_H": P(), "head_kernel_HxK": P(None, FSDP), "head_bias_K": P()}
-    params = {name: jax.device_put(w, sharding(specs[name])) for name, w in on_device(PARAMS, np.float32).items()}
-    batch = jax.device_put(on_device(BATCH_OF_16, np.float32), sharding(P()))
-    traced = jax.jit(penalize(mlp_loss, Gnp(r=0.1, alpha=0.8))).trace(params, batch)
+    traced = jax.jit(penalize(mlp_loss, Gnp(r=0.1, alpha=0.8))).trace(*on_mesh())
     assert "optimization_barrier" not in str(traced.jaxpr)
 
 

@@ -7,7 +7,7 @@ import jax
 from gnp_kernels import Implementation
 from gnp_kernels.dispatch import device_kind
 
-from gnp_scale.gnp import sharded_ops
+from gnp_scale import mesh
 from gnp_scale.gnp.blend import Scalar, Tree
 from gnp_scale.gnp.perturbation import Perturbed, perturb
 from gnp_scale.gnp.settings import Gnp
@@ -96,5 +96,6 @@ def _stored(perturbed: Tree) -> Tree:
     a tenth of the cycles of a ViT-B's step on v5p, and nothing on v5e, by the compiler's estimates. Shards are stored
     anyway, before they are gathered.
     """
-    is_whole = device_kind() in _V5P and not sharded_ops.is_sharded(perturbed)
-    return jax.lax.optimization_barrier(perturbed) if is_whole else perturbed
+    if device_kind() not in _V5P or any(mesh.is_sharded(w, mesh.AXES) for w in jax.tree.leaves(perturbed)):
+        return perturbed
+    return jax.lax.optimization_barrier(perturbed)

@@ -100,11 +100,6 @@ def blend_update(
     return Updated(*trees, *squared_norms)
 
 
-def is_sharded(tree: Tree) -> bool:
-    """Whether any leaf is sharded over an axis of the current mesh."""
-    return bool(_Shards.of(tree).axes)
-
-
 class _Shards(NamedTuple):
     """How the leaves of a tree are sharded on the mesh."""
 
