@@ -168,6 +168,40 @@ def test_of_a_stack_only_the_part_counts_that_is_read_or_replaced():
     assert moved["a"] == moved["i"] == 0
 
 
+TWO_STACKS = """\
+HloModule two_stacks
+
+%fused (a: f32[12,1024], b: f32[12,1024], number: s32[], part: f32[1,1024]) -> (f32[12,1024], f32[12,1024]) {
+  %a = f32[12,1024]{1,0} parameter(0)
+  %b = f32[12,1024]{1,0} parameter(1)
+  %number = s32[] parameter(2)
+  %part = f32[1,1024]{1,0} parameter(3)
+  %zero = s32[] constant(0)
+  %new_a = f32[12,1024]{1,0} dynamic-update-slice(%a, %part, %number, %zero)
+  %new_b = f32[12,1024]{1,0} dynamic-update-slice(%b, %part, %number, %zero)
+  ROOT %both = (f32[12,1024]{1,0}, f32[12,1024]{1,0}) tuple(%new_a, %new_b)
+}
+
+ENTRY %main (c: f32[12,1024], d: f32[12,1024], i: s32[], e: f32[1,1024]) -> (f32[12,1024], f32[12,1024]) {
+  %c = f32[12,1024]{1,0} parameter(0)
+  %d = f32[12,1024]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %e = f32[1,1024]{1,0} parameter(3)
+  ROOT %write = (f32[12,1024]{1,0}, f32[12,1024]{1,0}) fusion(%c, %d, %i, %e), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_a_fusion_that_replaces_rows_of_two_equal_stacks_writes_two_rows():
+    program = Program.parse(TWO_STACKS)
+    (moved,) = [
+        memory_bytes(program, computation, instruction)
+        for computation, instruction, _ in program.launched()
+        if instruction.name == "write"
+    ]
+    assert moved == 3 * 4096 + 4, "two rows are written, one is read"
+
+
 def test_a_fusion_that_a_gpu_runs_beside_others_moves_what_it_does_otherwise():
     write = "%write = f32[12,1024]{1,0} fusion(%a, %i, %b), kind"
     start = (

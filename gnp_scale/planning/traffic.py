@@ -52,9 +52,8 @@ def _in_memory(computation: Computation, names: tuple[str, ...]) -> bool:
 
 
 def _fusion_bytes(inner: Computation, outer: Computation, fusion: Instruction) -> int:
-    replaced = _replaced(inner)
     written = [array.num_bytes for array in fusion.results if not array.is_on_chip]
-    for buffer, part in replaced.items():
+    for buffer, part in _replaced(inner):
         if buffer in written:
             written[written.index(buffer)] = part
     total = sum(written)
@@ -66,13 +65,13 @@ def _fusion_bytes(inner: Computation, outer: Computation, fusion: Instruction) -
     return total
 
 
-def _replaced(inner: Computation) -> dict[int, int]:
+def _replaced(inner: Computation) -> list[tuple[int, int]]:
     """For each array of which a fusion replaces a part: the bytes of the array, and those of the part."""
-    return {
-        each.num_bytes: sum(array.num_bytes for array in inner.arrays(each.operands[1:2]))
+    return [
+        (each.num_bytes, sum(array.num_bytes for array in inner.arrays(each.operands[1:2])))
         for each in inner.instructions.values()
         if each.opcode == "dynamic-update-slice"
-    }
+    ]
 
 
 def _read(inner: Computation, array: Instruction) -> int:
