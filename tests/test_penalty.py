@@ -7,11 +7,13 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, OptimConfig, TrainConfig
+from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.gnp import Gnp, StepKind
 from gnp_scale.training import optim
 from gnp_scale.training.leaves import layer_axes
 from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp, mesh_advice
+from gnp_scale.training.setup import Task
+from gnp_scale.training.step import make_train_step
 
 NUM_STEPS = 20
 STEPS = np.arange(NUM_STEPS)
@@ -411,6 +413,20 @@ def advised_mesh(shape, kind=StepKind.FULL, num_groups=4):
 )
 def test_groups_that_could_be_replicas_are_told_with_their_mesh(shape, flags):
     assert f"with {flags}they are computed side by side" in advised_mesh(shape)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_groups_that_do_not_divide_over_the_devices_are_one_line(fraction, set_mesh):
+    """In a plan as in training, and not in steps without the penalty."""
+    set_mesh(fsdp=4)
+    data = DataConfig("digits", batch_size=64, eval_batch_size=64)
+    model = ModelConfig("vit_mu", patch_size=4, width=32, depth=1, num_heads=2)
+    gnp = GnpConfig(perturb_groups=32, ascent_fraction=fraction)
+    task = Task.of(Config(data=data, model=model, gnp=gnp))
+    step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
+    step.trace(*arguments, kind=StepKind.PLAIN)
+    with pytest.raises(ConfigError, match=r"2 examples of a group do not divide over 4 shards of the batch: make"):
+        step.trace(*arguments, kind=StepKind.FULL)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gnp_scale.config import Config, ConfigError, check
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.pipeline import check_divisible
 from gnp_scale.gnp import StepKind
-from gnp_scale.mesh import BATCH, REPLICA, current_axis_size, make_mesh
+from gnp_scale.mesh import make_mesh
 from gnp_scale.models import registry
 from gnp_scale.monitoring.flops import jaxpr_flops
 from gnp_scale.planning.hardware import GIB, Cluster
@@ -94,8 +94,6 @@ def compile_step(task: Task, cluster: Cluster, kind: StepKind) -> Step:
         ConfigError: a layer or the groups of the perturbation do not fit the mesh.
         DoesNotFitError: the program needs more memory than a chip has, and the compiler refuses it.
     """
-    if task.gnp.num_passes(kind) == 2:
-        _check_groups(task.config)
     state, batch = task.abstract_state(), task.abstract_batch()
     with misfits_are_config_errors():
         traced = make_train_step(task).trace(state, batch, kind=kind)
@@ -103,7 +101,7 @@ def compile_step(task: Task, cluster: Cluster, kind: StepKind) -> Step:
         compiled = traced.lower(lowering_platforms=(cluster.chip.platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         raise _refusal(error, local_bytes((state, batch))) from error
-    num_gradients = 1 if task.gnp.num_passes(kind) == 1 else 2
+    num_gradients = 2 if task.gnp.num_passes(kind) > 1 else 1
     memory = _memory(compiled.memory_analysis(), state, batch, num_gradients)
     return Step(kind, Program.parse(compiled.as_text()), memory)
 
@@ -124,16 +122,6 @@ def flops_of(task: Task, kind: StepKind) -> int:
     plain = make_task(replace(task.config, model=model), task.dataset)
     traced = make_train_step(plain).trace(plain.abstract_state(), plain.abstract_batch(), kind=kind)
     return jaxpr_flops(traced.jaxpr)
-
-
-def _check_groups(config: Config) -> None:
-    num_groups, batch_size = config.gnp.perturb_groups, config.data.batch_size
-    num_shards = 1 if num_groups == current_axis_size(REPLICA) else current_axis_size(BATCH)
-    check(
-        batch_size % (num_groups * num_shards) == 0,
-        f"gnp.perturb_groups is {num_groups}, and {batch_size // num_groups} examples of a group do not divide over "
-        f"{num_shards} shards of the batch: make --mesh.replica {num_groups}, or --gnp.perturb-groups smaller",
-    )
 
 
 def _refusal(error: jax.errors.JaxRuntimeError, num_argument_bytes: int) -> Exception:

@@ -119,6 +119,21 @@ def mesh_advice(config: Config, kinds: Collection[StepKind]) -> str | None:
     )
 
 
+def check_groups(config: Config) -> None:
+    """Checks that the examples of each perturbation divide over the current mesh.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    num_groups, batch_size = config.gnp.perturb_groups, config.data.batch_size
+    num_shards = _num_shards(num_groups)
+    check(
+        batch_size % (num_groups * num_shards) == 0,
+        f"gnp.perturb_groups is {num_groups}, and {batch_size // num_groups} examples of a group do not divide over "
+        f"{num_shards} shards of the batch: make --mesh.replica {num_groups}, or --gnp.perturb-groups smaller",
+    )
+
+
 def _usual_groups(config: Config) -> int | None:
     """Number of groups that the mesh allows, with at most `USUAL_GROUP` examples for each perturbation if possible."""
     batch_size, section = config.data.batch_size, config.gnp
@@ -130,9 +145,13 @@ def _usual_groups(config: Config) -> int | None:
 def _fits(config: Config, num_groups: int) -> bool:
     """Whether the batch can be cut into `num_groups` groups on the current mesh."""
     batch_size, parts = config.data.batch_size, config.train.accumulate_steps
-    num_shards = 1 if num_groups == mesh.current_axis_size(mesh.REPLICA) else mesh.current_axis_size(mesh.BATCH)
     is_nested = parts % num_groups == 0 or num_groups % parts == 0
-    return batch_size % (num_groups * num_shards) == 0 and is_nested
+    return batch_size % (num_groups * _num_shards(num_groups)) == 0 and is_nested
+
+
+def _num_shards(num_groups: int) -> int:
+    """Over how many devices the examples of a group are sharded, beside the replicas that have a group each."""
+    return 1 if num_groups == mesh.current_axis_size(mesh.REPLICA) else mesh.current_axis_size(mesh.BATCH)
 
 
 def _mask(config: Config) -> Mask | None:

@@ -19,7 +19,7 @@ from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
 from gnp_scale.training.compilation import compiler_options
-from gnp_scale.training.penalty import MOMENTUM
+from gnp_scale.training.penalty import MOMENTUM, check_groups
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 from gnp_scale.training.update import select
@@ -51,7 +51,9 @@ def make_train_step(task: Task) -> Any:
 
     @partial(jax.jit, donate_argnames="state", static_argnames="kind", compiler_options=compiler_options())
     def train_step(state: TrainState, batch: Batch, *, kind: StepKind) -> tuple[TrainState, Metrics]:
-        examples, num_updates = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
+        if gnp.num_passes(kind) > 1:
+            check_groups(config)
+        examples, count = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
         momentum = None
         if gnp.direction == "momentum":
             momentum = optim.moment(state.opt_state, MOMENTUM[config.optim.name], state.params)
@@ -59,7 +61,7 @@ def make_train_step(task: Task) -> Any:
             state.params,
             examples,
             state.batch_stats,
-            step=num_updates,
+            step=count,
             kind=kind,
             state=state.kept,
             momentum=momentum,
@@ -70,13 +72,13 @@ def make_train_step(task: Task) -> Any:
         before, ema, kept = (state.params, state.batch_stats), None, result.state
         params, batch_stats = optim.with_frozen((params, result.aux[0]), before, config.optim)
         if config.train.ema_decay is not None:
-            share = optim.average_share(config.train.ema_decay, num_updates)
+            share = optim.average_share(config.train.ema_decay, count)
             average: Any = optax.incremental_update((params, batch_stats), state.ema, share)
             ema = optim.with_frozen(average, (params, batch_stats), config.optim)
         old = state.batch_stats, state.ema, state.kept
         batch_stats, ema, kept = select(is_finite, (batch_stats, ema, kept), old)
         new = TrainState(state.step + 1, params, batch_stats, opt_state, ema, kept, copy)
-        metrics = _metrics(result) | norms | {"optim/learning_rate": rate(num_updates)}
+        metrics = _metrics(result) | norms | {"optim/learning_rate": rate(count)}
         metrics[divergence.HEALTH] = divergence.health(is_finite, norms["optim/param_norm"])
         if config.divergence.policy == "skip":
             metrics["train/skipped_steps"] = new.step - optim.num_updates(new.opt_state)
@@ -134,11 +136,11 @@ def augmented_images(task: Task, batch: Batch) -> np.ndarray:
 
 def _metrics(result: Penalized) -> Metrics:
     _, accuracy = result.aux
-    losses = {"train/loss": result.loss}
+    reported = {"train/loss": result.loss}
     if "loss_perturbed" in result.telemetry:
-        losses["train/loss_perturbed"] = result.telemetry["loss_perturbed"]
+        reported["train/loss_perturbed"] = result.telemetry["loss_perturbed"]
     if "grad_norm" not in result.telemetry:
         # The only pass was the perturbed one.
-        del losses["train/loss"]
+        del reported["train/loss"]
     watched = {f"gnp/{name}": value for name, value in result.telemetry.items() if name != "loss_perturbed"}
-    return losses | {"train/accuracy": accuracy} | watched
+    return reported | {"train/accuracy": accuracy} | watched
