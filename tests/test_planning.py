@@ -323,6 +323,8 @@ def test_a_run_that_differs_from_its_plan_is_refused(plan, tmp_path):
     check.check_run(here, replace(VIT, train=replace(VIT.train, log_every_steps=7)))
     with pytest.raises(ConfigError, match=r"differs from its plan in model\.remat, optim\.name"):
         check.check_run(here, replace(VIT, model=replace(VIT.model, remat="block"), optim=OptimConfig("sgd")))
+    with pytest.raises(ConfigError, match=r"differs from its plan in (\S+, ){7}\S+ and \d+ more: plan it again"):
+        check.check_run(here | {"config": {}}, VIT)
     file.write_text("{}")
     with pytest.raises(ConfigError, match="holds no plan"):
         check.read(file)

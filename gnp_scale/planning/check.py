@@ -14,12 +14,21 @@ from gnp_scale.mesh import AXES, resolve
 from gnp_scale.planning.hardware import GIB
 
 _FREE = (
-    *("checkpoint.", "divergence.", "mesh.", "data.root"),
-    *("train.num_steps", "train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
+    *(
+        "checkpoint.",
+        "divergence.",
+        "mesh.",
+        "data.root",
+        "data.num_threads",
+        "data.prefetch_steps",
+        "data.max_damaged",
+    ),
+    *("train.seed", "train.num_steps", "train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
 )
 """Options on which the memory and time of a step do not depend; the mesh is compared after it is resolved."""
 _LARGEST = 1e30
 """Of steps, seconds and bytes."""
+_MOST_NAMED = 8
 SETTLED_STEP = 100
 """First step whose time counts."""
 
@@ -75,7 +84,8 @@ def check_run(plan: Mapping[str, Any], config: Config) -> None:
     # What JSON does not have, such as tuples, is compared as JSON has it.
     ours = json.loads(json.dumps(recipe.flatten(config)))
     changed = [key for key in ours if not key.startswith(_FREE) and ours[key] != plan["config"].get(key)]
-    check(not changed, f"the run differs from its plan in {', '.join(changed)}: plan it again, or leave --plan out")
+    names = ", ".join(changed[:_MOST_NAMED]) + f" and {len(changed) - _MOST_NAMED} more" * (len(changed) > _MOST_NAMED)
+    check(not changed, f"the run differs from its plan in {names}: plan it again, or leave --plan out")
 
 
 def most_used_bytes() -> int | None:
