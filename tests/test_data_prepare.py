@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -393,15 +394,25 @@ def test_a_data_set_that_is_written_here_has_the_name_of_the_folder(source: Path
         ("show {source} --out {source}", "give the name of a file that ends in .png"),
         ("show {source} --out {file}/x.png", "there is no folder"),
         ("show {source} --data.name other", "cannot be shown"),
+        ("show {source} --out {source}/x.png", "x.png cannot be written"),
     ],
 )
 def test_places_that_cannot_be_written_are_one_line(command: str, part: str, source: Path, tmp_path: Path, capsys):
     write_folder(source)
     (tmp_path / "file").touch()
+    (source / "x.png").mkdir()
     arguments = command.format(source=source, file=tmp_path / "file").split()
     assert main(["data", *arguments]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "Indexing" not in line]
     assert part in line
+
+
+def test_a_full_disk_is_one_line(source: Path, to: str, disk, capsys):
+    write_folder(source)
+    disk.fill()
+    assert main(["data", "prepare", str(source), str(disk.path / "out"), "--form", to]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "Indexing" not in line]
+    assert re.search(r"out cannot be written .*No space left", line)
 
 
 def test_a_prepared_set_is_read_from_a_bucket(store, source: Path, tmp_path: Path, monkeypatch):

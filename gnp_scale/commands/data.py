@@ -116,7 +116,7 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
     except StoreError:
         raise
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be shown ({error}): check FOLDER, --data.name and --out") from error
+        raise ConfigError(f"{folder} cannot be shown ({error}): check FOLDER and --data.name") from error
     return Exit.FINISHED
 
 

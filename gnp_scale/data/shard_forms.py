@@ -1,9 +1,10 @@
 """The forms in which `gnp-scale data prepare` writes a data set: how shards are named, written and described."""
 
+import contextlib
 import io
 import re
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from gnp_scale.data.containers.record import Contents, Record
 from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
 from gnp_scale.data.manifest import Shard
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.messages import one_line
 
 _OPTIONS = "group_size:1,uncompressed"
 """Each record can be read alone; images are compressed already."""
@@ -54,13 +56,25 @@ class ShardForm:
 
 class _ArrayRecordShard:
     def __init__(self, path: Path) -> None:
-        self._writer = ArrayRecordWriter(str(path), _OPTIONS)
+        with _errors_of_the_disk():
+            self._writer = ArrayRecordWriter(str(path), _OPTIONS)
 
     def write(self, number: int, record: Record) -> None:
-        self._writer.write(example_proto.serialize(record.data, record.label, record.name))
+        with _errors_of_the_disk():
+            self._writer.write(example_proto.serialize(record.data, record.label, record.name))
 
     def close(self) -> None:
-        self._writer.close()
+        with _errors_of_the_disk():
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _errors_of_the_disk() -> Iterator[None]:
+    """ArrayRecord has a RuntimeError for a full disk."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(one_line(error)) from error
 
 
 def _describe_array_records(out: Path, contents: Contents, splits: Splits) -> None:

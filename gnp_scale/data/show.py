@@ -3,6 +3,7 @@
 B examples, H rows, W columns, C channels, R rows of the picture, K classes.
 """
 
+import io
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from gnp_scale.config import DataConfig
+from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.augment import augment
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents
@@ -19,6 +20,7 @@ from gnp_scale.data.crops import crop_draws
 from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.images import load_images
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
+from gnp_scale.run.files import replace_file
 from gnp_scale.run.store import run_folder
 
 NUM_IMAGES, NUM_STEPS = 10, 4
@@ -35,19 +37,28 @@ def show(config: DataConfig, path: Path, console: Console) -> None:
     further row has the same examples, cropped and augmented for another step.
 
     Raises:
-        ConfigError: there is no such data set.
-        OSError: the picture cannot be written.
+        ConfigError: there is no such data set, or the picture cannot be written.
+        OSError: the images cannot be read.
     """
     dataset = load_images(config)
     chosen_B = np.unique(np.linspace(0, len(dataset.train) - 1, NUM_IMAGES).astype(np.int64))
     stored = dataset.train.read(chosen_B, None)["image"]
     rows = [stored, *(_augmented(config, dataset, chosen_B, step) for step in range(NUM_STEPS))]
-    Image.fromarray(_grid(np.stack(rows))).save(path)
+    _save(_grid(np.stack(rows)), path)
     console.print(f"{path}: {len(chosen_B)} training images, and below them the same in {NUM_STEPS} steps")
     folder = f"{config.root}/{config.name}"
     contents = open_folder(folder)
     for name, count_K in _class_counts(folder, contents).items():
         console.print(_balance(name, count_K, contents.class_names))
+
+
+def _save(picture_RxCx3: np.ndarray, path: Path) -> None:
+    data = io.BytesIO()
+    Image.fromarray(picture_RxCx3).save(data, format=Image.registered_extensions()[path.suffix.lower()])
+    try:
+        replace_file(path, data.getvalue())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error}): mend that, or give another --out") from error
 
 
 def _augmented(config: DataConfig, dataset: Dataset, chosen_B: np.ndarray, step: int) -> np.ndarray:
