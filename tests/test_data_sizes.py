@@ -27,7 +27,7 @@ def test_a_folder_of_a_version_that_noted_no_names_goes_on(tmp_path):
     assert json.loads((tmp_path / DATA_FILE).read_text()) == SIZES
 
 
-@pytest.mark.parametrize("content", ["[1]", json.dumps(SIZES | {"class names": 5}), "7"])
+@pytest.mark.parametrize("content", ["[1]", json.dumps(SIZES | {"class names": 5}), "7", "[" * 200_000])
 def test_a_damaged_file_is_one_line(content, tmp_path):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(ConfigError, match=r"data\.json cannot be used"):

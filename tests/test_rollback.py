@@ -106,7 +106,19 @@ def test_there_is_a_program_for_what_a_later_rollback_turns_on_again(tmp_path):
     assert set(loop._kinds(task, rollbacks)) == {StepKind.PLAIN, StepKind.FULL}
 
 
-@pytest.mark.parametrize("text", ["[", '[{"good_step": 1}]', '{"good_step": 1}'])
+def stored(good_step, bad_step, num_passed_batches, plain_until):
+    names = ("good_step", "bad_step", "num_passed_batches", "plain_until")
+    return json.dumps([dict(zip(names, (good_step, bad_step, num_passed_batches, plain_until), strict=True))])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[", '[{"good_step": 1}]', '{"good_step": 1}', "[" * 200_000),
+        *(stored("2", 5, 0, 2), stored(2.5, 5, 0, 3), stored(True, 5, 0, 2), stored(2, 5, 10**400, 2)),
+        *(stored(-2, 5, 0, 2), stored(2, 5, -3, 2), stored(5, 2, 0, 5), stored(2, 5, 0, 1)),
+    ],
+)
 def test_a_damaged_file_of_rollbacks_is_named(text, tmp_path):
     (tmp_path / ROLLBACKS_FILE).write_text(text)
     with pytest.raises(ConfigError, match=f"{ROLLBACKS_FILE} is damaged"):

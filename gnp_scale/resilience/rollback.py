@@ -22,6 +22,8 @@ from gnp_scale.run.layout import ROLLBACKS_FILE
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder, StorePath
 
+_MOST_BATCHES = 2**60
+
 
 @dataclass(frozen=True)
 class Rollback:
@@ -48,8 +50,8 @@ class Rollbacks:
         # Another host's file system may still show an older file.
         text = broadcast(_read(self._path) if is_main_process() else "")
         try:
-            self._records = [Rollback(**record) for record in json.loads(text)]
-        except (TypeError, ValueError) as error:
+            self._records = [_record(fields) for fields in json.loads(text)]
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{self._path} is damaged ({error}): repair it, or begin a new run") from error
 
     @property
@@ -103,6 +105,15 @@ class Rollbacks:
         for record in self._records:
             passed[record.good_step :] = record.num_passed_batches
         return passed
+
+
+def _record(fields: dict[str, int]) -> Rollback:
+    record = Rollback(**fields)
+    if not all(type(number) is int and 0 <= number <= _MOST_BATCHES for number in fields.values()):
+        raise ValueError(f"{fields} has other values than whole numbers")
+    if not record.good_step < record.bad_step or record.plain_until < record.good_step:
+        raise ValueError(f"{fields} has steps in the wrong order")
+    return record
 
 
 def _check(config: Config) -> None:

@@ -56,7 +56,7 @@ def _kept(run_dir: Folder, sizes: Sizes, class_names: Sequence[str]) -> str | No
         before = json.loads(file.read_text())
         # Earlier versions have not noted the names.
         names = list(before.pop(_NAMES, ()))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return f"{file} cannot be used ({error}): make it readable and writable, or remove it"
     if before != dict(sizes):
         return (

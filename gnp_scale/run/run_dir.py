@@ -169,5 +169,5 @@ def stored_config(run_dir: Folder) -> Config:
         if not error.is_lasting:
             raise
         raise ConfigError(f"{path} cannot be read ({error}): check the credentials in the environment") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore it from a copy, or begin a new run") from error
