@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from gnp_scale import __version__
-from gnp_scale.checks import ConfigError, closest
+from gnp_scale.checks import LARGEST_INT, ConfigError, closest
 
 EXAMPLES = """\
 examples:
@@ -77,6 +77,8 @@ def at_least(lowest: int) -> Callable[[str], int]:
         value = int(text)
         if value < lowest:
             raise argparse.ArgumentTypeError(f"{value} is less than {lowest}")
+        if value > LARGEST_INT:
+            raise argparse.ArgumentTypeError(f"{value} is more than {LARGEST_INT}")
         return value
 
     whole_number.__name__ = "int"

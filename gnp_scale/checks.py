@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-_LARGEST_INT = 2**32 - 1
+LARGEST_INT = 2**32 - 1
+"""Whole numbers of the user fit into 32 bits."""
 _LARGEST_FLOAT = float.fromhex("0x1.fffffep127")  # of float32, in which steps are computed
 
 
@@ -65,7 +66,7 @@ def _misfit(value: Any, kind: Any) -> str | None:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST_INT
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INT
 
 
 def _is_number(value: Any) -> bool:
