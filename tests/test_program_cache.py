@@ -3,6 +3,7 @@
 import errno
 import os
 import pwd
+import shutil
 import tempfile
 import threading
 import warnings
@@ -153,6 +154,15 @@ def test_a_program_that_was_cut_is_replaced(tmp_path):
     assert "incomplete" in warning
     assert file.stat().st_size > len(whole) - 10
     assert _compile(tmp_path) == []
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path):
+    assert _compile(tmp_path / "cache") == []
+    shutil.rmtree(tmp_path / "cache")
+    jax.clear_caches()
+    with warnings.catch_warnings(record=True) as caught:
+        jax.jit(jnp.tanh).lower(1.0).compile()
+    assert (caught, len([*(tmp_path / "cache").glob("jit_tanh-*")])) == ([], 1)
 
 
 def test_a_kill_amid_a_program_leaves_nothing_under_its_name(monkeypatch, tmp_path):

@@ -100,6 +100,7 @@ class _WholePath(PosixPath):
     def write_bytes(self, data: Any) -> int:
         """Writes the file, as `Path.write_bytes` does."""
         new = Path(self.with_name(f"{uuid.uuid4().hex}.new"))
+        new.parent.mkdir(parents=True, exist_ok=True)  # Someone may have removed the folder.
         try:
             num_bytes = new.write_bytes(data)
             new.replace(self)
