@@ -13,7 +13,7 @@ class Exit(IntEnum):
 
     FINISHED = 0
     FAILED = 1
-    """Any other error; see the traceback."""
+    """Any other error: a traceback, or one line if a device, a server or a store did not answer."""
     WRONG_CONFIG = 2
     """A restart does not help before something is changed."""
     PREEMPTED = 75

@@ -1,4 +1,4 @@
-"""The folder of checkpoints, one subfolder a step. Only this file uses Orbax.
+"""The folder of checkpoints, one subfolder a step. This file, `bucket.py` and `drivers.py` alone use Orbax.
 
 Orbax writes a step into a folder of another name, writes a marker as the last file, and renames the folder: a step is
 complete or absent, unless the store loses something afterwards.

@@ -31,12 +31,12 @@ class OptimConfig:
     nesterov: bool = True
     """Nesterov momentum in sgd and muon."""
     b1: float = 0.9
-    """Decay of the first moment in adamw, lamb and adafactor; weight of the moment in a step of lion."""
+    """Decay of the first moment in adamw, lamb, adafactor and muon's Adam; weight of the moment in a step of lion."""
     b2: float = 0.999
-    """Decay of the second moment in adamw and lamb, and of the moment in lion (0.99 in its paper); the largest decay of
-    the second moment in adafactor."""
+    """Decay of the second moment in adamw, lamb and muon's Adam, and of the moment in lion (0.99 in its paper); the
+    largest decay of the second moment in adafactor."""
     eps: float = 1e-8
-    """Added to the root of the second moment in adamw and lamb."""
+    """Added to the root of the second moment in adamw, lamb and muon's Adam."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the first moment or momentum is kept; second moments are float32."""
     weight_decay: float = 0.0
@@ -51,8 +51,8 @@ class OptimConfig:
     """Largest norm of the gradient of each unit, as a share of the norm of its parameters (adaptive gradient clipping,
     arXiv 2102.06171); before `clip_norm`. The head is not clipped."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each block to the one before it, for transformers and ConvNeXt; that of the head
-    is 1 (arXiv 2106.08254)."""
+    """Factor of the learning rate from each block to the one before it, for transformers, MLP-Mixer and ConvNeXt; that
+    of the head is 1 (arXiv 2106.08254)."""
     frozen: tuple[str, ...] = ()
     """Patterns of the paths of parameters that are not trained, such as "embed/*" or "blocks/0[0-5]/*"."""
 

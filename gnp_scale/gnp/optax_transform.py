@@ -26,7 +26,8 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
     same masks. It is called once, at w + eps, and only on steps where the penalty is on.
 
     Args:
-        gnp: the penalty, with the direction "gradient", a blend other than "decoupled", and one group.
+        gnp: the penalty, with the direction "gradient", a blend other than "decoupled", one group, all examples in the
+            ascent, and no `norm_gate`.
 
     Raises:
         ValueError: a setting needs `gnp_scale.gnp.penalize`; or `update` was called without `params` or `grad_fn`.

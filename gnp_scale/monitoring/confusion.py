@@ -44,7 +44,7 @@ class Guesses:
     guess: np.ndarray
     """int32 N; the class of the largest logit, or `NO_GUESS`."""
     loss: np.ndarray
-    """float32 N; cross-entropy in nats."""
+    """float32 N; the loss `train.loss`, in nats."""
     confidence: np.ndarray
     """float32 N; the probability of the guess."""
     num_classes: int

@@ -60,7 +60,7 @@ _END = 1e11
 
 @dataclass(frozen=True)
 class RunHistory:
-    """All starts of a run, and their sums; a running start is counted until the Unix time `now`."""
+    """All starts of a run, and their sums; a running start counts until its last record."""
 
     starts: tuple[Start, ...]
 
