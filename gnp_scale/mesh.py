@@ -141,7 +141,7 @@ def undivided(params: Any) -> str | None:
     """
     num_shards = current_axis_size(FSDP)
     leaves = [(_mib_per_device(x), path, x) for path, x in jax.tree.leaves_with_path(params)]
-    whole = [leaf for leaf in leaves if FSDP not in _axes(leaf[2].sharding.spec)]
+    whole = [leaf for leaf in leaves if FSDP not in axes_of_spec(leaf[2].sharding.spec)]
     num_mib = sum(num_mib for num_mib, *_ in whole)
     if num_shards == 1 or num_mib <= MOST_SILENT_MIB:
         return None
@@ -162,10 +162,11 @@ def undivided(params: Any) -> str | None:
 
 
 def _mib_per_device(x: Any) -> float:
-    return x.size * x.dtype.itemsize / current_axis_size(_axes(x.sharding.spec)) / 2**20
+    return x.size * x.dtype.itemsize / current_axis_size(axes_of_spec(x.sharding.spec)) / 2**20
 
 
-def _axes(spec: P) -> tuple[str, ...]:
+def axes_of_spec(spec: P) -> tuple[str, ...]:
+    """The axes that `spec` names, in its order."""
     return tuple(name for entry in spec for name in _names(entry))
 
 
@@ -182,7 +183,7 @@ def gather(x: jax.Array, axes: tuple[str, ...] = (FSDP,), summed: Collection[str
     spec = jax.typeof(x).sharding.spec
     if not any(spec):
         return x
-    x = jax.sharding.reshard(x, P(*spec, reduced=set(summed) - set(_axes(spec))))
+    x = jax.sharding.reshard(x, P(*spec, reduced=set(summed) - set(axes_of_spec(spec))))
     return jax.sharding.reshard(x, P(*_without(spec, axes), reduced=set(summed)))
 
 
@@ -201,7 +202,7 @@ def scatter_sum(contract: Callable[..., jax.Array], spec: P, axis: str) -> jax.A
 
 def is_sharded(x: jax.Array, axes: Collection[str]) -> bool:
     """Whether devices along one of `axes` hold different parts of `x`."""
-    return current_axis_size(tuple(set(_axes(jax.typeof(x).sharding.spec)) & set(axes))) > 1
+    return current_axis_size(tuple(set(axes_of_spec(jax.typeof(x).sharding.spec)) & set(axes))) > 1
 
 
 def axes_of_examples(x_Bx: jax.Array) -> tuple[str, ...]:

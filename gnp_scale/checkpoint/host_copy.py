@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from gnp_scale.mesh import axes_of_spec
+
 _MEMORY = "pinned_host"
 _COPIES = "copies"
 """Mesh axis of the host copy: the processes that hold the same shard."""
@@ -41,7 +43,7 @@ def _one_of_each(sharding: NamedSharding) -> NamedSharding:
     """
     mesh, spec = sharding.mesh, sharding.spec
     assert isinstance(mesh, Mesh)
-    used = tuple(name for entry in spec for name in _names(entry))
+    used = axes_of_spec(spec)
     unused = tuple(name for name in mesh.axis_names if name not in used)
     order = [mesh.axis_names.index(name) for name in (*unused, *used)]
     sizes = [mesh.shape[name] for name in used]
@@ -56,7 +58,3 @@ def _one_of_each(sharding: NamedSharding) -> NamedSharding:
 def _first_of_each_process(devices: np.ndarray) -> list[int]:
     processes = [device.process_index for device in devices]
     return [place for place, process in enumerate(processes) if process not in processes[:place]]
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else entry or ()

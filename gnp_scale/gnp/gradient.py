@@ -17,7 +17,7 @@ from gnp_scale.gnp.microbatch import first_part, mean_over_groups, mean_over_mic
 from gnp_scale.gnp.one_pass import pass_along, pass_with_reused_gradient, plain_pass
 from gnp_scale.gnp.passes import Inputs, Passes, Penalized, Weights
 from gnp_scale.gnp.settings import Gnp, StepKind
-from gnp_scale.gnp.telemetry import geometry, settings, used_radius
+from gnp_scale.gnp.telemetry import geometry, strengths, used_radius
 
 
 def penalize(
@@ -129,7 +129,7 @@ def combine(
             result = _second_pass_if_large(passes, inputs, gnp.norm_gate, step)
         else:
             result = _two_passes(passes, inputs)
-        return result._replace(telemetry=settings(r, alpha, gnp.is_active(r, alpha)) | result.telemetry)
+        return result._replace(telemetry=strengths(r, alpha, gnp.is_active(r, alpha)) | result.telemetry)
 
     return fn
 
@@ -207,7 +207,7 @@ def _second_pass_if_large(passes: Passes, inputs: Inputs, gate: NormGate, step: 
 
     u, u_norm = jax.lax.cond(is_large, blended, plain)
     used = [jnp.where(is_large, value, 0.0) for value in (r, alpha, passes.gnp.is_active(r, alpha))]
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": u_norm, **settings(*used)}
+    telemetry = {"grad_norm": g1_norm, "update_grad_norm": u_norm, **strengths(*used)}
     return Penalized(loss, aux, LinearCombination(1.0, u, 0.0, None), telemetry, state, None)
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from gnp_kernels.trees import upcast
 from jax.sharding import PartitionSpec as P
 
+from gnp_scale.mesh import axes_of_spec
+
 type Tree = Any
 
 
@@ -95,8 +97,7 @@ def _reshape(x: jax.Array, shape: tuple[int, ...], spec: P) -> jax.Array:
 
 def _num_shards(x: jax.Array) -> int:
     sharding = jax.typeof(x).sharding
-    axes = sharding.spec[0] or ()
-    return math.prod(sharding.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+    return math.prod(sharding.mesh.shape[axis] for axis in axes_of_spec(P(sharding.spec[0])))
 
 
 def _spec(x: jax.Array) -> P:

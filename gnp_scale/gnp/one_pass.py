@@ -9,14 +9,14 @@ from gnp_scale.gnp import sharded_ops
 from gnp_scale.gnp.blend import LinearCombination, Tree, norm, ratio
 from gnp_scale.gnp.microbatch import upcast_tree
 from gnp_scale.gnp.passes import Inputs, Passes, Penalized, Weights
-from gnp_scale.gnp.telemetry import combined_norm, settings, used_radius
+from gnp_scale.gnp.telemetry import combined_norm, strengths, used_radius
 
 
 def plain_pass(passes: Passes, weights: Weights, batch: Tree, rest: Any, state: Tree) -> Penalized:
     """u = g1, which "stale" keeps."""
     (loss, aux), g1 = passes.gradient(weights.differentiated, batch, *rest)
     g1_norm = norm(g1, passes.implementation)
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": g1_norm, **settings(0.0, 0.0, False)}
+    telemetry = {"grad_norm": g1_norm, "update_grad_norm": g1_norm, **strengths(0.0, 0.0, False)}
     state = upcast_tree(g1) if state is not None and passes.gnp.direction == "stale" else state
     return Penalized(loss, aux, LinearCombination(1.0, g1, 0.0, None), telemetry, state, None)
 

@@ -17,7 +17,7 @@ class Perturbed(NamedTuple):
     """The parameters w + eps, and the length of eps: with "layerwise" in a layer with as many inputs as outputs."""
 
     params: Tree
-    r: Scalar
+    length: Scalar
 
 
 def perturb(
@@ -48,13 +48,13 @@ def perturb(
         return Perturbed(_perturb_layers(params, direction, r, gnp.axes, chosen, dtype), r)
     adaptive = gnp.metric == "adaptive"
     d, w = (jax.tree.map(lambda x, is_chosen: x if is_chosen else None, tree, chosen) for tree in (direction, params))
-    length = jnp.sqrt(sharded_ops.squared_norm(d, w if adaptive else None, implementation=implementation))
-    size = gnp.length_of(r, length)
-    scale = jnp.where(jnp.isfinite(length), ratio(size, length), jnp.nan)
+    norm = jnp.sqrt(sharded_ops.squared_norm(d, w if adaptive else None, implementation=implementation))
+    length = gnp.length_of(r, norm)
+    scale = jnp.where(jnp.isfinite(norm), ratio(length, norm), jnp.nan)
     moved = sharded_ops.perturb(
         params, direction, scale, adaptive=adaptive, mask=chosen, dtype=dtype, implementation=implementation
     )
-    return Perturbed(moved, size)
+    return Perturbed(moved, length)
 
 
 @jax.named_scope("gnp_perturb")
@@ -65,9 +65,9 @@ def _perturb_layers(params: Tree, direction: Tree, r: Scalar, axes_of: Any, chos
         if not is_chosen:
             return w.astype(dtype or w.dtype)
         axes, d = axes_of(path_name(path), w.shape), upcast(d)
-        length = jnp.sqrt(jnp.sum(jnp.square(d), axis=(*axes.inputs, *axes.outputs), keepdims=True))
-        size = r * math.sqrt(_number(w, axes.outputs) / _number(w, axes.inputs))
-        scale = jnp.where(jnp.isfinite(length), ratio(size, length), jnp.nan)
+        norm = jnp.sqrt(jnp.sum(jnp.square(d), axis=(*axes.inputs, *axes.outputs), keepdims=True))
+        length = r * math.sqrt(_number(w, axes.outputs) / _number(w, axes.inputs))
+        scale = jnp.where(jnp.isfinite(norm), ratio(length, norm), jnp.nan)
         return (upcast(w) + scale * d).astype(dtype or w.dtype)
 
     return jax.tree.map_with_path(move, params, direction, chosen)

@@ -111,7 +111,7 @@ class _Shards(NamedTuple):
     @classmethod
     def of(cls, tree: Tree) -> Self:
         sizes = jax.sharding.get_abstract_mesh().shape
-        axes_of = [_axes(leaf) for leaf in jax.tree.leaves(tree)]
+        axes_of = [set(mesh.axes_of_spec(spec)) for spec in jax.tree.leaves(mesh.specs(tree))]
         axes = tuple(sorted(set().union(*axes_of)))
         return cls(axes, tuple(1 / math.prod(sizes[axis] for axis in axes if axis not in own) for own in axes_of))
 
@@ -119,8 +119,3 @@ class _Shards(NamedTuple):
         """The sums over all shards, in one all-reduce."""
         stacked = jnp.stack(sums) if isinstance(sums, tuple) else sums
         return jax.lax.psum(stacked, self.axes) if self.axes else stacked
-
-
-def _axes(x: jax.Array) -> set[str]:
-    entries = jax.typeof(x).sharding.spec
-    return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,)) if name}

@@ -31,8 +31,8 @@ def geometry(gnp: Gnp, dots: Dots, r: Scalar, u: LinearCombination) -> dict[str,
     return scalars
 
 
-def settings(r: Scalar, alpha: Scalar, is_on: Any) -> dict[str, jax.Array]:
-    """The settings of the penalty at this step."""
+def strengths(r: Scalar, alpha: Scalar, is_on: Any) -> dict[str, jax.Array]:
+    """How strong the penalty is at this step."""
     scalars = {"r": r, "alpha": alpha, "lambda": r * alpha, "on": is_on}
     return {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}
 

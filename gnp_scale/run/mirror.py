@@ -78,8 +78,8 @@ class _Mirror(GrowingFiles):
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
                 file = self.folder / name
                 # Events of earlier starts do not change: their names are enough.
-                is_whole = fnmatch.fnmatchcase(name, EVENTS_PATTERN)
-                file.write_bytes(b"" if is_whole else (self._store / name).read_bytes())
+                is_event_file = fnmatch.fnmatchcase(name, EVENTS_PATTERN)
+                file.write_bytes(b"" if is_event_file else (self._store / name).read_bytes())
                 self._copied[name] = _stamp(file)
 
     @contextlib.contextmanager

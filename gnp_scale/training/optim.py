@@ -145,7 +145,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         "lion": (optax.scale_by_lion(config.b1, config.b2, dtype), decay, rate),
         "adafactor": (rules.adafactor(config), decay, rate),
         "muon": (rules.muon(config), decay, rate),
-        "custom": () if config.function is None else (_count_updates(), *_custom(config, config.function, schedule)),
+        "custom": () if config.function is None else (_count_updates(), *_custom(config.function, schedule)),
     }
     layers = () if config.layer_decay == 1 else (rules.by_layer(config.layer_decay),)
     chain = (*agc, clip, *chains[config.name])
@@ -167,7 +167,7 @@ def moment(opt_state: optax.OptState, name: str, params: Params) -> Params:
     return overlaid(jax.tree.map(jnp.zeros_like, params), optax.tree.get(opt_state, name))
 
 
-def _custom(config: OptimConfig, name: str, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
+def _custom(name: str, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
     """The optimizer that the function `name` returns."""
     found = recipe.call(name, "optimizer", schedule)
     check(

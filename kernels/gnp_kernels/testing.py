@@ -1,4 +1,4 @@
-"""Shared by tests, tuning and benchmarks of the operations: trees of awkward arrays, and distances in ulps."""
+"""Shared by the cases of the operations and their tests: trees of awkward arrays, and distances in ulps."""
 
 import functools
 from typing import Any
@@ -24,10 +24,10 @@ SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 
 @functools.cache
-def tree(shapes: tuple[tuple[int, ...], ...], dtype: Any, seed: int, scale: float = 1.0) -> Tree:
-    """A dict of normal draws times `scale`: the same one for the same arguments."""
+def tree(shapes: tuple[tuple[int, ...], ...], dtype: Any, seed: int) -> Tree:
+    """A dict of normal draws: the same one for the same arguments."""
     rng = np.random.default_rng(seed)
-    leaves = [scale * rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    leaves = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     return {f"leaf{number:03}": jnp.asarray(x, dtype) for number, x in enumerate(leaves)}
 
 
