@@ -2,7 +2,6 @@
 
 import contextlib
 import filecmp
-import hashlib
 import http.client
 import os
 import shutil
@@ -22,7 +21,7 @@ from rich.progress import Progress
 
 from gnp_scale.checks import ConfigError, PassingError
 from gnp_scale.data.progress import byte_progress
-from gnp_scale.run.files import try_lock, wait_for_lock
+from gnp_scale.run.files import sha256, try_lock, wait_for_lock
 from gnp_scale.run.streams import say
 
 NUM_ATTEMPTS = 5
@@ -122,7 +121,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _fetch(url: str, target: Path, digest: str, progress: Progress) -> None:
     """Downloads `url` to `target`, unless it exists; `target.part` keeps a partial file for the next attempt."""
-    if target.exists() and _sha256(target) == digest:
+    if target.exists() and sha256(target) == digest:
         return
     part = target.with_name(f"{target.name}.part")
     task = progress.add_task(target.name, total=None)
@@ -131,7 +130,7 @@ def _fetch(url: str, target: Path, digest: str, progress: Progress) -> None:
         progress.update(task, completed=num_bytes, total=total)
 
     _transfer_with_retries(url, part, report)
-    found = _sha256(part)
+    found = sha256(part)
     if found != digest:
         part.unlink()
         raise DownloadError(
@@ -184,11 +183,6 @@ def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -
             os.fsync(file.fileno())
     if total is not None and num_bytes < total:
         raise ConnectionError(f"the connection ended after {num_bytes} of {total} bytes")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(archive: Path) -> None:

@@ -1,7 +1,6 @@
 """What tells about a prepared data set: the manifest, for `gnp-scale data verify`, and the journal while it is made."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -70,12 +69,6 @@ class Manifest:
         stored = {"version": VERSION, "source": self.source, "class_names": self.class_names, "splits": splits}
         stored |= {"digests": self.digests, **self.encoding.named()}
         replace_file(folder / MANIFEST_FILE, json.dumps(stored, indent=1).encode())
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

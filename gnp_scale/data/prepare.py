@@ -18,11 +18,11 @@ from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Source
 from gnp_scale.data.encode import UNCHANGED, Encoding
-from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, digest, locked_journal
+from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard, locked_journal
 from gnp_scale.data.progress import progress_of
 from gnp_scale.data.sample import Sample, check_usable
 from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
-from gnp_scale.run.files import append_line, read_rows, sync
+from gnp_scale.run.files import append_line, read_rows, sha256, sync
 
 _CHUNK = 32
 """Records that a thread holds in memory."""
@@ -176,7 +176,7 @@ def _write_shard(output: _Output, source: Source, task: _Task, advance: Callable
     part.replace(path)
     sync(output.folder)
     by_label = {str(label): counts[label] for label in sorted(counts)}
-    return Shard(path.name, task.stop - task.start, path.stat().st_size, digest(path), by_label)
+    return Shard(path.name, task.stop - task.start, path.stat().st_size, sha256(path), by_label)
 
 
 def _chunks(task: _Task) -> Iterator[range]:

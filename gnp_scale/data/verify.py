@@ -15,9 +15,10 @@ from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.containers.tfds import TfdsSplit
 from gnp_scale.data.formats import DamagedFileError
-from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard, digest
+from gnp_scale.data.manifest import MANIFEST_FILE, Manifest, Shard
 from gnp_scale.data.progress import progress_of
 from gnp_scale.data.shard_forms import SHARD_FORMS
+from gnp_scale.run.files import sha256
 
 _CHUNK = 32
 """Records that a thread holds in memory."""
@@ -109,7 +110,7 @@ def _check(part: _Part, advance: Advance, decodes: bool) -> list[str]:
     if part.path is not None and part.shard is not None:
         if not part.path.exists():
             return [f"{part.path.name} is missing"]
-        if digest(part.path) != part.shard.sha256:
+        if sha256(part.path) != part.shard.sha256:
             problems.append(f"{part.path.name} is not the file of {MANIFEST_FILE}: its SHA-256 differs")
         elif not decodes and not is_indexed:
             advance(len(part.numbers), part.shard.num_bytes)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
 from gnp_scale.config import check
-from gnp_scale.mesh import AXES, BATCH, on_mesh
+from gnp_scale.mesh import AXES, BATCH
 from gnp_scale.models.convolution import convolve
 from gnp_scale.models.layers import SHARDS, Dense, add_bias, param, with_gathered_kernel
 
@@ -170,8 +170,7 @@ _max_pool_with_gradient.defvjp(_max_pool_forward, _max_pool_backward)
 
 def shard_examples(x_Bx: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """Shards the examples of `x_Bx` over `axes` of the mesh; without a mesh, returns `x_Bx`."""
-    spec = on_mesh(mesh.batch_spec(x_Bx.ndim, axes))
-    return x_Bx if spec is None else jax.sharding.reshard(x_Bx, spec)
+    return mesh.resharded(x_Bx, mesh.batch_spec(x_Bx.ndim, axes))
 
 
 def shard_examples_over_all(x_Bx: jax.Array) -> jax.Array:

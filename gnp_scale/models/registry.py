@@ -103,8 +103,7 @@ class Model:
 
         def features(image_BxHxWxC: jax.Array) -> jax.Array:
             feature_BxD = network(image_BxHxWxC, train=False).astype(jnp.float32)
-            spec = mesh.on_mesh(mesh.batch_spec(2))
-            return feature_BxD if spec is None else jax.sharding.reshard(feature_BxD, spec)
+            return mesh.resharded(feature_BxD, mesh.batch_spec(2))
 
         return features
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -42,6 +43,12 @@ def replace_file(path: Path | StorePath, data: bytes) -> None:
     # The new content is safe. Some file systems cannot sync a folder, and do not need to.
     with contextlib.suppress(OSError):
         sync(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

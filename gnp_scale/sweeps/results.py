@@ -8,14 +8,13 @@ from pathlib import Path
 from gnp_scale.checks import check
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.monitoring.metrics import read_metrics
-from gnp_scale.run.find import is_run, runs_in
+from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
-from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.run_dir import stored_config
 from gnp_scale.run.status import state_now
-from gnp_scale.run.store import Folder, StorePath, run_folder
+from gnp_scale.run.store import Folder, run_folder
 from gnp_scale.run.store_requests import StoreError
-from gnp_scale.sweeps.record import Sweep, read
+from gnp_scale.sweeps.record import Sweep
 
 TOP1, LOSS = "eval/top1", "eval/loss"
 FINISHED, NOT_STARTED = "finished", "not started"
@@ -87,26 +86,13 @@ def find_results(arguments: Sequence[str]) -> list[Result]:
     """What the runs in the given folders have reached: each is that of a run, of a sweep, or holds folders of runs.
 
     Raises:
-        ConfigError: one of them is none of these.
+        ConfigError: one of them is none of these, or no point of the sweeps has been started.
     """
     results = {}
-    for text in arguments:
-        folder = run_folder("RUN", text)
+    for run_dir, _ in find_runs([run_folder("RUN", text) for text in arguments]).values():
+        place = run_dir.resolve()
         # A run that is given twice counts once.
-        found = [(folder, str(folder))] if is_run(folder) else _runs_in(folder)
-        for run_dir, name in found:
-            place = run_dir.resolve()
-            if place not in results:
-                results[place] = read_result(run_dir, name)
+        if is_run(run_dir) and place not in results:
+            results[place] = read_result(run_dir, str(run_dir))
+    check(bool(results), f"no point of {', '.join(arguments)} has been started: start the sweep, or give other folders")
     return list(results.values())
-
-
-def _runs_in(folder: Folder) -> list[tuple[Folder, str]]:
-    sweep = None if isinstance(folder, StorePath) else read(folder)
-    names = runs_in(folder) if sweep is None else [name for name in sweep.points if is_run(folder / name)]
-    found: list[tuple[Folder, str]] = [(folder / name, str(folder / name)) for name in names]
-    check(
-        bool(found),
-        f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give folders of runs, or of a sweep",
-    )
-    return found

@@ -1,7 +1,6 @@
 """Opens files of weights: tensors by name, each read when it is asked for. Nothing is unpickled."""
 
 import contextlib
-import hashlib
 import re
 import zipfile
 import zlib
@@ -64,12 +63,6 @@ def opened(path: Path, num_positions: int | None = None) -> Iterator[Tensors]:
         raise
     except _DAMAGE as error:
         raise ConfigError(f"{OPTION} is {path}, which cannot be read ({one_line(error)}): fetch it again") from error
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _safetensors(path: Path, stack: contextlib.ExitStack, num_positions: int | None) -> Tensors:

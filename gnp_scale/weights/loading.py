@@ -11,9 +11,10 @@ import numpy as np
 
 from gnp_scale.config import ConfigError, ModelConfig, check
 from gnp_scale.run import consensus
+from gnp_scale.run.files import sha256
 from gnp_scale.run.store import Folder
 from gnp_scale.weights import resample
-from gnp_scale.weights.files import OPTION, Tensors, opened, sha256, weights_file
+from gnp_scale.weights.files import OPTION, Tensors, opened, weights_file
 from gnp_scale.weights.places import Place, Places, blocks_of, has_rows_for_registers, jax_places, torch_places
 from gnp_scale.weights.report import Report, check_unchanged
 
