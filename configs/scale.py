@@ -40,7 +40,7 @@ def vit_22b() -> Config:
     Paper: arXiv 2302.05442 (rate 1e-3, decay 0.03, warm-up of 10,000 steps, MAP head: from memory).
     Command: gnp-scale train configs/scale.py:vit_22b --data.root gs://BUCKET/data --mesh.replica 4
     Hardware: TPU v5p-512 (256 chips of 95.7 GiB): 18.3 GiB of each chip, penalised 19.3 GiB, as `gnp-scale plan` says
-        with --topology v5p:4x8x8. On 2,048 chips (v5p:8x16x16, --mesh.replica 8): 3.0 GiB and 3.5 GiB. On v5e-256 (16
+        with --topology v5p:4x8x8. On 2,048 chips (v5p:8x16x16, --mesh.replica 8): 3.0 GiB and 3.6 GiB. On v5e-256 (16
         GB a chip) add --train.accumulate-steps 4 (not planned).
     Batch: 16384 (65536 in the paper, from memory).
     Result: none published for this data set.

@@ -54,7 +54,7 @@ ROWS = {
     ),
     "small ViT-S/16 in 2 groups, 2 x v5e-4": Row(VIT_S, "v5e:2x2", 2, f"{_GROUPS} {_SMALL}"),
     "ViT-S/16, v5e-256": Row(VIT_S, "v5e:16x16", flags="--gnp.perturb-groups 1"),
-    "ViT-S/16, v5p-512": Row(VIT_S, "v5p:8x8x8", flags="--gnp.perturb-groups 1"),
+    "ViT-S/16, v5p:8x8x8": Row(VIT_S, "v5p:8x8x8", flags="--gnp.perturb-groups 1"),
     "ViT-S/16, v6e-256": Row(VIT_S, "v6e:16x16", flags="--gnp.perturb-groups 1"),
     "ViT-S/16 in 2 groups, 2 x v5e-256": Row(VIT_S, "v5e:16x16", 2, _GROUPS),
     "ViT-B/16, 8 H100": Row(VIT_B, "h100:8x1"),
