@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from gnp_kernels.trees import path_name
 
 type TorchName = Callable[[str], str]
 """From the path of a parameter or statistic, such as "blocks/00/mlp/in_proj/kernel", to its name in a state dict."""
@@ -76,7 +77,7 @@ def from_torch(tensors: Mapping[str, np.ndarray], abstract: Any, torch_name: Tor
     """
 
     def array(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         return in_our_order(name, np.asarray(tensors[torch_name(name)], np.float32)).reshape(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(array, abstract)

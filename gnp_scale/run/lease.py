@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gnp_scale.config import ConfigError
+from gnp_scale.run.awake import AwakeClock
 from gnp_scale.run.layout import LOCK_FILE
 from gnp_scale.run.store import StorePath
 
@@ -76,17 +77,16 @@ class Lease:
                 self._object(self._number).write_bytes(self._record(is_free=True))
 
     def _take(self) -> None:
-        began_s = polled_s = time.monotonic()
-        last, unchanged_s, num_changes = None, 0.0, 0
+        # A pause of this process says nothing about the owner: a machine pauses both.
+        clock = AwakeClock(_POLL_S)
+        began_s = seen_s = clock.now_s()
+        last, num_changes = None, 0
         while True:
             number, owner = self._newest()
-            now_s = time.monotonic()
-            # A pause of this process says nothing about the owner: a machine pauses both.
-            unchanged_s += min(now_s - polled_s, 2 * _POLL_S)
-            polled_s = now_s
+            now_s = clock.now_s()
             if owner != last:
-                last, unchanged_s, num_changes = owner, 0.0, num_changes + 1
-            is_expired = unchanged_s > EXPIRY_S
+                last, seen_s, num_changes = owner, now_s, num_changes + 1
+            is_expired = now_s - seen_s > EXPIRY_S
             if (owner is None or is_expired or _is_gone(owner)) and self._create(number + 1):
                 return
             # The first content counts as a change.

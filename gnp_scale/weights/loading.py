@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from gnp_kernels.trees import path_name
 
 from gnp_scale.config import ConfigError, ModelConfig, check
 from gnp_scale.run import consensus
@@ -153,7 +154,7 @@ class Initial:
 
 def _text(path: Any) -> str:
     """The path of a leaf of a pair of trees, in its tree."""
-    return jax.tree_util.keystr(path[1:], simple=True, separator="/")
+    return path_name(path[1:])
 
 
 def _survey(tensors: Tensors) -> tuple[dict[str, Shape], set[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from gnp_kernels.trees import path_name
 from safetensors.numpy import save
 
 from gnp_scale import __version__
@@ -58,7 +59,7 @@ def as_npz(config: Config, state: State) -> bytes:
 def _tensors(config: ModelConfig, state: State, places: Places) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for tree_path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        own = jax.tree_util.keystr(tree_path[1:], simple=True, separator="/")
+        own = path_name(tree_path[1:])
         paths, shape = blocks_of(own, leaf.shape, config)
         for path, array in zip(paths, np.asarray(leaf).reshape(-1, *shape), strict=True):
             place = places(path)
