@@ -14,15 +14,8 @@ from gnp_scale.mesh import AXES, resolve
 from gnp_scale.planning.hardware import GIB
 
 _FREE = (
-    *(
-        "checkpoint.",
-        "divergence.",
-        "mesh.",
-        "data.root",
-        "data.num_threads",
-        "data.prefetch_steps",
-        "data.max_damaged",
-    ),
+    *("checkpoint.", "divergence.", "mesh."),
+    *("data.root", "data.num_threads", "data.prefetch_steps", "data.max_damaged"),
     *("train.seed", "train.num_steps", "train.log_every_steps", "train.eval_every_steps", "train.profile_steps"),
 )
 """Options on which the memory and time of a step do not depend; the mesh is compared after it is resolved."""
