@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
-from gnp_scale.planning import alternatives, picture
+from gnp_scale.planning import absent_data, alternatives, picture
 from gnp_scale.planning.alternatives import Alternatives, compile_alternatives, mesh_on, method_configs, other_clusters
-from gnp_scale.planning.compiled import DoesNotFitError, Memory, compile_step
+from gnp_scale.planning.compiled import DoesNotFitError, Memory, compile_step, make_task
 from gnp_scale.planning.estimate import Estimate
 from gnp_scale.planning.hardware import GIB, Cluster
 from gnp_scale.planning.plan import Plan, PlannedStep
@@ -135,7 +134,8 @@ def test_the_bars_are_as_high_as_their_numbers():
 
 
 def test_groups_that_do_not_divide_over_the_mesh_are_one_line():
-    config = replace(CONFIG, data=replace(CONFIG.data, batch_size=32), gnp=GnpConfig(perturb_groups=16))
-    task = SimpleNamespace(config=config, gnp=SimpleNamespace(num_passes=lambda kind: 2))
+    data = DataConfig("digits", batch_size=32, eval_batch_size=32)
+    model = ModelConfig("vit_mu", patch_size=4, width=32, depth=1, num_heads=2)
+    config = Config(data=data, model=model, gnp=GnpConfig(perturb_groups=16))
     with jax.set_mesh(make_mesh(MeshConfig())), pytest.raises(ConfigError, match=r"2 examples of a group .* 8 shards"):
-        compile_step(task, Cluster("v5e:2x4"), StepKind.FULL)
+        compile_step(make_task(config, absent_data.load(data, None)), Cluster("v5e:2x4"), StepKind.FULL)

@@ -186,7 +186,11 @@ def test_a_sweep_lists_points_that_have_not_been_started(tmp_path):
 
 
 def test_runs_on_a_store_are_found_below_their_folder(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
     monkeypatch.setattr(StorePath, "names", lambda self: ["a/", "b/", "notes.txt"])
+    monkeypatch.setattr(StorePath, "read_bytes", missing)
     monkeypatch.setattr(StorePath, "exists", lambda self: str(self).endswith("a/config.json"))
     monkeypatch.setattr(results, "run_folder", lambda option, text: StorePath(text))
     monkeypatch.setattr(results, "read_result", lambda folder, name: (str(folder), name))
