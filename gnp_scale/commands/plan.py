@@ -49,6 +49,7 @@ def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
     from gnp_scale.planning import report
     from gnp_scale.planning.alternatives import compile_alternatives
     from gnp_scale.planning.picture import draw_plan
+    from gnp_scale.run.files import write_output
     from gnp_scale.sweeps.chart import png
 
     plan, dataset, name = _make(options, flags)
@@ -56,14 +57,16 @@ def _plan(options: argparse.Namespace, flags: Sequence[str]) -> int:
 
     def write_json(beside: "Alternatives | None") -> None:
         if "json" in paths:
-            _write(paths["json"], json.dumps(report.numbers(plan, name, beside), indent=2).encode() + b"\n", "--json")
+            write_output(
+                paths["json"], json.dumps(report.numbers(plan, name, beside), indent=2).encode() + b"\n", "--json"
+            )
 
     # The alternatives take long, and may be stopped.
     write_json(None)
     if "plot" in paths:
         beside = compile_alternatives(plan, dataset, say)
         write_json(beside)
-        _write(paths["plot"], png(draw_plan(plan, beside, name)), "--plot")
+        write_output(paths["plot"], png(draw_plan(plan, beside, name)), "--plot")
     return Exit.FINISHED
 
 
@@ -109,12 +112,3 @@ def _check_writable(paths: Mapping[str, Path]) -> None:
     for name, path in paths.items():
         is_folder = path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()
         check(is_folder, f"--{name} {path} cannot be written: name a file in a folder that is there and is writable")
-
-
-def _write(file: Path, data: bytes, option: str) -> None:
-    from gnp_scale.run.files import replace_file
-
-    try:
-        replace_file(file, data)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror}): choose another {option}") from error

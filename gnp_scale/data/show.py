@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from gnp_scale.config import ConfigError, DataConfig
+from gnp_scale.config import DataConfig
 from gnp_scale.data.augment import augment
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents
@@ -20,7 +20,7 @@ from gnp_scale.data.crops import crop_draws
 from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.images import load_images
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
-from gnp_scale.run.files import replace_file
+from gnp_scale.run.files import write_output
 from gnp_scale.run.store import run_folder
 
 NUM_IMAGES, NUM_STEPS = 10, 4
@@ -44,21 +44,14 @@ def show(config: DataConfig, path: Path, console: Console) -> None:
     chosen_B = np.unique(np.linspace(0, len(dataset.train) - 1, NUM_IMAGES).astype(np.int64))
     stored = dataset.train.read(chosen_B, None)["image"]
     rows = [stored, *(_augmented(config, dataset, chosen_B, step) for step in range(NUM_STEPS))]
-    _save(_grid(np.stack(rows)), path)
+    picture = io.BytesIO()
+    Image.fromarray(_grid(np.stack(rows))).save(picture, format=Image.registered_extensions()[path.suffix.lower()])
+    write_output(path, picture.getvalue(), "--out")
     console.print(f"{path}: {len(chosen_B)} training images, and below them the same in {NUM_STEPS} steps")
     folder = f"{config.root}/{config.name}"
     contents = open_folder(folder)
     for name, count_K in _class_counts(folder, contents).items():
         console.print(_balance(name, count_K, contents.class_names))
-
-
-def _save(picture_RxCx3: np.ndarray, path: Path) -> None:
-    data = io.BytesIO()
-    Image.fromarray(picture_RxCx3).save(data, format=Image.registered_extensions()[path.suffix.lower()])
-    try:
-        replace_file(path, data.getvalue())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error}): mend that, or give another --out") from error
 
 
 def _augmented(config: DataConfig, dataset: Dataset, chosen_B: np.ndarray, step: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gnp_scale.checks import ConfigError
 from gnp_scale.run.store import StorePath
 from gnp_scale.run.streams import say
 
@@ -43,6 +44,17 @@ def replace_file(path: Path | StorePath, data: bytes) -> None:
     # The new content is safe. Some file systems cannot sync a folder, and do not need to.
     with contextlib.suppress(OSError):
         sync(path.parent)
+
+
+def write_output(path: Path, data: bytes, option: str) -> None:
+    """`replace_file` for a file that the user has named by `option`.
+
+    Raises: ConfigError: it cannot be written.
+    """
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another {option}") from error
 
 
 def sha256(path: Path) -> str:
