@@ -23,6 +23,7 @@ from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder, StorePath
 
 _MOST_BATCHES = 2**60
+"""Of batches and steps: sums of them fit into 64 bits."""
 
 
 @dataclass(frozen=True)
