@@ -17,6 +17,7 @@ from gnp_scale.data.augment import normalise
 from gnp_scale.mesh import P, make_mesh, sharding
 from gnp_scale.sharpness import examples, landscape, objective, rise
 from gnp_scale.sharpness.objective import Fixed
+from gnp_scale.sharpness.progress import told
 from gnp_scale.sharpness.settings import Settings
 from gnp_scale.training.setup import Task
 
@@ -178,3 +179,18 @@ def test_the_loss_is_a_fixed_function_with_the_labels_of_the_run(set_mesh):
 def test_settings_without_meaning_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Settings(**settings)
+
+
+def test_a_measurement_says_how_far_it_is_and_how_long_it_will_take(capsys):
+    """Units of 4 s after a first one of 100 s, which compiles: a line at most every ten seconds, none at the end."""
+    now_s = [0.0]
+    during = told(contextlib.nullcontext, "the plane", 9, "rows", clock=lambda: now_s[0])
+    for seconds in (100, *(4,) * 8):
+        with during():
+            now_s[0] += seconds
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring the plane: 9 rows",
+        "the plane: 2 of 9 rows, about 28 s left",
+        "the plane: 5 of 9 rows, about 16 s left",
+        "the plane: 8 of 9 rows, about 4 s left",
+    ]

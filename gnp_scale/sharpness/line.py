@@ -19,7 +19,7 @@ from gnp_scale.mesh import AXES, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.models.batch_norm import BatchNorm
 from gnp_scale.models.registry import batch_stats_of
-from gnp_scale.sharpness import examples
+from gnp_scale.sharpness import examples, progress
 from gnp_scale.sharpness.examples import During
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
 from gnp_scale.sharpness.robustness import num_right
@@ -89,9 +89,9 @@ def between(
     """
     stats = list(_statistics(task, ends, fixed.shared, settings, during))
     loss_at = jax.jit(lambda ends, fixed, step: value(loss_sum, at(ends, step), fixed))
-    losses = []
+    losses, told = [], progress.told(during, "the loss along the line", len(STEPS), "steps")
     for step, batch_stats in zip(STEPS, stats, strict=True):
-        with during():
+        with told():
             losses.append(float(loss_at(ends, Fixed(batch_stats, fixed.parts), np.float32(step))))
     return Line(STEPS, np.array(losses), _accuracy(task, ends, stats, during))
 
@@ -109,8 +109,10 @@ def _accuracy(task: Task, ends: tuple[Params, Params], stats: list[Any], during:
         return num_right(task, at(ends, step), batch_stats, batch)
 
     right_S, num_images = np.zeros(len(STEPS)), 0.0
+    num_batches = -(-len(task.dataset.test) // task.config.data.eval_batch_size)
+    told = progress.told(during, "the accuracy along the line", num_batches, "batches")
     for batch in eval_batches(task.dataset.test, task.config.data):
-        with during():
+        with told():
             num_images += float(jnp.sum(batch["mask"]))
             for number, step in enumerate(STEPS):
                 right_S[number] += float(right_at(ends, stats[number], batch, np.float32(step)))
@@ -134,8 +136,9 @@ def _statistics(
     num_examples = num_examples // size * size
     parts = examples.read(task, batch_stats, num_examples, size, settings.seed, during).parts
     statistics_at = _make_statistics(task, size)
+    told = progress.told(during, "batch statistics along the line", len(STEPS), "steps")
     for step in STEPS:
-        with during():
+        with told():
             yield statistics_at(ends, batch_stats, parts, np.float32(step))
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from gnp_scale.checkpoint import stored_shapes
 from gnp_scale.config import Config, check
 from gnp_scale.evaluation.existing import load, task_of, working
+from gnp_scale.run.messages import announce
 from gnp_scale.run.run_dir import stored_config
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
-from gnp_scale.sharpness import examples, landscape, line, rise, robustness, spectrum
+from gnp_scale.sharpness import examples, landscape, line, progress, rise, robustness, spectrum
 from gnp_scale.sharpness.examples import During
 from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
@@ -107,14 +108,17 @@ def _measure(network: _Network, report: Report) -> Report:
     if {"rise", "spectrum", "plane"} & {*settings.measures} or network.other is not None:
         with jax.default_matmul_precision("highest"):
             _measure_loss(network, report)
+    num_batches = -(-len(task.dataset.test) // task.config.data.eval_batch_size)
     if "corruptions" in settings.measures:
-        accuracy = robustness.of_corruptions(task, network.params, network.batch_stats, settings.seed, during)
+        told = progress.told(during, "the accuracy on corrupted images", num_batches, "batches")
+        accuracy = robustness.of_corruptions(task, network.params, network.batch_stats, settings.seed, told)
         for kind, top1_V in accuracy.items():
             report.scores["robustness/top1"] = top1_V[0]
             report.scores |= {f"robustness/{kind}_{severity}": top1 for severity, top1 in enumerate(top1_V) if severity}
         report.corrupted = corrupted_examples(task.dataset, settings.seed)
     if "rounding" in settings.measures:
-        accuracy = robustness.of_rounding(task, network.params, network.batch_stats, during)
+        told = progress.told(during, "the accuracy with rounded kernels", num_batches, "batches")
+        accuracy = robustness.of_rounding(task, network.params, network.batch_stats, told)
         report.scores["robustness/top1"] = accuracy.pop(32)
         report.scores |= {f"robustness/{num_bits}_bits": top1 for num_bits, top1 in accuracy.items()}
     return report
@@ -137,7 +141,8 @@ def _measure_loss(network: _Network, report: Report) -> None:
         report.scores |= _spectrum(network, loss_sum, fixed, is_free, key)
     if "plane" in settings.measures:
         report.steps = np.linspace(-1, 1, settings.grid_size)
-        report.losses = landscape.plane(loss_sum, network.params, fixed, is_free, key, report.steps, during)
+        told = progress.told(during, "the plane", len(report.steps), "rows")
+        report.losses = landscape.plane(loss_sum, network.params, fixed, is_free, key, report.steps, told)
     if network.other is not None:
         report.line = line.between(task, loss_sum, (network.params, network.other), fixed, settings, during)
         report.scores |= {
@@ -154,6 +159,7 @@ def _measure_rise(network: _Network, loss_sum: LossSum, fixed: Fixed, report: Re
         f"--group is {settings.group_size}, but {num_examples} examples are measured: give at most so many",
     )
     radius_R, scores = jnp.array(settings.radii, jnp.float32), report.scores
+    announce("measuring the rise")
     with during():
         whole = jax.device_get(jax.jit(partial(rise.worst_case, loss_sum))(network.params, fixed, radius_R))
     scores["sharpness/grad_norm"] = float(whole.grad_norm)
@@ -175,12 +181,14 @@ def _spectrum(network: _Network, loss_sum: LossSum, fixed: Fixed, is_free: objec
     settings, during = network.settings, network.during
     sizes = jax.tree.map(lambda w, is_free: w.size if is_free else 0, network.params, is_free)
     num_steps = min(settings.num_lanczos_steps, sum(jax.tree.leaves(sizes)))
+    announce(f"measuring the largest eigenvalues: {num_steps} products with the Hessian")
     with during():
         found = spectrum.eigenvalues(loss_sum, network.params, fixed, is_free, key, settings.num_eigenvalues, num_steps)
     scores = {}
     for number, (eigenvalue, bound) in enumerate(zip(found.largest, found.bounds, strict=True), start=1):
         scores |= {f"sharpness/eigenvalue_{number}": eigenvalue, f"sharpness/eigenvalue_{number}_bound": bound}
-    trace = spectrum.trace(loss_sum, network.params, fixed, key, settings.num_vectors, during)
+    told = progress.told(during, "the trace", settings.num_vectors, "products with the Hessian")
+    trace = spectrum.trace(loss_sum, network.params, fixed, key, settings.num_vectors, told)
     return scores | {
         "sharpness/eigenvalue_lowest": found.lowest,
         "sharpness/trace": trace.mean,
