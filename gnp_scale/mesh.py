@@ -71,7 +71,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     if num_slices == 1:
         shape = (config.replica, config.fsdp, config.tensor)
-        return jax.make_mesh(shape, AXES, axis_types, devices=devices)
+        # An axis may be a part of a physical one, which `jax.make_mesh` allows on few chips only.
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES, axis_types)
     across = (math.gcd(config.replica, num_slices), num_slices // math.gcd(config.replica, num_slices), 1)
     check(
         config.fsdp % across[1] == 0,

@@ -1,6 +1,8 @@
 """The mesh, and how a spec is adapted to it."""
 
+import itertools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,19 @@ import pytest
 
 from gnp_scale.config import ConfigError, MeshConfig
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, batch_spec, divisible_spec, gather, make_mesh, resolve
+
+
+class Chip(NamedTuple):
+    """What JAX asks of a TPU to place it in a mesh."""
+
+    id: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
 
 SHAPES = {
     "all to fsdp": (MeshConfig(), 8, MeshConfig(1, 8, 1)),
@@ -32,6 +47,16 @@ def test_slices_that_no_axis_lies_across_are_refused():
     four_slices = [SimpleNamespace(slice_index=place // 2) for place in range(8)]
     with pytest.raises(ConfigError, match=r"replica 1 and fsdp 2 does not divide over 4 slices.*--mesh.replica"):
         make_mesh(MeshConfig(fsdp=2, tensor=4), four_slices)
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 1), (32, 2, 1), (1, 8, 8), (4, 16, 1)], ids=str)
+def test_an_axis_may_be_a_part_of_a_physical_one(sizes):
+    """On 4 x 4 x 4 chips of a TPU v5p."""
+    places = itertools.product(range(4), repeat=3)
+    chips = [Chip(number, coords) for number, coords in enumerate(places)]
+    mesh = make_mesh(MeshConfig(*sizes), chips)
+    assert tuple(mesh.shape.values()) == sizes
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(64))
 
 
 def test_two_axes_cannot_both_take_the_rest():
