@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from gnp_scale.data.containers.recent import Recent
+from gnp_scale.data.containers.recent import Recent, most_open_files
 from gnp_scale.data.containers.record import Ids
 from gnp_scale.data.formats import DamagedFileError
 
 _RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 _BUFFER_BYTES = 1 << 15
-_MOST_OPEN = 256
-"""Shards that are open at once. A process may often have only 1,024 files."""
 
 
 class ArrayRecords:
@@ -28,7 +26,7 @@ class ArrayRecords:
     def __init__(self, paths: Sequence[str], lengths: Sequence[int]) -> None:
         self.paths, self.lengths = tuple(paths), tuple(lengths)
         self._start_S = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._readers = Recent(_MOST_OPEN, self._opened)
+        self._readers = Recent(most_open_files(), self._opened)
 
     def __len__(self) -> int:
         return int(self._start_S[-1])

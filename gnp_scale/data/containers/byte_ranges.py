@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gnp_scale.config import ConfigError
-from gnp_scale.data.containers.recent import Recent
+from gnp_scale.data.containers.recent import Recent, most_open_files
 from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
@@ -28,8 +28,6 @@ from gnp_scale.run.store_requests import StoreError
 
 VERSION = 1
 _KEYS = ("file", "offset", "num_bytes", "label", "name", "crc")
-_MOST_OPEN = 256
-"""Files that are kept open at once; a folder of images opens one for each read."""
 _CHUNK = 64
 """Records whose checksums one call computes."""
 
@@ -58,7 +56,7 @@ class _LocalFiles:
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         self._folder, self._is_open = folder, bool(files)
-        self._open = Recent(_MOST_OPEN, lambda file: _File(folder / files[file]))
+        self._open = Recent(most_open_files(), lambda file: _File(folder / files[file]))
 
     def begin_read(self, entry: Entry, file: int) -> Callable[[], bytes]:
         """A function that reads the bytes of an entry, in the file of this number; it raises OSError."""
