@@ -5,7 +5,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,8 @@ def _of_each_block(name: str, read: Callable[[], np.ndarray]) -> Tensors:
     stack = "Transformer/encoderblock/"
     if not name.startswith(stack):
         return {name: read}
+    # Until the file is closed: to read a stack for each block would take a time that is quadratic in their number.
+    read = cache(read)
     return {
         re.sub(f"^{stack}", f"Transformer/encoderblock_{number}/", name): lambda number=number: read()[number]
         for number in range(len(read()))
