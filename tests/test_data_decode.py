@@ -65,7 +65,7 @@ def test_a_random_crop_is_near_to_one_by_pillow(size: tuple[int, int], subsampli
     """Decoding at a part of the size, the fast DCT and bilinear resizing change a smooth picture little."""
     data = jpeg(photograph(*size), quality=92, subsampling=subsampling)
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    for draw_D in crop_draws(0, 0, 6):
+    for draw_D in crop_draws(0, 0, np.arange(6)):
         box = random_box(*size, draw_D, 0.3)
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)
         expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR, box=corners))
@@ -82,7 +82,7 @@ def test_a_random_crop_is_near_to_one_by_pillow(size: tuple[int, int], subsampli
     seed=st.integers(0, 2**32 - 1),
 )
 def test_a_crop_lies_in_its_image_and_has_a_stated_area(height: int, width: int, min_area: float, seed: int):
-    (draw_D,) = crop_draws(seed, 3, 1)
+    (draw_D,) = crop_draws(seed, 3, np.arange(1))
     top, left, crop_height, crop_width = random_box(height, width, draw_D, min_area)
     assert 0 <= top <= top + crop_height <= height
     assert 0 <= left <= left + crop_width <= width
@@ -91,7 +91,7 @@ def test_a_crop_lies_in_its_image_and_has_a_stated_area(height: int, width: int,
 
 def test_crops_have_the_distribution_of_their_definition():
     """Areas are uniform and logarithms of ratios too, where all crops fit: mean and deviation within 4 sigma."""
-    boxes = [random_box(4000, 4000, draw_D, 0.1) for draw_D in crop_draws(1, 0, 4000) * [[0.5, 1.0] * 11]]
+    boxes = [random_box(4000, 4000, draw_D, 0.1) for draw_D in crop_draws(1, 0, np.arange(4000)) * [[0.5, 1.0] * 11]]
     areas = np.array([box.height * box.width for box in boxes]) / 4000**2
     ratios = np.log([box.width / box.height for box in boxes])
     # Half of each draw of an area: uniform in [0.1, 0.55].
@@ -104,13 +104,21 @@ def test_crops_have_the_distribution_of_their_definition():
 
 
 def test_draws_depend_on_seed_and_step_and_on_nothing_else():
-    first = crop_draws(3, 5, 8)
+    first = crop_draws(3, 5, np.arange(8))
     assert first.shape == (8, NUM_DRAWS)
-    np.testing.assert_array_equal(first, crop_draws(3, 5, 8))
+    np.testing.assert_array_equal(first, crop_draws(3, 5, np.arange(8)))
     # A larger batch has the same first rows, so the draws belong to a row.
-    np.testing.assert_array_equal(first, crop_draws(3, 5, 64)[:8])
-    others = [crop_draws(*key, 8) for key in itertools.product((3, 4, 2**32 - 1), (4, 6, 2**31))]
+    np.testing.assert_array_equal(first, crop_draws(3, 5, np.arange(64))[:8])
+    others = [crop_draws(*key, np.arange(8)) for key in itertools.product((3, 4, 2**32 - 1), (4, 6, 2**31))]
     assert len({draws.tobytes() for draws in [first, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("row_B", [range(5), range(3, 9), range(64, 71), [1, 2, 3, 8, 9, 31, 60, 61], [0]], ids=str)
+def test_each_process_draws_its_own_rows_of_one_table(row_B):
+    """The numbers are those of one generator for all rows, in their order."""
+    bits = np.random.Philox(key=[7, 1], counter=[0, 0, 0, 11])
+    whole = np.random.Generator(bits).random((80, NUM_DRAWS))
+    np.testing.assert_array_equal(crop_draws(7, 11, np.array(row_B)), whole[row_B])
 
 
 def saved(image: Image.Image, form: str, **options) -> bytes:
@@ -153,7 +161,7 @@ def test_what_can_be_read_is_right(data: bytes, expected: np.ndarray | None):
     if expected is None:
         expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(pixels_of(data), expected)
-    assert cropped(data, crop_draws(0, 0, 1)[0]).any()
+    assert cropped(data, crop_draws(0, 0, np.arange(1))[0]).any()
     assert centre(data).any()
 
 
@@ -216,7 +224,7 @@ def mutated(seed: int) -> bytes:
 
 def decode_all(seeds: range) -> int:
     """Decodes mutated images; returns how many could be."""
-    draw_D, num_decoded = crop_draws(0, 0, 1)[0], 0
+    draw_D, num_decoded = crop_draws(0, 0, np.arange(1))[0], 0
     for seed in seeds:
         data = mutated(seed)
         for read in (lambda data: cropped(data, draw_D), centre):

@@ -24,13 +24,22 @@ class Box(NamedTuple):
     width: int
 
 
-def crop_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
-    """Uniform draws (B x D) for the random crops of a step: numbers of Philox (Salmon et al. 2011).
+def crop_draws(seed: int, step: int, row_B: np.ndarray) -> np.ndarray:
+    """Uniform draws (B x D) for the random crops of these rows of the batch of a step: numbers of Philox (Salmon et al.
+    2011).
 
-    They are the same for all processes, and no number is drawn for another step.
+    They are the same for all processes, and no number is drawn for another step, nor for rows far from these.
     """
-    bits = np.random.Philox(key=[seed, _CROPS], counter=[0, 0, 0, step])
-    return np.random.Generator(bits).random((batch_size, NUM_DRAWS))
+    runs = np.split(row_B, np.flatnonzero(np.diff(row_B) != 1) + 1)
+    return np.concatenate([_draws_of_run(seed, step, int(run[0]), len(run)) for run in runs])
+
+
+def _draws_of_run(seed: int, step: int, first: int, num: int) -> np.ndarray:
+    """The draws of the rows `first`, `first + 1`, ..."""
+    # The counter counts blocks of four numbers, so a run begins with an even row.
+    even = first - first % 2
+    bits = np.random.Philox(key=[seed, _CROPS], counter=[even * NUM_DRAWS // 4, 0, 0, step])
+    return np.random.Generator(bits).random((first - even + num, NUM_DRAWS))[first - even :]
 
 
 def random_box(height: int, width: int, draw_D: np.ndarray, min_area: float) -> Box:

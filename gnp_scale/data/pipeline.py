@@ -108,7 +108,7 @@ def _train_reader(split: Examples, config: DataConfig, seed: int, row: np.ndarra
     def read(step: int) -> Rows:
         position = repeated(step * config.batch_size + row, config.batch_size, config.num_repeats)
         chosen = examples_at(seed, len(split), position)
-        return split.read(chosen, crop_draws(seed, step, config.batch_size)[row])
+        return split.read(chosen, crop_draws(seed, step, row))
 
     return read
 

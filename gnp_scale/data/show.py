@@ -56,7 +56,7 @@ def show(config: DataConfig, path: Path, console: Console) -> None:
 
 def _augmented(config: DataConfig, dataset: Dataset, chosen_B: np.ndarray, step: int) -> np.ndarray:
     """Images of a step (uint8 B x H x W x C)."""
-    rows = dataset.train.read(chosen_B, crop_draws(0, step, len(chosen_B)))
+    rows = dataset.train.read(chosen_B, crop_draws(0, step, np.arange(len(chosen_B))))
     key_B = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(chosen_B))
     batch = {name: jax.numpy.asarray(array) for name, array in rows.items()}
     image = augment(batch | {"key": key_B}, config, dataset)["image"]
