@@ -108,10 +108,9 @@ def _tell_end(run: Run, last: int | None) -> Exit:
         latest = checkpoints.latest_step
         announce("there is no checkpoint" if latest is None else f"the newest checkpoint is of step {latest}")
         return Exit.DIVERGED
-    if last < num_steps:
+    if last < num_steps or checkpoints.latest_scores is None:
         announce(f"stopped after step {last} and saved, no step is lost: start the same command again to go on")
         return Exit.PREEMPTED
-    assert checkpoints.latest_scores is not None, "the last step is evaluated and saved"
     if is_main_process():
         print_summary(run.run_dir, last, checkpoints.latest_scores, time.perf_counter() - run.recorder.stages.began_s)
     return Exit.FINISHED

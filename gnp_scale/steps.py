@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,9 +21,10 @@ from gnp_scale.monitoring.progress import ProgressBar
 from gnp_scale.monitoring.reporter import Reporter
 from gnp_scale.monitoring.throughput import Throughput
 from gnp_scale.resilience.divergence import Guard
-from gnp_scale.resilience.preemption import StopRequest
+from gnp_scale.resilience.preemption import EVALUATED, StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.run.consensus import broadcast
+from gnp_scale.run.messages import announce
 from gnp_scale.run.mirror import GrowingFiles
 from gnp_scale.run.processes import barrier, is_main_process
 from gnp_scale.run.recorder import Recorder
@@ -58,7 +60,7 @@ def needed(run: Run, start: int) -> list[Name]:
     """The programs that a run needs from step `start` on; those of the steps come first."""
     kinds = run.rollbacks.step_kinds(run.task.gnp.step_kinds(np.arange(run.task.config.train.num_steps)))
     names = [StepKind(kind) for kind in np.unique(kinds[start:])]
-    return [*names, EVALUATION] if names else []
+    return [*names, EVALUATION] if names or run.checkpoints.is_unevaluated(start) else []
 
 
 def train_from(start: int, state: TrainState, run: Run) -> int:
@@ -89,6 +91,11 @@ def train_from(start: int, state: TrainState, run: Run) -> int:
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, broadcast)
         run.profile.begin(start)
         run.stop.begin(start, num_steps, partial(_leave, run))
+        end = partial(_end_step, run, evaluate, writer, reporter, throughput)
+        if checkpoints.is_unevaluated(start):
+            announce(f"evaluating step {start}, which was saved without its evaluation")
+            if end(start, state, after=state):
+                return start
 
         for step in range(start + 1, num_steps + 1):
             if run.profile.turns_before(step):
@@ -107,24 +114,48 @@ def train_from(start: int, state: TrainState, run: Run) -> int:
             del batch
             bar.advance(step)
             reporter.hold(step, metrics, is_logged=step % config.train.log_every_steps == 0)
-
-            scores = None
-            if config.train.evaluates_after(step):
-                reporter.release()
-                with throughput.paused(Stage.EVALUATE, step, after=metrics):
-                    scores = _scores(evaluate(state), step, writer, task)
-                reporter.report(step, scores)
-
-            stops = run.stop.reached(step)
-            if step == num_steps or stops or checkpoints.is_due(step, scores):
-                reporter.release()
-                with throughput.paused(Stage.SAVE, step, after=metrics):
-                    writer.sync()
-                    run.files.publish()
-                    checkpoints.save(step, state, scores)
-            if stops:
+            if end(step, state, after=metrics):
                 return step
     return num_steps
+
+
+def _end_step(
+    run: Run,
+    evaluate: Callable[..., Evaluation],
+    writer: MetricWriter,
+    reporter: Reporter,
+    throughput: Throughput,
+    step: int,
+    state: TrainState,
+    after: Any,
+) -> bool:
+    """Evaluates and saves the state after `step`, if that is due; returns whether the run is asked to stop here.
+
+    A stop leaves an evaluation out, or ends it: the next start makes it. `after` are arrays of the last step.
+    """
+    train, scores, stops = run.task.config.train, None, run.stop.reached(step)
+    if train.evaluates_after(step) and not stops:
+        reporter.release()
+        with throughput.paused(Stage.EVALUATE, step, after), contextlib.suppress(_StoppedError):
+            scores = _scores(evaluate(state, partial(_go_on, run.stop, step)), step, writer, run.task)
+            reporter.report(step, scores)
+        stops = run.stop.reached(step, EVALUATED)
+    if step == train.num_steps or stops or run.checkpoints.is_due(step, scores):
+        reporter.release()
+        with throughput.paused(Stage.SAVE, step, after):
+            writer.sync()
+            run.files.publish()
+            run.checkpoints.save(step, state, scores)
+    return stops
+
+
+class _StoppedError(Exception):
+    """The run is to stop inside an evaluation."""
+
+
+def _go_on(stop: StopRequest, step: int, batch: int) -> None:
+    if stop.reached(step, batch):
+        raise _StoppedError
 
 
 def _evaluation(run: Run) -> Any:

@@ -130,5 +130,5 @@ def rows_of(run_dir):
 def stop_after(monkeypatch, step, run):
     """Stops a run after `step`, as a signal would."""
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StopRequest, "reached", lambda self, reached: reached == step)
+        patch.setattr(loop.StopRequest, "reached", lambda self, reached, batch=0: reached == step)
         assert run() == Exit.PREEMPTED

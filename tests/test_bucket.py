@@ -83,6 +83,18 @@ def test_the_bits_are_those_of_a_local_folder(store, tmp_path):
     assert fingerprint(folder) == fingerprint(tmp_path)
 
 
+def test_a_stored_checkpoint_gets_the_scores_of_a_later_evaluation(store):
+    """They count: the best checkpoint is kept."""
+    folder = store.folder()
+    save(folder, 1, 2)
+    with Checkpoints(folder, CONFIG) as checkpoints:
+        checkpoints.save(2, state_of(2), {"eval/top1": 0.5})
+    with Checkpoints(folder, CONFIG) as checkpoints:
+        assert checkpoints.latest_scores == {"eval/top1": 0.5}
+    save(folder, 3, 4)
+    assert {name[0] for name in names(folder)} == {"1", "2", "3", "4"}
+
+
 @pytest.mark.slow
 def test_a_good_checkpoint_is_marked_and_kept(store):
     folder = store.folder()

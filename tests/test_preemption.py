@@ -14,7 +14,7 @@ from launcher import Job
 from gnp_scale.config import ConfigError
 from gnp_scale.resilience import preemption
 from gnp_scale.resilience.grace import VARIABLE, grace_s
-from gnp_scale.resilience.preemption import Position, StopRequest, make_plan
+from gnp_scale.resilience.preemption import EVALUATED, Position, StopRequest, make_plan
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -26,6 +26,10 @@ PLANS = {
     "the first step that none has passed": ([(1, 10), (1, 12), (1, 10)], (1, 13), "saving after step 13"),
     "a process that still compiles": ([(1, 10), (0, 0)], None, "nothing new to save"),
     "the end of the run": ([(1, NUM_STEPS), (1, 99)], (1, NUM_STEPS), "the last step is made"),
+    "inside an evaluation": ([(1, 10, 3), (1, 10, 4), (1, 9)], (1, 10, 5), "saving after step 10; the next start"),
+    "inside the last evaluation": ([(1, NUM_STEPS, 1)], (1, NUM_STEPS, 2), "saving after step 100; the next start"),
+    "after an evaluation": ([(1, 10, EVALUATED), (1, 10, 4)], (1, 11), "saving after step 11"),
+    "after the last evaluation": ([(1, NUM_STEPS, EVALUATED)], (1, NUM_STEPS, EVALUATED), "the last step is made"),
     "after a rollback": ([(2, 10), (2, 11)], (2, 12), "saving after step 12"),
     "one process has begun again and one not yet": ([(2, 10), (1, 90)], (2, 11), "saving after step 11"),
     "one has made the last step and one has gone back": ([(1, NUM_STEPS), (2, 90)], (2, 91), "saving after step 91"),
@@ -86,6 +90,15 @@ def test_one_process_stops_after_the_next_step():
     assert not stop.reached(8)
     stop.ask("SIGTERM")
     assert [stop.reached(step) for step in (9, 10)] == [True, True]
+
+
+def test_an_evaluation_stops_before_its_next_batch_or_at_its_end():
+    for rest in ([4, 5], [EVALUATED]):
+        stop = alone()
+        begin(stop)
+        assert not any(stop.reached(8, batch) for batch in (0, 1, 2, 3))
+        stop.ask("SIGTERM")
+        assert all(stop.reached(8, batch) for batch in rest)
 
 
 def test_a_stop_planned_before_a_rollback_comes_after_the_first_step_that_follows_it():
@@ -172,26 +185,29 @@ class Store:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_processes_at_different_steps_stop_after_the_same_one(seed):
-    """Each may be a few steps ahead of another, because dispatch is asynchronous; one or all of them get signals.
+    """Each may be a few steps, or batches of an evaluation, ahead of another, because dispatch is asynchronous; one or
+    all of them get signals.
 
     Ten pass their steps through another one to process 0.
     """
+    batches = (0, 1, 2, 3, 4, 5, EVALUATED)
+    points = [(step, batch) for step in range(1, 300) for batch in (batches if step % 3 == 0 else (0,))]
     rng, store, num_processes = random.Random(seed), Store(), 10 if seed % 4 == 0 else 4
     stops = [StopRequest() for _ in range(num_processes)]
-    steps, ends = [0] * num_processes, [0] * num_processes
+    passed, ends = [0] * num_processes, [(0, 0)] * num_processes
 
     def train(rank):
         own = random.Random(f"{seed} {rank}")
         begin(stops[rank], 0)
-        for step in range(1, 1000):
-            while step > min(steps) + 3:
+        for number, point in enumerate(points):
+            while number > min(passed) + 3:
                 time.sleep(0.0002)
             time.sleep(own.random() * 0.002)
-            if stops[rank].reached(step):
-                steps[rank] = 1000
-                ends[rank] = step
+            if stops[rank].reached(*point):
+                passed[rank] = len(points)
+                ends[rank] = point
                 return
-            steps[rank] = step
+            passed[rank] = number
 
     for rank, stop in enumerate(stops):
         stop.joined(store, rank, num_processes)
@@ -203,7 +219,7 @@ def test_processes_at_different_steps_stop_after_the_same_one(seed):
         stops[rank].ask("SIGTERM")
     for thread in threads:
         thread.join(30)
-    assert 0 < ends[0] < 999
+    assert (0, 0) < ends[0] < points[-1]
     assert ends == [ends[0]] * num_processes
 
 

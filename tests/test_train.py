@@ -11,6 +11,7 @@ import pytest
 
 from gnp_scale import loop
 from gnp_scale.checkpoint import fingerprint
+from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.config import (
     CheckpointConfig,
     Config,
@@ -70,9 +71,9 @@ FINE_TUNED = dataclasses.replace(
 )
 
 
-def stop_after(monkeypatch, step):
-    """Makes the next run stop after `step`, as a signal would."""
-    monkeypatch.setattr(loop.StopRequest, "reached", lambda self, reached: reached == step)
+def stop_after(monkeypatch, step, batch=0):
+    """Makes the next run stop after `step`, or inside the evaluation that follows, as a signal would."""
+    monkeypatch.setattr(loop.StopRequest, "reached", lambda self, *reached: (*reached, 0)[:2] >= (step, batch))
 
 
 def without_times(rows):
@@ -115,6 +116,36 @@ def test_a_stopped_run_ends_bitwise_like_one_that_was_not(config, stop, whole_ru
     assert train(config, stopped) == Exit.FINISHED
     assert fingerprint(stopped) == fingerprint(whole)
     assert without_times(read_metrics(stopped)) == without_times(read_metrics(whole))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_stop_ended_is_made_by_the_next_start(tmp_path, monkeypatch, capsys):
+    """Also where that start is stopped in it again, and after the last step. Its scores are stored as any others."""
+    config = dataclasses.replace(
+        BASE,
+        data=DataConfig(
+            "synthetic", batch_size=16, eval_batch_size=16, synthetic_num_examples=180, synthetic_image_size=8
+        ),
+        model=dataclasses.replace(VIT, depth=1, width=16, num_heads=2),
+        train=TrainConfig(num_steps=6, log_every_steps=4, eval_every_steps=2),
+        checkpoint=CheckpointConfig(every_steps=None, keep_best=3),
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(config, whole) == Exit.FINISHED
+    # Before the second of the three batches of an evaluation; at its begin, on resuming; and so on.
+    for step, batch in [(2, 3), (2, 1), (4, 0), (6, 4), (6, 1)]:
+        with monkeypatch.context() as patch:
+            stop_after(patch, step, batch)
+            assert train(config, stopped) == Exit.PREEMPTED
+        assert fingerprint(stopped)[0] == step
+        assert max((row["step"] for row in read_metrics(stopped) if "eval/top1" in row), default=0) == step - 2
+    assert train(config, stopped) == Exit.FINISHED
+    assert "evaluating step 6, which was saved without its evaluation" in capsys.readouterr().err
+    assert fingerprint(stopped) == fingerprint(whole)
+    rows = without_times(read_metrics(stopped))
+    assert rows == without_times(read_metrics(whole))
+    scores = {row["step"]: {name: row[name] for name in row if name.startswith("eval/")} for row in rows}
+    assert {step: open_store(stopped).scores(step) for step in (2, 4, 6)} == scores
 
 
 @pytest.fixture(scope="module")

@@ -135,16 +135,23 @@ class Checkpoints:
             raise ConfigError(f"the checkpoint of step {step} cannot be renamed ({problem}): make its folder writable")
         return name
 
+    def is_unevaluated(self, step: int) -> bool:
+        """Whether an evaluation is due after `step`, a stored one, which was left out because the run was stopped."""
+        return step in self._steps and self._config.train.evaluates_after(step) and step not in self._scores
+
     def exactness(self) -> str:
         """A message: how exact the numbers are on this mesh after the restored checkpoint."""
         assert self._resumed is not None, "nothing was restored"
         return exactness(self._resumed, self._config)
 
     def is_due(self, step: int, scores: Scores | None) -> bool:
-        """Whether to save after `step`: by step, by time, or for the best evaluation; the same in every process."""
+        """Whether to save after `step`: by step, by time, or for the best evaluation; the same in every process.
+
+        Also if it is stored already: then it may lack the evaluation.
+        """
         every = self._config.checkpoint.every_steps
         by_step = every is not None and step % every == 0
-        return by_step or self._is_best(scores) or self._is_due_by_time(step)
+        return step in self._steps or by_step or self._is_best(scores) or self._is_due_by_time(step)
 
     def _is_best(self, scores: Scores | None) -> bool:
         settings = self._config.checkpoint
@@ -161,12 +168,16 @@ class Checkpoints:
         return consensus.broadcast(time.monotonic() - self._last_save_time >= 60 * every)
 
     def save(self, step: int, state: TrainState, scores: Scores | None) -> None:
-        """Saves the state after `step`, with the metrics of the evaluation at that step, if any.
+        """Saves the state after `step`, with the metrics of the evaluation at that step, if any. One that is stored
+        already gets the metrics.
 
         Raises:
             ConfigError: the store has failed too often.
         """
-        self._writer.start(step, state, describe(self._config, state, scores))
+        if step not in self._steps:
+            self._writer.start(step, state, describe(self._config, state, scores))
+        elif scores:
+            self._store.add_scores(step, scores)
         if scores:
             self._scores[step] = scores
         self._last_save_time = time.monotonic()

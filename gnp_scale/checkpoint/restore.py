@@ -130,7 +130,7 @@ def stored_scores(store: Store, steps: Iterable[int]) -> dict[int, Scores]:
 
 def _scores(store: Store, step: int) -> Scores | None:
     try:
-        return store.metadata(step)["scores"]
+        return store.scores(step)
     except Exception:
         # `latest_valid` handles a damaged one on restore. There is no list of the errors that it can cause.
         return None

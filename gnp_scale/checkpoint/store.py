@@ -6,10 +6,11 @@ complete or absent, unless the store loses something afterwards.
 
 import contextlib
 import itertools
+import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gnp_scale.run.processes import is_main_process
 
 _COMMIT_MARKER = "commit_success.txt"
 _GOOD_MARKER = "good"
+_SCORES_FILE = "scores.json"
 _UNFINISHED = ".orbax-checkpoint-tmp*"
 _DELETED = "deleted"
 
@@ -91,6 +93,27 @@ class Store:
             # On a full disk the mark may be lost: then the step must pass the gate again after a restart.
             with contextlib.suppress(OSError):
                 (self._path(step) / _GOOD_MARKER).touch()
+
+    def add_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Adds the evaluation of a step that was saved without one."""
+        if is_main_process():
+            # If it is lost, the next start evaluates the step again.
+            with contextlib.suppress(OSError):
+                (self._path(step) / _SCORES_FILE).write_bytes(json.dumps(dict(scores)).encode())
+
+    def scores(self, step: int) -> Mapping[str, float] | None:
+        """The evaluation that was saved with a step, or added to it; None if there is none.
+
+        Raises:
+            Exception: any error that a damaged file causes.
+        """
+        return self.metadata(step)["scores"] or self._added_scores(step)
+
+    def _added_scores(self, step: int) -> Mapping[str, float] | None:
+        try:
+            return json.loads((self._path(step) / _SCORES_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
 
     def prepare(self, step: int) -> None:
         """Removes the remains of earlier writes of `step`, and checks that this process can write here.

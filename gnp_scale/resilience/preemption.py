@@ -6,10 +6,11 @@ JAX is not imported here before the processes have found each other, so that sig
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
@@ -27,13 +28,20 @@ _SECOND_INTERRUPT_S = 1.0
 """A launcher forwards a Ctrl-C that its processes also get from the terminal."""
 
 
+EVALUATED = sys.maxsize
+"""See `Position.batch`."""
+
+
 @dataclass(frozen=True, order=True)
 class Position:
-    """The progress of a process: the number of its training attempt, from 1, and the last step that it passed in it."""
+    """The progress of a process: what it has passed."""
 
     attempt: int
-    """Each rollback begins a new one; 0 before the process trains."""
+    """The number of its training attempt: each rollback begins a new one; 0 before the process trains."""
     step: int
+    """Its last step in the attempt."""
+    batch: int = 0
+    """Of the evaluation after that step: 1 at its begin, one more before each of its batches, `EVALUATED` after it."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,15 @@ class Plan:
 
 
 def make_plan(positions: Sequence[Position], num_steps: int) -> Plan:
-    """The same plan in every process: to stop after the first step that no process has passed."""
+    """The same plan in every process: to stop after the first step, or inside the first evaluation, that no process has
+    passed.
+    """
     if any(position.attempt == 0 for position in positions):
         return Plan(None, "there is nothing new to save since the start")
     last = max(positions)
+    if 0 < last.batch < EVALUATED:
+        reason = f"saving after step {last.step}; the next start evaluates it"
+        return Plan(replace(last, batch=last.batch + 1), reason)
     if last.step >= num_steps:
         return Plan(last, "the last step is made, and is being saved")
     return Plan(Position(last.attempt, last.step + 1), f"saving after step {last.step + 1}")
@@ -59,9 +72,10 @@ class StopRequest:
     """Whether to stop, and after which step. Without `watch` it never stops.
 
     A signal to any process reaches all of them through JAX's coordination service. They exchange the last step that
-    each has passed, and stop after the next one, which none has passed. A failed save costs no more than no save, so it
-    is always tried. If one process does not train yet, all exit at once, without the main thread: it may be inside a
-    compiler for minutes. In every case this process exits before the grace time is over.
+    each has passed, and stop after the next one, which none has passed. They stop an evaluation before the next of its
+    batches: it may be longer than the grace time. A failed save costs no more than no save, so it is always tried. If
+    one process does not train yet, all exit at once, without the main thread: it may be inside a compiler for minutes.
+    In every case this process exits before the grace time is over.
     """
 
     def __init__(self) -> None:
@@ -112,12 +126,12 @@ class StopRequest:
         """Records that there is nothing to close or to lose, before a run and after it: the process may go on."""
         self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
 
-    def reached(self, step: int) -> bool:
+    def reached(self, step: int, batch: int = 0) -> bool:
         """Whether to save and stop after `step`: the same answer in every process. Call it once per step in each of
-        them.
+        them, and again with each `batch` of `Position` if an evaluation follows.
         """
         with self._lock:
-            self._position = Position(self._position.attempt, step)
+            self._position = Position(self._position.attempt, step, batch)
             return self._stop_at is not None and self._position >= self._stop_at
 
     def ask(self, reason: str) -> None:

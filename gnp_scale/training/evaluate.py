@@ -1,5 +1,6 @@
 """Evaluation: every image of the test split counted exactly once, on any number of devices and processes."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from gnp_scale.training.state import TrainState
 type Totals = dict[str, jax.Array]
 
 METRICS = ("loss", "top1", "top5")
+_MOST_AHEAD = 2
+"""Batches that are queued on the devices, so that an evaluation can end soon."""
 _ANSWERED = ("real", "answered")
 """With several right answers: images for which the first guess is one of them, and images that have any."""
 
@@ -41,26 +44,31 @@ def trace_eval_step(task: Task) -> jax.stages.Lowered:
     return _make_eval_step(task).lower(*task.abstract_state().evaluated, task.abstract_eval_batch(), totals)
 
 
-def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[[TrainState], Evaluation]:
-    """`evaluate(state)`: `eval/{loss,top1,top5}`, the mean of `train.loss` in nats, and accuracies on the test images;
-    and the first guess for each of them. Labels are neither smoothed nor mixed.
+def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Evaluation]:
+    """`evaluate(state, before)`: `eval/{loss,top1,top5}`, the mean of `train.loss` in nats, and accuracies on the test
+    images; and the first guess for each of them. Labels are neither smoothed nor mixed.
 
     With `data.eval_labels` also `eval/real`: the share of images with right answers whose first guess is one of them
     (arXiv 2006.07159).
 
-    The host waits for the devices once, at the end.
+    It calls `before(1)`, if that is given, and `before(2)`, `before(3)`, ... before each batch; an error there ends it.
+    The host is at most `_MOST_AHEAD` batches ahead of the devices.
 
     Args:
         task: The task to evaluate.
         get_step: Returns the compiled program of `trace_eval_step`; called at each evaluation.
     """
 
-    def evaluate(state: TrainState) -> Evaluation:
+    def evaluate(state: TrainState, before: Callable[[int], object] = lambda number: None) -> Evaluation:
+        before(1)
         eval_step, totals = get_step(), _zero_totals(_names(task))
         guessed: list[dict[str, jax.Array]] = []
-        for batch in eval_batches(task.dataset.test, task.config.data):
-            totals, guessed_B = eval_step(*state.evaluated, batch, totals)
-            guessed.append(guessed_B)
+        with contextlib.closing(eval_batches(task.dataset.test, task.config.data)) as batches:
+            for number, batch in enumerate(batches, start=2):
+                before(number)
+                totals, guessed_B = eval_step(*state.evaluated, batch, totals)
+                guessed.append(guessed_B)
+                jax.block_until_ready(guessed[:-_MOST_AHEAD][-1:])
         sums = jax.device_get(totals)
         scores = {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
         if task.dataset.num_answers:
