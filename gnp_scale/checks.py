@@ -1,6 +1,7 @@
 """Checks of user input: their error, the values of a section of the configuration, and paths."""
 
 import difflib
+import errno
 import functools
 import os
 import types
@@ -84,10 +85,21 @@ _PLAIN: dict[Any, tuple[Any, str]] = {
 
 
 def local_path(option: str, text: str) -> Path:
-    """The local path that was given as `option`, with `~` expanded.
+    """The local path that was given as `option`, with `~` expanded; there may be nothing.
 
-    Raises: ConfigError: it is empty, a URL, in the home of an unknown user, or not UTF-8: Orbax cannot write there.
+    Raises: ConfigError: it is empty, a URL, in the home of an unknown user, or not UTF-8: Orbax cannot write there. Or
+        the system refuses to look at it.
     """
+    path = _path_of(option, text)
+    try:
+        path.stat()
+    except OSError as error:
+        is_answered = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        check(is_answered, f"{option} is {text}, which cannot be used ({error.strerror}): give another path")
+    return path
+
+
+def _path_of(option: str, text: str) -> Path:
     is_text = not any("\ud800" <= character <= "\udfff" for character in text)
     check(is_text, f"{option} is {text!a}, which is not UTF-8: rename it, or set LC_ALL=C.UTF-8 if it was to be")
     check(text != "", f"{option} is empty: give a path (a shell variable that is not set leaves an empty one)")
@@ -108,7 +120,7 @@ def data_root(option: str, text: str) -> str:
     """
     scheme, separator, bucket = text.partition("://")
     if not separator or scheme not in ("gs", "s3"):
-        return str(local_path(option, text))
+        return str(_path_of(option, text))
     check(bucket.strip("/") != "", f"{option} is {text}, which names no bucket: write it as {scheme}://bucket/folder")
     return text.rstrip("/")
 

@@ -173,9 +173,12 @@ def test_no_server_is_told_in_one_line(tmp_path: Path, monkeypatch):
         download("toy", tmp_path, sources=sources_of({"file.bin": CONTENT}), console=QUIET)
 
 
-@pytest.mark.parametrize("url", ["file:///etc", "ftp://127.0.0.1/", "mirror"])
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc", "ftp://127.0.0.1/", "mirror", "http://", "http://[", "http://a:b/", "http://a b/", "https://é/"],
+)
 def test_only_web_addresses_are_mirrors(url: str, tmp_path: Path):
-    with pytest.raises(DownloadError, match="give an address that begins with https:// or http://"):
+    with pytest.raises(DownloadError, match="give an address such as https://"):
         download("cifar10", tmp_path, url)
 
 

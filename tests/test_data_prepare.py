@@ -111,6 +111,12 @@ def test_a_damaged_source_is_named_and_mended_later(source: Path, tmp_path: Path
     ):
         prepare(source, tmp_path / "out", 300, 2)
     image.write_bytes(right)
+    image.write_bytes(b"")
+    write_index(source)
+    with pytest.raises(ConfigError, match=r"train train/one/4\.PNG cannot be used: it is empty; mend it, or remove it"):
+        prepare(source, tmp_path / "of an empty one", 300, 2)
+    image.write_bytes(right)
+    write_index(source)
     prepare(source, tmp_path / "out", 300, 2)
     assert verify(tmp_path / "out", 2, decodes=True) == (NUM_IMAGES, [])
 

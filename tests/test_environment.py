@@ -135,6 +135,7 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
         ("s3://bucket/run", "mount the bucket"),
         ("~no-such-user-of-test/run", "no such home folder"),
         ("runs/\udcc3\udca9", "which is not UTF-8"),
+        ("a" * 300, r"is a{300}, which cannot be used \(File name too long\): give another path"),
     ],
 )
 def test_a_path_that_is_none_is_refused(text, part):

@@ -313,10 +313,23 @@ def test_an_outcome_without_its_configuration_is_one_line(rows):
         rows["sam"].is_finished()
 
 
-def test_a_damaged_outcome_is_one_line(rows):
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[" * 100_000,
+        '{"num_passes": 1, "validation": {}}',
+        '{"num_passes": 1, "validation": [0.5]}',
+        '{"num_passes": 1, "validation": {"20": null}}',
+        '{"num_passes": 1, "validation": {"20": NaN}}',
+        '{"num_passes": 1, "validation": {"20": 0.5}, "test_best": "x"}',
+        '{"num_passes": 1, "validation": {"20": 0.5}, "test_best": 1e999}',
+    ],
+)
+def test_a_damaged_outcome_is_one_line(content, rows):
     assert rows["sam"].run(Fake()) == Exit.FINISHED
     path = folder_of(rows["sam"].folder, PLAN.tuning("sam")[0]) / outcome.OUTCOME_FILE
-    path.write_text("{")
+    path.write_text(content)
     with pytest.raises(ConfigError, match=r"cannot be read .* remove it, and the run is measured again"):
         rows["sam"].is_finished()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,14 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
 
     # As if it were killed after the last step and before its outcome is written.
     (folder / "plain" / chosen / "outcome.json").unlink()
+    metrics = folder / "plain" / chosen / "metrics.jsonl"
+    content = metrics.read_bytes()
+    # A power cut may leave zeros.
+    metrics.write_bytes(re.sub(rb'\{"step": 4,.*', b"\0" * 40, content))
+    assert metrics.read_bytes() != content
+    process = start(folder, data, "--only", "plain")
+    assert "evaluations: remove it, and it is trained again" in process.communicate(timeout=DEADLINE_S)[1]
+    metrics.write_bytes(content)
     process = start(folder, data, "--only", "plain")
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, err

@@ -117,6 +117,8 @@ def _show(options: argparse.Namespace, flags: Sequence[str]) -> int:
         raise
     except OSError as error:
         raise ConfigError(f"{folder} cannot be shown ({error}): check FOLDER and --data.name") from error
+    except MemoryError as error:
+        raise ConfigError(f"--data.image-size is {data.image_size}: there is not enough memory for it") from error
     return Exit.FINISHED
 
 

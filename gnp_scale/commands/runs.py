@@ -108,7 +108,10 @@ def _seconds(text: str) -> float:
 def _fingerprint(options: argparse.Namespace, flags: Sequence[str]) -> int:
     on_cpu()
     from gnp_scale.checkpoint import fingerprint
+    from gnp_scale.run.status import unreadable_is_config_error
 
-    step, digest = fingerprint(existing_run(options.run_dir), options.step)
+    run_dir = existing_run(options.run_dir)
+    with unreadable_is_config_error(run_dir):
+        step, digest = fingerprint(run_dir, options.step)
     print(f"{digest}  step {step}")
     return Exit.FINISHED

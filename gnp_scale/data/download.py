@@ -4,11 +4,13 @@ import contextlib
 import filecmp
 import http.client
 import os
+import re
 import shutil
 import tarfile
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -91,8 +93,8 @@ def download(
         raise DownloadError(f"data set {name} has no download: give one of {', '.join(sorted(sources))}")
     source = sources[name]
     base_url = base_url or source.base_url
-    if not base_url.startswith(("https://", "http://")):
-        raise DownloadError(f"--url is {base_url}: give an address that begins with https:// or http://")
+    if not _is_address(base_url):
+        raise DownloadError(f"--url is {base_url}: give an address such as https://host/folder, of ASCII alone")
     folder = Path(root) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,15 @@ def download(
     except OSError as error:
         raise DownloadError(f"cannot write data set {name} to {folder}: {error}") from error
     return folder
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_of_a_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    return is_of_a_host and parts.scheme in ("https", "http") and re.fullmatch("[!-~]+", url) is not None
 
 
 @contextlib.contextmanager

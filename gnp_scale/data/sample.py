@@ -47,9 +47,9 @@ class Sample:
 
 
 def check_usable(split: str, record: Record) -> None:
-    """Raises ConfigError if the bytes of a record are not those of its index."""
+    """Raises ConfigError if the bytes of a record are not those of its index, or if there are none."""
+    problem = record.problem or ("" if record.data else "it is empty")
     check(
-        not record.problem,
-        f"{split} {record.name} cannot be used: {record.problem}; mend it, or remove it and run gnp-scale data index "
-        "SOURCE",
+        not problem,
+        f"{split} {record.name} cannot be used: {problem}; mend it, or remove it and run gnp-scale data index SOURCE",
     )

@@ -1,6 +1,7 @@
 """What a run has reached, in a file of its folder."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,17 @@ class Outcome:
     test_final: float | None = None
     """The same of the last checkpoint."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError or TypeError: the file of a finished run has other content."""
+        numbers = {name: value for name, value in vars(self).items() if name != "validation"}
+        if self.validation is not None:
+            numbers |= {f"validation {int(step)}": float(share) for step, share in self.validation.items()}
+            if not self.validation:
+                raise ValueError("it has no evaluation")
+        for name, value in numbers.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+
     @property
     def has_diverged(self) -> bool:
         """Whether the run has no result, because a loss or a gradient was not finite."""
@@ -41,7 +53,7 @@ class Outcome:
     @property
     def best(self) -> float:
         """The accuracy of the best evaluation on validation."""
-        assert self.validation, "the run has diverged"
+        assert self.validation is not None, "the run has diverged"
         return max(self.validation.values())
 
 
@@ -63,7 +75,7 @@ def read(run_dir: Path, config: Config) -> Outcome | None:
         found = Outcome(**json.loads(path.read_bytes()))
         # There are hundreds of them: reading a configuration takes milliseconds, and comparing its text less.
         is_same = (run_dir / CONFIG_FILE).read_text() == recipe.to_json(config)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): remove it, and the run is measured again") from error
     changed = [] if is_same else changes(stored_config(run_dir), config)
     check(

@@ -55,6 +55,11 @@ def trial(config: Config, run_dir: Path, stop: StopRequest, *, is_final: bool) -
 
 def _measure(config: Config, run_dir: Path, *, is_final: bool) -> Outcome:
     validation = {str(int(row["step"])): row[TOP1] for row in read_metrics(run_dir) if TOP1 in row}
+    due = sum(map(config.train.evaluates_after, range(1, config.train.num_steps + 1)))
+    check(
+        len(validation) == due,
+        f"{run_dir} has the record of {len(validation)} of its {due} evaluations: remove it, and it is trained again",
+    )
     history = read_history(run_dir)
     seconds = history.stage_s[Stage.TRAIN] + history.stage_s[Stage.DATA] - history.lost_s
     found = Outcome(num_passes(config), seconds=seconds, validation=validation)

@@ -88,8 +88,8 @@ def _other_end(
     config: Config, run_dir: Folder, other_dir: Folder, num_averaged: int | None, stages: Stages
 ) -> tuple[int, Params]:
     """The step and the parameters of the run in `other_dir`."""
-    check(other_dir.resolve() != run_dir.resolve(), f"--to is {other_dir}, which is the run itself: give another one")
     other = stored_config(other_dir)
+    check(other_dir.resolve() != run_dir.resolve(), f"--to is {other_dir}, which is the run itself: give another one")
     line.check_same_network(config, other, str(other_dir))
     shapes, others = stored_shapes(run_dir), stored_shapes(other_dir)
     differing = [f"{name} {shape} -> {others.get(name)}" for name, shape in shapes.items() if others.get(name) != shape]
