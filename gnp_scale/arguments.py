@@ -64,7 +64,7 @@ class Version(argparse.Action):
     """Prints the versions for a bug report, and ends the process."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        """Does so."""
+        """Prints them and exits."""
         libraries = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib"))
         print(f"gnp-scale {__version__}, {libraries}, Python {platform.python_version()}")
         parser.exit()

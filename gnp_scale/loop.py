@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gnp_scale import recipe
 from gnp_scale.checkpoint import Checkpoints, has_checkpoints
@@ -41,7 +40,7 @@ from gnp_scale.training.state import TrainState
 from gnp_scale.training.step import make_train_step
 
 _RUNS = itertools.count()
-"""Of this process, counted."""
+"""Numbers the runs of this process."""
 
 
 def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> Exit:
@@ -118,7 +117,7 @@ def _tell_end(run: Run, last: int | None) -> Exit:
 
 def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
     """The kinds that steps of the run may have."""
-    planned = task.gnp.step_kinds(np.arange(task.config.train.num_steps))
+    planned = task.planned_kinds
     # A later rollback may turn the penalty on again at steps where an earlier one turned it off.
     kinds = {*planned.tolist(), *rollbacks.step_kinds(planned).tolist()}
     if task.config.divergence.plain_steps:

@@ -58,7 +58,7 @@ class Run:
 
 def needed(run: Run, start: int) -> list[Name]:
     """The programs that a run needs from step `start` on; those of the steps come first."""
-    kinds = run.rollbacks.step_kinds(run.task.gnp.step_kinds(np.arange(run.task.config.train.num_steps)))
+    kinds = run.rollbacks.step_kinds(run.task.planned_kinds)
     names = [StepKind(kind) for kind in np.unique(kinds[start:])]
     return [*names, EVALUATION] if names or run.checkpoints.is_unevaluated(start) else []
 
@@ -68,7 +68,7 @@ def train_from(start: int, state: TrainState, run: Run) -> int:
     task, config, stages, checkpoints = run.task, run.task.config, run.recorder.stages, run.checkpoints
     num_steps = config.train.num_steps
     read = partial(train_batches, task.dataset, config.data, config.train.seed)
-    kinds = run.rollbacks.step_kinds(task.gnp.step_kinds(np.arange(num_steps)))
+    kinds = run.rollbacks.step_kinds(task.planned_kinds)
     with (
         MetricWriter(run.files.folder, is_main_process(), start) as writer,
         ProgressBar(start, num_steps, stages, is_main_process()) as bar,

@@ -188,8 +188,8 @@ def test_a_machine_that_sleeps_is_down(tmp_path, monkeypatch):
     """The clock of the stages stops meanwhile, that of the record does not: the run does not count as dead."""
     with Recorder(tmp_path, Stages(), is_writer=True) as recorder:
         awake_s = recorder.history().wall_s
-        clock_s = module._clock_s
-        monkeypatch.setattr(module, "_clock_s", lambda: clock_s() + 3600)
+        clock_s = module.boot_s
+        monkeypatch.setattr(module, "boot_s", lambda: clock_s() + 3600)
         run_history = recorder.history()
         assert run_history.wall_s == pytest.approx(awake_s + 3600, abs=60)
         assert run_history.stage_s["down"] == pytest.approx(3600, abs=1)

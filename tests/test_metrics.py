@@ -200,7 +200,7 @@ def clock(monkeypatch):
     """A clock that advances only on request, in a process that started 10 s ago."""
     now = [1000.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(module, "_clock_s", lambda: now[0])
+    monkeypatch.setattr(module, "boot_s", lambda: now[0])
     monkeypatch.setattr(stages, "PROCESS_START_S", 990.0)
 
     def advance(seconds):

@@ -72,7 +72,12 @@ def test_mask_chooses_by_the_names_of_the_models(name):
     assert [mask(path) for path in PATHS] == MASKS[name]
 
 
-@pytest.mark.parametrize(("name", "expected"), {**MASKS, "all": [True] * 4}.items())
+def test_frozen_parameters_need_no_mask_where_all_are_perturbed():
+    """They have no gradient. So the perturbation is along the gradient, and the curvature is known."""
+    assert penalty(optimizer=OptimConfig(frozen=("*/norm?/*",))).mask is None
+
+
+@pytest.mark.parametrize(("name", "expected"), MASKS.items())
 def test_frozen_parameters_are_not_perturbed(name, expected):
     """If all that `gnp.perturbed` names is frozen, as here with "norm", the mask is empty, and tracing refuses it."""
     mask = penalty(perturbed=name, optimizer=OptimConfig(frozen=("*/norm?/*",))).mask

@@ -4,6 +4,7 @@ All of this is stored with each checkpoint. Values that an earlier version did n
 says so.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -57,6 +58,7 @@ def _versions(kernels: str, *, has_files: bool) -> dict[str, str | None]:
     return {"gnp_scale": __version__} | {name: _version(name) for name in names}
 
 
+@functools.cache
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -94,6 +96,7 @@ def _is_relevant(flag: str) -> bool:
     return not flag.startswith(_IRRELEVANT_FLAGS)
 
 
+@functools.cache
 def _cpu() -> str:
     """Model and vector instructions of the host's CPU, for which XLA compiles."""
     info = Path("/proc/cpuinfo")

@@ -16,6 +16,7 @@ from gnp_scale.checkpoint.writer import Writer
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder
 from gnp_scale.training.state import TrainState
 
@@ -33,8 +34,9 @@ class Checkpoints:
         self._gate = HealthGate(settings.num_healthy_reports, settings.spike_factor)
         self._writer = Writer(self._store, settings.num_save_attempts, self._committed)
         self._store.delete_leftovers()
-        self._steps = set(consensus.broadcast(self._store.steps()))
-        self._good = set(consensus.broadcast(self._store.good_steps()))
+        # A thousand processes need not list a folder of which one answer counts.
+        self._steps = set(consensus.broadcast(self._store.steps() if is_main_process() else []))
+        self._good = set(consensus.broadcast(self._store.good_steps() if is_main_process() else []))
         for step in self._steps - self._good:
             self._gate.add(step)
         self._scores = stored_scores(self._store, self._steps)
@@ -101,7 +103,7 @@ class Checkpoints:
         steps, problem = [], None
         try:
             self._store.finish_deletions()
-            steps = self._store.steps()
+            steps = self._store.steps() if is_main_process() else []
         except OSError as error:
             problem = one_line(error)
         problem, found = consensus.agree(problem, steps)

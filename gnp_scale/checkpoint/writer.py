@@ -12,6 +12,7 @@ from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
 from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.processes import is_main_process
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
 """The wait before the next attempt: it doubles after each failure, up to the longest."""
@@ -108,7 +109,7 @@ class Writer:
         problem, is_committed = None, False
         try:
             self._store.prepare(self._job.step)
-            is_committed = self._job.step in self._store.steps()
+            is_committed = is_main_process() and self._job.step in self._store.steps()
         except OSError as error:
             problem = one_line(error)
         problem, are_committed = consensus.agree(problem, is_committed)

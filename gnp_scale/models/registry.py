@@ -3,7 +3,6 @@
 A further network is a file with a `FAMILY`, and its entry in `_FAMILIES`.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gnp_scale import mesh
+from gnp_scale.checks import closest
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import (
     cait,
@@ -183,6 +183,4 @@ def family_of(name: str) -> Family:
 
 
 def _unknown_name(name: str) -> str:
-    close = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"model.name is {name}, which is not a known network: {hint}choose one of {', '.join(NAMES)}"
+    return f"model.name is {name}, which is not a known network: {closest(name, NAMES)}choose one of {', '.join(NAMES)}"

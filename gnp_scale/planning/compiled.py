@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.data.dataset import Dataset
@@ -108,7 +107,7 @@ def compile_step(task: Task, cluster: Cluster, kind: StepKind) -> Step:
 
 def count_kinds(task: Task) -> Counter[StepKind]:
     """How many steps of each kind a run has."""
-    return Counter(StepKind(kind) for kind in task.gnp.step_kinds(np.arange(task.config.train.num_steps)))
+    return Counter(map(StepKind, task.planned_kinds))
 
 
 def flops_of(task: Task, kind: StepKind) -> int:

@@ -8,6 +8,11 @@ _STOPPED_TICKS = 5
 """A longer gap between two ticks is a stop, not a delay by other work."""
 
 
+def boot_s() -> float:
+    """Seconds on a clock that is never set, and that runs while this process or the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class AwakeClock:
     """Seconds for which this process ran, if a thread calls it about every `tick_s` seconds; a stop counts as one tick.
 

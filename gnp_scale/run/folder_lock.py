@@ -21,7 +21,7 @@ LOOK_S = 10.0
 
 
 def moved(folder: Path) -> str:
-    """What is said of a `folder` that is gone."""
+    """The error of a run whose `folder` is gone."""
     return f"{folder} was moved or removed while its run was training: to go on, give its name of now as --run-dir"
 
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gnp_scale.config import ConfigError
-from gnp_scale.run.awake import AwakeClock
+from gnp_scale.run.awake import AwakeClock, boot_s
 from gnp_scale.run.layout import LOCK_FILE
 from gnp_scale.run.store import StorePath
 
@@ -105,7 +105,7 @@ class Lease:
             # While this process paused, two others took the folder, and the second one removed this number.
             self._object(number).unlink(missing_ok=True)
             return False
-        self._number, self._checked_s = number, _clock_s()
+        self._number, self._checked_s = number, boot_s()
         for old in numbers:
             if old < number:
                 self._object(old).unlink(missing_ok=True)
@@ -116,12 +116,12 @@ class Lease:
 
         Raises: StoreError: the store fails.
         """
-        if not self._is_lost and _clock_s() - self._checked_s > 2 * BEAT_S:
+        if not self._is_lost and boot_s() - self._checked_s > 2 * BEAT_S:
             self._check()
         return not self._is_lost
 
     def _check(self) -> None:
-        began_s = _clock_s()
+        began_s = boot_s()
         if max(self._numbers(), default=0) > self._number:
             self._is_lost = True
         self._checked_s = began_s
@@ -161,11 +161,6 @@ class Lease:
 
     def _record(self, *, is_free: bool = False) -> bytes:
         return json.dumps({**self._owner, "beat": self._beat, "is_free": is_free}).encode()
-
-
-def _clock_s() -> float:
-    """Seconds on a clock that also runs while this process or the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from gnp_scale.exit_codes import Exit, exit_code
 from gnp_scale.run import metric_rows
+from gnp_scale.run.awake import boot_s
 from gnp_scale.run.files import Outage, append_line
 from gnp_scale.run.history import RunHistory, Start, parse, read_history
 from gnp_scale.run.layout import GOODPUT_FILE
@@ -31,7 +32,7 @@ class Recorder:
         self._path, self._is_writer = run_dir / GOODPUT_FILE, is_writer
         self._outage = Outage(self._path, "the record of the run's time has a gap")
         self._earlier, self._logged_step = _history(run_dir)
-        self._entered, self._entered_s = time.time(), _clock_s()
+        self._entered, self._entered_s = time.time(), boot_s()
         self._began = self._entered - (time.perf_counter() - stages.began_s)
         self._from_step: int | None = None
         self._num_rolled_back_steps = 0
@@ -87,7 +88,7 @@ class Recorder:
         now, now_s = self.stages.now, time.perf_counter()
         return {
             "began": round(self._began, 3),
-            "time": round(self._entered + _clock_s() - self._entered_s, 3),
+            "time": round(self._entered + boot_s() - self._entered_s, 3),
             "stage": now.stage,
             "from_step": self._from_step,
             "step": now.num_made_steps,
@@ -120,11 +121,6 @@ def _history(run_dir: Path) -> tuple[tuple[Start, ...], int | None]:
     except OSError as error:
         say(f"the record of earlier starts cannot be read ({error}): time and goodput are those of this start alone")
         return (), None
-
-
-def _clock_s() -> float:
-    """Seconds on a clock that is never set, and that runs while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def append_interval_s(age_s: float) -> float:

@@ -36,7 +36,7 @@ class Pen:
         self._draw.circle((place[0] * _SCALE, place[1] * _SCALE), radius * _SCALE, colour)
 
     def box(self, top_left: tuple[float, float], bottom_right: tuple[float, float], colour: str) -> None:
-        """A filled one."""
+        """A filled rectangle."""
         self._draw.rectangle([(x * _SCALE, y * _SCALE) for x, y in (top_left, bottom_right)], colour)
 
     def text(self, place: tuple[float, float], text: str, anchor: str) -> None:

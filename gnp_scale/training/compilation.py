@@ -31,8 +31,8 @@ MAX_AT_ONCE = 2
 
 
 def compiler_options(*, runs_once: bool = False) -> dict[str, str]:
-    """XLA's options for programs of the current mesh. Those that `XLA_FLAGS` names are left to it, and the level to JAX
-    where optimizations are disabled.
+    """XLA's options for programs of the current mesh. An option that `XLA_FLAGS` sets is omitted. So is the level of
+    optimization if JAX disables optimizations.
     """
     options = _OPTIONS_OF_ONE_CALL if runs_once else _OPTIONS
     left = {*xla_flags(), *([_LEVEL] if is_unoptimized() else [])}

@@ -79,7 +79,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
 
 
 def _names(task: Task) -> tuple[str, ...]:
-    """Of the sums."""
+    """The names of the sums that an evaluation adds up."""
     return (*METRICS, "count", *(_ANSWERED if task.dataset.num_answers else ()))
 
 

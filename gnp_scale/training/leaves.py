@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from gnp_kernels.trees import path_name
 
 from gnp_scale.checks import closest
-from gnp_scale.config import OptimConfig, check
+from gnp_scale.config import ConfigError, OptimConfig, check
 from gnp_scale.gnp import Axes
 
 type Params = Any
@@ -116,14 +117,12 @@ def frozen_mask(params: Params, config: OptimConfig) -> Any:
     Raises:
         ConfigError: a pattern names none, or all parameters are frozen.
     """
-    paths = {"/".join(names_of(path)) for path, _ in jax.tree.leaves_with_path(params)}
+    paths = {path_name(path) for path, _ in jax.tree.leaves_with_path(params)}
     for pattern in config.frozen:
-        check(
-            any(is_frozen(path, [pattern]) for path in paths),
-            f"optim.frozen has {pattern}, which names no parameter: {closest(pattern, sorted(paths))}"
-            f"there are {len(paths)}, such as {min(paths)}",
-        )
-    found = jax.tree.map_with_path(lambda path, _: is_frozen("/".join(names_of(path)), config.frozen), params)
+        if not any(is_frozen(path, [pattern]) for path in paths):
+            hint = f"{closest(pattern, sorted(paths))}there are {len(paths)}, such as {min(paths)}"
+            raise ConfigError(f"optim.frozen has {pattern}, which names no parameter: {hint}")
+    found = jax.tree.map_with_path(lambda path, _: is_frozen(path_name(path), config.frozen), params)
     check(not all(jax.tree.leaves(found)), f"optim.frozen is {' '.join(config.frozen)}, which leaves nothing to train")
     return found
 
@@ -166,6 +165,4 @@ def has_frozen_norm(path: str, patterns: Sequence[str]) -> bool:
 
 def frozen_statistics(batch_stats: Any, config: OptimConfig) -> Any:
     """Pytree of bool: which batch statistics belong to a normalisation with frozen scale and bias."""
-    return jax.tree.map_with_path(
-        lambda path, _: has_frozen_norm("/".join(names_of(path[:-1])), config.frozen), batch_stats
-    )
+    return jax.tree.map_with_path(lambda path, _: has_frozen_norm(path_name(path[:-1]), config.frozen), batch_stats)

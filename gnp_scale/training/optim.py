@@ -63,7 +63,7 @@ def average_share(decay: float, num_updates: jax.Array) -> jax.Array:
 
     1 - min(decay, (1 + n) / (10 + n)): the average covers about the last tenth of the updates, until `decay` limits it.
     So even with a decay of 0.9999 the initial parameters do not dominate a short run. `ExponentialMovingAverage` of
-    TensorFlow (with `num_updates`) and timm do the same.
+    TensorFlow does the same with `num_updates`.
     """
     return jnp.maximum(1 - decay, 9 / (10 + num_updates)).astype(jnp.float32)
 

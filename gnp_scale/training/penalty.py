@@ -159,13 +159,9 @@ def _mask(config: Config) -> Mask | None:
     a penalty of frozen parameters alone would be none without saying so.
     """
     chosen, patterns = _MASKS[config.gnp.perturbed], config.optim.frozen
-    if not patterns:
+    if chosen is None or not patterns:
         return chosen
-
-    def is_perturbed(path: str) -> bool:
-        return not is_frozen(path, patterns) and (chosen is None or chosen(path))
-
-    return is_perturbed
+    return lambda path: chosen(path) and not is_frozen(path, patterns)
 
 
 def _radius(config: Config) -> float | Schedule:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from gnp_kernels import Implementation
 
@@ -76,6 +77,11 @@ class Task:
         Raises: ConfigError: the file of `model.init_from` is gone, or does not fit.
         """
         return self._init() if self.initial is None else self._init(self.initial.load())
+
+    @cached_property
+    def planned_kinds(self) -> np.ndarray:
+        """The kind of each step (`StepKind`), as long as nothing is rolled back."""
+        return self.gnp.step_kinds(np.arange(self.config.train.num_steps))
 
     @cached_property
     def initial(self) -> Initial | None:

@@ -3,6 +3,8 @@
 H rows, W columns, Q quantiles.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,7 @@ def switched_shares(key: jax.Array, shape: tuple[int, int], config: DataConfig) 
     return jnp.where(is_on, share_HxW, 1.0), jnp.where(is_on, share, 1.0)
 
 
+@functools.cache
 def beta_quantiles(concentration: float) -> np.ndarray:
     """Equally likely values of Beta(c, c), in float32.
 
