@@ -3,10 +3,10 @@
 import contextlib
 import itertools
 import time
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -60,9 +60,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
             check_sizes_agree(task.dataset.sizes)
             kinds = _kinds(task, Rollbacks(run_dir, config))
             with stages.enter(Stage.COMPILE, 0), misfits_are_config_errors():
-                train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
-                traced: dict[Name, Any] = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
-                traced[EVALUATION] = trace_eval_step(task)
+                traced = _traced(task, kinds)
             # Here, so that a file that does not fit leaves no folder behind.
             is_new = task.initial is not None and not has_checkpoints(run_dir)
             weights = task.initial.check() if task.initial is not None and is_new else None
@@ -84,10 +82,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 announce(f"run folder {run_dir}\n{recipe.summary(config)}")
                 if weights is not None:
                     weights.record(run_dir)
-                num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
-                of_batch_norm = task.model.batch_norm_advice(config.data.batch_size, num_parts)
-                of_groups = group_advice(config, kinds, task.model.bn_group_size)
-                for advice in filter(None, (of_batch_norm, of_groups, mesh_advice(config, kinds))):
+                for advice in _advice(task, kinds):
                     announce(advice)
                 # A run that is asked to stop ends its saves before it writes a profile.
                 with Profile(config.train, run_dir) as profile, Checkpoints(run_dir, config) as checkpoints:
@@ -123,6 +118,22 @@ def _kinds(task: Task, rollbacks: Rollbacks) -> list[StepKind]:
     if task.config.divergence.plain_steps:
         kinds.add(StepKind.PLAIN)
     return [StepKind(kind) for kind in kinds]
+
+
+def _traced(task: Task, kinds: Collection[StepKind]) -> dict[Name, jax.stages.Lowered]:
+    """The programs of a run, to be compiled: the steps of `kinds`, and the evaluation."""
+    train_step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
+    steps = {kind: train_step.lower(*arguments, kind=kind) for kind in kinds}
+    return {**steps, EVALUATION: trace_eval_step(task)}
+
+
+def _advice(task: Task, kinds: Collection[StepKind]) -> Iterator[str]:
+    """What might be better in another experiment."""
+    config, model = task.config, task.model
+    num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
+    of_batch_norm = model.batch_norm_advice(config.data.batch_size, num_parts)
+    of_groups = group_advice(config, kinds, model.bn_group_size)
+    return filter(None, (of_batch_norm, of_groups, mesh_advice(config, kinds)))
 
 
 def _train_on(run: Run) -> int | None:
