@@ -31,10 +31,11 @@ def count(name):
 def main():
     reached = StopRequest.reached
 
-    def told(self, step):
-        print(f"step {step}: {num_waits[VALUE]} values, {num_waits[BARRIER]} barriers", flush=True)
-        num_waits.clear()
-        return reached(self, step)
+    def told(self, step, batch=0):
+        if batch == 0:
+            print(f"step {step}: {num_waits[VALUE]} values, {num_waits[BARRIER]} barriers", flush=True)
+            num_waits.clear()
+        return reached(self, step, batch)
 
     for name in (VALUE, BARRIER):
         count(name)
