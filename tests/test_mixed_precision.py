@@ -1,6 +1,7 @@
 """bfloat16 computation with float32 parameters: norm, perturbation and blend stay in float32."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from gnp_scale.training.setup import Task
 from gnp_scale.training.state import copy_of
 from gnp_scale.training.step import make_examples, make_loss, make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 CONFIG = Config(
     data=DataConfig(batch_size=128, eval_batch_size=120),
     model=ModelConfig(name="vit_mu", patch_size=2, depth=2, width=96, num_heads=4),
@@ -31,7 +34,13 @@ WIDE = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, width
 def trained(set_mesh, request):
     """A task, its state after 30 plain updates, and a batch."""
     set_mesh()
-    task = Task.of(getattr(request, "param", CONFIG))
+    task, state, batch = train_once(getattr(request, "param", CONFIG))
+    return task, jax.tree.map(jnp.copy, state), batch
+
+
+@functools.cache
+def train_once(config):
+    task = Task.of(config)
     state, train_step = task.init_state(), make_train_step(task)
     for batch in train_batches(task.dataset, CONFIG.data, seed=0, start_step=0, num_steps=30):
         state, _ = train_step(state, batch, kind=StepKind.PLAIN)
