@@ -61,7 +61,7 @@ def make_plan(positions: Sequence[Position], num_steps: int) -> Plan:
         return Plan(None, "there is nothing new to save since the start")
     last = max(positions)
     if 0 < last.batch < EVALUATED:
-        reason = f"saving after step {last.step}; the next start evaluates it"
+        reason = f"saving after step {last.step} without waiting for its evaluation"
         return Plan(replace(last, batch=last.batch + 1), reason)
     if last.step >= num_steps:
         return Plan(last, "the last step is made, and is being saved")
