@@ -1,10 +1,13 @@
 """What was used last is kept: in the right order, opened once, and several at a time."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gnp_scale.data.containers import byte_ranges
+from gnp_scale.data.containers.byte_ranges import Entry
 from gnp_scale.data.containers.recent import Recent
 
 
@@ -46,3 +49,18 @@ def test_a_value_that_cannot_be_opened_is_tried_again():
         recent.get(1)
     files[1] = "file"
     assert recent.get(1) == "file"
+
+
+def test_a_file_that_is_dropped_while_it_is_read_is_not_closed(tmp_path, monkeypatch):
+    """Its descriptor might already be that of another file."""
+    for name in ("first", "other"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(byte_ranges, "most_open_files", lambda: 1)
+    files, pread = byte_ranges._LocalFiles(tmp_path, ["first", "other"]), os.pread
+
+    def interrupted(descriptor, *arguments):
+        files._open.get(1)
+        return pread(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "pread", interrupted)
+    assert files.begin_read(Entry("first", 0, 5, 0, "first"), 0)() == b"first"

@@ -62,7 +62,13 @@ class _LocalFiles:
         """A function that reads the bytes of an entry, in the file of this number; it raises OSError."""
         if not self._is_open:
             return (self._folder / entry.file).read_bytes
-        return lambda: os.pread(self._open.get(file).descriptor, entry.num_bytes, entry.offset)
+
+        def read() -> bytes:
+            # As long as it has a name here, it is not closed.
+            opened = self._open.get(file)
+            return os.pread(opened.descriptor, entry.num_bytes, entry.offset)
+
+        return read
 
 
 class _StoredFiles:
