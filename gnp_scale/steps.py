@@ -133,8 +133,10 @@ def _end_step(
 
     A stop leaves an evaluation out, or ends it: the next start makes it. `after` are arrays of the last step.
     """
-    train, scores, stops = run.task.config.train, None, run.stop.reached(step)
-    if train.evaluates_after(step) and not stops:
+    train, scores = run.task.config.train, None
+    is_evaluated = train.evaluates_after(step)
+    stops = run.stop.reached(step, int(is_evaluated))
+    if is_evaluated and not stops:
         reporter.release()
         with throughput.paused(Stage.EVALUATE, step, after), contextlib.suppress(_StoppedError):
             scores = _scores(evaluate(state, partial(_go_on, run.stop, step)), step, writer, run.task)
@@ -154,7 +156,7 @@ class _StoppedError(Exception):
 
 
 def _go_on(stop: StopRequest, step: int, batch: int) -> None:
-    if stop.reached(step, batch):
+    if stop.reached(step, 1 + batch):
         raise _StoppedError
 
 

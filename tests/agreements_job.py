@@ -32,7 +32,7 @@ def main():
     reached = StopRequest.reached
 
     def told(self, step, batch=0):
-        if batch == 0:
+        if batch <= 1:
             print(f"step {step}: {num_waits[VALUE]} values, {num_waits[BARRIER]} barriers", flush=True)
             num_waits.clear()
         return reached(self, step, batch)

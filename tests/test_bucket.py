@@ -87,10 +87,11 @@ def test_a_stored_checkpoint_gets_the_scores_of_a_later_evaluation(store):
     """They count: the best checkpoint is kept."""
     folder = store.folder()
     save(folder, 1, 2)
+    scores = {"eval/loss": 1.0, "eval/top1": 0.5, "eval/top5": 0.75}
     with Checkpoints(folder, CONFIG) as checkpoints:
-        checkpoints.save(2, state_of(2), {"eval/top1": 0.5})
+        checkpoints.save(2, state_of(2), scores)
     with Checkpoints(folder, CONFIG) as checkpoints:
-        assert checkpoints.latest_scores == {"eval/top1": 0.5}
+        assert checkpoints.latest_scores == scores
     save(folder, 3, 4)
     assert {name[0] for name in names(folder)} == {"1", "2", "3", "4"}
 

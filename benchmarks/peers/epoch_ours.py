@@ -37,7 +37,7 @@ class EpochGate(StopRequest):
     def reached(self, step: int, batch: int = 0) -> bool:
         """Whether to stop after `step`, and not in an evaluation; before an answer, its arrays are computed."""
         num_steps = step - NUM_WARM_UP_STEPS
-        if batch or num_steps < 0 or num_steps % self._num_steps_of_epoch:
+        if batch > 1 or num_steps < 0 or num_steps % self._num_steps_of_epoch:
             return False
         jax.block_until_ready(jax.live_arrays())
         rows = read_metrics(self._run_dir)

@@ -23,6 +23,7 @@ from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
+from gnp_scale.training.evaluate import METRICS
 
 _COMMIT_MARKER = "commit_success.txt"
 _GOOD_MARKER = "good"
@@ -98,7 +99,7 @@ class Store:
         """Adds the evaluation of a step that was saved without one."""
         if is_main_process():
             # If it is lost, the next start evaluates the step again.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, DamagedError):
                 (self._path(step) / _SCORES_FILE).write_bytes(json.dumps(dict(scores)).encode())
 
     def scores(self, step: int) -> Mapping[str, float] | None:
@@ -111,9 +112,12 @@ class Store:
 
     def _added_scores(self, step: int) -> Mapping[str, float] | None:
         try:
-            return json.loads((self._path(step) / _SCORES_FILE).read_bytes())
+            found = json.loads((self._path(step) / _SCORES_FILE).read_bytes())
         except FileNotFoundError:
             return None
+        if not found.keys() >= {f"eval/{name}" for name in METRICS}:
+            raise DamagedError("its scores are not those of an evaluation")
+        return {name: float(value) for name, value in found.items()}
 
     def prepare(self, step: int) -> None:
         """Removes the remains of earlier writes of `step`, and checks that this process can write here.

@@ -41,7 +41,9 @@ class Position:
     step: int
     """Its last step in the attempt."""
     batch: int = 0
-    """Of the evaluation after that step: 1 at its begin, one more before each of its batches, `EVALUATED` after it."""
+    """0 if no evaluation follows that step. Otherwise 1 before it, one more before each of its batches, and `EVALUATED`
+    after it.
+    """
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class StopRequest:
 
     def reached(self, step: int, batch: int = 0) -> bool:
         """Whether to save and stop after `step`: the same answer in every process. Call it once per step in each of
-        them, and again with each `batch` of `Position` if an evaluation follows.
+        them, and with each `batch` of `Position` if an evaluation follows.
         """
         with self._lock:
             self._position = Position(self._position.attempt, step, batch)

@@ -51,8 +51,8 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
     With `data.eval_labels` also `eval/real`: the share of images with right answers whose first guess is one of them
     (arXiv 2006.07159).
 
-    It calls `before(1)`, if that is given, and `before(2)`, `before(3)`, ... before each batch; an error there ends it.
-    The host is at most `_MOST_AHEAD` batches ahead of the devices.
+    If `before` is given, it calls `before(1)`, `before(2)`, ... before each batch; an error there ends it. The host is
+    at most `_MOST_AHEAD` batches ahead of the devices.
 
     Args:
         task: The task to evaluate.
@@ -60,11 +60,10 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
     """
 
     def evaluate(state: TrainState, before: Callable[[int], object] = lambda number: None) -> Evaluation:
-        before(1)
         eval_step, totals = get_step(), _zero_totals(_names(task))
         guessed: list[dict[str, jax.Array]] = []
         with contextlib.closing(eval_batches(task.dataset.test, task.config.data)) as batches:
-            for number, batch in enumerate(batches, start=2):
+            for number, batch in enumerate(batches, start=1):
                 before(number)
                 totals, guessed_B = eval_step(*state.evaluated, batch, totals)
                 guessed.append(guessed_B)
