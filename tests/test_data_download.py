@@ -175,7 +175,17 @@ def test_no_server_is_told_in_one_line(tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc", "ftp://127.0.0.1/", "mirror", "http://", "http://[", "http://a:b/", "http://a b/", "https://é/"],
+    [
+        "file:///etc",
+        "ftp://127.0.0.1/",
+        "mirror",
+        "http://",
+        "http://[",
+        "http://a:b/",
+        "http://a b/",
+        "https://é/",
+        "http://a..b/",
+    ],
 )
 def test_only_web_addresses_are_mirrors(url: str, tmp_path: Path):
     with pytest.raises(DownloadError, match="give an address such as https://"):

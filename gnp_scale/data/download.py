@@ -111,7 +111,7 @@ def download(
 def _is_address(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
-        is_of_a_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        is_of_a_host = bool((parts.hostname or "").encode("idna")) and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
     return is_of_a_host and parts.scheme in ("https", "http") and re.fullmatch("[!-~]+", url) is not None

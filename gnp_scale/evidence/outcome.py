@@ -36,13 +36,14 @@ class Outcome:
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError: the file of a finished run has other content."""
-        numbers = {name: value for name, value in vars(self).items() if name != "validation"}
+        numbers = {name: value for name, value in vars(self).items() if name != "validation" and value is not None}
+        numbers["num_passes"] = self.num_passes
         if self.validation is not None:
-            numbers |= {f"validation {int(step)}": float(share) for step, share in self.validation.items()}
+            numbers |= {f"validation {int(step)}": share for step, share in self.validation.items()}
             if not self.validation:
                 raise ValueError("it has no evaluation")
         for name, value in numbers.items():
-            if value is not None and not math.isfinite(value):
+            if not math.isfinite(value):
                 raise ValueError(f"{name} is {value}")
 
     @property
@@ -75,7 +76,7 @@ def read(run_dir: Path, config: Config) -> Outcome | None:
         found = Outcome(**json.loads(path.read_bytes()))
         # There are hundreds of them: reading a configuration takes milliseconds, and comparing its text less.
         is_same = (run_dir / CONFIG_FILE).read_text() == recipe.to_json(config)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): remove it, and the run is measured again") from error
     changed = [] if is_same else changes(stored_config(run_dir), config)
     check(
