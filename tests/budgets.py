@@ -8,17 +8,27 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from gnp_scale import recipe
 from gnp_scale.catalogue import recipes
+from gnp_scale.config import GnpConfig, MeshConfig
+from gnp_scale.gnp import StepKind
+from gnp_scale.mesh import make_mesh
+from gnp_scale.planning import absent_data
+from gnp_scale.planning.compiled import count_kinds, flops_of, make_task
 from gnp_scale.planning.hardware import CHIPS, missing_compiler
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "tests" / "golden" / "budgets.json"
 COMMAND = "python tests/budgets.py"
+FLOPS_FILE = ROOT / "tests" / "golden" / "flops.json"
+FLOPS_COMMAND = f"{COMMAND} flops"
 VIT_S, VIT_B = (f"configs/imagenet_no_aug.py:vit_{size}16_gnp" for size in "sb")
 ALLOWED = 1.02
 """How many times its budget a quantity may take."""
@@ -131,6 +141,32 @@ def quantities(step: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def traced_flops(name: str) -> dict[str, int]:
+    """FLOPs of products of matrices and convolutions in each kind of step of a recipe, and in the plain one.
+
+    Over all chips, with what is computed again, on the mesh of all devices here. A recipe without a penalty gets SAM.
+    Nothing is compiled.
+    """
+    config = recipe.load(name)
+    if config.gnp.alpha == 0:
+        config = replace(config, gnp=GnpConfig(alpha=1))
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        task = make_task(config, absent_data.load(config.data, None))
+        kinds = sorted({StepKind.PLAIN, *count_kinds(task)})
+        return {kind.name.lower(): flops_of(task, kind) for kind in kinds}
+
+
+def write_flops() -> None:
+    """Writes the file of all recipes."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    found = {}
+    for name in RECIPES:
+        print(f"tracing {name}", file=sys.stderr)
+        found[name] = traced_flops(name)
+    FLOPS_FILE.write_text(json.dumps({"command": FLOPS_COMMAND, "recipes": found}, indent=1) + "\n")
+
+
 def main(names: list[str]) -> None:
     """Writes the rows named on the command line, or all, into the file."""
     rows = ROWS | RECIPES
@@ -148,4 +184,7 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:] == ["flops"]:
+        write_flops()
+    else:
+        main(sys.argv[1:])

@@ -5,7 +5,20 @@ from dataclasses import replace
 
 import jax
 import pytest
-from budgets import COMMAND, FILE, GOALS, RECIPES, ROWS, VIT_B, measure, worse
+from budgets import (
+    ALLOWED,
+    COMMAND,
+    FILE,
+    FLOPS_COMMAND,
+    FLOPS_FILE,
+    GOALS,
+    RECIPES,
+    ROWS,
+    VIT_B,
+    measure,
+    traced_flops,
+    worse,
+)
 
 from gnp_scale import recipe
 from gnp_scale.config import MeshConfig
@@ -16,12 +29,14 @@ from gnp_scale.planning.compiled import flops_of, make_task
 
 FILE_CONTENT = json.loads(FILE.read_text())
 GOLDEN = FILE_CONTENT["rows"]
+GOLDEN_FLOPS = json.loads(FLOPS_FILE.read_text())["recipes"]
 STEP = {"plain": {"FLOPs": 1000, "fast network, bytes": 0}, "penalised": {"FLOPs": 2000, "fast network, bytes": 50}}
 
 
 def test_the_golden_file_has_no_row_that_is_not_planned():
     assert GOLDEN.keys() <= (ROWS | RECIPES).keys()
     assert {name for name, row in ROWS.items() if not row.is_gpu} <= GOLDEN.keys(), f"run `{COMMAND}`"
+    assert GOLDEN_FLOPS.keys() == RECIPES.keys(), f"run `{FLOPS_COMMAND}`"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +53,16 @@ def test_a_step_takes_no_more_than_its_budget(name):
         f"say so in the changelog and write the budgets again with `{COMMAND}`. They are of JAX {FILE_CONTENT['jax']} "
         f"and libtpu {FILE_CONTENT['libtpu']}."
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_takes_no_more_flops_and_a_second_pass_no_more_than_the_first(name):
+    """By its traced steps, which takes seconds; the compiled ones are below."""
+    found, golden = traced_flops(name), GOLDEN_FLOPS[name]
+    assert found.keys() == golden.keys()
+    for kind, flops in found.items():
+        assert flops <= min(ALLOWED * golden[kind], 2.005 * found["plain"]), f"if it was meant to, `{FLOPS_COMMAND}`"
 
 
 @pytest.mark.long
