@@ -138,5 +138,5 @@ def split_recipe(name: str, what: str = "recipe") -> tuple[str, str]:
 
 def closest(word: str, candidates: Iterable[str]) -> str:
     """A hint at the candidate that is most similar to `word`; empty if none is similar."""
-    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f"did you mean {close[0]}? " if close else ""

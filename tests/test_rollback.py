@@ -101,7 +101,8 @@ def test_after_plain_steps_a_direction_is_made_before_it_is_reused(plan, rollbac
 
 def test_there_is_a_program_for_what_a_later_rollback_turns_on_again(tmp_path):
     """A run whose penalty is off until its end may roll back with other settings of `divergence`."""
-    task = SimpleNamespace(config=DIGITS, gnp=Gnp(alpha=0.8))
+    planned = Gnp(alpha=0.8).step_kinds(np.arange(DIGITS.train.num_steps))
+    task = SimpleNamespace(config=DIGITS, planned_kinds=planned)
     rollbacks = rollbacks_of(tmp_path, (0, 3), plain_steps=10**6)
     assert set(loop._kinds(task, rollbacks)) == {StepKind.PLAIN, StepKind.FULL}
 
