@@ -156,5 +156,5 @@ def test_a_step_for_tpus_calls_the_kernels(chip):
     command = [sys.executable, str(script), chip]
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    # Forward and backward. The compiled program has them in each of two passes; before, they are two functions.
-    assert json.loads(done.stdout.splitlines()[-1]) == {"bfloat16": 2, "float32": 4}
+    # Forward and backward, which the passes of a penalised step share as functions before it is compiled.
+    assert json.loads(done.stdout.splitlines()[-1]) == {"bfloat16": 2, "float32": 2}
