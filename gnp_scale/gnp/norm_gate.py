@@ -11,7 +11,10 @@ type State = dict[str, jax.Array]
 
 
 def judge(gate: NormGate, state: State, norm: jax.Array, threshold: Scalar) -> tuple[jax.Array, State]:
-    """Whether `norm` is large, and the averages with it. Averages that are not finite leave the gate open."""
+    """Whether `norm` is large, and the averages with it. Averages that are not finite leave the gate open.
+
+    At the first step, where both averages were 0, it is large unless `threshold` is above 1 / sqrt(1 - decay).
+    """
     squared = jnp.square(norm).astype(state["mean"].dtype)
     mean = gate.decay * state["mean"] + (1 - gate.decay) * squared
     variance = gate.decay * state["variance"] + (1 - gate.decay) * jnp.square(squared - mean)
