@@ -5,6 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from gnp_scale import recipe
 from gnp_scale.config import Config, DataConfig
 from gnp_scale.models import (
@@ -22,6 +24,10 @@ from gnp_scale.models import (
     vit,
     wide_resnet,
 )
+
+_DEEPEST = [name for name in registry.NAMES if name.startswith("pyramidnet") and name != "pyramidnet_110_48"]
+ALL_NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in _DEEPEST else ()) for name in registry.NAMES]
+"""The names of all real networks, for a test with a row for each."""
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = [path for path in sorted(CONFIGS.glob("*.py")) if not path.name.startswith("_")]

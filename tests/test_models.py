@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
+from small_networks import ALL_NETWORKS
 
 from gnp_scale.config import ConfigError, ModelConfig
 from gnp_scale.models import registry
@@ -180,7 +181,7 @@ def test_number_of_multiplications_is_that_of_timm(config, published, tolerance)
     assert (two - one) / 2 == pytest.approx(published, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", registry.NAMES)
+@pytest.mark.parametrize("name", ALL_NETWORKS)
 def test_parameters_are_float32_and_no_large_one_is_whole_on_a_device(name, set_mesh):
     """Except kernels of PyramidNets whose dimensions are all odd."""
     set_mesh(fsdp=4, tensor=1 if name == "vit_ti" else 2)  # 3 heads do not divide over 2 devices.

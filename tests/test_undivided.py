@@ -6,6 +6,7 @@ from collections import Counter
 import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from small_networks import ALL_NETWORKS
 
 from gnp_scale import mesh
 from gnp_scale.config import ConfigError, ModelConfig
@@ -81,7 +82,7 @@ def whole_mib(kernels: Kernels) -> float:
     return num_bytes / 2**20
 
 
-@pytest.mark.parametrize("name", registry.NAMES)
+@pytest.mark.parametrize("name", ALL_NETWORKS)
 def test_little_is_whole_up_to_the_largest_mesh_of_each_network(name, monkeypatch):
     kernels = all_wanted(name, monkeypatch)
     for fsdp in (2**power for power in range(1, 13)):
