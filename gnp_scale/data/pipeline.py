@@ -71,8 +71,13 @@ def eval_batches(split: Examples, config: DataConfig) -> Batches:
         counts = (position < num_examples) & (rows["label"] != UNREADABLE)
         return rows | {"label": np.maximum(rows["label"], 0), "mask": counts.astype(np.float32)}
 
-    num_batches = -(-num_examples // config.eval_batch_size)
-    return _ahead(lambda step: placement.place(read(step)), range(num_batches), config.prefetch_steps)
+    steps = range(num_eval_batches(split, config))
+    return _ahead(lambda step: placement.place(read(step)), steps, config.prefetch_steps)
+
+
+def num_eval_batches(split: Examples, config: DataConfig) -> int:
+    """How many batches `eval_batches` has."""
+    return -(-len(split) // config.eval_batch_size)
 
 
 def batch_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.dataset import Examples
-from gnp_scale.data.pipeline import eval_batches
+from gnp_scale.data.pipeline import eval_batches, num_eval_batches
 from gnp_scale.mesh import BATCH, P, on_mesh
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.training.compilation import compiler_options
@@ -62,7 +62,7 @@ def collect(task: Task, state: TrainState, stages: Stages) -> tuple[Features, Fe
 
 
 def _collect(step: Callable[..., Features], split: Examples, config: DataConfig, stages: Stages) -> Features:
-    num_batches, found = -(-len(split) // config.eval_batch_size), None
+    num_batches, found = num_eval_batches(split, config), None
     for number, batch in enumerate(eval_batches(split, config)):
         # Each batch is progress, so a large split may take longer than one evaluation.
         with stages.enter(Stage.EVALUATE, stages.now.step):

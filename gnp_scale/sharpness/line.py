@@ -14,7 +14,7 @@ import numpy as np
 
 from gnp_scale.config import Config, check
 from gnp_scale.data.augment import normalise
-from gnp_scale.data.pipeline import Batch, eval_batches
+from gnp_scale.data.pipeline import Batch, eval_batches, num_eval_batches
 from gnp_scale.mesh import AXES, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.models.batch_norm import BatchNorm
@@ -109,7 +109,7 @@ def _accuracy(task: Task, ends: tuple[Params, Params], stats: list[Any], during:
         return num_right(task, at(ends, step), batch_stats, batch)
 
     right_S, num_images = np.zeros(len(STEPS)), 0.0
-    num_batches = -(-len(task.dataset.test) // task.config.data.eval_batch_size)
+    num_batches = num_eval_batches(task.dataset.test, task.config.data)
     told = progress.told(during, "the accuracy along the line", num_batches, "batches")
     for batch in eval_batches(task.dataset.test, task.config.data):
         with told():

@@ -11,6 +11,7 @@ import numpy as np
 
 from gnp_scale.checkpoint import stored_shapes
 from gnp_scale.config import Config, check
+from gnp_scale.data.pipeline import num_eval_batches
 from gnp_scale.evaluation.existing import load, task_of, working
 from gnp_scale.run.messages import announce
 from gnp_scale.run.run_dir import stored_config
@@ -108,7 +109,7 @@ def _measure(network: _Network, report: Report) -> Report:
     if {"rise", "spectrum", "plane"} & {*settings.measures} or network.other is not None:
         with jax.default_matmul_precision("highest"):
             _measure_loss(network, report)
-    num_batches = -(-len(task.dataset.test) // task.config.data.eval_batch_size)
+    num_batches = num_eval_batches(task.dataset.test, task.config.data)
     if "corruptions" in settings.measures:
         told = progress.told(during, "the accuracy on corrupted images", num_batches, "batches")
         accuracy = robustness.of_corruptions(task, network.params, network.batch_stats, settings.seed, told)

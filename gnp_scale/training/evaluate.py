@@ -67,7 +67,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
                 before(number)
                 totals, guessed_B = eval_step(*state.evaluated, batch, totals)
                 guessed.append(guessed_B)
-                jax.block_until_ready(guessed[:-_MOST_AHEAD][-1:])
+                jax.block_until_ready(guessed[-1 - _MOST_AHEAD : -_MOST_AHEAD])
         sums = jax.device_get(totals)
         scores = {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
         if task.dataset.num_answers:
