@@ -185,20 +185,23 @@ import jax, jax.numpy as jnp
 from gnp_scale.run import processes
 processes.start()
 processes.check_devices()
-step = jax.jit(lambda x: jnp.sum(jnp.sort(x, axis=0)[::-1] * x))
-x = jnp.ones((2048, 8192))
-for _ in range(3):
+step = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x.T)[::-1]))
+x = jnp.ones((4096, 16))
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
 def test_a_step_takes_its_memory_from_the_one_before():
-    """The system has to clear no page for it. With glibc's defaults it clears all pages in each step."""
+    """The system has to clear no page for it. With glibc's defaults it clears all pages in each step.
+
+    A step that begins before the memory of the last one is free takes more, once: the least of the steps counts.
+    """
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run([sys.executable, "-c", STEPS], env=env, capture_output=True, text=True, check=True)
-    num_pages_of_a_copy = 4 * 2048 * 8192 / os.sysconf("SC_PAGESIZE")
-    assert int(done.stdout) < num_pages_of_a_copy / 10
+    num_pages_of_a_copy = 4 * 4096 * 4096 / os.sysconf("SC_PAGESIZE")
+    assert min(map(int, done.stdout.split())) < num_pages_of_a_copy / 10
