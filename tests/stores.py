@@ -74,9 +74,12 @@ def local_stores() -> Iterator[dict[str, LocalStore]]:
 def _start_moto() -> tuple[subprocess.Popen[bytes], str]:
     """A server of its own process: moto is for tests, and not strict about warnings."""
     code = (
-        "from moto.server import ThreadedMotoServer as Server; import sys\n"
-        "server = Server('127.0.0.1', 0, verbose=False); server.start()\n"
-        "print(server.get_host_and_port()[1], flush=True)\n"
+        "from moto.moto_server.werkzeug_app import MotoRequestHandler as Handler, create_backend_app\n"
+        "from werkzeug.serving import make_server; import sys, threading\n"
+        "Handler.wbufsize, Handler.log_request = 1 << 16, lambda *arguments, **options: None\n"
+        "server = make_server('127.0.0.1', 0, create_backend_app('s3'), threaded=True, request_handler=Handler)\n"
+        "threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "print(server.port, flush=True)\n"
         "sys.stdin.read()"  # It ends with the process of the tests, however that ends.
     )
     process = subprocess.Popen(
