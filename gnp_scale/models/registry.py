@@ -74,11 +74,11 @@ class Model:
     def init(self, key: jax.Array) -> tuple[Params, BatchStats]:
         """Parameters and batch statistics before training; each leaf is created in shards on the current mesh."""
         network = self.build(key)
-        params = _values(network, nnx.Param)
+        params, batch_stats = map(nnx.to_pure_dict, nnx.state(network, nnx.Param, nnx.BatchStat))
         params["head"] = jax.tree.map_with_path(
             lambda path, w: jnp.full_like(w, self.head_bias) if path[-1].key == "bias" else w, params["head"]
         )
-        return params, batch_stats_of(network)
+        return params, batch_stats
 
     def network(self, params: Params, batch_stats: BatchStats) -> Callable[..., jax.Array]:
         """`network(image_BxHxWxC, *, train, key_B=None)`: logits of normalised images, float32 of shape (B, classes).
@@ -151,11 +151,7 @@ def _identity(x: jax.Array) -> jax.Array:
 
 def batch_stats_of(network: Any) -> BatchStats:
     """The batch statistics of `network`: the initial ones, or updated ones if it was called with `train=True`."""
-    return _values(network, nnx.BatchStat)
-
-
-def _values(network: Any, kind: type[nnx.Variable]) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(network, kind))
+    return nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
 
 def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: int, batch_size: int) -> Model:
