@@ -26,7 +26,7 @@ from gnp_scale.models import (
 )
 
 _DEEPEST = [name for name in registry.NAMES if name.startswith("pyramidnet") and name != "pyramidnet_110_48"]
-ALL_NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in _DEEPEST else ()) for name in registry.NAMES]
+ALL_NETWORKS = [pytest.param(name, marks=pytest.mark.long if name in _DEEPEST else ()) for name in registry.NAMES]
 """The names of all real networks, for a test with a row for each."""
 
 CONFIGS = Path(__file__).parent.parent / "configs"
