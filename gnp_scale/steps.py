@@ -91,7 +91,7 @@ def train_from(start: int, state: TrainState, run: Run) -> int:
         reporter = Reporter(writer, bar, throughput, Guard(config.divergence), checkpoints.observe, broadcast)
         run.profile.begin(start)
         run.stop.begin(start, num_steps, partial(_leave, run))
-        end = partial(_end_step, run, evaluate, writer, reporter, throughput)
+        end = _StepEnd(run, evaluate, writer, reporter, throughput)
         if checkpoints.is_unevaluated(start):
             announce(f"evaluating step {start}, which was saved without its evaluation")
             if end(start, state, after=state):
@@ -119,36 +119,44 @@ def train_from(start: int, state: TrainState, run: Run) -> int:
     return num_steps
 
 
-def _end_step(
-    run: Run,
-    evaluate: Callable[..., Evaluation],
-    writer: MetricWriter,
-    reporter: Reporter,
-    throughput: Throughput,
-    step: int,
-    state: TrainState,
-    after: Any,
-) -> bool:
-    """Evaluates and saves the state after `step`, if that is due; returns whether the run is asked to stop here.
+@dataclass(frozen=True)
+class _StepEnd:
+    """What is done when a step is made."""
 
-    A stop leaves an evaluation out, or ends it: the next start makes it. `after` are arrays of the last step.
-    """
-    train, scores = run.task.config.train, None
-    is_evaluated = train.evaluates_after(step)
-    stops = run.stop.reached(step, int(is_evaluated))
-    if is_evaluated and not stops:
-        reporter.release()
-        with throughput.paused(Stage.EVALUATE, step, after), contextlib.suppress(_StoppedError):
-            scores = _scores(evaluate(state, partial(_go_on, run.stop, step)), step, writer, run.task)
-            reporter.report(step, scores)
-        stops = run.stop.reached(step, EVALUATED)
-    if step == train.num_steps or stops or run.checkpoints.is_due(step, scores):
-        reporter.release()
-        with throughput.paused(Stage.SAVE, step, after):
-            writer.sync()
-            run.files.publish()
-            run.checkpoints.save(step, state, scores)
-    return stops
+    run: Run
+    evaluate: Callable[..., Evaluation]
+    writer: MetricWriter
+    reporter: Reporter
+    throughput: Throughput
+
+    def __call__(self, step: int, state: TrainState, after: Any) -> bool:
+        """Evaluates and saves the state after `step`, if that is due; returns whether the run is asked to stop here.
+
+        A stop leaves an evaluation out, or ends it: the next start makes it. `after` are arrays of the last step.
+        """
+        run, train, scores = self.run, self.run.task.config.train, None
+        is_evaluated = train.evaluates_after(step)
+        stops = run.stop.reached(step, int(is_evaluated))
+        if is_evaluated and not stops:
+            self.reporter.release()
+            with self.throughput.paused(Stage.EVALUATE, step, after), contextlib.suppress(_StoppedError):
+                scores = self._scores(step, self.evaluate(state, partial(_go_on, run.stop, step)))
+                self.reporter.report(step, scores)
+            stops = run.stop.reached(step, EVALUATED)
+        if step == train.num_steps or stops or run.checkpoints.is_due(step, scores):
+            self.reporter.release()
+            with self.throughput.paused(Stage.SAVE, step, after):
+                self.writer.sync()
+                run.files.publish()
+                run.checkpoints.save(step, state, scores)
+        return stops
+
+    def _scores(self, step: int, evaluation: Evaluation) -> dict[str, float]:
+        """The scores of the evaluation after `step`, of which TensorBoard may get pictures."""
+        task, board = self.run.task, self.writer.board
+        if board is not None and task.config.train.shows_guesses_after(step):
+            board.guesses(step, evaluation.guesses(), task.dataset)
+        return evaluation.scores
 
 
 class _StoppedError(Exception):
@@ -174,13 +182,6 @@ def _turn_profile(run: Run, step: int, throughput: Throughput, after: TrainState
         run.programs.get(EVALUATION)
     with throughput.paused(Stage.SAVE, step - 1, after):
         run.profile.turn()
-
-
-def _scores(evaluation: Evaluation, step: int, writer: MetricWriter, task: Task) -> dict[str, float]:
-    """The scores of the evaluation after `step`, of which TensorBoard may get pictures."""
-    if writer.board is not None and task.config.train.shows_guesses_after(step):
-        writer.board.guesses(step, evaluation.guesses(), task.dataset)
-    return evaluation.scores
 
 
 def _leave(run: Run) -> str:
