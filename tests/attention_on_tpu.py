@@ -30,7 +30,7 @@ def lowered(mesh: jax.sharding.Mesh, dtype: Dtype, kind: str) -> jax.stages.Lowe
 
 
 def compiled_alone(mesh: jax.sharding.Mesh) -> str:
-    """The gradient of what the network of `lowered` attends to, in float32. The rest of a step compiles for a minute."""
+    """The gradient of what the network of `lowered` attends to, in float32. To compile all of a step takes a minute."""
     with jax.set_mesh(mesh):
         array = jax.ShapeDtypeStruct((16, 197, 12, 64), "float32", sharding=sharding(P(BATCH, None, TENSOR, None)))
         gradient = jax.grad(lambda *arrays: jnp.sum(attend(*arrays) ** 2), argnums=(0, 1, 2))
