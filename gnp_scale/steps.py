@@ -169,8 +169,11 @@ def _go_on(stop: StopRequest, step: int, batch: int) -> None:
 
 
 def _evaluation(run: Run) -> Any:
-    """The program of an evaluation, which is compiled during training; waits until every process has it."""
-    program = run.programs.get(EVALUATION)
+    """The program of an evaluation, which is compiled during training; waits until every process has it.
+
+    If all are to stop, which is before the first batch, no process waits for its compiler, and the result may be None.
+    """
+    program = run.programs.get(EVALUATION, unless=run.stop.is_planned)
     barrier()
     return program
 
@@ -179,7 +182,7 @@ def _turn_profile(run: Run, step: int, throughput: Throughput, after: TrainState
     """Begins or ends a recording before `step`, when the devices have computed `after`, the state of the last one."""
     with throughput.paused(Stage.COMPILE, step - 1, after):
         # What compiles while steps are recorded slows them.
-        run.programs.get(EVALUATION)
+        run.programs.get(EVALUATION, unless=run.stop.is_planned)
     with throughput.paused(Stage.SAVE, step - 1, after):
         run.profile.turn()
 

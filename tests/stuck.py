@@ -1,7 +1,7 @@
 """A recipe whose processes freeze, hang, fail or die as they enter a stage: `GNP_SCALE_TEST_STUCK` says which and how.
 
 Its format is rank:stage:how, such as 1:save:freeze, or several of these separated by commas; `recipe` counts as a
-stage.
+stage, and so does `compiler`, where the evaluation is compiled.
 """
 
 import contextlib
@@ -9,7 +9,9 @@ import ctypes
 import os
 import signal
 import time
+from types import SimpleNamespace
 
+from gnp_scale import loop
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.run import stages
 from gnp_scale.run.stages import Stage, Stages
@@ -61,7 +63,10 @@ def small() -> Config:
         if os.environ.get("JAX_PROCESS_ID", "0") == rank:
             if stage == "recipe":
                 ACTS[how]()
-            _arm(Stage(stage), ACTS[how])
+            elif stage == "compiler":
+                loop.trace_eval_step = lambda task, act=ACTS[how]: SimpleNamespace(compile=act)
+            else:
+                _arm(Stage(stage), ACTS[how])
     return SMALL
 
 

@@ -81,11 +81,11 @@ def test_an_old_process_has_time_to_start(monkeypatch):
 def stuck(monkeypatch, tmp_path):
     """Starts a run in which a process gets stuck: which, in which stage, and how."""
 
-    def start(*acts, num_processes=2, run="run", num_steps=12, **budgets_s):
+    def start(*acts, num_processes=2, run="run", num_steps=12, log_every=3, **budgets_s):
         monkeypatch.setenv("GNP_SCALE_TEST_STUCK", ",".join(acts))
         monkeypatch.setenv(VARIABLE, ",".join(f"{name}={seconds}" for name, seconds in budgets_s.items()))
         arguments = ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / run)]
-        arguments += ["--train.num-steps", str(num_steps)]
+        arguments += ["--train.num-steps", str(num_steps), "--train.log-every-steps", str(log_every)]
         return Job(tmp_path / f"logs-{run}", arguments, num_processes=num_processes, num_devices=4)
 
     return start
@@ -223,6 +223,20 @@ def test_a_run_that_was_stopped_goes_on(stuck, tmp_path, num_processes):
     life = read_history(tmp_path / "run")
     assert life.stage_s["down"] > 15
     assert life.num_lost_steps == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_compiler(stuck, tmp_path):
+    """In one process, while the other waits for it before their first evaluation. The next start makes that."""
+    job = stuck("1:compiler:hang", log_every=5)
+    job.wait_for("step 5/12")
+    job.processes[0].send_signal(signal.SIGTERM)
+    assert job.exit_codes() == [Exit.PREEMPTED] * 2, job.output()
+    assert "saving after step 5 without waiting for its evaluation" in job.output()
+    assert "stopped after step 5 and saved" in job.output()
+    job = stuck(num_processes=1, log_every=5)
+    assert job.exit_codes() == [0], job.output()
+    assert "evaluating step 5, which was saved without its evaluation" in job.output()
 
 
 @pytest.mark.long

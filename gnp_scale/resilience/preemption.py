@@ -136,6 +136,10 @@ class StopRequest:
             self._position = Position(self._position.attempt, step, batch)
             return self._stop_at is not None and self._position >= self._stop_at
 
+    def is_planned(self) -> bool:
+        """Whether all processes are to stop, here or later. `reached` says where."""
+        return self._stop_at is not None
+
     def ask(self, reason: str) -> None:
         """Asks all processes to stop, as a signal does; returns when the plan is made or the others are told."""
         self._start_clock()

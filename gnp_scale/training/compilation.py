@@ -1,8 +1,8 @@
 """The programs of a run: how they are compiled, and when. All are traced at the start, and compiled in parallel."""
 
 import contextlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ _OPTIONS_OF_ONE_CALL: dict[str, dict[str, str]] = {
 """The same for a program that runs once."""
 MAX_AT_ONCE = 2
 """Compilations at a time: for a large network, each takes gigabytes of host memory."""
+_POLL_S = 0.2
 
 
 def compiler_options(*, runs_once: bool = False) -> dict[str, str]:
@@ -72,7 +73,7 @@ class Programs[Name: Hashable]:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def start(self, names: Iterable[Name]) -> None:
         """Starts to compile those that have not started, in this order; returns at once."""
@@ -80,7 +81,10 @@ class Programs[Name: Hashable]:
             if name not in self._compiled:
                 self._compiled[name] = self._threads.submit(self._traced.pop(name).compile)
 
-    def get(self, name: Name) -> Any:
-        """The compiled program; waits for it."""
+    def get(self, name: Name, unless: Callable[[], bool] = lambda: False) -> Any:
+        """The compiled program; waits for it, or until `unless()` is true: then the result may be None."""
         self.start([name])
-        return self._compiled[name].result()
+        compiled = self._compiled[name]
+        while not (compiled.done() or unless()):
+            wait([compiled], _POLL_S)
+        return compiled.result() if compiled.done() else None
