@@ -44,6 +44,18 @@ def test_numbers_are_those_of_one_device(config, shape, set_mesh):
     small.assert_close((small.run(sharded), features(sharded)), expected, num_ulps=64)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 1)])
+def test_one_shard_of_tokens_is_all_of_them(shape, set_mesh):
+    """The program is that without the option."""
+    set_mesh(*shape)
+
+    def program(config):
+        model, params, _ = small.init(config)
+        return jax.jit(jax.grad(small.loss_fn(model, {}), has_aux=True)).lower(params).as_text()
+
+    assert program(replace(SCANNED, sequence_parallel=True)) == program(SCANNED)
+
+
 @pytest.mark.parametrize(
     ("remat", "scan_layers"), [("none", False), ("none", True), ("dots", False), ("dots", True), ("block", True)]
 )

@@ -124,7 +124,7 @@ class VisionTransformer(nnx.Module):
         config, depth = self.config, self.size.depth
         key_B = key_B if train else None
         x_BxNxD = self._embed_patches(image_BxHxWxC.astype(config.dtype))
-        if config.sequence_parallel:
+        if self.size.sequence_parallel:
             x_BxNxD = sequence.shard(x_BxNxD, config.num_registers)
         x_BxNxD = dropout(x_BxNxD, config.dropout, fold(key_B, depth))
         first_rate = config.drop_path if self.size.deit else 0.0
@@ -143,7 +143,7 @@ class VisionTransformer(nnx.Module):
     def pool(self, x_BxNxD: jax.Array) -> jax.Array:
         """The input of the head, or of the layer before it (float32 B x D), from the output of the blocks."""
         x_BxNxD = self.norm(x_BxNxD)
-        if self.config.sequence_parallel:
+        if self.size.sequence_parallel:
             x_BxNxD = sequence.unshard(x_BxNxD)
         match self.config.pool:
             case "average":

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gnp_scale.config import ModelConfig, check
+from gnp_scale.mesh import TENSOR, current_axis_size
 from gnp_scale.models.family import check_patches
 from gnp_scale.models.positions import check_rope, check_sincos2d
 from gnp_scale.models.transformer import ViTConfig
@@ -43,7 +44,8 @@ def size_of(config: ModelConfig, sizes: Mapping[str, ViTConfig] = SIZES) -> ViTC
         num_heads=num_heads,
         attention=config.attention,
         swiglu=config.mlp == "swiglu",
-        sequence_parallel=config.sequence_parallel,
+        # One shard of the tokens is all of them.
+        sequence_parallel=config.sequence_parallel and current_axis_size(TENSOR) > 1,
     )
 
 
