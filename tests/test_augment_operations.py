@@ -13,6 +13,8 @@ from gnp_scale.data.augment.operations import SIGNED, apply_all, operation, stac
 from gnp_scale.data.augment.policies import RANDAUGMENT, magnitude
 from gnp_scale.data.augment.three_augment import BLUR_RADIUS, blur, box_weights
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_LEVELS = 31
 PHOTO = np.asarray(Image.open(distribution("scikit-learn").locate_file("sklearn/datasets/images/china.jpg")))
 PHOTO = PHOTO[100:137, 200:243]

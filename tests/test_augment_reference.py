@@ -16,6 +16,8 @@ from gnp_scale.data.augment import colour, erasing, jitter, mixing, policies
 from gnp_scale.data.augment.halves import _mix
 from gnp_scale.data.augment.operations import Operation, apply_all, rows
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 REFERENCE = np.load(Path(__file__).parent / "fixtures" / "augmentation" / "reference.npz", allow_pickle=False)
 IMAGE = {"": REFERENCE["image/colour"], "_grey": REFERENCE["image/grey"]}
 

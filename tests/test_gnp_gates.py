@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from gnp_scale.gnp import Gnp, StepKind, bernoulli, every, window
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 STEPS = st.lists(st.integers(0, 10**6), min_size=1, max_size=8)
 GATES = st.one_of(
     st.builds(every, st.integers(1, 50)),

@@ -15,6 +15,8 @@ from gnp_scale.gnp import Gnp, NormGate, StepKind, combine, penalize, value_and_
 from gnp_scale.gnp.perturbation import perturb
 from gnp_scale.mesh import FSDP, P, sharding
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def is_kernel(path):
     return path.endswith("kernel")

@@ -19,6 +19,8 @@ from gnp_scale.losses import (
 )
 from gnp_scale.mesh import BATCH, FSDP, TENSOR, P, sharding
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 RNG = np.random.default_rng(0)
 LABEL_BxK = np.eye(5, dtype=np.float32)[[0, 3, 4, 1]]
 LOGITS_BxK = {

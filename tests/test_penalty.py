@@ -15,6 +15,8 @@ from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp, mesh_ad
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 NUM_STEPS = 20
 STEPS = np.arange(NUM_STEPS)
 

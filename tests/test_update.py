@@ -15,6 +15,8 @@ from gnp_scale.mesh import FSDP, TENSOR, P
 from gnp_scale.training import optim
 from gnp_scale.training.update import implementation, make_fused_update, make_optax_update
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SHAPES = {"conv": {"kernel": (3, 3, 8, 16)}, "norm": {"scale": (16,)}, "head": {"kernel": (16, 10), "bias": (10,)}}
 SPECS = {
     "conv": {"kernel": P(None, None, FSDP, TENSOR)},

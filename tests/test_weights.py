@@ -21,6 +21,8 @@ from gnp_scale.models.torch_weights import from_torch
 from gnp_scale.weights.loading import Initial
 from gnp_scale.weights.saving import as_npz, as_safetensors
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 FURTHER = {
     "wide_resnet": (ModelConfig("wrn_16_4"), 8),
     "vit_22b": (ModelConfig("vit_22b", **SMALL_VIT), 16),

@@ -13,6 +13,8 @@ from gnp_scale.models import swin
 from gnp_scale.weights import resample
 from gnp_scale.weights.saving import as_safetensors
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.mark.parametrize(
     ("kind", "shape", "arguments", "expected"), json.loads((FOLDER / "resampled.json").read_text())

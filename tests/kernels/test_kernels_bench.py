@@ -9,6 +9,8 @@ import pytest
 from gnp_kernels import bench
 from gnp_kernels.tuning import Tuning, candidates, tunings
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 SHAPES = {"a": jax.ShapeDtypeStruct((64, 32), jnp.float32), "b": jax.ShapeDtypeStruct((7,), jnp.float32)}
 
 

@@ -10,6 +10,8 @@ from gnp_kernels.blend_update import cases as blend_update_cases
 from gnp_kernels.perturb import cases as perturb_cases
 from gnp_kernels.squared_norm import cases as squared_norm_cases
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 PERTURB, NORMS, UPDATES = perturb_cases.cases(), squared_norm_cases.cases(), blend_update_cases.cases()
 
 
