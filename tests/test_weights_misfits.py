@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 
 import jax
+import ml_dtypes  # noqa: F401 names narrow types for NumPy
 import numpy as np
 import pytest
 from network_weights import drawn
@@ -152,6 +153,8 @@ def test_files_that_are_damaged_or_no_weights_are_one_line(abstract, tensors, tm
     middle = len(archive) // 2
     np.savez(tmp_path / "pickle.npz", trap=np.array([Trap()], dtype=object))
     np.save(tmp_path / "array.npy", np.ones(3))
+    # Bit 0 of the flags of a member says that it is encrypted; the two bytes that follow name its compression.
+    place = archive.rindex(b"PK\1\2") + 8
     files = {
         "empty.safetensors": b"",
         "cut.safetensors": whole[:-5],
@@ -161,12 +164,26 @@ def test_files_that_are_damaged_or_no_weights_are_one_line(abstract, tensors, tm
         "flipped.npz": archive[:middle] + bytes([archive[middle] ^ 1]) + archive[middle + 1 :],
         "pickle.npz": (tmp_path / "pickle.npz").read_bytes(),
         "array.npz": (tmp_path / "array.npy").read_bytes(),
+        "encrypted.npz": archive[:place] + b"\1" + archive[place + 1 :],
+        "compressed.npz": archive[: place + 2] + b"\x63" + archive[place + 3 :],
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=r"which cannot be read \(.*\): fetch it again") as error:
             load(tmp_path / name, VIT, abstract, 16)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64"])
+@pytest.mark.parametrize(
+    "save", [save_file, lambda tensors, path: np.savez(path, **tensors)], ids=["safetensors", "npz"]
+)
+def test_numbers_that_are_no_weights_are_one_line(dtype, save, abstract, tensors, tmp_path):
+    """Those of eight bits need a scale."""
+    path = tmp_path / ("w.safetensors" if save is save_file else "w.npz")
+    save(tensors | {"norm.bias": tensors["norm.bias"].astype(dtype)}, path)
+    with pytest.raises(ConfigError, match=r"which cannot be read \(norm\.bias has the type .*\): fetch it again"):
+        load(path, VIT, abstract, 16)
 
 
 PATHS = {

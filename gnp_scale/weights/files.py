@@ -29,7 +29,9 @@ _CONVERT = (
 )
 _PREFIXES = ("params/img/", "params/", "opt/target/", "target/")
 """Of the images' part of SigLIP, and of the parameters in checkpoints."""
-_DAMAGE = (SafetensorError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError)
+_DAMAGE = (SafetensorError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, LookupError)
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Of safetensors. Narrower numbers, and integers, need a scale to be weights."""
 
 
 def weights_file(text: str) -> Path:
@@ -67,12 +69,19 @@ def opened(path: Path, num_positions: int | None = None) -> Iterator[Tensors]:
 
 def _safetensors(path: Path, stack: contextlib.ExitStack, num_positions: int | None) -> Tensors:
     file = stack.enter_context(safe_open(path, "numpy"))
-    reads = {name: partial(_float32, partial(file.get_tensor, name)) for name in file.keys()}  # noqa: SIM118
-    return torch_names(reads, num_positions)
+
+    def read(name: str) -> np.ndarray:
+        if (dtype := file.get_slice(name).get_dtype()) not in _FLOATS:
+            raise ValueError(f"{name} has the type {dtype}, not one of {', '.join(_FLOATS)}")
+        with np.errstate(over="ignore"):
+            return file.get_tensor(name).astype(np.float32)
+
+    return torch_names({name: partial(read, name) for name in file.keys()}, num_positions)  # noqa: SIM118
 
 
 def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
-    archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
+    with _zip_errors_are_value_errors():
+        archive = np.load(stack.enter_context(path.open("rb")), allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError("it is a single array")
     stack.enter_context(archive)
@@ -81,7 +90,7 @@ def _npz(path: Path, stack: contextlib.ExitStack) -> Tensors:
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for key in archive.files:
         if key.startswith(prefix):
-            read = partial(_float32, partial(archive.__getitem__, key))
+            read = partial(_array, archive, key)
             tensors |= _of_each_block(canonical_jax_name(key.removeprefix(prefix)), read)
     return tensors
 
@@ -99,12 +108,22 @@ def _of_each_block(name: str, read: Callable[[], np.ndarray]) -> Tensors:
     }
 
 
-def _float32(read: Callable[[], np.ndarray]) -> np.ndarray:
-    tensor = np.asarray(read())
-    if tensor.dtype.kind == "V" and tensor.dtype.itemsize == 2:
+@contextlib.contextmanager
+def _zip_errors_are_value_errors() -> Iterator[None]:
+    """Zip files with wrong bytes may seem to be encrypted, or of a version or compression that Python lacks."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _array(archive: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+    with _zip_errors_are_value_errors():
+        array = archive[key]
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:
         # NumPy's files have no name for bfloat16.
-        tensor = tensor.view(bfloat16)
-    if tensor.dtype.kind in "OSUV" and tensor.dtype != bfloat16:
-        raise ValueError(f"a tensor has the type {tensor.dtype}")
+        array = array.view(bfloat16)
+    if array.dtype.kind != "f" and array.dtype != bfloat16:
+        raise ValueError(f"{key} has the type {array.dtype}, which is none of weights")
     with np.errstate(over="ignore"):
-        return tensor.astype(np.float32)
+        return array.astype(np.float32)
