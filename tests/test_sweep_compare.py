@@ -185,6 +185,18 @@ def test_a_sweep_lists_points_that_have_not_been_started(tmp_path):
     assert len(find_results([str(tmp_path)])) == 1, "compare shows what exists"
 
 
+def test_a_point_that_cannot_be_read_hides_no_other(tmp_path, capsys):
+    points = {f"gnp.r={r}": {"gnp.r": r} for r in (0.1, 0.2)}
+    sweep, _ = keep(tmp_path, Sweep("a.py:b", (), config(0.1), points))
+    for r in (0.1, 0.2):
+        make_run(tmp_path / f"gnp.r={r}", config(r), {60: 0.5})
+    (tmp_path / "gnp.r=0.1" / "config.json").write_text("{")
+    first, second = cells(table(make_rows(results_of(tmp_path, sweep, {}), sweep.keys)))
+    assert (first["gnp.r"], first["state"]) == ("0.1", "unreadable")
+    assert (second["eval/top1"], second["state"]) == ("0.5000", "finished")
+    assert "config.json cannot be read" in capsys.readouterr().err
+
+
 def test_runs_on_a_store_are_found_below_their_folder(monkeypatch):
     def missing(path):
         raise FileNotFoundError(path)

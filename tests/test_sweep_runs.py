@@ -79,3 +79,10 @@ def test_every_point_is_checked_before_the_first_one_starts(tmp_path):
     assert (code, out) == (2, "")
     assert err == "gnp-scale: gnp.r is -1.0: it must not be negative\n"
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--grid", "gnp.raduis=1"), ("--grid", "gnp.r=0.1", "--gnp.raduis", "1")])
+def test_a_report_does_not_hide_a_misspelt_flag(arguments, tmp_path):
+    code, out, err = end(start(tmp_path / "sweep", "--report", *arguments))
+    assert (code, out) == (2, "")
+    assert "there is no option --gnp.raduis" in err

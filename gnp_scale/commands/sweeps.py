@@ -47,6 +47,9 @@ def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
     folder = default if options.sweep_dir is None else local_path("--sweep-dir", options.sweep_dir)
     check(options.slurm or not options.sbatch, "--sbatch is for --slurm: add that, or leave it out")
     if options.report:
+        if options.grid or flags:
+            # They may be left out. A mistake in them is one here too.
+            _asked_for(options, flags)
         return _report(folder)
     sweep, names = keep(folder, _asked_for(options, flags))
     unfinished = [name for name in names if not _is_finished(folder / name)]
@@ -83,11 +86,11 @@ def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) ->
     states = {name: meaning(code) for name, code in queue.codes.items() if code != Exit.FINISHED}
     # Its folder was moved or removed shortly before its end.
     lost = [name for name, code in queue.codes.items() if code == Exit.FINISHED and not _is_finished(folder / name)]
-    _report(folder, states)
     for name, state in states.items():
         say(f"{name}: {state}: {queue.error_of(name)}")
     for name in lost:
         say(f"{name}: it ended, and its folder has no record of that: bring {folder / name} back, or train it again")
+    _report(folder, states)
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED

@@ -14,10 +14,11 @@ from gnp_scale.run.run_dir import stored_config
 from gnp_scale.run.status import state_now
 from gnp_scale.run.store import Folder, run_folder
 from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.streams import say
 from gnp_scale.sweeps.record import Sweep
 
 TOP1, LOSS = "eval/top1", "eval/loss"
-FINISHED, NOT_STARTED = "finished", "not started"
+FINISHED, NOT_STARTED, UNREADABLE = "finished", "not started", "unreadable"
 type Scores = Mapping[str, float]
 
 
@@ -73,13 +74,18 @@ def results_of(folder: Path, sweep: Sweep, states: Mapping[str, str]) -> list[Re
     `states` has those of points that have just ended: the folder of a run does not record a start that was refused, or
     stopped before it trained.
     """
-    found = [
-        read_result(folder / name, name)
-        if is_run(folder / name)
-        else Result(name, sweep.config_of(name), NOT_STARTED, {}, None, None)
-        for name in sweep.points
-    ]
+    found = [_result_of(folder / name, name, sweep.config_of(name)) for name in sweep.points]
     return [replace(result, state=states.get(result.name, result.state)) for result in found]
+
+
+def _result_of(run_dir: Path, name: str, config: Config) -> Result:
+    nothing = Result(name, config, NOT_STARTED, {}, None, None)
+    try:
+        return read_result(run_dir, name) if is_run(run_dir) else nothing
+    except ConfigError as error:
+        # The others are reported all the same.
+        say(f"{name}: {error}")
+        return replace(nothing, state=UNREADABLE)
 
 
 def find_results(arguments: Sequence[str]) -> list[Result]:
