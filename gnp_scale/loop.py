@@ -13,6 +13,7 @@ import jax
 from gnp_scale import recipe
 from gnp_scale.checkpoint import Checkpoints, has_checkpoints
 from gnp_scale.config import Config, ConfigError
+from gnp_scale.data.sources import unread_advice
 from gnp_scale.exit_codes import Exit
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh, resolve
@@ -128,12 +129,12 @@ def _traced(task: Task, kinds: Collection[StepKind]) -> dict[Name, jax.stages.Lo
 
 
 def _advice(task: Task, kinds: Collection[StepKind]) -> Iterator[str]:
-    """What might be better in another experiment."""
+    """What might be better in another experiment, or has no effect in this one."""
     config, model = task.config, task.model
     num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
     of_batch_norm = model.batch_norm_advice(config.data.batch_size, num_parts)
     of_groups = group_advice(config, kinds, model.bn_group_size)
-    return filter(None, (of_batch_norm, of_groups, mesh_advice(config, kinds)))
+    return filter(None, (unread_advice(config.data), of_batch_norm, of_groups, mesh_advice(config, kinds)))
 
 
 def _train_on(run: Run) -> int | None:

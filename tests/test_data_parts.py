@@ -1,10 +1,12 @@
 """Parts of small sets: which examples are trained on, which are evaluated, and which labels are wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gnp_scale.config import ConfigError, DataConfig
-from gnp_scale.data.sources import load
+from gnp_scale.data.sources import load, unread_advice
 
 
 def digits(**options):
@@ -102,3 +104,11 @@ def test_options_that_a_data_set_does_not_read_are_refused(name, option, value, 
     expected = rf"^data\.{option} is {value}, but data set {name} does not read it: leave it out$"
     with pytest.raises(ConfigError, match=expected):
         load(DataConfig(name, root=str(tmp_path), **{option: value}))
+
+
+def test_options_that_only_encoded_images_have_are_told():
+    config = DataConfig("digits", image_size=64, crop_area=0.5)
+    expected = "without effect, because the images of digits are not encoded: data.image_size 64, data.crop_area 0.5"
+    assert unread_advice(config) == expected
+    assert unread_advice(DataConfig("digits", batch_size=64)) is None
+    assert unread_advice(replace(config, name="imagenet2012")) is None

@@ -9,6 +9,8 @@ from gnp_scale.data.parts import parts_of
 from gnp_scale.data.small_sets import READERS
 from gnp_scale.run.store_requests import StoreError
 
+_OF_ENCODED_IMAGES = ("image_size", "crop_area", "eval_crop", "eval_filter", "max_damaged")
+
 
 class MissingDataError(ConfigError):
     """The files of a data set are not here, or cannot be read."""
@@ -31,6 +33,18 @@ def load(config: DataConfig) -> Dataset:
         raise MissingDataError(
             f"data set {config.name} cannot be read ({reason}): check data.root ({config.root})"
         ) from error
+
+
+def unread_advice(config: DataConfig) -> str | None:
+    """Which options were changed although only sets of encoded images have them; None if none.
+
+    It is only advice: earlier versions trained with them, and a run keeps its options to the end.
+    """
+    values = ((name, getattr(config, name)) for name in _OF_ENCODED_IMAGES)
+    changed = [f"data.{name} {value}" for name, value in values if value != getattr(DataConfig, name)]
+    if config.name not in READERS or not changed:
+        return None
+    return f"without effect, because the images of {config.name} are not encoded: {', '.join(changed)}"
 
 
 def _check_options(config: DataConfig) -> None:
