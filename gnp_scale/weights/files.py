@@ -73,8 +73,7 @@ def _safetensors(path: Path, stack: contextlib.ExitStack, num_positions: int | N
     def read(name: str) -> np.ndarray:
         if (dtype := file.get_slice(name).get_dtype()) not in _FLOATS:
             raise ValueError(f"{name} has the type {dtype}, not one of {', '.join(_FLOATS)}")
-        with np.errstate(over="ignore"):
-            return file.get_tensor(name).astype(np.float32)
+        return _float32(file.get_tensor(name))
 
     return torch_names({name: partial(read, name) for name in file.keys()}, num_positions)  # noqa: SIM118
 
@@ -125,5 +124,9 @@ def _array(archive: Mapping[str, np.ndarray], key: str) -> np.ndarray:
         array = array.view(bfloat16)
     if array.dtype.kind != "f" and array.dtype != bfloat16:
         raise ValueError(f"{key} has the type {array.dtype}, which is none of weights")
+    return _float32(array)
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
