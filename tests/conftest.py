@@ -62,7 +62,7 @@ def unoptimized():
     That takes a third to a half of the time. For modules that ask what runs do, what programs consist of, or whether
     numbers are equal up to a bound that has room for another order of sums. XLA makes all of its own passes, so the HLO
     is the same, with its fusions and collectives. The bits of different programs, and long drills, are computed by the
-    code of a user's run.
+    code of a user's run. So are programs for TPUs and GPUs: a process that compiles them would inherit the settings.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -17,8 +17,6 @@ from flax import nnx
 from gnp_scale.config import ConfigError
 from gnp_scale.models import attention, cait
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 SCRIPT = Path(__file__).parent / "attention_on_h100.py"
 
 

@@ -39,8 +39,6 @@ from gnp_scale.planning.plan import Plan, PlannedStep
 from gnp_scale.planning.report import numbers, text
 from gnp_scale.planning.variables import environment
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 ROOT = Path(__file__).parent.parent
 VIT = Config(
     data=DataConfig(name="imagenet", batch_size=64, eval_batch_size=64, image_size=64),

@@ -19,8 +19,6 @@ from gnp_scale.mesh import BATCH, TENSOR, P
 from gnp_scale.models import block_attention, tpu_attention
 from gnp_scale.monitoring.flops import flops
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 SIZES = [(3, 13, 2, 64), (2, 20, 8, 32), (1, 17, 3, 128), pytest.param((8, 5, 4, 64), marks=pytest.mark.slow)]
 """Examples, tokens, heads, channels: tokens fill no tile, and a grid step takes several examples and heads."""
 
