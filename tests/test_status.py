@@ -185,10 +185,11 @@ def test_a_file_that_cannot_be_read_is_named(runs, capsys):
     assert "runs/b-finished/goodput.jsonl cannot be read (Is a directory): mend that" in capsys.readouterr().err
 
 
-def test_a_length_that_no_run_has_is_damage_and_leaves_the_table_readable(runs, capsys):
-    (runs / "b-finished" / "config.json").write_text('{"train": {"num_steps": 1e308}}')
+@pytest.mark.parametrize("num_steps", ["1e308", "-20"])
+def test_a_length_that_no_run_has_is_damage_and_leaves_the_table_readable(num_steps, runs, capsys):
+    (runs / "b-finished" / "config.json").write_text(f'{{"train": {{"num_steps": {num_steps}}}}}')
     assert main(["status", "runs/b-finished"]) == Exit.WRONG_CONFIG
-    assert "is damaged (its train.num_steps is too large)" in capsys.readouterr().err
+    assert "is damaged (its train.num_steps is out of range)" in capsys.readouterr().err
     assert main(["status", "runs"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 200
 

@@ -197,6 +197,20 @@ def test_a_point_that_cannot_be_read_hides_no_other(tmp_path, capsys):
     assert "config.json cannot be read" in capsys.readouterr().err
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, capsys):
+    for name in ("good", "damaged"):
+        make_run(tmp_path / "runs" / name, config(), {60: 0.5})
+    damaged = tmp_path / "runs" / "damaged"
+    (damaged / "config.json").write_text("{")
+    assert [result.name for result in find_results([str(tmp_path / "runs")])] == [str(tmp_path / "runs" / "good")]
+    assert f"{damaged}: {damaged}/config.json cannot be read" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        find_results([str(tmp_path / "runs" / "good"), str(damaged)])
+    (tmp_path / "runs" / "good" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"no run of .*runs can be read: give other folders"):
+        find_results([str(tmp_path / "runs")])
+
+
 def test_runs_on_a_store_are_found_below_their_folder(monkeypatch):
     def missing(path):
         raise FileNotFoundError(path)

@@ -19,12 +19,20 @@ from gnp_scale.run import metric_rows, streams
 from gnp_scale.run.console import make_console
 from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
-from gnp_scale.run.status import details, last_step, num_steps_of, state_now, unreadable_is_config_error
+from gnp_scale.run.status import (
+    NOT_STARTED,
+    UNREADABLE,
+    details,
+    last_step,
+    num_steps_of,
+    state_now,
+    unreadable_is_config_error,
+)
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
 
-_RUNNING, _NOT_STARTED = "running", "not started"
-_STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", _NOT_STARTED: "dim"}
+_RUNNING = "running"
+_STYLES = {_RUNNING: "green", "finished": "", "preempted": "yellow", NOT_STARTED: "dim"}
 """Of a state; all others are problems."""
 _TAILS_BYTES = (metric_rows.TAIL_BYTES, 1 << 24)
 """How much of the end of the metrics is read: more if there is no evaluation in the first part."""
@@ -61,7 +69,7 @@ class Row:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more happens unless somebody starts it again."""
-        return self.state not in (_RUNNING, _NOT_STARTED, "no answer")
+        return self.state not in (_RUNNING, NOT_STARTED, "no answer")
 
 
 def show(folders: Sequence[Folder], watch_s: float | None, *, as_json: bool) -> None:
@@ -99,7 +107,7 @@ def read_row(name: str, run_dir: Folder) -> Row:
     """
     with unreadable_is_config_error(run_dir):
         if not is_run(run_dir):
-            return Row(name, _NOT_STARTED)
+            return Row(name, NOT_STARTED)
         num_steps, history = num_steps_of(run_dir), read_history(run_dir)
         loss, top1 = _newest_metrics(run_dir)
         step, state = last_step(run_dir, history), state_now(run_dir, history)
@@ -133,9 +141,9 @@ def _row(name: str, found: tuple[Folder, bool], *, is_strict: bool) -> Row:
     except (ConfigError, StoreError) as error:
         if is_strict and is_named:
             raise
-        return Row(name, "unreadable" if isinstance(error, ConfigError) else "no answer", error=str(error))
+        return Row(name, UNREADABLE if isinstance(error, ConfigError) else "no answer", error=str(error))
     # A run that was named was there when the watch began.
-    return replace(row, state="gone") if is_named and row.state == _NOT_STARTED else row
+    return replace(row, state="gone") if is_named and row.state == NOT_STARTED else row
 
 
 def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:

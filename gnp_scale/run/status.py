@@ -20,6 +20,8 @@ from gnp_scale.run.stages import Stage
 from gnp_scale.run.store import Folder, StorePath
 from gnp_scale.run.store_requests import StoreError
 
+NOT_STARTED, UNREADABLE = "not started", "unreadable"
+"""States of a run in tables of several."""
 _ENDED: Mapping[int, str] = {
     Exit.FINISHED: "finished",
     Exit.PREEMPTED: "preempted, saved",
@@ -82,8 +84,8 @@ def num_steps_of(run_dir: Folder) -> int:
     path = run_dir / CONFIG_FILE
     try:
         num_steps = int(json.loads(path.read_text())["train"]["num_steps"])
-        if num_steps > MOST_STEPS:
-            raise ValueError("its train.num_steps is too large")
+        if not 0 <= num_steps <= MOST_STEPS:
+            raise ValueError("its train.num_steps is out of range")
         return num_steps
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{run_dir} holds no run (it has no {path.name}): give the folder of a run") from None
@@ -135,7 +137,7 @@ def last_step(run_dir: Folder, history: RunHistory) -> int:
 def state(history: RunHistory, now: float, delay_s: float = 0.0) -> str:
     """What the run is doing at Unix time `now`, or how its last start ended; its record may arrive `delay_s` late."""
     if not history.starts:
-        return "not started"
+        return NOT_STARTED
     last = history.starts[-1]
     if last.exit is not None:
         return _ENDED.get(last.exit, f"failed, exit code {last.exit}")

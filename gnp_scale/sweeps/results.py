@@ -11,14 +11,14 @@ from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run.find import find_runs, is_run
 from gnp_scale.run.history import read_history
 from gnp_scale.run.run_dir import stored_config
-from gnp_scale.run.status import state_now
+from gnp_scale.run.status import NOT_STARTED, UNREADABLE, state_now
 from gnp_scale.run.store import Folder, run_folder
 from gnp_scale.run.store_requests import StoreError
 from gnp_scale.run.streams import say
 from gnp_scale.sweeps.record import Sweep
 
 TOP1, LOSS = "eval/top1", "eval/loss"
-FINISHED, NOT_STARTED, UNREADABLE = "finished", "not started", "unreadable"
+FINISHED = "finished"
 type Scores = Mapping[str, float]
 
 
@@ -83,22 +83,40 @@ def _result_of(run_dir: Path, name: str, config: Config) -> Result:
     try:
         return read_result(run_dir, name) if is_run(run_dir) else nothing
     except ConfigError as error:
-        # The others are reported all the same.
-        say(f"{name}: {error}")
+        _say_unreadable(name, error)
         return replace(nothing, state=UNREADABLE)
+
+
+def _say_unreadable(name: str, error: ConfigError) -> None:
+    """The others are reported all the same."""
+    say(f"{name}: {error}")
 
 
 def find_results(arguments: Sequence[str]) -> list[Result]:
     """What the runs in the given folders have reached: each is that of a run, of a sweep, or holds folders of runs.
 
+    A run in a folder that cannot be read is named, and left out.
+
     Raises:
-        ConfigError: one of them is none of these, or no point of the sweeps has been started.
+        ConfigError: one of them is none of these, or cannot be read, or no point of the sweeps has been started.
     """
-    results = {}
-    for run_dir, _ in find_runs([run_folder("RUN", text) for text in arguments]).values():
+    results: dict[Folder, Result | None] = {}
+    for run_dir, is_named in find_runs([run_folder("RUN", text) for text in arguments]).values():
         place = run_dir.resolve()
         # A run that is given twice counts once.
         if is_run(run_dir) and place not in results:
-            results[place] = read_result(run_dir, str(run_dir))
-    check(bool(results), f"no point of {', '.join(arguments)} has been started: start the sweep, or give other folders")
-    return list(results.values())
+            results[place] = _found(run_dir, is_named=is_named)
+    readable = [result for result in results.values() if result is not None]
+    started = "can be read" if results else "has been started"
+    check(bool(readable), f"no run of {', '.join(arguments)} {started}: give other folders, or start the sweep")
+    return readable
+
+
+def _found(run_dir: Folder, *, is_named: bool) -> Result | None:
+    try:
+        return read_result(run_dir, str(run_dir))
+    except ConfigError as error:
+        if is_named:
+            raise
+        _say_unreadable(str(run_dir), error)
+        return None
