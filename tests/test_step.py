@@ -148,3 +148,17 @@ def test_groups_on_replicas_take_schedules_and_batch_statistics(name, set_mesh):
     task = Task.of(dataclasses.replace(CONFIGS[name], gnp=gnp, model=model))
     traced = make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL)
     assert jax.tree.structure(traced.out_info[0]) == jax.tree.structure(task.abstract_state())
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "parts",
+    [{"gnp": GnpConfig(perturb_groups=4)}, {"train": TrainConfig(accumulate_steps=4)}],
+    ids=["groups", "microbatches"],
+)
+def test_a_part_of_a_batch_may_be_one_example(parts, mesh, set_mesh):
+    """Its keys too stay sharded over axes of one device, which JAX forgets where it takes one of them."""
+    set_mesh(*mesh)
+    config = dataclasses.replace(VIT, data=dataclasses.replace(VIT.data, batch_size=4), **parts)
+    task = Task.of(config)
+    make_train_step(task).trace(task.abstract_state(), task.abstract_batch(), kind=StepKind.FULL)

@@ -48,13 +48,18 @@ def upcast_tree(tree: Tree) -> Tree:
 
 def _mean_over(fn: Callable[[Tree], Tree], parts: Tree) -> Tree:
     num_parts = len(jax.tree.leaves(parts)[0])
-    results = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
+    results = jax.eval_shape(fn, jax.tree.map(_first, parts))
 
     def add(total: Tree, part: Tree) -> tuple[Tree, None]:
         return jax.tree.map(jnp.add, total, fn(part)), None
 
     total, _ = jax.lax.scan(add, jax.tree.map(_zeros, results), parts)
     return jax.tree.map(lambda x: x / num_parts, total)
+
+
+def _first(parts: jax.Array) -> jax.Array:
+    # JAX forgets the axes of one device over which keys are sharded when it takes one of them.
+    return _reshape(parts[:1], parts.shape[1:], P(*_spec(parts)[1:]))
 
 
 def first_part(batch: Tree, fraction: float) -> Tree:
