@@ -89,3 +89,17 @@ def test_in_a_loop_gradients_and_products_with_the_hessian_have_the_fast_form(nu
     assert len(forms) >= 2
     assert set(forms) == {FORM}
     assert "batch_group_count" not in text
+
+
+def test_the_input_is_computed_once():
+    """In the order of numbers of the kernel's gradient, XLA would compute it slowly again."""
+    x, kernel = arrays(8, 8, 3, 4)
+
+    def num_maxima(product):
+        def loss(kernel, x):
+            return jnp.sum(jnp.sin(product(jax.nn.relu(2 * x - 1), kernel, 1, 1)))
+
+        return jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text().count(" maximum(")
+
+    assert num_maxima(partial(_convolve, num_groups=1)) == 2, "XLA does it by itself now"
+    assert num_maxima(convolve) == 1

@@ -40,6 +40,9 @@ def _convolve_on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: int,
 
 
 def _forward(x: jax.Array, kernel: jax.Array, *settings: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Stored once: else XLA computes it again for the kernel's gradient, with the residual stream before it, in an order
+    # of numbers in which that is slow.
+    x = jax.lax.optimization_barrier(x)
     return _convolve(x, kernel, *settings), (x, kernel)
 
 
