@@ -1,12 +1,14 @@
 """XLA's options for the steps: set by platform, and left to the user where XLA_FLAGS names them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gnp_scale.config import Config, DataConfig, GnpConfig, MeshConfig, ModelConfig
 from gnp_scale.gnp import StepKind
 from gnp_scale.mesh import make_mesh
+from gnp_scale.models.layouts import with_fast_gradient
 from gnp_scale.training import compilation
 from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.setup import Task
@@ -70,3 +72,30 @@ def test_convolutions_are_not_given_to_ynnpack():
     outside = text[text.index("\nENTRY") :].count(" convolution(")
     assert outside == text.count(" convolution(") > 50
     assert "__ynn_fusion" in text
+
+
+@pytest.mark.parametrize(
+    ("formula", "size", "num_in"),
+    [("bnd,df->bnf", (8, 16, 32), 32), ("bhwc,cf->bhwf", (8, 4, 4, 32), 32), ("bnd,nf->bdf", (8, 16, 32), 16)],
+)
+def test_gradients_of_matrices_are_given_to_ynnpack(formula, size, num_in):
+    """XLA leaves those of the plain product outside of its fusions; numbers are equal up to the order of sums."""
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=size).astype(np.float32), random.normal(size=(num_in, 48)).astype(np.float32)
+
+    def gradient(form):
+        def loss(kernel, x):
+            written, factor = form(formula, kernel)
+            return jnp.sum(jnp.sin(jnp.einsum(written, x, factor)))
+
+        return jax.jit(jax.grad(loss)).lower(kernel, x).compile(compiler_options=compiler_options())
+
+    plain, own = gradient(lambda *as_written: as_written), gradient(with_fast_gradient)
+    assert num_products_outside(plain) == 1, "XLA does it by itself now: remove `with_fast_gradient`"
+    assert num_products_outside(own) == 0
+    np.testing.assert_allclose(own(kernel, x), plain(kernel, x), rtol=1e-5, atol=1e-4)
+
+
+def num_products_outside(compiled) -> int:
+    """Those that are not in fusions of YNNPACK."""
+    return compiled.as_text().partition("\nENTRY")[2].count(" dot(")

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from gnp_scale import mesh
 from gnp_scale.mesh import FSDP, TENSOR, on_mesh
+from gnp_scale.models.layouts import with_fast_gradient
 from gnp_scale.models.recompute import SCATTERED
 
 SHARDS = (FSDP, TENSOR)
@@ -117,14 +118,15 @@ class Dense(nnx.Module):
     def __call__(self, x_Bx: jax.Array, *, with_bias: bool = True) -> jax.Array:
         kernel, summed = self._scaled(self.kernel[...]), mesh.axes_of_examples(x_Bx)
         has_shards = self.gathers_tokens and mesh.is_sharded(x_Bx, (TENSOR,))
-        contract = partial(jnp.einsum, self.formula, out_sharding=on_mesh(self.out_spec))
-        contract = self._scattered if self.scatters_tokens else contract
+        formula, kernel = with_fast_gradient(self.formula, kernel)
+        contract = partial(jnp.einsum, formula, out_sharding=on_mesh(self.out_spec))
+        contract = partial(self._scattered, formula) if self.scatters_tokens else contract
         run = with_gathered_kernel(contract, kernel, self.gathered, summed, has_shards_of_tokens=has_shards)
         y_Bx = run(x_Bx, kernel)
         return add_bias(y_Bx, self._scaled(self.bias[...])) if with_bias and self.bias is not None else y_Bx
 
-    def _scattered(self, x_Bx: jax.Array, kernel: jax.Array) -> jax.Array:
-        contract = partial(jnp.einsum, self.formula, x_Bx, kernel)
+    def _scattered(self, formula: str, x_Bx: jax.Array, kernel: jax.Array) -> jax.Array:
+        contract = partial(jnp.einsum, formula, x_Bx, kernel)
         return checkpoint_name(mesh.scatter_sum(contract, self.out_spec, TENSOR), SCATTERED)
 
     def _scaled(self, weight: jax.Array) -> jax.Array:

@@ -38,6 +38,19 @@ def _store(_: None, gradient: jax.Array) -> tuple[jax.Array]:
 with_stored_gradient.defvjp(lambda x: (x, None), _store)
 
 
+def with_fast_gradient(formula: str, kernel: jax.Array) -> tuple[str, jax.Array]:
+    """Formula and kernel for `einsum(formula, x, kernel)`: on CPUs a matrix is transposed.
+
+    JAX writes the gradient of a matrix as (dy^T x)^T. XLA for CPUs turns that into the product of x^T and dy with both
+    factors transposed, which it cannot give to YNNPACK. The gradient of the transposed matrix is dy^T x.
+    """
+    if platform() != "cpu" or kernel.ndim != 2:
+        return formula, kernel
+    factors, out = formula.split("->")
+    of_x, of_kernel = factors.split(",")
+    return f"{of_x},{of_kernel[::-1]}->{out}", with_stored_gradient(kernel.T)
+
+
 def with_row_major_gradient(x: jax.Array) -> jax.Array:
     """`x`; its gradient is stored in row-major order.
 

@@ -17,6 +17,7 @@ from gnp_scale import mesh
 from gnp_scale.mesh import AXES, on_mesh
 from gnp_scale.models.attention import by_xla
 from gnp_scale.models.layers import SHARDS, Dense, add_bias, param, with_gathered_kernel
+from gnp_scale.models.layouts import with_fast_gradient
 from gnp_scale.models.recompute import ATTENTION
 
 HEAD_CHANNELS = 32
@@ -72,7 +73,8 @@ class WindowAttention(nnx.Module):
 
         def project(x_WxNxC: jax.Array, kernel: jax.Array) -> jax.Array:
             spec = on_mesh(mesh.batch_spec(3, AXES))
-            return jnp.einsum("wnc,cf->wnf", x_WxNxC, kernel.reshape(num_channels, -1), out_sharding=spec)
+            formula, kernel = with_fast_gradient("wnc,cf->wnf", kernel.reshape(num_channels, -1))
+            return jnp.einsum(formula, x_WxNxC, kernel, out_sharding=spec)
 
         summed = mesh.axes_of_examples(x_WxNxC)
         y_WxNxF = with_gathered_kernel(project, kernel, self.in_proj.gathered, summed)(x_WxNxC, kernel)
