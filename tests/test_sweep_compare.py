@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from run_folders import make_run
 from scipy import stats
 
-from gnp_scale.config import Config, ConfigError, GnpConfig, MeshConfig, TrainConfig
+from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, MeshConfig, TrainConfig
 from gnp_scale.run.store import StorePath
 from gnp_scale.sweeps import results
-from gnp_scale.sweeps.record import Sweep, keep
+from gnp_scale.sweeps.record import Sweep, check_same, keep
 from gnp_scale.sweeps.report import write
 from gnp_scale.sweeps.results import find_results, results_of
 from gnp_scale.sweeps.statistics import mean_and_interval
@@ -195,6 +195,17 @@ def test_a_point_that_cannot_be_read_hides_no_other(tmp_path, capsys):
     assert (first["gnp.r"], first["state"]) == ("0.1", "unreadable")
     assert (second["eval/top1"], second["state"]) == ("0.5000", "finished")
     assert "config.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_report_of_another_sweep_is_refused(tmp_path):
+    check_same(tmp_path, Sweep("a.py:b", (), config(), {"any": {"gnp.r": 1.0}}))
+    keep(tmp_path, Sweep("a.py:b", (), config(0.1), {"gnp.r=0.1": {"gnp.r": 0.1}}))
+    check_same(tmp_path, Sweep("a.py:b", (), config(), {"gnp.r=0.3": {"gnp.r": 0.3}}))
+    with pytest.raises(ConfigError, match=r"varies gnp.r, not train.seed: choose another --sweep-dir"):
+        check_same(tmp_path, Sweep("a.py:b", (), config(), {"train.seed=1": {"train.seed": 1}}))
+    another = config(0.1, data=DataConfig(batch_size=64))
+    with pytest.raises(ConfigError, match=r"holds a sweep of another recipe \(data.batch_size .*\): choose another"):
+        check_same(tmp_path, Sweep("a.py:b", (), another, {"gnp.r=0.1": {"gnp.r": 0.1}}))
 
 
 def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, capsys):

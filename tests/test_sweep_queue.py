@@ -140,6 +140,19 @@ def test_a_point_in_the_hands_of_another_process_is_left_to_it(tmp_path, held):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_stop_names_the_points_that_others_go_on_training(tmp_path, capsys):
+    (tmp_path / "logs").mkdir()
+    with (tmp_path / "logs" / "a.log").open("w") as lock:
+        assert try_lock(lock.fileno())
+        other = subprocess.Popen(["sleep", "60"], stdout=lock)
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert not queue(tmp_path, a="touch ran", b="exit 0").run()
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+    assert capsys.readouterr().err.endswith("other processes go on training a\n")
+
+
 def test_a_point_whose_other_process_was_killed_is_taken_over(tmp_path):
     (tmp_path / "logs").mkdir()
     with (tmp_path / "logs" / "a.log").open("w") as lock:

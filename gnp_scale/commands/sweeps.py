@@ -41,15 +41,15 @@ def add(commands: Any) -> None:
 
 def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
     on_cpu()
-    from gnp_scale.sweeps.record import keep
+    from gnp_scale.sweeps.record import check_same, keep
 
     default = default_run_dir(options, "sweep-")
     folder = default if options.sweep_dir is None else local_path("--sweep-dir", options.sweep_dir)
     check(options.slurm or not options.sbatch, "--sbatch is for --slurm: add that, or leave it out")
     if options.report:
         if options.grid or flags:
-            # They may be left out. A mistake in them is one here too.
-            _asked_for(options, flags)
+            # They may be left out.
+            check_same(folder, _asked_for(options, flags))
         return _report(folder)
     sweep, names = keep(folder, _asked_for(options, flags))
     unfinished = [name for name in names if not _is_finished(folder / name)]

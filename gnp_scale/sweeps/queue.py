@@ -48,6 +48,7 @@ class Queue:
         self._folder, self._commands, self._is_finished, self._num_jobs = folder, commands, is_finished, num_jobs
         self._each_poll = each_poll
         self._waiting = list(commands)
+        self._elsewhere: set[str] = set()
         self._running: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         self._num_starts, self._log_starts = dict.fromkeys(commands, 0), dict.fromkeys(commands, 0)
         self._signals: list[int] = []
@@ -69,6 +70,8 @@ class Queue:
                 time.sleep(_POLL_S)
                 self._each_poll()
                 self._collect()
+            if self._is_stopped and self._elsewhere:
+                say(f"other processes go on training {', '.join(sorted(self._elsewhere))}")
         return not self._is_stopped
 
     def error_of(self, name: str) -> str:
@@ -114,7 +117,9 @@ class Queue:
                 return
             log = self._claim(name)
             if log is None:
+                self._elsewhere.add(name)
                 continue
+            self._elsewhere.discard(name)
             self._waiting.remove(name)
             with contextlib.ExitStack() as until_it_runs:
                 until_it_runs.enter_context(log)

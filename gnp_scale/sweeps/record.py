@@ -71,6 +71,13 @@ def keep(folder: Path, sweep: Sweep) -> tuple[Sweep, list[str]]:
     return sweep, names
 
 
+def check_same(folder: Path, sweep: Sweep) -> None:
+    """Raises ConfigError if `folder` holds another sweep than `sweep`, or a damaged one."""
+    stored = read(folder)
+    if stored is not None:
+        _reordered(folder, stored, sweep)
+
+
 def read(folder: Path) -> Sweep | None:
     """The sweep in `folder`; None if there is none.
 
