@@ -105,6 +105,10 @@ class Cluster:
                 len(shape) == 2 and self.num_slices == 1,
                 f"--topology {self.name} is of GPUs: write it as h100:8x16 for 16 hosts of 8, without --num-slices",
             )
+            check(
+                shape[0] <= chip.chips_per_host,
+                f"--topology {self.name} has {shape[0]} GPUs in a host: give at most {chip.chips_per_host}, then hosts",
+            )
             object.__setattr__(self, "num_slices", shape[1])
         else:
             largest = chip.largest_slice
