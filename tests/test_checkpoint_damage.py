@@ -202,7 +202,7 @@ def test_a_lost_description_is_one_line_although_shapes_are_read_first(lost, run
     assert stored_shapes(run_dir) == {"w": state_of(2)["params"]["w"].shape}
     assert load_newest(run_dir, state_of(0))[0] == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if "step 3 is damaged" in line]) == 1
-    with pytest.raises(ConfigError, match=r"step 3 is damaged \(.*\): name another --step$"):
+    with pytest.raises(ConfigError, match=r"step 3 is damaged \(.*\): name another --step, of \[1, 2\]$"):
         fingerprint(run_dir)
 
 

@@ -212,7 +212,9 @@ def check_commands(run_dir, tmp_path, capsys):
         (["out.npz", "--format", "npz"], "exists: choose another name"),
         (["new.npz"], r"ends in .safetensors"),
         (["none/new.safetensors"], "there is no folder"),
-        (["new.safetensors", "--step", "7"], "has no checkpoint of step 7"),
+        (["new.safetensors", "--step", "7"], "has no checkpoint of step 7: name another --step, of [1, 2]"),
+        (["new.safetensors", "--step", "0"], "has no checkpoint of step 0: name another --step, of [1, 2]"),
+        (["new.safetensors", "--step", "1", "--average", "2"], "1 intact checkpoints up to step 1, fewer than the 2"),
         (["new.safetensors", "--average", "3"], "fewer than the 3 to average"),
         (["new.safetensors", "--format", "onnx"], "there is no FORMAT onnx: it is one of timm, npz"),
     ):

@@ -18,7 +18,7 @@ from gnp_scale.checkpoint.restore import (
     stored_steps,
 )
 from gnp_scale.checkpoint.store import Store
-from gnp_scale.checkpoint.whole import load_whole
+from gnp_scale.checkpoint.whole import check_stored, load_whole
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce
 from gnp_scale.run.store import Folder
@@ -69,11 +69,14 @@ def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tu
     """
     store = open_store(run_dir)
     for _ in range(MOST_LISTINGS):
-        steps = [older for older in stored_steps(run_dir, store) if step is None or older <= step][-num:]
+        stored = stored_steps(run_dir, store)
+        if step is not None:
+            check_stored(run_dir, step, stored)
+        steps = [older for older in stored if step is None or older <= step][-num:]
         if len(steps) < num:
-            raise _too_few(run_dir, len(steps), num)
+            raise _too_few(run_dir, len(steps), num, step)
         try:
-            return _whole_average(run_dir, steps if step is None else [*steps[:-1], step])
+            return _whole_average(run_dir, steps)
         except ConfigError:
             if not deleted(store, steps):
                 raise
@@ -117,10 +120,11 @@ def _newest_first(
         del whole
 
 
-def _too_few(run_dir: Folder, num_found: int, num: int) -> ConfigError:
+def _too_few(run_dir: Folder, num_found: int, num: int, step: int | None = None) -> ConfigError:
+    which = "" if step is None else f" up to step {step}"
     return ConfigError(
-        f"{run_dir} holds {num_found} intact checkpoints, fewer than the {num} to average: average fewer, or train "
-        f"with --checkpoint.keep-last {num}"
+        f"{run_dir} holds {num_found} intact checkpoints{which}, fewer than the {num} to average: average fewer, or "
+        f"train with --checkpoint.keep-last {num}"
     )
 
 

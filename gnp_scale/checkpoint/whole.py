@@ -1,6 +1,7 @@
 """Reads a checkpoint on one device, without the data set and the network of its run."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,11 +42,11 @@ def load_whole(run_dir: Folder, step: int | None = None) -> tuple[int, Any]:
         ConfigError: there is no such checkpoint, or it is damaged.
     """
     store = open_store(run_dir)
-    chosen, problem = step, ""
+    chosen, problem, steps = step, "", []
     for _ in range(MOST_LISTINGS):
         steps = stored_steps(run_dir, store)
         chosen = steps[-1] if step is None else step
-        check(chosen in steps, f"{run_dir} has no checkpoint of step {chosen}: name another --step, of {steps}")
+        check_stored(run_dir, chosen, steps)
         try:
             return chosen, _whole_state(store, chosen)
         except DamagedError as error:
@@ -53,7 +54,13 @@ def load_whole(run_dir: Folder, step: int | None = None) -> tuple[int, Any]:
         # A run may delete a checkpoint while it is read.
         if not deleted(store, [chosen]):
             break
-    raise ConfigError(f"the checkpoint of step {chosen} is damaged ({problem}): name another --step")
+    others = [other for other in steps if other != chosen]
+    raise ConfigError(f"the checkpoint of step {chosen} is damaged ({problem}): name another --step, of {others}")
+
+
+def check_stored(run_dir: Folder, step: int, steps: Sequence[int]) -> None:
+    """Raises ConfigError if `step` is none of `steps`, which are stored."""
+    check(step in steps, f"{run_dir} has no checkpoint of step {step}: name another --step, of {list(steps)}")
 
 
 def _whole_state(store: Store, step: int) -> Any:
