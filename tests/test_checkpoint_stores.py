@@ -1,17 +1,19 @@
 """A store that is full, read-only, slow or failing: saves are retried, reported, and abandoned with one line."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from small_disk import mounted
 
-from gnp_scale.checkpoint import Checkpoints, load_newest, store, writer
+from gnp_scale.checkpoint import Checkpoints, error_output, load_newest, store, writer
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import CheckpointConfig, Config, ConfigError
 from gnp_scale.mesh import FSDP, P
@@ -169,6 +171,18 @@ def test_a_full_disk_ends_the_run_and_a_restart_with_room_goes_on(tmp_path, caps
             filler.unlink()
         assert restored(disk) == 2
     assert "No space left" in capsys.readouterr().err
+
+
+def test_late_writes_of_a_failed_save_print_nothing():
+    """TensorStore tells Python of each in a thread of its own, whose errors Python prints."""
+    loop, seen = asyncio.new_event_loop(), []
+    loop.close()
+    for action in (lambda: loop.call_soon_threadsafe(print), lambda: 1 / 0):
+        with pytest.raises((RuntimeError, ZeroDivisionError)) as caught:
+            action()
+        error_output.without_late_writes(seen.append)(SimpleNamespace(exc_value=caught.value))
+    (other,) = seen
+    assert isinstance(other.exc_value, ZeroDivisionError)
 
 
 def test_a_folder_that_became_read_only_ends_the_run(tmp_path):

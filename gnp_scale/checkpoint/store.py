@@ -7,7 +7,6 @@ complete or absent, unless the store loses something afterwards.
 import contextlib
 import itertools
 import json
-import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from gnp_scale.checkpoint.error_output import print_errors_once
 from gnp_scale.checkpoint.metadata import DamagedError, Metadata, verify
 from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER
@@ -32,8 +32,7 @@ _UNFINISHED = ".orbax-checkpoint-tmp*"
 _DELETED = "deleted"
 
 
-# Orbax logs a traceback in every thread that sees an error. It also raises the error, which is printed in one line.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+print_errors_once()
 
 
 class Write:
