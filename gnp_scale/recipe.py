@@ -160,7 +160,24 @@ def _canonical(flag: str) -> str:
 def _first_paragraph(box: str) -> str:
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     body = lines[1 : next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))]
-    return re.sub(r"^Error parsing (?!--)\w+: ", "", " ".join(body)) or " ".join(box.split())
+    text = re.sub(r"^Error parsing (?!--)\w+: ", "", " ".join(body)) or " ".join(box.split())
+    return _no_number(text) or text
+
+
+_NO_NUMBER = re.compile(
+    r"Error parsing (?P<flag>--\S+): "
+    r"(no type matching (?P<none>{None})\||could not convert string to |invalid literal for )"
+    r"(?P<kind>int|float)\b.*?'(?P<value>[^']*)'.*",
+    re.IGNORECASE,
+)
+"""What tyro says of a value that is no number, or neither a number nor None."""
+
+
+def _no_number(text: str) -> str | None:
+    if (found := _NO_NUMBER.fullmatch(text)) is None:
+        return None
+    number = "a whole number" if found["kind"].lower() == "int" else "a number"
+    return f"{found['flag']} is {found['value']!r}: give {number}{' or None' if found['none'] else ''}"
 
 
 def overview() -> str:

@@ -62,7 +62,7 @@ WRONG = {
     ("gnp.r=0.1,0.10",): "twice",
     ("gnp.r=0.1", "gnp.r=0.2"): "an axis twice",
     ("gnp.raduis=0.1",): "there is no option --gnp.raduis",
-    ("gnp.r=0.1,x",): "could not convert string to float: 'x'",
+    ("gnp.r=0.1,x",): "--gnp.r is 'x': give a number",
     ("gnp.r=0.1,-1",): "gnp.r is -1.0",
     ("model.scan_layers=true,1",): "give true or false",
     (): "needs an axis",
