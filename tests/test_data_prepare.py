@@ -1,5 +1,6 @@
 """`gnp-scale data`: what is prepared is what was there, whatever is killed."""
 
+import contextlib
 import io
 import os
 import random
@@ -375,6 +376,24 @@ def test_a_journal_that_a_power_cut_emptied_is_begun_again(to: str, source: Path
     (out / JOURNAL_FILE).write_bytes(b"")
     assert prepare(source, out, 300, 1, to) == expected
     assert content(out) == content(tmp_path / "whole" / "out")
+
+
+def test_what_was_written_before_counts_as_images_of_the_whole(to: str, source: Path, tmp_path: Path, monkeypatch):
+    write_folder(source)
+    counts: list[tuple[int, int]] = []
+
+    @contextlib.contextmanager
+    def progress_of(what, num_bytes):
+        counts[:] = [(0, num_bytes)]
+        yield lambda *done: counts.append(done)
+
+    monkeypatch.setattr(module, "progress_of", progress_of)
+    for finish in (lambda *_: None, module._finish):
+        monkeypatch.setattr(module, "_finish", finish)
+        prepare(source, tmp_path / "out", 300, 1, to)
+        (_, total), *done = counts
+        assert sum(num for num, _ in done) == NUM_IMAGES
+    assert 0.9 * total < sum(size for _, size in done) <= total
 
 
 def test_what_is_prepared_is_no_part_of_its_source(source: Path):

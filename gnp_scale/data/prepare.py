@@ -94,8 +94,11 @@ def _write(
     done = _begin(output, contents, tasks)
     lock = threading.Lock()
     with progress_of(f"Writing {output.folder}", sum(num_bytes.values())) as advance:
-        for shard in done.values():
-            advance(shard.num_examples, shard.num_bytes)
+        for task in tasks:
+            if task.file in done:
+                num_done = done[task.file].num_examples
+                # The file of a shard has more than the images.
+                advance(num_done, num_bytes[task.split] * num_done // len(contents.splits[task.split]))
 
         def write(task: _Task) -> None:
             shard = _write_shard(output, contents.splits[task.split], task, advance)
