@@ -55,7 +55,8 @@ def load_whole(run_dir: Folder, step: int | None = None) -> tuple[int, Any]:
         if not deleted(store, [chosen]):
             break
     others = [other for other in steps if other != chosen]
-    raise ConfigError(f"the checkpoint of step {chosen} is damaged ({problem}): name another --step, of {others}")
+    advice = f"name another --step, of {others}" if others else "restore it from a copy, as there is no other"
+    raise ConfigError(f"the checkpoint of step {chosen} is damaged ({problem}): {advice}")
 
 
 def check_stored(run_dir: Folder, step: int, steps: Sequence[int]) -> None:
