@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -125,14 +126,18 @@ def test_a_signal_reaches_the_processes_which_are_waited_for(tmp_path, number):
     assert signal.getsignal(number) == before
 
 
+def trained_elsewhere(lock: Path, seconds: int) -> subprocess.Popen:
+    """Another process, which holds the lock of a point for so long."""
+    lock.parent.mkdir()
+    with lock.open("w") as file:
+        assert try_lock(file.fileno())
+        return subprocess.Popen(["sleep", str(seconds)], stdout=file)
+
+
 @pytest.mark.parametrize("held", ["logs/a.log", "a/lock"])
 def test_a_point_in_the_hands_of_another_process_is_left_to_it(tmp_path, held):
     """Its process may have outlived another queue (the lock of the log), or be started by hand (that of the run)."""
-    path = tmp_path / held
-    path.parent.mkdir()
-    with path.open("w") as lock:
-        assert try_lock(lock.fileno())
-        other = subprocess.Popen(["sleep", "1"], stdout=lock)
+    other = trained_elsewhere(tmp_path / held, 1)
     ours = queue(tmp_path, is_finished=lambda name: name == "a" and other.poll() == 0, a="touch ran", b="sleep 0.1")
     assert ours.run()
     assert ours.codes == {"a": 0, "b": 0}
@@ -141,10 +146,7 @@ def test_a_point_in_the_hands_of_another_process_is_left_to_it(tmp_path, held):
 
 
 def test_a_stop_names_the_points_that_others_go_on_training(tmp_path, capsys):
-    (tmp_path / "logs").mkdir()
-    with (tmp_path / "logs" / "a.log").open("w") as lock:
-        assert try_lock(lock.fileno())
-        other = subprocess.Popen(["sleep", "60"], stdout=lock)
+    other = trained_elsewhere(tmp_path / "logs" / "a.log", 60)
     threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert not queue(tmp_path, a="touch ran", b="exit 0").run()
     assert other.poll() is None
@@ -154,10 +156,7 @@ def test_a_stop_names_the_points_that_others_go_on_training(tmp_path, capsys):
 
 
 def test_a_point_whose_other_process_was_killed_is_taken_over(tmp_path):
-    (tmp_path / "logs").mkdir()
-    with (tmp_path / "logs" / "a.log").open("w") as lock:
-        assert try_lock(lock.fileno())
-        other = subprocess.Popen(["sleep", "60"], stdout=lock)
+    other = trained_elsewhere(tmp_path / "logs" / "a.log", 60)
     threading.Timer(0.5, other.kill).start()
     ours = queue(tmp_path, a="touch ran")
     assert ours.run()
