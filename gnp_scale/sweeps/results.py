@@ -80,16 +80,18 @@ def results_of(folder: Path, sweep: Sweep, states: Mapping[str, str]) -> list[Re
 
 def _result_of(run_dir: Path, name: str, config: Config) -> Result:
     nothing = Result(name, config, NOT_STARTED, {}, None, None)
+    if not is_run(run_dir):
+        return nothing
+    return _readable(run_dir, name) or replace(nothing, state=UNREADABLE)
+
+
+def _readable(run_dir: Folder, name: str) -> Result | None:
+    """As `read_result`; a run that cannot be read is named, and None, so that the others are reported all the same."""
     try:
-        return read_result(run_dir, name) if is_run(run_dir) else nothing
+        return read_result(run_dir, name)
     except ConfigError as error:
-        _say_unreadable(name, error)
-        return replace(nothing, state=UNREADABLE)
-
-
-def _say_unreadable(name: str, error: ConfigError) -> None:
-    """The others are reported all the same."""
-    say(f"{name}: {error}")
+        say(f"{name}: {error}")
+        return None
 
 
 def find_results(arguments: Sequence[str]) -> list[Result]:
@@ -105,18 +107,8 @@ def find_results(arguments: Sequence[str]) -> list[Result]:
         place = run_dir.resolve()
         # A run that is given twice counts once.
         if is_run(run_dir) and place not in results:
-            results[place] = _found(run_dir, is_named=is_named)
+            results[place] = (read_result if is_named else _readable)(run_dir, str(run_dir))
     readable = [result for result in results.values() if result is not None]
     started = "can be read" if results else "has been started"
     check(bool(readable), f"no run of {', '.join(arguments)} {started}: give other folders, or start the sweep")
     return readable
-
-
-def _found(run_dir: Folder, *, is_named: bool) -> Result | None:
-    try:
-        return read_result(run_dir, str(run_dir))
-    except ConfigError as error:
-        if is_named:
-            raise
-        _say_unreadable(str(run_dir), error)
-        return None
