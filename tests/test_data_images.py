@@ -20,6 +20,7 @@ from gnp_scale.data.containers.record import Record
 from gnp_scale.data.dataset import UNREADABLE
 from gnp_scale.data.images import ImageSplit, load_images
 from gnp_scale.data.label_files import read_label_file
+from gnp_scale.data.noisy_labels import NoisyLabels
 from gnp_scale.data.parts import held_out
 from gnp_scale.data.pipeline import batch_indices, eval_batches, train_batches
 from gnp_scale.data.sources import load
@@ -230,6 +231,43 @@ def test_held_out_examples_are_not_trained_on(root: Path):
     assert dataset.class_names == ("class-0", "class-1")
     with pytest.raises(ConfigError, match=r"hold a part out of training with data\.holdout"):
         load_images(DataConfig(name="set", root=str(root), image_size=8))
+
+
+def pictures(split: ImageSplit) -> dict[bytes, int]:
+    """The label of each image, by its bytes."""
+    rows = split.read(np.arange(len(split)), None)
+    return {image.tobytes(): int(label) for image, label in zip(rows["image"], rows["label"], strict=True)}
+
+
+def test_examples_are_drawn_and_labels_replaced_before_a_part_is_held_out(root: Path):
+    """As in small sets: noise draws no other examples, and the other splits have neither."""
+    write_set(root, {"train": 40, "test": 6})
+
+    def parts(**options) -> tuple[dict[bytes, int], dict[bytes, int]]:
+        dataset = load(DataConfig(name="set", root=str(root), image_size=8, **options))
+        return pictures(dataset.train), pictures(dataset.test)
+
+    whole, test = parts()
+    drawn = {"num_examples": 20, "holdout": 0.25}
+    (clean, clean_held), (noisy, noisy_held) = parts(**drawn), parts(**drawn, label_noise=0.4)
+    assert (len(noisy), len(noisy_held), len(noisy | noisy_held)) == (15, 5, 20)
+    assert (clean.keys(), clean_held.keys()) == (noisy.keys(), noisy_held.keys())
+    assert (clean | clean_held).items() <= whole.items()
+    wrong = [image for image, label in (noisy | noisy_held).items() if label != whole[image]]
+    assert len(wrong) == 8
+    assert parts(**drawn, label_noise=0.4, draw_seed=1)[0].keys() != noisy.keys()
+    assert parts(**drawn, label_noise=0.4, eval_split="train")[1] == noisy, "with the labels that are trained on"
+    assert parts(**drawn, label_noise=0.4, eval_split="test")[1] == test
+
+
+def test_the_record_after_a_damaged_one_brings_its_own_noise():
+    """And the labels of records that cannot be used stay -1."""
+    source = Memory(4, damaged={1: None})
+    noisy = NoisyLabels(source, np.array([0, 5, 2, 3]), 6)
+    rows = ImageSplit("training", noisy, np.arange(4), config(max_damaged=0.5)).read(np.arange(4), np.full((4, 5), 0.5))
+    assert rows["label"].tolist() == [0, 4, 4, 0]
+    source.labels = lambda: np.array([0, -1, 2, 3])
+    assert noisy.labels().tolist() == [0, -1, 4, 0]
 
 
 def test_a_data_set_that_is_not_there_is_named(root: Path):

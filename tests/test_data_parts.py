@@ -92,8 +92,6 @@ def test_one_class_cannot_be_noisy():
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
-        ("photographs", "num_examples", 5),
-        ("photographs", "label_noise", 0.1),
         ("photographs", "synthetic_num_classes", 4),
         ("digits", "train_split", "validation"),
         ("synthetic", "eval_labels", "real.json"),

@@ -103,7 +103,9 @@ def test_images_that_are_elsewhere_have_their_published_sizes(tmp_path):
         absent_data.load(digits, 99)
 
 
-@pytest.mark.parametrize("wrong", [DataConfig("digits", eval_split="foo"), DataConfig("imagenet", label_noise=0.5)])
+@pytest.mark.parametrize(
+    "wrong", [DataConfig("digits", eval_split="foo"), DataConfig("imagenet", synthetic_num_classes=5)]
+)
 def test_other_mistakes_are_not_taken_for_missing_images(wrong):
     with pytest.raises(ConfigError) as error:
         absent_data.load(wrong, 10)

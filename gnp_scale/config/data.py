@@ -81,10 +81,10 @@ class DataConfig:
     num_repeats: int = 1
     """How often each example of a batch occurs in it, augmented differently (arXiv 1901.09335)."""
     num_examples: int | None = None
-    """Number of training examples that are drawn from a small set; None: all. Not for encoded images."""
+    """Number of training examples that are drawn at random; None: all."""
     label_noise: float = 0.0
     """Share of the drawn training labels, also of those held out, that are replaced by another class, all of which are
-    equally probable. Not for encoded images."""
+    equally probable."""
     draw_seed: int = 0
     """What decides which examples `num_examples` draws, and which labels `label_noise` replaces."""
     holdout: float = 0.0

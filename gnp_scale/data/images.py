@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.dataset import UNREADABLE, Dataset, Rows
 from gnp_scale.data.label_files import LabelFile, read_label_file
-from gnp_scale.data.parts import HOLDOUT, check_holdout, held_out
+from gnp_scale.data.noisy_labels import NoisyLabels
+from gnp_scale.data.parts import HOLDOUT, check_holdout, drawn, held_out, label_steps
 from gnp_scale.run.streams import say
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -154,25 +155,41 @@ def load_images(config: DataConfig) -> Dataset:
         FileNotFoundError: there is no such folder.
     """
     contents = open_folder(f"{config.root}/{config.name}")
-    train_ids, holdout_ids = held_out(len(contents.split(config.train_split, "data.train_split")), config.holdout)
-    train = ImageSplit("training", contents.splits[config.train_split], train_ids, config)
+    num_classes = len(contents.class_names)
+    train, held = _train_and_holdout(contents, config)
     name = config.eval_split or (HOLDOUT if config.holdout else _evaluated(contents))
     if name == HOLDOUT:
         if not config.holdout:
             raise ConfigError(
                 "data.eval_split is 'holdout' and data.holdout is 0: set it to a share of the training set"
             )
-        source, ids = train.source, holdout_ids
+        test = held
+    elif name == config.train_split:
+        test = replace(train, name="evaluation")
     else:
         source = contents.split(name, "data.eval_split")
-        ids = np.arange(len(source))
-    check_holdout(config, len(train.source), len(train_ids), len(ids))
-    num_classes = len(contents.class_names)
-    answers = read_label_file(Path(config.eval_labels), num_classes) if config.eval_labels else None
-    test = ImageSplit("evaluation", source, ids, config, answers)
-    num_answers = 0 if answers is None else answers.num_answers
+        test = ImageSplit("evaluation", source, np.arange(len(source)), config)
+    check_holdout(config, len(train) + len(held), len(train), len(test))
+    test.answers = read_label_file(Path(config.eval_labels), num_classes) if config.eval_labels else None
+    num_answers = 0 if test.answers is None else test.answers.num_answers
     statistics = IMAGENET_MEAN, IMAGENET_STD
     return Dataset(config.name, train, test, num_classes, *statistics, num_answers, contents.class_names)
+
+
+def _train_and_holdout(contents: Contents, config: DataConfig) -> tuple[ImageSplit, ImageSplit]:
+    """Examples are drawn, labels are replaced, and then a part is held out, as in `parts_of`."""
+    source = contents.split(config.train_split, "data.train_split")
+    given_ids = drawn(len(source), config)
+    if config.label_noise:
+        num_classes = len(contents.class_names)
+        step_N = np.zeros(len(source), np.int32)
+        step_N[given_ids] = label_steps(len(given_ids), num_classes, config)
+        source = NoisyLabels(source, step_N, num_classes)
+    train_part, holdout_part = held_out(len(given_ids), config.holdout)
+    return (
+        ImageSplit("training", source, given_ids[train_part], config),
+        ImageSplit("evaluation", source, given_ids[holdout_part], config),
+    )
 
 
 def _evaluated(contents: Contents) -> str:

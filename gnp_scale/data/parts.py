@@ -1,4 +1,4 @@
-"""Which of the examples of a small set are trained on and evaluated, and with which labels.
+"""Which of the examples of a data set are trained on and evaluated, and with which labels.
 
 N examples of a split, K classes.
 """
@@ -15,7 +15,7 @@ HOLDOUT = "holdout"
 
 
 def parts_of(dataset: Dataset, train: Split, test: Split, config: DataConfig) -> Dataset:
-    """`dataset`, with the part of its split `train` that `config` trains on, and the split that it evaluates.
+    """A small `dataset`, with the part of its split `train` that `config` trains on, and the split that it evaluates.
 
     First `num_examples` are drawn, then labels are replaced, and then a part is held out: it has wrong labels too, as a
     part of a real noisy set would. The split `train` is the examples that are trained on, with their labels.
@@ -23,7 +23,9 @@ def parts_of(dataset: Dataset, train: Split, test: Split, config: DataConfig) ->
     Raises:
         ConfigError: there are not so many examples or classes, or there is no such split.
     """
-    given = _with_noise(_drawn(train, config), dataset.num_classes, config)
+    given = _chosen(train, drawn(len(train), config))
+    step_N = label_steps(len(given), dataset.num_classes, config)
+    given = replace(given, label=(given.label + step_N) % dataset.num_classes)
     train_ids, holdout_ids = held_out(len(given), config.holdout)
     splits = {"train": _chosen(given, train_ids), "test": test}
     if config.holdout:
@@ -55,28 +57,36 @@ def held_out(num_examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def _drawn(split: Split, config: DataConfig) -> Split:
-    """`num_examples` different examples in random order."""
+def drawn(num_examples: int, config: DataConfig) -> np.ndarray:
+    """Numbers of the examples that `config` draws: all in order, or different ones in random order.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
     number = config.num_examples
     if number is None:
-        return split
-    check(number <= len(split), f"data.num_examples is {number}, but {config.name} has {len(split)}: lower it")
-    return _chosen(split, _random(config, 0).choice(len(split), number, replace=False))
+        return np.arange(num_examples)
+    check(number <= num_examples, f"data.num_examples is {number}, but {config.name} has {num_examples}: lower it")
+    return _random(config, 0).choice(num_examples, number, replace=False)
 
 
-def _with_noise(split: Split, num_classes: int, config: DataConfig) -> Split:
-    """Symmetric noise: a random share of the labels, rounded to a whole number, becomes one of the other classes.
+def label_steps(num_examples: int, num_classes: int, config: DataConfig) -> np.ndarray:
+    """What is added to each label, modulo `num_classes` (int32 N): symmetric noise.
 
-    All other classes are equally probable, so each of the chosen labels is wrong (as in arXiv 1804.06872).
+    A random share of the labels, rounded to a whole number, becomes one of the other classes. All of these are equally
+    probable, so each of the chosen labels is wrong (as in arXiv 1804.06872).
+
+    Raises:
+        ConfigError: there is noise, but one class.
     """
-    if not config.label_noise:
-        return split
-    check(num_classes > 1, f"data.label_noise is {config.label_noise}, but {config.name} has one class: set it to 0")
-    random = _random(config, 1)
-    chosen = random.choice(len(split), round(config.label_noise * len(split)), replace=False)
-    label_N = split.label.copy()
-    label_N[chosen] = (label_N[chosen] + random.integers(1, num_classes, len(chosen))) % num_classes
-    return replace(split, label=label_N.astype(np.int32))
+    step_N = np.zeros(num_examples, np.int32)
+    if config.label_noise:
+        reason = f"data.label_noise is {config.label_noise}, but {config.name} has one class: set it to 0"
+        check(num_classes > 1, reason)
+        random = _random(config, 1)
+        chosen = random.choice(num_examples, round(config.label_noise * num_examples), replace=False)
+        step_N[chosen] = random.integers(1, num_classes, len(chosen))
+    return step_N
 
 
 def _random(config: DataConfig, purpose: int) -> np.random.Generator:

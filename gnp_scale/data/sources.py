@@ -51,7 +51,6 @@ def _check_options(config: DataConfig) -> None:
     """Refuses options that say which data are read, and are not read by this data set."""
     is_small = config.name in READERS
     readers = (
-        (is_small, ("num_examples", "label_noise")),
         (not is_small, ("train_split", "eval_labels")),
         (config.name == "synthetic", ("synthetic_num_examples", "synthetic_image_size", "synthetic_num_classes")),
     )
