@@ -17,6 +17,7 @@ from image_sets import jpeg, photograph, png
 from gnp_scale.config import Config, ConfigError, DataConfig, ModelConfig
 from gnp_scale.data.augment import normalise
 from gnp_scale.data.containers.record import Record
+from gnp_scale.data.crops import NUM_DRAWS
 from gnp_scale.data.dataset import UNREADABLE
 from gnp_scale.data.images import ImageSplit, load_images
 from gnp_scale.data.label_files import read_label_file
@@ -264,7 +265,9 @@ def test_the_record_after_a_damaged_one_brings_its_own_noise():
     """And the labels of records that cannot be used stay -1."""
     source = Memory(4, damaged={1: None})
     noisy = NoisyLabels(source, np.array([0, 5, 2, 3]), 6)
-    rows = ImageSplit("training", noisy, np.arange(4), config(max_damaged=0.5)).read(np.arange(4), np.full((4, 5), 0.5))
+    rows = ImageSplit("training", noisy, np.arange(4), config(max_damaged=0.5)).read(
+        np.arange(4), np.full((4, NUM_DRAWS), 0.5)
+    )
     assert rows["label"].tolist() == [0, 4, 4, 0]
     source.labels = lambda: np.array([0, -1, 2, 3])
     assert noisy.labels().tolist() == [0, -1, 4, 0]
