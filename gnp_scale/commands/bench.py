@@ -14,7 +14,7 @@ from gnp_scale.resilience.preemption import StopRequest
 if TYPE_CHECKING:
     from gnp_scale.evidence.plan import Plan
 
-_TABLES = ("noise40", "noise60", "clean", "photographs", "transformer", "groups")
+_TABLES = ("noise40", "noise60", "clean", "photographs", "photographs-squares", "transformer", "groups")
 
 
 def add(commands: Any) -> None:
