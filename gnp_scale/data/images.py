@@ -23,7 +23,7 @@ from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.dataset import UNREADABLE, Dataset, Rows
 from gnp_scale.data.label_files import LabelFile, read_label_file
 from gnp_scale.data.noisy_labels import NoisyLabels
-from gnp_scale.data.parts import HOLDOUT, check_holdout, drawn, held_out, label_steps
+from gnp_scale.data.parts import HOLDOUT, check_holdout, drawn, held_out, label_shifts
 from gnp_scale.run.streams import say
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -182,9 +182,9 @@ def _train_and_holdout(contents: Contents, config: DataConfig) -> tuple[ImageSpl
     given_ids = drawn(len(source), config)
     if config.label_noise:
         num_classes = len(contents.class_names)
-        step_N = np.zeros(len(source), np.int32)
-        step_N[given_ids] = label_steps(len(given_ids), num_classes, config)
-        source = NoisyLabels(source, step_N, num_classes)
+        shift_N = np.zeros(len(source), np.int32)
+        shift_N[given_ids] = label_shifts(len(given_ids), num_classes, config)
+        source = NoisyLabels(source, shift_N, num_classes)
     train_part, holdout_part = held_out(len(given_ids), config.holdout)
     return (
         ImageSplit("training", source, given_ids[train_part], config),

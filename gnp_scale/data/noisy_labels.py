@@ -9,10 +9,10 @@ from gnp_scale.data.containers.record import Ids, Record, Source
 
 @dataclass(frozen=True)
 class NoisyLabels:
-    """The records of `source`, with `steps` (int32 N) added to their labels modulo K = `num_classes`."""
+    """The records of `source`, with `shifts` (int32 N) added to their labels modulo K = `num_classes`."""
 
     source: Source
-    steps: np.ndarray
+    shifts: np.ndarray
     num_classes: int
 
     def __len__(self) -> int:
@@ -21,12 +21,12 @@ class NoisyLabels:
     def read(self, ids: Ids) -> list[Record]:
         """The records `ids`, as `Source.read`."""
         records = self.source.read(ids)
-        label_B = self._replaced(np.array([record.label for record in records]), self.steps[ids])
+        label_B = self._replaced(np.array([record.label for record in records]), self.shifts[ids])
         return [record._replace(label=int(label)) for record, label in zip(records, label_B, strict=True)]
 
     def labels(self) -> np.ndarray:
         """The labels of all records, as `Source.labels`."""
-        return self._replaced(self.source.labels(), self.steps)
+        return self._replaced(self.source.labels(), self.shifts)
 
-    def _replaced(self, label_N: np.ndarray, step_N: np.ndarray) -> np.ndarray:
-        return np.where(label_N < 0, label_N, (label_N + step_N) % self.num_classes)
+    def _replaced(self, label_N: np.ndarray, shift_N: np.ndarray) -> np.ndarray:
+        return np.where(label_N < 0, label_N, (label_N + shift_N) % self.num_classes)

@@ -24,8 +24,8 @@ def parts_of(dataset: Dataset, train: Split, test: Split, config: DataConfig) ->
         ConfigError: there are not so many examples or classes, or there is no such split.
     """
     given = _chosen(train, drawn(len(train), config))
-    step_N = label_steps(len(given), dataset.num_classes, config)
-    given = replace(given, label=(given.label + step_N) % dataset.num_classes)
+    shift_N = label_shifts(len(given), dataset.num_classes, config)
+    given = replace(given, label=(given.label + shift_N) % dataset.num_classes)
     train_ids, holdout_ids = held_out(len(given), config.holdout)
     splits = {"train": _chosen(given, train_ids), "test": test}
     if config.holdout:
@@ -70,7 +70,7 @@ def drawn(num_examples: int, config: DataConfig) -> np.ndarray:
     return _random(config, 0).choice(num_examples, number, replace=False)
 
 
-def label_steps(num_examples: int, num_classes: int, config: DataConfig) -> np.ndarray:
+def label_shifts(num_examples: int, num_classes: int, config: DataConfig) -> np.ndarray:
     """What is added to each label, modulo `num_classes` (int32 N): symmetric noise.
 
     A random share of the labels, rounded to a whole number, becomes one of the other classes. All of these are equally
@@ -79,14 +79,14 @@ def label_steps(num_examples: int, num_classes: int, config: DataConfig) -> np.n
     Raises:
         ConfigError: there is noise, but one class.
     """
-    step_N = np.zeros(num_examples, np.int32)
+    shift_N = np.zeros(num_examples, np.int32)
     if config.label_noise:
         reason = f"data.label_noise is {config.label_noise}, but {config.name} has one class: set it to 0"
         check(num_classes > 1, reason)
         random = _random(config, 1)
         chosen = random.choice(num_examples, round(config.label_noise * num_examples), replace=False)
-        step_N[chosen] = random.integers(1, num_classes, len(chosen))
-    return step_N
+        shift_N[chosen] = random.integers(1, num_classes, len(chosen))
+    return shift_N
 
 
 def _random(config: DataConfig, purpose: int) -> np.random.Generator:
