@@ -289,7 +289,7 @@ def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, se
     """The accuracy of ReaL, against its definition in NumPy."""
     set_mesh(*shape)
     write_set(root, {"train": 8, "val": 6})
-    answers = [[0, 1], [1], [], [0], [1], [1, 0]]
+    answers = [[0, 1], [1, 1], [], [0], [1], [1, 0]]
     (root / "real.json").write_text(json.dumps({f"{number:02d}.jpg": row for number, row in enumerate(answers)}))
     data = config(name="set", root=str(root), image_size=8, eval_labels=str(root / "real.json"))
     task = Task.of(Config(data=data, model=ModelConfig("vit_mu", patch_size=4)))
@@ -313,8 +313,14 @@ def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, se
     [
         ("[[0], [2]]", r"has \[2\]: a list of labels below 2 is due"),
         ("[0, 1]", "has 0: a list of labels below 2 is due"),
+        ("5", "has 5: a list of labels below 2 is due"),
+        ("[[true]]", r"has \[True\]: a list of labels below 2 is due"),
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"a": 0, "b": 1, "a": 1}', "cannot be read: it names a more than once"),
+        ("[[], []]", "has no right answer: give the file of this data set"),
     ],
+    ids=lambda text: text[:20],
 )
 def test_a_file_of_other_labels_is_refused(text: str, message: str, tmp_path: Path):
     (tmp_path / "real.json").write_text(text)
@@ -334,6 +340,10 @@ def test_labels_are_found_by_the_number_or_the_name_of_an_image(tmp_path: Path):
     path.write_text('{"a/cat.jpeg": 3, "dog": [1, 2]}')
     by_name = read_label_file(path, 9)
     assert [by_name.labels(name).tolist() for name in ("x/cat.JPEG", "dog.png")] == [[3, -1], [1, 2]]
+    path.write_text("[[2, 2, 1, 2], [0]]", "utf-8-sig")
+    assert read_label_file(path, 9).labels("1.png").tolist() == [1, 2], (
+        "each answer once, and a mark of Windows is read"
+    )
 
 
 def test_images_of_one_name_in_several_folders_are_told_apart_or_refused(tmp_path: Path):

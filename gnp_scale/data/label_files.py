@@ -6,7 +6,7 @@ B examples, R columns: the largest number of right answers.
 import json
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,19 +62,31 @@ class LabelFile:
 def read_label_file(path: Path, num_classes: int) -> LabelFile:
     """Reads JSON: a list with the list of right answers of each image, as ReaL's, or an object from names to them.
 
-    In the latter, an answer may stand alone. Names may lack folders and endings, where that leaves them different.
+    In the latter, an answer may stand alone. Names may lack folders and endings, where that leaves them different. An
+    answer that is repeated counts once.
 
     Raises:
         ConfigError: it cannot be read, or has another form.
     """
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        stored = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=_without_repeats)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"data.eval_labels {path} cannot be read: {error}") from error
-    if isinstance(stored, dict):
-        rows = {name: [found] if isinstance(found, int) else found for name, found in stored.items()}
-        return LabelFile(path, _by_form(rows), None, _width(path, list(rows.values()), num_classes))
-    return LabelFile(path, None, stored, _width(path, stored, num_classes))
+    is_named = isinstance(stored, dict)
+    found = [row if isinstance(row, list) else [row] for row in stored.values()] if is_named else stored
+    rows = _rows(path, found, num_classes)
+    num_answers = max(map(len, rows), default=0)
+    check(num_answers > 0, f"data.eval_labels {path} has no right answer: give the file of this data set")
+    if is_named:
+        return LabelFile(path, _by_form(dict(zip(stored, rows, strict=True))), None, num_answers)
+    return LabelFile(path, None, rows, num_answers)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"it names {repeated[0]} more than once")
+    return dict(pairs)
 
 
 def _by_form[Row](rows: Mapping[str, Row]) -> dict[str, Row]:
@@ -92,9 +104,9 @@ def _forms(name: str) -> tuple[str, ...]:
     return name, posixpath.splitext(name)[0], posixpath.splitext(last)[0], last.partition(".")[0]
 
 
-def _width(path: Path, rows: Any, num_classes: int) -> int:
-    for row in rows if isinstance(rows, list) else [rows]:
-        is_row = isinstance(row, list) and all(isinstance(label, int) and 0 <= label < num_classes for label in row)
-        if not is_row:
-            raise ConfigError(f"data.eval_labels {path} has {row!r:.80}: a list of labels below {num_classes} is due")
-    return max((len(row) for row in rows), default=0) or 1
+def _rows(path: Path, found: Any, num_classes: int) -> list[list[int]]:
+    """The different answers of each image, in order."""
+    for row in found if isinstance(found, list) else [found]:
+        is_row = isinstance(row, list) and all(type(label) is int and 0 <= label < num_classes for label in row)
+        check(is_row, f"data.eval_labels {path} has {row!r:.80}: a list of labels below {num_classes} is due")
+    return [sorted(set(row)) for row in found]

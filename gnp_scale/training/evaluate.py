@@ -49,7 +49,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
     images; and the first guess for each of them. Labels are neither smoothed nor mixed.
 
     With `data.eval_labels` also `eval/real`: the share of images with right answers whose first guess is one of them
-    (arXiv 2006.07159).
+    (arXiv 2006.07159), 0 if there are no such images.
 
     If `before` is given, it calls `before(1)`, `before(2)`, ... before each batch; an error there ends it. The host is
     at most `_MOST_AHEAD` batches ahead of the devices.
@@ -71,7 +71,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
         sums = jax.device_get(totals)
         scores = {f"eval/{name}": float(sums[name] / sums["count"]) for name in METRICS}
         if task.dataset.num_answers:
-            scores["eval/real"] = float(sums["real"] / sums["answered"])
+            scores["eval/real"] = float(sums["real"] / max(sums["answered"], 1))
         return Evaluation(scores, partial(Guesses.of, guessed, len(task.dataset.test), task.dataset.num_classes))
 
     return evaluate
