@@ -1,6 +1,8 @@
 """The protocol of `gnp-scale bench generalization`, with a trainer that only writes outcomes."""
 
 import itertools
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,8 +265,12 @@ def test_more_seeds_of_both_kinds_add_runs(rows):
     assert len(train.asked) == 12 + 1
 
 
-def test_runs_of_other_settings_are_refused(rows, tmp_path):
+@pytest.mark.parametrize("finished", [True, False])
+def test_runs_of_other_settings_are_refused(finished, rows, tmp_path):
+    """Also those that were stopped: their row could never be completed."""
     assert rows["sam"].run(Fake()) == Exit.FINISHED
+    for path in () if finished else tmp_path.rglob(outcome.OUTCOME_FILE):
+        path.unlink()
     longer = rows_of(replace(PLAN, num_steps=90), tmp_path)["sam"]
     with pytest.raises(ConfigError, match=r"train\.num_steps 60 -> 90.*choose another --out, or add --again"):
         longer.is_finished()
@@ -303,6 +309,24 @@ def test_a_folder_or_a_method_that_is_not_there_is_one_line(options, words, tmp_
     (tmp_path / "file").touch()
     assert main(["bench", "generalization", "clean", "--out", str(tmp_path / "file" / "x"), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_has_no_report(tmp_path, capsys):
+    (tmp_path / "foreign.txt").touch()
+    assert main(["bench", "generalization", "clean", "--out", str(tmp_path), "--report"]) == Exit.WRONG_CONFIG
+    assert "there are no runs in" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["foreign.txt"]
+
+
+@pytest.mark.slow
+def test_a_mesh_that_no_run_can_have_ends_the_row_at_once(tmp_path):
+    command = ["bench", "generalization", "clean", "--out", str(tmp_path / "out"), "--row", "sam", "--mesh.fsdp", "7"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gnp_scale.cli", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == Exit.WRONG_CONFIG
+    assert "fsdp 7 x tensor 1 does not fit 2 devices" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_outcome_without_its_configuration_is_one_line(rows):

@@ -73,7 +73,8 @@ def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> 
     plan = _plan(options, flags)
     rows, names = rows_of(plan, folder), checked_names(options.only, plan.table)
     if options.report:
-        check(folder.is_dir(), f"there are no runs in {folder}: give the --out of a benchmark, or leave out --report")
+        has_runs = any((folder / name).is_dir() for name in rows)
+        check(has_runs, f"there are no runs in {folder}: give the --out of a benchmark, or leave out --report")
         print(report_on(rows), end="")
         return Exit.FINISHED
     # Nothing is removed by a command that is refused.
@@ -116,6 +117,7 @@ def _train_row(options: argparse.Namespace, flags: Sequence[str], folder: Path) 
     import_jax()
     from gnp_scale.evidence.plan import checked_names
     from gnp_scale.evidence.run import rows_of
+    from gnp_scale.mesh import make_mesh
     from gnp_scale.run import processes
 
     plan = _plan(options, flags)
@@ -125,6 +127,8 @@ def _train_row(options: argparse.Namespace, flags: Sequence[str], folder: Path) 
     row = rows_of(plan, folder)[name]
     stop.joined(*processes.coordination())
     processes.check_devices()
+    # A mesh that does not fit would end each of the runs.
+    make_mesh(row.config.mesh)
     from gnp_scale.evidence.trial import trial
 
     return row.run(lambda run, config, run_dir: trial(config, run_dir, stop, is_final=run.is_final))

@@ -64,16 +64,16 @@ def write(run_dir: Path, outcome: Outcome) -> None:
 
 
 def read(run_dir: Path, config: Config) -> Outcome | None:
-    """The outcome of the run of `config` in `run_dir`; None if it is not finished.
+    """The outcome of the run of `config` in `run_dir`; None if it is not finished, or not begun.
 
     Raises:
         ConfigError: the folder holds a run of another configuration, or the file is damaged.
     """
     path = run_dir / OUTCOME_FILE
     try:
-        if not path.exists():
+        found = Outcome(**json.loads(path.read_bytes())) if path.exists() else None
+        if found is None and not (run_dir / CONFIG_FILE).exists():
             return None
-        found = Outcome(**json.loads(path.read_bytes()))
         # There are hundreds of them: reading a configuration takes milliseconds, and comparing its text less.
         is_same = (run_dir / CONFIG_FILE).read_text() == recipe.to_json(config)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
