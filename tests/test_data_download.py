@@ -31,12 +31,19 @@ class Server:
     num_cuts: int = 0
     statuses: list[int] = field(default_factory=list)
     honours_range: bool = True
+    length: str = ""
+    """What it says of the length, instead of the truth."""
+    first_bytes: bytes = b""
+    """What it sends instead of an answer."""
     ranges: list[str | None] = field(default_factory=list)
     url: str = ""
 
     def respond(self, request: BaseHTTPRequestHandler) -> None:
         asked = request.headers.get("Range")
         self.ranges.append(asked)
+        if self.first_bytes:
+            request.wfile.write(self.first_bytes)
+            return None
         if self.statuses and (status := self.statuses.pop(0)) != 200:
             return request.send_error(status)
         body = self.content.get(request.path.strip("/"))
@@ -46,7 +53,7 @@ class Server:
         if start >= len(body) and start:
             return request.send_error(416)
         request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(body) - start))
+        request.send_header("Content-Length", self.length or str(len(body) - start))
         request.end_headers()
         end = len(body)
         if self.num_cuts:
@@ -97,8 +104,9 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ({"num_cuts": 3}, 4),
         ({"num_cuts": 1, "honours_range": False}, 2),
         ({"statuses": [500, 503, 429]}, 4),
+        ({"length": "abc"}, 1),
     ],
-    ids=["well", "cuts connections", "cuts and ignores Range", "fails for a while"],
+    ids=["well", "cuts connections", "cuts and ignores Range", "fails for a while", "a length that is no number"],
 )
 def test_the_file_arrives(server: Server, tmp_path: Path, behaviour: dict, num_requests: int):
     vars(server).update(behaviour)
@@ -165,6 +173,22 @@ def test_what_arrived_waits_for_the_next_run(server: Server, tmp_path: Path):
     (part,) = files_in(tmp_path / "toy").values()
     assert CONTENT.startswith(part)
     assert len(part) > len(CONTENT) // 2
+
+
+def test_an_answer_of_another_protocol_is_told_in_one_line_that_can_be_printed(server: Server, tmp_path: Path):
+    server.first_bytes = b"\x1b[31m\x00SSH-2.0\r\n"
+    with pytest.raises(PassingError, match=r"could not be fetched in 5 attempts: .*SSH-2\.0") as caught:
+        fetch(server, tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_proxy_is_named_without_its_password(tmp_path: Path, monkeypatch):
+    """Another mirror would not help then."""
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(PassingError, match=r"through the proxy 127\.0\.0\.1:9 of http_proxy in 5 attempts") as caught:
+        download("toy", tmp_path, "http://mirror.invalid", sources=sources_of({"file.bin": CONTENT}), console=QUIET)
+    assert "secret" not in str(caught.value)
 
 
 def test_no_server_is_told_in_one_line(tmp_path: Path, monkeypatch):

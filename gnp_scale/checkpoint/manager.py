@@ -15,9 +15,10 @@ from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.writer import Writer
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run import consensus
-from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder
+from gnp_scale.run.streams import one_line
 from gnp_scale.training.state import TrainState
 
 

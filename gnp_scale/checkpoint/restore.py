@@ -16,11 +16,12 @@ from gnp_scale.checkpoint.retention import Scores
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import Config, ConfigError
 from gnp_scale.run import consensus
-from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.streams import one_line
 from gnp_scale.training.state import TrainState
 
 MOST_LISTINGS = 10

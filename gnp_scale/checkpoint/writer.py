@@ -11,8 +11,9 @@ from gnp_scale.checkpoint.metadata import Metadata
 from gnp_scale.checkpoint.store import Store, Write
 from gnp_scale.config import ConfigError
 from gnp_scale.run import consensus
-from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
+from gnp_scale.run.streams import one_line
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 2.0, 60.0
 """The wait before the next attempt: it doubles after each failure, up to the longest."""

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from gnp_scale.checks import ConfigError, PassingError
 from gnp_scale.data.progress import byte_progress
 from gnp_scale.run.files import sha256, try_lock, wait_for_lock
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import one_line, say
 
 NUM_ATTEMPTS = 5
 FIRST_WAIT_S = 1.0
@@ -161,11 +161,22 @@ def _transfer_with_retries(url: str, part: Path, report: Callable[[int, int | No
         except NETWORK_ERRORS as error:
             failure = error
             if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in PASSING_STATUSES:
-                raise DownloadError(f"{url} cannot be downloaded: {error}; name another mirror with --url") from error
+                reason = f"{url} cannot be downloaded{_way(url)}: {one_line(error)}; name another mirror with --url"
+                raise DownloadError(reason) from error
+    assert failure is not None
     raise PassingError(
-        f"{url} could not be fetched in {NUM_ATTEMPTS} attempts: {failure}; run the command again to resume, or name "
-        "another mirror with --url"
+        f"{url} could not be fetched{_way(url)} in {NUM_ATTEMPTS} attempts: {one_line(failure)}; run the command again "
+        "to resume, or name another mirror with --url"
     ) from failure
+
+
+def _way(url: str) -> str:
+    """The proxy of the environment through which `url` is fetched, in words, without its password."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f" through the proxy {proxy.rpartition('@')[2]} of {parts.scheme}_proxy"
 
 
 def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -> None:
@@ -183,8 +194,7 @@ def _transfer(url: str, part: Path, report: Callable[[int, int | None], None]) -
     with response:
         resumed = response.status == HTTPStatus.PARTIAL_CONTENT
         num_bytes = num_bytes if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else num_bytes + int(length)
+        total = None if response.length is None else num_bytes + response.length
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)

@@ -18,7 +18,7 @@ from gnp_scale.data.containers.record import Contents, Record
 from gnp_scale.data.containers.tfds import FILE_TEMPLATE, description, shard_file
 from gnp_scale.data.manifest import Shard
 from gnp_scale.run.files import replace_file
-from gnp_scale.run.messages import one_line
+from gnp_scale.run.streams import one_line
 
 _OPTIONS = "group_size:1,uncompressed"
 """Each record can be read alone; images are compressed already."""

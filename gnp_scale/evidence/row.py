@@ -18,8 +18,7 @@ from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
 from gnp_scale.evidence.plan import FINAL, Plan, Run, config_of, folder_of
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run.history import read_history
-from gnp_scale.run.messages import one_line
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import one_line, say
 
 type Train = Callable[[Run, Config, Path], Outcome | None]
 """Trains a run in a folder, and keeps its outcome there; None if it was stopped."""

@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gnp_scale.config import ConfigError
 from gnp_scale.data.dataset import UNREADABLE, Dataset
 from gnp_scale.monitoring.confusion import Guesses, NameOf
-from gnp_scale.run.messages import one_line
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import one_line, say
 
 _LARGEST_SIDE, _LARGEST_CELL = 1000, 40
 """Pixels of a matrix and of one of its cells. Above 1000 classes, a cell stands for several."""

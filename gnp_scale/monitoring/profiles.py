@@ -18,9 +18,9 @@ from gnp_scale.config.run import TrainConfig
 from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import PROFILES_FOLDER
-from gnp_scale.run.messages import announce, one_line
+from gnp_scale.run.messages import announce
 from gnp_scale.run.store import Folder
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import one_line, say
 
 SUFFIXES = (".xplane.pb", ".trace.json.gz")
 STEP_NAME = "train"

@@ -18,6 +18,8 @@ PROGRAM = "gnp-scale"
 
 before_last_words: Callable[[], object] | None = None
 """Ends what is drawn on standard error, such as a bar; None if nothing is."""
+_MOST_CHARACTERS = 600
+"""Of an error that is told whole. Those of JAX and of this project have fewer, those of stores may have thousands."""
 _PATIENCE_S = 1.0
 """How long a write waits for the reader of standard error, before lines are dropped."""
 
@@ -36,6 +38,15 @@ def say_at_last(message: str) -> None:
     if before_last_words is not None:
         before_last_words()
     say(message)
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line of characters that can be printed, without what JAX adds about tracebacks; of a very long
+    one the beginning and the end.
+    """
+    words = " ".join(str(error).partition("\n---")[0].split())
+    text = "".join(letter if letter.isprintable() else "?" for letter in words) or type(error).__name__
+    return f"{text[:80]} ... {text[-120:]}" if len(text) > _MOST_CHARACTERS else text
 
 
 def protect() -> None:

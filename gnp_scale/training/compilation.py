@@ -11,7 +11,7 @@ from gnp_kernels.dispatch import platform
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.environment import xla_flags
-from gnp_scale.run.messages import one_line
+from gnp_scale.run.streams import one_line
 
 _OPTIONS: dict[str, dict[str, str]] = {
     # By default XLA also gives convolutions to YNNPACK. Eigen's take 0.6 of the time in a step of ResNet-18.

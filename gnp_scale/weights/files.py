@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from gnp_scale.checks import local_path
 from gnp_scale.config import ConfigError
-from gnp_scale.run.messages import one_line
+from gnp_scale.run.streams import one_line
 from gnp_scale.weights.renames import canonical_jax_name, torch_names
 
 type Tensors = Mapping[str, Callable[[], np.ndarray]]
