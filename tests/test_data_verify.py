@@ -126,3 +126,8 @@ def test_verify_compares_a_folder_with_its_index(source: Path):
         "train: train/two/5.PNG: its bytes are not those of the index",
         "validation: val/zero/9.PNG: it cannot be read (No such file or directory)",
     ]
+
+
+def test_verify_names_an_empty_image_without_decoding(source: Path):
+    (source / "train" / "zero" / "bad.png").touch()
+    assert verify(source, 2, decodes=False)[1] == ["train: train/zero/bad.png: it is empty"]

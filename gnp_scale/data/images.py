@@ -125,7 +125,7 @@ class ImageSplit:
         if num_problems > self.config.max_damaged * len(self):
             raise ConfigError(
                 f"{num_problems} of {len(self)} {self.name} images cannot be used, more than data.max_damaged "
-                f"{self.config.max_damaged:g}; the last is {name}: {problem}. See gnp-scale data verify; run "
+                f"{self.config.max_damaged:g}; the last is {name}: {problem}. See gnp-scale data verify --decode; run "
                 "gnp-scale data index if images were removed, or raise the limit"
             )
         if num_problems <= _MOST_NAMED:

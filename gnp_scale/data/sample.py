@@ -48,8 +48,7 @@ class Sample:
 
 def check_usable(split: str, record: Record) -> None:
     """Raises ConfigError if the bytes of a record are not those of its index, or if there are none."""
-    problem = record.problem or ("" if record.data else "it is empty")
     check(
-        not problem,
-        f"{split} {record.name} cannot be used: {problem}; mend it, or remove it and run gnp-scale data index SOURCE",
+        not record.flaw(),
+        f"{split} {record.name} cannot be used: {record.flaw()}; mend it, or remove it and run gnp-scale data index SOURCE",
     )

@@ -138,7 +138,7 @@ def _check_records(part: _Part, advance: Advance, decodes: bool) -> list[str]:
         advance(len(records), sum(len(record.data) for record in records))
         for record in records:
             counts[str(record.label)] += 1
-            if problem := record.problem or (_undecodable(record) if decodes else ""):
+            if problem := record.flaw() or (_undecodable(record) if decodes else ""):
                 problems.append(f"{part.split}: {record.name}: {problem}")
     if part.shard is not None and not problems and counts != part.shard.class_counts:
         problems.append(f"{part.shard.file} has other labels than in {MANIFEST_FILE}")

@@ -20,6 +20,10 @@ class Record(NamedTuple):
     name: str
     problem: str = ""
 
+    def flaw(self) -> str:
+        """Why it cannot be used, as far as that shows without decoding it; empty otherwise."""
+        return self.problem or ("" if self.data else "it is empty")
+
 
 class Source(Protocol):
     """The records of a split, by number."""
