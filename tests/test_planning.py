@@ -74,6 +74,7 @@ def test_the_sizes_of_a_cluster(name, num_slices, sizes):
         (["--topology", "v6e:4x32"], "v6e has no such slice: give 2 sizes, at most 16x16"),
         (["--topology", "v5p:4x4"], "v5p has no such slice: give 3 sizes, at most 16x20x28"),
         (["--topology", "h100:16x2"], "has 16 GPUs in a host: give at most 8, then hosts"),
+        (["--topology", "h100:8x99999999"], "has 99999999 hosts: give at most 16384"),
         (["--topology", "h100:8x2x2"], "write it as h100:8x16 for 16 hosts of 8"),
         (["--topology", "h100:8x2", "--num-slices", "2"], "without --num-slices"),
         (["--topology", "v5e:4x4", "--num-slices", "0"], "0 is less than 1"),

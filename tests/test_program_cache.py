@@ -61,7 +61,10 @@ def test_the_cache_folder_may_be_named(no_variables, monkeypatch, tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "y")
 
 
-def test_without_a_home_nothing_is_kept_and_that_is_said_once(no_variables, capsys):
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home_nothing_is_kept_and_that_is_said_once(home, no_variables, monkeypatch, capsys):
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
     program_cache.keep(is_writer=True)
     (line,) = capsys.readouterr().err.splitlines()
     assert "there is no home folder" in line

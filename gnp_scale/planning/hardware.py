@@ -79,6 +79,8 @@ device_description_str: "{device_kind}"
 """
 """NVIDIA's published figures of an H100 or H200 SXM, as XLA takes them (`GpuTargetConfigProto`)."""
 _FORM = re.compile(r"(?P<chip>\w+):(?P<shape>\d+(?:x\d+){1,2})")
+_MOST_HOSTS = 16_384
+"""Of GPUs, each of which the compiler is told of."""
 _EXAMPLES = "v5e:16x16, v5p:8x16x16, or h100:8x16 for 16 hosts of 8 GPUs"
 
 
@@ -109,6 +111,7 @@ class Cluster:
                 shape[0] <= chip.chips_per_host,
                 f"--topology {self.name} has {shape[0]} GPUs in a host: give at most {chip.chips_per_host}, then hosts",
             )
+            check(shape[1] <= _MOST_HOSTS, f"--topology {self.name} has {shape[1]} hosts: give at most {_MOST_HOSTS}")
             object.__setattr__(self, "num_slices", shape[1])
         else:
             largest = chip.largest_slice

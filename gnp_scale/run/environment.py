@@ -54,7 +54,9 @@ def is_deterministic() -> bool:
 def user_cache(name: str) -> str | None:
     """The folder `name` of this project in the user's cache folder, by the XDG base directory specification."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        # With an empty HOME it would be a folder of the root.
+        base = "" if os.environ.get("HOME") == "" else os.path.expanduser("~/.cache")
     return os.path.join(base, "gnp_scale", name) if os.path.isabs(base) else None
 
 
