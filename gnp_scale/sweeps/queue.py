@@ -117,6 +117,8 @@ class Queue:
                 return
             log = self._claim(name)
             if log is None:
+                if name not in self._elsewhere:
+                    say(f"{name}: another process is training it, and is waited for")
                 self._elsewhere.add(name)
                 continue
             self._elsewhere.discard(name)
