@@ -80,7 +80,7 @@ TABLES = {
     "clean": Table(f"{_CLOTHES}, right labels; a small CNN", 900, _noisy(0.0), METHODS),
     "photographs": Table(f"{_GROCERIES}, random crops; a small CNN", 3000, _photographs(0.08, 0.4, 5e-4), METHODS),
     "photographs-squares": Table(
-        f"{_GROCERIES}, largest squares; a small CNN", 3000, _photographs(1.0, 0.2, 2.5e-3), METHODS
+        f"{_GROCERIES}, largest squares; a small CNN", 3000, _photographs(1.0, 0.1, 1.25e-2), METHODS
     ),
     "transformer": Table(f"{_CLOTHES}, no augmentation; a small vision transformer", 1200, _transformer, GATED),
     "groups": Table(f"{_CLOTHES}, 40 % wrong labels, batches of 512; a small CNN", 240, _large_batches, GROUPED),
