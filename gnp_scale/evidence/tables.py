@@ -52,7 +52,7 @@ def _noisy(label_noise: float) -> Callable[[int], Config]:
 
 
 def _photographs(crop_area: float, learning_rate: float, l2_in_loss: float) -> Callable[[int], Config]:
-    # Plain training chose about these rates and decays when smaller ones were given, so all methods start from them.
+    # Plain training chose about these rates and decays when others were given, so all methods start from them.
     data = DataConfig(name="grocery_store", batch_size=32, eval_batch_size=64, image_size=64, crop_area=crop_area)
     return lambda num_steps: _config(data, ModelConfig("cnn_s"), _sgd(learning_rate, l2_in_loss), num_steps)
 
