@@ -48,7 +48,8 @@ class Sample:
 
 def check_usable(split: str, record: Record) -> None:
     """Raises ConfigError if the bytes of a record are not those of its index, or if there are none."""
+    flaw = record.flaw()
     check(
-        not record.flaw(),
-        f"{split} {record.name} cannot be used: {record.flaw()}; mend it, or remove it and run gnp-scale data index SOURCE",
+        not flaw,
+        f"{split} {record.name} cannot be used: {flaw}; mend it, or remove it and run gnp-scale data index SOURCE",
     )
