@@ -17,7 +17,7 @@ from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.run import messages, status
 from gnp_scale.run.console import make_console
 from gnp_scale.run.stages import Stages
-from gnp_scale.run.streams import say
+from gnp_scale.run.streams import one_line, say
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -161,6 +161,7 @@ ERRORS = {
     "several lines": (ValueError("a leaf\n  of 3 rows"), "a leaf of 3 rows"),
     "what JAX adds": (ValueError("a leaf\n--------------------\nFor simplicity, JAX has removed"), "a leaf"),
     "no text": (OSError(), "OSError"),
+    "bytes of a server": (OSError("\x1b[31m\x00SSH"), "?[31m?SSH"),
     "advice at the end": (ValueError("x" * 500 + "y" * 100), "x" * 500 + "y" * 100),
     "the cause at the end": (OSError("a" * 80 + "b" * 2000 + "c" * 120), "a" * 80 + " ... " + "c" * 120),
 }
@@ -168,7 +169,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(("error", "line"), ERRORS.values(), ids=ERRORS.keys())
 def test_an_error_is_told_in_one_line(error, line):
-    assert messages.one_line(error) == line
+    assert one_line(error) == line
 
 
 @pytest.mark.parametrize("name", STRANGE)
