@@ -24,8 +24,9 @@ def parts_of(dataset: Dataset, train: Split, test: Split, config: DataConfig) ->
         ConfigError: there are not so many examples or classes, or there is no such split.
     """
     given = _chosen(train, drawn(len(train), config))
-    shift_N = label_shifts(len(given), dataset.num_classes, config)
-    given = replace(given, label=(given.label + shift_N) % dataset.num_classes)
+    if config.label_noise:
+        shift_N = label_shifts(len(given), dataset.num_classes, config)
+        given = replace(given, label=(given.label + shift_N) % dataset.num_classes)
     train_ids, holdout_ids = held_out(len(given), config.holdout)
     splits = {"train": _chosen(given, train_ids), "test": test}
     if config.holdout:
@@ -73,19 +74,16 @@ def drawn(num_examples: int, config: DataConfig) -> np.ndarray:
 def label_shifts(num_examples: int, num_classes: int, config: DataConfig) -> np.ndarray:
     """What is added to each label, modulo `num_classes` (int32 N): symmetric noise.
 
-    A random share of the labels, rounded to a whole number, becomes one of the other classes. All of these are equally
-    probable, so each of the chosen labels is wrong (as in arXiv 1804.06872).
+    A random share `label_noise` of them, rounded to a whole number, becomes one of the other classes. All of these
+    are equally probable, so each of the chosen labels is wrong (as in arXiv 1804.06872).
 
     Raises:
-        ConfigError: there is noise, but one class.
+        ConfigError: there is but one class.
     """
-    shift_N = np.zeros(num_examples, np.int32)
-    if config.label_noise:
-        reason = f"data.label_noise is {config.label_noise}, but {config.name} has one class: set it to 0"
-        check(num_classes > 1, reason)
-        random = _random(config, 1)
-        chosen = random.choice(num_examples, round(config.label_noise * num_examples), replace=False)
-        shift_N[chosen] = random.integers(1, num_classes, len(chosen))
+    check(num_classes > 1, f"data.label_noise is {config.label_noise}, but {config.name} has one class: set it to 0")
+    random, shift_N = _random(config, 1), np.zeros(num_examples, np.int32)
+    chosen = random.choice(num_examples, round(config.label_noise * num_examples), replace=False)
+    shift_N[chosen] = random.integers(1, num_classes, len(chosen))
     return shift_N
 
 
