@@ -34,7 +34,7 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
     try:
         options, flags = _parser().parse_known_args(arguments)
         if flags and not options.takes_flags:
-            raise ConfigError(f"there is no option {flags[0]}: see gnp-scale {options.name} --help")
+            raise ConfigError(f"{_unknown(flags[0])}: see gnp-scale {options.name} --help")
         return options.command(options, flags), None
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
@@ -44,6 +44,10 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
         else:
             streams.say(reason)
         return code, reason.partition("\n")[0]
+
+
+def _unknown(word: str) -> str:
+    return f"there is no option {word}" if word.startswith("-") else f"{word} is after an option, and belongs before it"
 
 
 def _parser() -> argparse.ArgumentParser:

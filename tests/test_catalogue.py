@@ -133,7 +133,9 @@ def test_models_have_published_sizes(capsys):
 def test_every_network_has_a_published_size():
     sizes = {name: (networks.published(name).image_size, networks.published(name).config) for name in registry.NAMES}
     for name, (size, config) in sizes.items():
-        registry.family_of(name).check(config, (size, size, 3))
+        family = registry.family_of(name)
+        family.check_options(config)
+        family.check_shapes(config, (size, size, 3))
     assert sizes["vit_h"][1].patch_size == 14
     assert sizes["wrn_28_10"][0] == 32
 

@@ -73,6 +73,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(flags, part, tmp_path):
         (["drill", "configs/digits.py"], "names no function"),
         (["sharpness", "runs", "--seed", str(2**32)], "argument --seed: 4294967296 is more than 4294967295"),
         (["fingerprint", "runs", "--step", "-1"], "argument --step: -1 is less than 0"),
+        (
+            ["sweep", RECIPE, "--grid", "model.name=vit_ti,vit_s17"],
+            "model.name is vit_s17, which is not a known network",
+        ),
+        (
+            ["sweep", RECIPE, "--grid", "data.name=digits,imagenet", "--data.train-split", "x"],
+            "data set digits does not",
+        ),
+        (["sweep", RECIPE, "--grid", "model.name=resnet18", "--model.depth", "2"], "which resnet18 does not use"),
+        (["status", "runs", "--json", "runs"], "runs is after an option, and belongs before it"),
         (["bench", "kernels", "--rounds", "1"], "argument --rounds: 1 is less than 2"),
     ],
     ids=" ".join,

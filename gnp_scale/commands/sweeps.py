@@ -65,12 +65,17 @@ def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
 def _asked_for(options: argparse.Namespace, flags: Sequence[str]) -> "Sweep":
     """The sweep of this command; all of its points are checked."""
     from gnp_scale import recipe
+    from gnp_scale.data import sources
+    from gnp_scale.models import registry
     from gnp_scale.sweeps.grid import make_points
     from gnp_scale.sweeps.record import Sweep
 
     if options.kernels is not None:
         flags = [*flags, "--train.kernels", options.kernels]
     points = make_points(recipe.load(options.recipe), flags, options.grid)
+    for _, config in points.values():
+        registry.check_options(config.model)
+        sources.check_options(config.data)
     config = next(config for _, config in points.values())
     return Sweep(options.recipe, tuple(flags), config, {name: values for name, (values, _) in points.items()})
 

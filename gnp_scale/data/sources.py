@@ -23,7 +23,7 @@ def load(config: DataConfig) -> Dataset:
         MissingDataError: its files are missing or damaged; the message says how to get them.
         ConfigError: an option does not fit it.
     """
-    _check_options(config)
+    check_options(config)
     try:
         return _small_set(config) if config.name in READERS else _images(config)
     except StoreError:
@@ -47,7 +47,7 @@ def unread_advice(config: DataConfig) -> str | None:
     return f"without effect, because the images of {config.name} are not encoded: {', '.join(changed)}"
 
 
-def _check_options(config: DataConfig) -> None:
+def check_options(config: DataConfig) -> None:
     """Refuses options that say which data are read, and are not read by this data set."""
     is_small = config.name in READERS
     readers = (

@@ -45,12 +45,11 @@ class Family:
         """Whether the networks have batch statistics."""
         return "num_bn_groups" in self.options
 
-    def check(self, config: ModelConfig, image_shape: ImageShape) -> None:
-        """Raises ConfigError for an option that has no effect, so that no user expects one, and as `check_shapes`."""
+    def check_options(self, config: ModelConfig) -> None:
+        """Raises ConfigError for an option that has no effect, so that no user expects one."""
         for field in fields(ModelConfig):
             value = getattr(config, field.name)
             check(
                 value == field.default or field.name in (*_FOR_ALL, *self.options),
                 f"model.{field.name} is {value}, which {config.name} does not use: leave it at {field.default}",
             )
-        self.check_shapes(config, image_shape)

@@ -162,15 +162,21 @@ def create(config: ModelConfig, image_shape: tuple[int, int, int], num_classes: 
             or, for a transformer, the patches do not divide the image, the heads the width, or the tensor axis of the
             mesh the heads.
     """
-    if config.name not in _FAMILY_OF:
-        raise ConfigError(_unknown_name(config.name))
+    check_options(config)
     family = _FAMILY_OF[config.name]
-    family.check(config, image_shape)
+    family.check_shapes(config, image_shape)
     build = partial(family.network, config=config, image_shape=image_shape, num_classes=num_classes)
     if not family.has_batch_norm:
         return Model(build, head_bias=config.head_bias)
     bn_group_size = batch_size // config.num_bn_groups
     return Model(partial(build, bn_group_size=bn_group_size), bn_group_size, config.head_bias)
+
+
+def check_options(config: ModelConfig) -> None:
+    """Raises ConfigError if no network has this name, or if the network does not use an option that is set."""
+    if config.name not in _FAMILY_OF:
+        raise ConfigError(_unknown_name(config.name))
+    _FAMILY_OF[config.name].check_options(config)
 
 
 def family_of(name: str) -> Family:
