@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from launcher import run
+from run_folders import make_run
 
+from gnp_scale.commands.common import config_of_run
 from gnp_scale.config import (
     CheckpointConfig,
     Config,
@@ -18,7 +20,7 @@ from gnp_scale.config import (
     OptimConfig,
     TrainConfig,
 )
-from gnp_scale.evaluation.existing import evaluate_run, probe_run
+from gnp_scale.evaluation.existing import evaluate_run, probe_run, working
 from gnp_scale.loop import train
 
 pytestmark = [pytest.mark.usefixtures("unoptimized"), pytest.mark.slow]
@@ -66,7 +68,34 @@ def test_two_processes_with_another_mesh_give_the_same_probe(run_dir, tmp_path):
 
 def test_images_that_do_not_fit_the_network_are_one_line(run_dir):
     grey = replace(BASE, data=DataConfig(batch_size=32, eval_batch_size=32))
-    with pytest.raises(ConfigError, match=r"does not take the images of digits, 8x8 in 1 channels .*--data.image-size"):
+    with pytest.raises(
+        ConfigError, match=r"does not take the images of digits, 8x8 in 1 channels .*: choose a data set of such"
+    ):
         probe_run(grey, run_dir)
-    with pytest.raises(ConfigError, match="has 10 classes and the data set synthetic has 4: add --probe"):
+    small = replace(BASE, data=replace(BASE.data, synthetic_image_size=4))
+    with pytest.raises(ConfigError, match=r"4x4 in 3 channels .*: set --data.synthetic-image-size to the size"):
+        probe_run(small, run_dir)
+    with pytest.raises(
+        ConfigError, match="has 10 classes and the data set synthetic has 4: give a data set with as many, or"
+    ):
         evaluate_run(FOUR_CLASSES, run_dir)
+
+
+def test_another_data_set_begins_from_all_of_its_examples(tmp_path):
+    """What the run has drawn, mislabelled or held out is no choice for other images."""
+    data = DataConfig("synthetic", synthetic_num_examples=64, label_noise=0.4, draw_seed=3, holdout=0.5, batch_size=16)
+    make_run(tmp_path / "run", Config(data=data), {5: 0.5})
+
+    def config(*flags):
+        return config_of_run(tmp_path / "run", flags, "eval", "", ()).data
+
+    assert config("--data.batch-size", "8") == replace(data, batch_size=8)
+    assert config("--data.name", "digits") == DataConfig("digits", batch_size=16)
+    assert config("--data.name", "digits", "--data.holdout", "0.5") == DataConfig("digits", batch_size=16, holdout=0.5)
+
+
+def test_an_evaluation_says_which_options_have_no_effect(capsys):
+    data = DataConfig("digits", batch_size=16, eval_batch_size=16, image_size=99)
+    with working(Config(data=data), None):
+        pass
+    assert "without effect, because the images of digits are not encoded: data.image_size 99" in capsys.readouterr().err

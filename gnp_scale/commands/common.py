@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def existing_run(text: str, option: str = "RUN") -> Folder:
 def config_of_run(run_dir: Folder, flags: Sequence[str], command: str, usage: str, options: Sequence[str]) -> Config:
     """The configuration of a run for the command `command` with `usage` and `options`, with flags of data and mesh.
 
+    If the flags name another data set, all of its examples are chosen, unless other flags choose some.
+
     Raises: ConfigError: a flag belongs to another section.
     """
     from gnp_scale import recipe
@@ -53,4 +56,8 @@ def config_of_run(run_dir: Folder, flags: Sequence[str], command: str, usage: st
     for flag in flags:
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"{command} has no option {flag}: only those of data and mesh; the run decides the rest")
-    return recipe.override(stored_config(run_dir), flags, f"gnp-scale {command} RUN {usage}", options)
+    stored, usage = stored_config(run_dir), f"gnp-scale {command} RUN {usage}"
+    config = recipe.override(stored, flags, usage, options)
+    if config.data.name == stored.data.name:
+        return config
+    return recipe.override(replace(stored, data=stored.data.with_all_examples()), flags, usage, options)

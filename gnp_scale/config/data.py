@@ -1,6 +1,6 @@
 """Section `data`: which examples, how many at once, and how they are augmented."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gnp_scale.checks import check, check_values, data_root
@@ -22,8 +22,19 @@ _COUNTS = (
     "num_examples",
     "num_threads",
 )
-
-
+_CHOICE = (
+    "num_examples",
+    "label_noise",
+    "draw_seed",
+    "holdout",
+    "eval_split",
+    "train_split",
+    "eval_labels",
+    "synthetic_num_examples",
+    "synthetic_image_size",
+    "synthetic_num_classes",
+)
+"""Options that choose examples of a data set, or change their labels."""
 _RANGES = {
     "randaugment_num_ops": (1, 10),
     "randaugment_magnitude": (0, RANDAUGMENT_LEVELS - 1),
@@ -145,6 +156,10 @@ class DataConfig:
             f"data.batch_size {self.batch_size} is not divisible by data.num_repeats {self.num_repeats}: change one",
         )
         self._check_effects()
+
+    def with_all_examples(self) -> "DataConfig":
+        """Itself, without what chooses examples or changes labels: a choice for one data set fits no other."""
+        return replace(self, **{name: getattr(DataConfig, name) for name in _CHOICE})
 
     @property
     def draws(self) -> bool:

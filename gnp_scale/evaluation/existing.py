@@ -9,6 +9,7 @@ import jax
 from gnp_scale.checkpoint import load_average, load_newest, stored_shapes
 from gnp_scale.config import Config
 from gnp_scale.data.dataset import Dataset
+from gnp_scale.data.sources import unread_advice
 from gnp_scale.evaluation.features import Features, collect
 from gnp_scale.evaluation.knn import NUM_NEIGHBOURS, knn_top1
 from gnp_scale.evaluation.linear import LinearProbe, linear_probe
@@ -108,6 +109,9 @@ def working(config: Config, pictures: Path | None) -> Iterator[Stages]:
         make_folder(pictures)
     with Watchdog(stages, None), jax.set_mesh(make_mesh(config.mesh)):
         check_agreement(config)
+        advice = unread_advice(config.data)
+        if advice is not None:
+            announce(advice)
         yield stages
 
 

@@ -9,6 +9,7 @@ from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.data import sources
 from gnp_scale.data.dataset import Dataset
 from gnp_scale.data.pipeline import check_divisible
+from gnp_scale.data.small_sets import READERS
 from gnp_scale.models import registry
 from gnp_scale.models.registry import Model
 from gnp_scale.training.setup import Task
@@ -31,7 +32,7 @@ def task_of_run(config: Config, stored: Shapes, *, has_own_classes: bool) -> Tas
     check(
         has_own_classes or num_classes == dataset.num_classes,
         f"the network of the run has {num_classes} classes and the data set {dataset.name} has {dataset.num_classes}: "
-        "add --probe, which judges its features on another data set",
+        "give a data set with as many, or judge its features with gnp-scale eval RUN --probe",
     )
     model = _model(config, dataset, num_classes)
     _check_shapes(model, dataset, stored)
@@ -42,7 +43,7 @@ def _model(config: Config, dataset: Dataset, num_classes: int) -> Model:
     try:
         return registry.create(config.model, dataset.image_shape, num_classes, config.data.batch_size)
     except ConfigError as error:
-        raise ConfigError(f"{_misfit(dataset)} ({error}): {_ADVICE}") from error
+        raise ConfigError(f"{_misfit(dataset)} ({error}): {_advice(dataset.name)}") from error
 
 
 def _check_shapes(model: Model, dataset: Dataset, stored: Shapes) -> None:
@@ -51,7 +52,8 @@ def _check_shapes(model: Model, dataset: Dataset, stored: Shapes) -> None:
     for path, shape in shapes.items():
         check(
             stored.get(path) == shape,
-            f"{_misfit(dataset)} ({path} has the shape {stored.get(path)}, and {shape} for these images): {_ADVICE}",
+            f"{_misfit(dataset)} ({path} has the shape {stored.get(path)}, and {shape} for these images): "
+            f"{_advice(dataset.name)}",
         )
 
 
@@ -60,4 +62,8 @@ def _misfit(dataset: Dataset) -> str:
     return f"the network of the run does not take the images of {dataset.name}, {height}x{width} in {channels} channels"
 
 
-_ADVICE = "set --data.image-size to the size that it was trained on, or choose a data set with as many channels"
+def _advice(name: str) -> str:
+    if name in READERS and name != "synthetic":
+        return "choose a data set of such images as it was trained on"
+    option = "--data.synthetic-image-size" if name == "synthetic" else "--data.image-size"
+    return f"set {option} to the size that it was trained on, or choose a data set with as many channels"
