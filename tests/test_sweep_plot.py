@@ -66,6 +66,17 @@ def test_the_marks_of_a_plot_are_where_the_numbers_are(tmp_path):
     assert (low_y, high_y) == pytest.approx((bottom, top), abs=1), "ticks from 0.5 to 0.7"
 
 
+@pytest.mark.parametrize("values", [(2.2, 2.35), (25.0, 30.0), (1e-4, 3e-4), (2.0, 2.0)])
+def test_numbers_that_are_no_shares_have_an_axis_of_their_size(values):
+    marks = [chart.Mark(float(number), value, None, (value,)) for number, value in enumerate(values)]
+    each = chart.Chart("x", "loss", {"": marks}, {0.0: "0", 1.0: "1"}, is_log=False, joins=True, are_shares=False)
+    low, high = chart._y_range(each)
+    assert 0 < low <= min(values)
+    assert max(values) <= high
+    assert high - low <= max(np.ptp(values), 0.011 * max(values))
+    chart.draw(each)
+
+
 def test_first_marks_of_lines_are_joined_if_asked_for():
     lines = {name: [chart.Mark(x, y, None, (), name)] for name, x, y in (("a", 1.0, 0.5), ("b", 3.0, 0.7))}
     each = chart.Chart("x", "y", lines, {1.0: "1", 3.0: "3"}, is_log=False, joins=False)

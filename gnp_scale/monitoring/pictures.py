@@ -98,17 +98,22 @@ def make_folder(folder: Path) -> None:
 
 
 def write_pictures(folder: Path, guesses: Guesses, dataset: Dataset) -> None:
-    """Writes `confusion.png` and, if there are wrong guesses, `worst.png` into `folder`, unless the disk refuses."""
+    """Writes `confusion.png` and, if there are wrong guesses, `worst.png` into `folder`, unless the disk refuses.
+
+    Earlier ones are replaced, or removed.
+    """
     pictures = {
         "confusion.png": matrix_picture(guesses, dataset.class_name),
         "worst.png": worst_picture(guesses, dataset),
     }
     for name, picture in pictures.items():
-        if picture is not None:
-            try:
+        try:
+            if picture is None:
+                (folder / name).unlink(missing_ok=True)
+            else:
                 Image.fromarray(picture).save(folder / name)
-            except OSError as error:
-                say(f"{folder / name} cannot be written ({error.strerror or error})")
+        except OSError as error:
+            say(f"{folder / name} cannot be written ({error.strerror or error})")
 
 
 def _shaded(strength_RxR: np.ndarray) -> np.ndarray:

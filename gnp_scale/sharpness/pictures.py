@@ -65,13 +65,16 @@ def line_picture(line: Line) -> np.ndarray:
     """The loss above, the accuracy below, both by the step along the line (uint8 H x W x 3)."""
     ticks = {float(step): f"{step:g}" for step in line.steps if step % 0.25 == 0}
 
-    def chart(label: str, values: np.ndarray) -> np.ndarray:
+    def chart(label: str, values: np.ndarray, *, are_shares: bool) -> np.ndarray:
         pairs = zip(line.steps.tolist(), values.tolist(), strict=True)
         marks = [Mark(step, value, None, (value,)) for step, value in pairs if np.isfinite(value)]
         words = "step from RUN (0) to the other run (1)"
-        return np.asarray(draw(Chart(words, label, {"": marks}, ticks, is_log=False, joins=True)))
+        return np.asarray(
+            draw(Chart(words, label, {"": marks}, ticks, is_log=False, joins=True, are_shares=are_shares))
+        )
 
-    return np.concatenate([chart("loss", line.losses), chart("top-1 accuracy", line.top1)])
+    charts = [chart("loss", line.losses, are_shares=False), chart("top-1 accuracy", line.top1, are_shares=True)]
+    return np.concatenate(charts)
 
 
 def corrupted_examples(dataset: Dataset, seed: int) -> np.ndarray | None:

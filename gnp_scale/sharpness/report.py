@@ -17,6 +17,7 @@ from gnp_scale.sharpness.measure import Report
 from gnp_scale.sharpness.pictures import accuracy_picture, line_picture, plane_picture
 from gnp_scale.sharpness.settings import Settings
 
+_PICTURES = ("plane", "accuracy", "line", "corruptions")
 _FIRST, _COLUMN = 26, 13
 """Characters of the first column and of the others."""
 
@@ -30,7 +31,7 @@ def lines(report: Report, settings: Settings) -> Iterator[str]:
     if "rise" in measures:
         yield from _rise_lines(scores, settings)
     if "spectrum" in measures:
-        yield from _spectrum_lines(scores, settings)
+        yield from _spectrum_lines(scores)
     if report.losses is not None:
         yield _row("highest loss of the plane", [f"{np.nanmax(report.losses):.4g}"])
     if report.line is not None:
@@ -60,8 +61,8 @@ def _rise_lines(scores: dict[str, float], settings: Settings) -> Iterator[str]:
         yield _row("    standard error", [f"{error:.2g}" for error in errors])
 
 
-def _spectrum_lines(scores: dict[str, float], settings: Settings) -> Iterator[str]:
-    names = [f"sharpness/eigenvalue_{number + 1}" for number in range(settings.num_eigenvalues)]
+def _spectrum_lines(scores: dict[str, float]) -> Iterator[str]:
+    names = [name.removesuffix("_bound") for name in scores if name.endswith("_bound")]
     yield _row("largest eigenvalues", [f"{scores[name]:.4g}" for name in names])
     yield _row("  one is at most so far", [f"{scores[f'{name}_bound']:.2g}" for name in names])
     yield _row("lowest eigenvalue", [f"{scores['sharpness/eigenvalue_lowest']:.4g}"])
@@ -83,11 +84,16 @@ def _row(name: str, words: list[str]) -> str:
 def write(folder: Path, run: str, report: Report, settings: Settings, other: str | None = None) -> None:
     """Writes `sharpness.json`, pictures and TensorBoard events into `folder`; `other` is the run to which a line leads.
 
+    Pictures of an earlier measurement are replaced, or removed. Event files stay.
+
     Raises:
         ConfigError: the disk refuses.
     """
     pictures = _pictures(report)
     try:
+        if (folder / "sharpness.json").exists():
+            for name in _PICTURES:
+                (folder / f"{name}.png").unlink(missing_ok=True)
         (folder / "sharpness.json").write_text(_to_json(run, report, settings, other))
         for name, picture in pictures.items():
             Image.fromarray(picture).save(folder / f"{name}.png")

@@ -33,7 +33,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows; values on y are shares from 0 to 1."""
+    """What a chart shows."""
 
     x_label: str
     y_label: str
@@ -46,6 +46,8 @@ class Chart:
     """Whether the marks of a line are joined."""
     joined: Sequence[str] = ()
     """Lines whose first marks are joined, in this order."""
+    are_shares: bool = True
+    """Whether values on y are from 0 to 1, where intervals are cut off."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,16 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def _y_range(chart: Chart) -> tuple[float, float]:
-    """The lowest and the highest value that is shown; intervals are cut off at 0 and 1."""
+    """The lowest and the highest value that is shown."""
     marks = [mark for line in chart.lines.values() for mark in line]
     ends = [mark.mean + sign * (mark.half or 0) for mark in marks for sign in (-1, 1)]
-    values = [min(1.0, max(0.0, end)) for end in ends] + [value for mark in marks for value in mark.values]
+    if chart.are_shares:
+        ends = [min(1.0, max(0.0, end)) for end in ends]
+    values = [*ends, *(value for mark in marks for value in mark.values)]
     low, high = min(values), max(values)
-    return (low, high) if high - low > 1e-3 else (low - 5e-3, high + 5e-3)
+    # Differences that are smaller are not worth a scale of their own.
+    least = 1e-3 * (1.0 if chart.are_shares else abs(high) or 1.0)
+    return (low, high) if high - low > least else (low - 5 * least, high + 5 * least)
 
 
 def _space(chart: Chart, y_ticks: Sequence[float]) -> _Space:
