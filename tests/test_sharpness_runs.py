@@ -29,7 +29,8 @@ CONFIG = Config(
     train=TrainConfig(num_steps=6, log_every_steps=6, eval_every_steps=6, loss="bce", ema_decay=0.5),
     checkpoint=CheckpointConfig(every_steps=3, keep_last=2),
 )
-SETTINGS = Settings(MEASURES, 40, (0.05, 0.5), 12, 2, 4, 2)
+OF_RISE = "--radii 0.05,0.5 --group 12"
+OF_SPECTRUM = "--eigenvalues 2 --lanczos-steps 4 --vectors 2"
 
 
 def made_up(settings):
@@ -46,7 +47,9 @@ def made_up(settings):
 
 
 def test_a_report_is_written_as_lines_numbers_and_pictures(tmp_path):
-    """Also if the loss overflows at some place of the plane: JSON has no infinity."""
+    """Also if the loss overflows at some place of the plane: JSON has no infinity. Earlier pictures go."""
+    (tmp_path / "sharpness.json").write_text("{}")
+    (tmp_path / "line.png").write_text("of an earlier measurement")
     settings = Settings()
     lines = "\n".join(report.lines(made_up(settings), settings))
     for words in ("step 7", r"r 0.01 +r 0.05 +r 0.1\n", "groups of 32 +0.25", r"4 bits +25.00%", r"blur( +25.00%){5}"):
@@ -63,23 +66,26 @@ def test_a_report_is_written_as_lines_numbers_and_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "measures",
+    ("settings", "flags"),
     [
-        pytest.param(["rise"], marks=pytest.mark.long, id="rise"),
-        pytest.param(MEASURES, marks=pytest.mark.long, id="all"),
+        pytest.param(Settings(["rise"], 40, (0.05, 0.5), 12), OF_RISE, marks=pytest.mark.long, id="rise"),
+        pytest.param(
+            Settings(MEASURES, 40, (0.05, 0.5), 12, 2, 4, 2),
+            f"{OF_RISE} {OF_SPECTRUM}",
+            marks=pytest.mark.long,
+            id="all",
+        ),
     ],
 )
-def test_a_run_is_measured_in_two_processes_as_in_one(measures, tmp_path):
+def test_a_run_is_measured_in_two_processes_as_in_one(settings, flags, tmp_path):
     """A network in bfloat16 with frozen parameters and a moving average, which is what is measured; an average of
     checkpoints; groups that the devices cannot share equally. The run's folder stays as it is.
     """
     folder = tmp_path / "run"
     train(CONFIG, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    settings = replace(SETTINGS, measures=measures)
     here = measure_run(replace(CONFIG, mesh=MeshConfig(2, 2, 2)), folder, settings, None, 2)
-    options = ["--measure", ",".join(measures), "--examples", "40", "--radii", "0.05,0.5", "--group", "12"]
-    options += ["--eigenvalues", "2", "--lanczos-steps", "4", "--vectors", "2", "--average", "2"]
+    options = ["--measure", ",".join(settings.measures), "--examples", "40", *flags.split(), "--average", "2"]
     options += ["--output", str(tmp_path / "found"), "--mesh.fsdp", "2"]
     run(tmp_path, "sharpness", str(folder), *options, num_processes=2, num_devices=2)
     found = json.loads((tmp_path / "found" / "sharpness.json").read_text())
@@ -89,7 +95,7 @@ def test_a_run_is_measured_in_two_processes_as_in_one(measures, tmp_path):
         # Rounding to bfloat16 may move images across a border, and the loss is computed in float32.
         tolerance = {"atol": 0.041} if name.startswith("robustness") else {"rtol": 2e-3, "atol": 1e-5}
         np.testing.assert_allclose(found["scores"][name], value, err_msg=name, **tolerance)
-    if "corruptions" in measures:
+    if "corruptions" in settings.measures:
         top1 = evaluate_run(CONFIG, folder, num_averaged=2)[1]["eval/top1"]
         np.testing.assert_allclose(here.scores["robustness/top1"], top1, rtol=1e-6)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -102,9 +102,22 @@ def test_an_invariant_space_ends_the_method(set_mesh):
         return jnp.sum((part["x"] @ params["w"]) ** 2)
 
     params = placed({"w": np.zeros(3)}, {"w": P()})
-    find = partial(spectrum.eigenvalues, loss_sum, params, fixed, all_free(params), jax.random.key(0))
-    found = find(1, 3)
+    found = spectrum.eigenvalues(loss_sum, params, fixed, all_free(params), jax.random.key(0), 1, 3)
     np.testing.assert_allclose((found.largest[0], found.lowest), (2, 0), atol=1e-6)
+
+
+def test_a_hessian_of_zeros_has_one_eigenvalue(set_mesh):
+    """As that of a network with a single class: the others that were asked for are left out."""
+    pytest.importorskip("matfree")
+    set_mesh()
+    params = placed({"w": np.zeros(3)}, {"w": P()})
+    fixed = in_parts({"x": np.eye(3)}, 3)
+
+    def loss_sum(params, shared, part):
+        return jnp.sum(part["x"] @ params["w"])
+
+    found = spectrum.eigenvalues(loss_sum, params, fixed, all_free(params), jax.random.key(0), 3, 3)
+    assert (found.largest, found.bounds, found.lowest) == ([0], [0], 0)
 
 
 def test_without_matfree_one_line_says_what_to_install(monkeypatch):

@@ -185,6 +185,8 @@ def _spectrum(network: _Network, loss_sum: LossSum, fixed: Fixed, is_free: objec
     announce(f"measuring the largest eigenvalues: {num_steps} products with the Hessian")
     with during():
         found = spectrum.eigenvalues(loss_sum, network.params, fixed, is_free, key, settings.num_eigenvalues, num_steps)
+    if len(found.largest) < settings.num_eigenvalues:
+        announce(f"the Hessian has no more than {len(found.largest)} different eigenvalues")
     scores = {}
     for number, (eigenvalue, bound) in enumerate(zip(found.largest, found.bounds, strict=True), start=1):
         scores |= {f"sharpness/eigenvalue_{number}": eigenvalue, f"sharpness/eigenvalue_{number}_bound": bound}

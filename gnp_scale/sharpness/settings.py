@@ -9,6 +9,15 @@ from gnp_scale.config import check
 MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding")
 """Of one network."""
 
+_USED_BY = {
+    "radii": ("--radii", "rise"),
+    "group_size": ("--group", "rise"),
+    "num_eigenvalues": ("--eigenvalues", "spectrum"),
+    "num_lanczos_steps": ("--lanczos-steps", "spectrum"),
+    "num_vectors": ("--vectors", "spectrum"),
+    "grid_size": ("--grid", "plane"),
+}
+"""The option of a field that a single part uses, and that part."""
 _SMALLEST_RADIUS, _LARGEST_RADIUS = 1e-30, 1e30
 """Numbers of float32."""
 
@@ -43,6 +52,11 @@ class Settings:
             check(
                 name in MEASURES,
                 f"--measure has {name!r}: {closest(name, MEASURES)}choose some of {','.join(MEASURES)}",
+            )
+        for name, (option, part) in _USED_BY.items():
+            check(
+                part in self.measures or getattr(self, name) == getattr(Settings, name),
+                f"{option} has no effect, because {part} is not measured: leave it out, or add {part} to --measure",
             )
         names = [f"{radius:g}" for radius in self.radii]
         given = f"--radii is {','.join(names)}"
