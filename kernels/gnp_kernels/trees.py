@@ -33,8 +33,8 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def check_same_structure(**trees: Tree) -> None:
-    """Raises ValueError unless all trees have the structure and the shapes of the first."""
+def check_same_keys(**trees: Tree) -> None:
+    """Raises ValueError unless all trees have the structure of the first; their leaves may be anything."""
     (first_name, first), *others = trees.items()
     for name, tree in others:
         if jax.tree.structure(tree) != jax.tree.structure(first):
@@ -42,6 +42,13 @@ def check_same_structure(**trees: Tree) -> None:
                 f"{first_name} and {name} are trees of one structure. Got {jax.tree.structure(first)} and "
                 f"{jax.tree.structure(tree)}. Pass trees with the same keys."
             )
+
+
+def check_same_structure(**trees: Tree) -> None:
+    """Raises ValueError unless all trees have the structure and the shapes of the first."""
+    (first_name, first), *others = trees.items()
+    for name, tree in others:
+        check_same_keys(**{first_name: first, name: tree})
         for (path, x), y in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(tree), strict=True):
             if jnp.shape(x) != jnp.shape(y):
                 raise ValueError(

@@ -173,8 +173,19 @@ def test_where_c2_is_zero_the_second_gradient_does_not_count():
     np.testing.assert_array_equal(new.params, [0.5, 0.5, 0.5])
 
 
+TWO = {"a": jnp.ones(2), "b": jnp.ones(2)}
 WRONG = {
     "other keys": (lambda: dots({"a": jnp.ones(2)}, {"b": jnp.ones(2)}), ValueError, "trees of one structure"),
+    "other keys of a mask": (
+        lambda: blend_update(TWO, TWO, None, (), rule=Sgd(), c1=1, learning_rate=1, decay_mask={"b": True, "c": False}),
+        ValueError,
+        "params and decay_mask are trees of one structure",
+    ),
+    "a mask of less": (
+        lambda: perturb(TWO, TWO, 1.0, mask={"a": True}),
+        ValueError,
+        "params and mask are trees of one",
+    ),
     "other shapes": (lambda: perturb(jnp.ones(2), jnp.ones(3), 1.0), ValueError, r"Got \(2,\) and \(3,\)"),
     "moments": (
         lambda: blend_update(jnp.ones(2), jnp.ones(2), None, (), rule=AdamW(), c1=1, learning_rate=1),

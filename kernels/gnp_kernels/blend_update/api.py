@@ -5,7 +5,7 @@ import jax
 from gnp_kernels import dispatch
 from gnp_kernels.blend_update.reference import AdamW, Coefficients, Options, Sgd, Updated
 from gnp_kernels.dispatch import Implementation
-from gnp_kernels.trees import Scalar, Shares, Tree, check_same_structure
+from gnp_kernels.trees import Scalar, Shares, Tree, check_same_keys, check_same_structure
 
 __all__ = ["AdamW", "Sgd", "Updated", "blend_update"]
 
@@ -64,6 +64,7 @@ def blend_update(
     """
     decay_mask = jax.tree.map(lambda _: True, params) if decay_mask is None else decay_mask
     check_same_structure(params=params, g1=g1, **{} if g2 is None else {"g2": g2})
+    check_same_keys(params=params, decay_mask=decay_mask)
     if len(moments) != rule.num_moments:
         raise ValueError(
             f"{rule} keeps {rule.num_moments} moments. Got {len(moments)}. Pass a tuple of that many trees."

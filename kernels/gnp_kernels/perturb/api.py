@@ -4,7 +4,7 @@ import jax
 
 from gnp_kernels import dispatch
 from gnp_kernels.dispatch import Implementation
-from gnp_kernels.trees import Scalar, Tree, check_same_structure
+from gnp_kernels.trees import Scalar, Tree, check_same_keys, check_same_structure
 
 
 def perturb(
@@ -42,6 +42,7 @@ def perturb(
     """
     mask = jax.tree.map(lambda _: True, params) if mask is None else mask
     check_same_structure(params=params, grads=grads)
+    check_same_keys(params=params, mask=mask)
     match dispatch.choose("perturb", implementation, (params, grads)):
         case "pallas":
             from gnp_kernels.perturb import pallas_tpu as module
