@@ -88,3 +88,15 @@ def test_a_process_that_dies_by_a_signal_has_a_shell_s_exit_code(start, tmp_path
     output, _ = launcher.communicate()
     assert launcher.returncode == 137
     assert "process 1 was the first to stop" in output
+
+
+def test_a_wrong_number_or_folder_is_one_line(tmp_path):
+    """The usage, and the line."""
+    (tmp_path / "file").touch()
+    for arguments, part in (
+        (("0", "r.py:one"), "num_processes is 0: give at least 1"),
+        (("1", "r.py:one", "--log-dir", "file"), "--log-dir file cannot be made (File exists): give another folder"),
+    ):
+        done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(part)

@@ -108,6 +108,22 @@ def test_the_loop_acts_on_states_and_exit_codes(states, codes, verbs, code, chec
     assert (checkout / "verbs").read_text().split() == verbs
 
 
+def test_nothing_is_asked_for_without_a_wheel_or_with_a_late_dry_run(checkout):
+    (checkout / "gcloud").write_text(GCLOUD)
+    (checkout / "gcloud").chmod(0o755)
+    path = f"{checkout}:{os.environ['PATH']}"
+    late = _train(checkout, "recipe.py:one", "--dry-run", PATH=path)
+    (checkout / "dist" / "gnp_scale-0.2.0-py3-none-any.whl").touch()
+    several = _train(checkout, "recipe.py:one", PATH=path)
+    shutil.rmtree(checkout / "dist")
+    none = _train(checkout, "--dry-run", "recipe.py:one", PATH=path)
+    assert [done.returncode for done in (late, several, none)] == [2, 2, 2]
+    assert late.stderr == "--dry-run comes before the recipe: give it first\n"
+    for done in (several, none):
+        assert done.stderr.startswith("dist/ must hold one wheel of gnp_scale, and has: dist/gnp_scale-")
+    assert not (checkout / "verbs").exists()
+
+
 @pytest.mark.parametrize("name", ["TPU_NAME", "PROJECT", "RUNS_NFS"])
 def test_a_missing_setting_is_named(name, checkout):
     done = _train(checkout, "--dry-run", "recipe.py:one", **{name: ""})

@@ -79,7 +79,8 @@ def test_the_exit_code_decides_whether_the_job_starts_again(codes, ended_jobs):
 
 
 def test_an_array_runs_each_line_of_flags_in_a_folder_of_its_own(cluster, stub_path, tmp_path):
-    (tmp_path / "flags").write_text("--gnp.alpha 0.2\n--gnp.alpha 0.4 --train.seed 1\n")
+    # The last line may lack its end.
+    (tmp_path / "flags").write_text("--gnp.alpha 0.2\n--gnp.alpha 0.4 --train.seed 1")
     command = ("--array=1-2", f"--output={tmp_path}/%a.log", "launch/slurm/array.sbatch", f"{tmp_path}/flags")
     number = cluster.submit(*command, "runs/sweep", "0", PATH=stub_path)
     cluster.wait_until(lambda: not cluster.run("squeue", "--noheader", "--jobs", str(number)))
@@ -88,6 +89,15 @@ def test_an_array_runs_each_line_of_flags_in_a_folder_of_its_own(cluster, stub_p
         ["grace 20, devices : train 0 --run-dir runs/sweep/1 --gnp.alpha 0.2"],
         ["grace 20, devices : train 0 --run-dir runs/sweep/2 --gnp.alpha 0.4 --train.seed 1"],
     ]
+
+
+def test_an_element_without_a_line_of_flags_is_refused(tmp_path):
+    (tmp_path / "flags").write_text("--gnp.alpha 0.2\n")
+    env = os.environ | {"SLURM_ARRAY_TASK_ID": "2", "GNP_SCALE_GRACE_S": "20"}
+    command = ["bash", "launch/slurm/array.sbatch", f"{tmp_path}/flags", "runs/sweep", "0"]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tmp_path}/flags has no flags in line 2: give --array the numbers of its lines\n"
 
 
 # Replaces the trainer: a run waits for the file `go`. That of seed 1 then diverges, as long as there is no file

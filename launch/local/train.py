@@ -33,7 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="for the others to leave by themselves after a failure (%(default)s)",
     )
     options, flags = parser.parse_known_args(arguments)
-    options.log_dir.mkdir(parents=True, exist_ok=True)
+    if options.num_processes < 1:
+        parser.error(f"num_processes is {options.num_processes}: give at least 1")
+    try:
+        options.log_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--log-dir {options.log_dir} cannot be made ({error.strerror}): give another folder")
     logs = [options.log_dir / f"{rank}.log" for rank in range(options.num_processes)]
     signals: list[int] = []
     for number in signals_to_take():

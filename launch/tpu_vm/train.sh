@@ -26,6 +26,16 @@ if [[ ${1:-} == --dry-run ]]; then
     }
 fi
 
+if [[ " $* " == *" --dry-run "* ]]; then
+    echo "--dry-run comes before the recipe: give it first" >&2
+    exit 2
+fi
+wheels=(dist/gnp_scale-*.whl)
+if [[ ${#wheels[@]} != 1 || ! -f ${wheels[0]} ]]; then
+    echo "dist/ must hold one wheel of gnp_scale, and has: ${wheels[*]}; see launch/tpu_vm/README.md" >&2
+    exit 2
+fi
+
 main() {
     local code num_failures=0
     while true; do
@@ -52,7 +62,7 @@ main() {
 # Requests a slice, and trains on it until the end or a failure.
 attempt() {
     wait_for_slice &&
-        tpu_vm scp dist/gnp_scale-*.whl requirements/{tpu,gcs}.txt launch/tpu_vm/worker_*.sh "$TPU_NAME:" --worker=all &&
+        tpu_vm scp "${wheels[0]}" requirements/{tpu,gcs}.txt launch/tpu_vm/worker_*.sh "$TPU_NAME:" --worker=all &&
         on_all_workers "bash worker_setup.sh${RUNS_NFS:+ $RUNS_NFS}" &&
         on_all_workers "bash worker_train.sh$(printf ' %q' "$@")"
 }
