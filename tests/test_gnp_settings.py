@@ -73,6 +73,8 @@ def test_values_of_r_and_alpha(setting, step, expected):
         ({"r": -0.1, "alpha": 0.8}, "Gnp.r must be finite and not negative. Got -0.1"),
         ({"alpha": -1}, "Gnp.alpha must be finite and not negative. Got -1"),
         ({"lam": float("nan")}, "Gnp.lam must be finite and not negative. Got nan"),
+        ({"alpha": 1, "norm_gate": NormGate(0.0, 1.5)}, "NormGate.decay must be in [0, 1). Got 1.5"),
+        ({"alpha": 1, "average_weight": float("nan")}, "Gnp.average_weight must be finite. Got nan"),
         ({"r": float("inf"), "alpha": 1}, "Gnp.r must be finite and not negative. Got inf"),
         (
             {"alpha": 0.8, "blend": "unitnorm"},

@@ -24,15 +24,17 @@ def mean_over_axis(fn: Callable[[Tree, Tree], Tree], axis: str, batch: Tree, sha
     arrays that are the same on all shards.
     """
 
-    def local(x: Any) -> Any:
-        # A derivative with respect to a value that is the same on all shards would be summed over them, in every pass.
-        return jax.lax.pcast(x, axis, to="varying") if isinstance(x, jax.Array) else x
+    values, structure = jax.tree.flatten(shared)
+    arrays = {place: x for place, x in enumerate(values) if isinstance(x, jax.Array)}
 
-    def run(part: Tree) -> Tree:
-        leaves, treedef = jax.tree.flatten(fn(part, jax.tree.map(local, shared)))
+    def run(part: Tree, arrays: dict[int, jax.Array]) -> Tree:
+        # A derivative with respect to a value that is the same on all shards would be summed over them, in every pass.
+        local = {place: jax.lax.pcast(x, axis, to="varying") for place, x in arrays.items()}
+        both = [local.get(place, x) for place, x in enumerate(values)]
+        leaves, treedef = jax.tree.flatten(fn(part, jax.tree.unflatten(structure, both)))
         return jax.tree.unflatten(treedef, _means(leaves, axis))
 
-    return jax.shard_map(run, in_specs=P(axis), out_specs=P(), axis_names={axis})(batch)
+    return jax.shard_map(run, in_specs=(P(axis), P()), out_specs=P(), axis_names={axis})(batch, arrays)
 
 
 def _means(leaves: Sequence[jax.Array], axis: str) -> list[jax.Array]:

@@ -35,6 +35,11 @@ def check_values(gnp: Any) -> None:
         raise ValueError(f"Gnp.ascent_fraction must be in [0.001, 1]. Got {gnp.ascent_fraction}. Change it.")
     if not 0 <= gnp.average_decay < 1:
         raise ValueError(f"Gnp.average_decay must be in [0, 1). Got {gnp.average_decay}. Change it.")
+    if gnp.norm_gate is not None and not 0 <= gnp.norm_gate.decay < 1:
+        raise ValueError(f"NormGate.decay must be in [0, 1). Got {gnp.norm_gate.decay}. Change it.")
+    for name in ("gradient_weight", "average_weight"):
+        if not np.isfinite(getattr(gnp, name)):
+            raise ValueError(f"Gnp.{name} must be finite. Got {getattr(gnp, name)}. Change it.")
     if not gnp.max_r > 0:
         raise ValueError(f"Gnp.max_r must be positive. Got {gnp.max_r}. Change it.")
 

@@ -7,6 +7,7 @@ import jax
 
 from gnp_scale.gnp.blend import Tree
 from gnp_scale.gnp.gradient import penalize
+from gnp_scale.gnp.microbatch import upcast_tree
 from gnp_scale.gnp.settings import Gnp, StepKind
 
 
@@ -28,6 +29,9 @@ def value_and_grad(
         ((loss, aux), u). loss and aux are those of the clean pass. u is a tree like the parameters, with their types
         and shardings, or a tuple of such trees if `argnums` is a sequence. `step` is for schedules and gates;
         `loss_fn` does not get it.
+
+        With `perturb_groups`, loss and aux are means over the groups, at least in float32. With these or
+        `ascent_fraction`, and a gate, aux must not have an entry for each example.
 
         The batch is the first positional argument that is not differentiated. Groups and `ascent_fraction` split it.
         All other arguments go into every pass unchanged. Without groups no batch is needed.
@@ -66,16 +70,21 @@ def value_and_grad(
             values = dict(zip((*places, *others), (*params, *rest), strict=False))
             return loss_fn(*(values[place] for place in range(len(args))), **kwargs)
 
-        one = isinstance(argnums, int)
+        one = not isinstance(argnums, Sequence)
         penalized_fn = penalize(lambda params, *rest: loss_of((params,) if one else params, *rest), gnp, has_aux)
         params = args[places[0]] if one else tuple(args[place] for place in places)
         batch_and_rest = [args[place] for place in others] or [None]
 
         def run(kind: StepKind) -> Any:
             result = penalized_fn(params, *batch_and_rest, step=step, kind=kind)
-            return ((result.loss, result.aux) if has_aux else result.loss), result.grad
+            outputs = result.loss, result.aux
+            if gnp.perturb_groups > 1:
+                outputs = upcast_tree(outputs)
+            return (outputs if has_aux else outputs[0]), result.grad
 
-        if gnp.gate is None:
+        # With a schedule at 0 and the penalty on, u would be the gradient of a part of the batch.
+        may_be_off = gnp.gate is not None or (gnp.ascent_fraction < 1 and not gnp.is_constant)
+        if not may_be_off:
             return run(StepKind.FULL)
         return jax.lax.cond(gnp.is_on(step), lambda: run(StepKind.FULL), lambda: run(StepKind.PLAIN))
 
@@ -84,7 +93,7 @@ def value_and_grad(
 
 def _places(argnums: int | Sequence[int], num_args: int) -> tuple[int, ...]:
     """The positions of the differentiated arguments, counted from the first."""
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     places = tuple(number + num_args if number < 0 else number for number in numbers)
     if not places or len(set(places)) < len(places) or not all(0 <= place < num_args for place in places):
         raise ValueError(

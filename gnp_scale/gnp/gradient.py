@@ -18,6 +18,7 @@ from gnp_scale.gnp.one_pass import pass_along, pass_with_reused_gradient, plain_
 from gnp_scale.gnp.passes import Inputs, Passes, Penalized, Weights
 from gnp_scale.gnp.settings import Gnp, StepKind
 from gnp_scale.gnp.telemetry import geometry, strengths, used_radius
+from gnp_scale.mesh import current_axis_size
 
 
 def penalize(
@@ -44,6 +45,7 @@ def penalize(
     )
 
     def fn(params: Tree, *args: Any, **kwargs: Any) -> Penalized:
+        params = jax.tree.map(jnp.asarray, params)
         result = combined_fn(params, *args, **kwargs)
         return result._replace(grad=result.grad.like(params))
 
@@ -77,8 +79,9 @@ def combine(
             its own examples, so that none moves.
         num_together: number of consecutive examples that must be in the same microbatch, for example because they
             share batch statistics.
-        group_axis: mesh axis whose shards hold the `perturb_groups`; if None, groups are computed one after the other.
-            The groups are the same in both cases. On the axis, only the mean of u over the groups is communicated.
+        group_axis: mesh axis with one shard for each of the `perturb_groups`, which holds it; if None, groups are
+            computed one after the other. The groups are the same in both cases. On the axis, only the mean of u over
+            the groups is communicated.
         group_dtype: type in which it is communicated, such as that in which the network computes; None means the
             parameters'.
         implementation: of norms and perturbation (`gnp_kernels`).
@@ -153,6 +156,16 @@ def _check_memory(gnp: Gnp, kind: StepKind, state: Tree, momentum: Tree) -> None
         )
 
 
+def _check_axis(group_axis: str, num_groups: int) -> None:
+    num_shards = current_axis_size(group_axis)
+    if num_shards != num_groups:
+        raise ValueError(
+            "Each shard of group_axis holds one of the perturb_groups. "
+            f"Got perturb_groups={num_groups} and {num_shards} shards of {group_axis!r}. Make them equal, or leave out "
+            "group_axis."
+        )
+
+
 class _Clean(NamedTuple):
     """The results of the clean pass."""
 
@@ -169,6 +182,7 @@ def _two_passes(passes: Passes, inputs: Inputs) -> Penalized:
     if gnp.direction != "friendly":
         return _second_pass(passes, inputs, clean, g1)
     average = weighted_sum(gnp.average_decay, inputs.state, 1 - gnp.average_decay, g1)
+    average = jax.tree.map(partial(jnp.where, gnp.is_active(inputs.r, inputs.alpha)), average, inputs.state)
     direction = weighted_sum(gnp.gradient_weight, g1, gnp.average_weight, average)
     return _second_pass(passes, inputs, clean, direction)._replace(state=average)
 
@@ -180,7 +194,7 @@ def _second_pass(passes: Passes, inputs: Inputs, clean: _Clean, direction: Tree)
     dots = sharded_ops.dots(g1, g2, implementation=passes.implementation)
     where_on = partial(jnp.where, gnp.is_active(inputs.r, alpha))
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
-    # If a schedule is at 0, u is bitwise the plain gradient, for any g2.
+    # If a schedule is at 0, u is bitwise g1, for any g2.
     u = LinearCombination(where_on(c1, 1.0), g1, where_on(c2, 0.0), g2)
     kept = weighted_sum(1.0, g2, -ratio(dots.a_b, dots.a_a), g1) if gnp.direction == "reused" else None
     displacement = None
@@ -200,15 +214,16 @@ def _second_pass_if_large(passes: Passes, inputs: Inputs, gate: NormGate, step: 
 
     def blended() -> tuple[Tree, Any]:
         result = _second_pass(passes, inputs, _Clean(loss, aux, g1), g1)
-        return result.grad.like(weights.master), result.telemetry["update_grad_norm"]
+        found = strengths(r, alpha, passes.gnp.is_active(r, alpha)) | result.telemetry
+        return result.grad.like(weights.master), {name: found[name] for name in off}
 
     def plain() -> tuple[Tree, Any]:
-        return LinearCombination(1.0, g1, 0.0, None).like(weights.master), g1_norm
+        return LinearCombination(1.0, g1, 0.0, None).like(weights.master), off
 
-    u, u_norm = jax.lax.cond(is_large, blended, plain)
-    used = [jnp.where(is_large, value, 0.0) for value in (r, alpha, passes.gnp.is_active(r, alpha))]
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": u_norm, **strengths(*used)}
-    return Penalized(loss, aux, LinearCombination(1.0, u, 0.0, None), telemetry, state, None)
+    off = strengths(0.0, 0.0, False) | {"update_grad_norm": g1_norm}
+    u, telemetry = jax.lax.cond(is_large, blended, plain)
+    u = LinearCombination(1.0, u, 0.0, None)
+    return Penalized(loss, aux, u, {"grad_norm": g1_norm} | telemetry, state, None)
 
 
 def _passes_of_groups(
@@ -227,6 +242,7 @@ def _passes_of_groups(
 
     shared = inputs._replace(batch=None)
     if group_axis:
+        _check_axis(group_axis, passes.gnp.perturb_groups)
         result = mean_over_axis(sent, group_axis, inputs.batch, shared)
     else:
         result = mean_over_groups(partial(of_group, shared=shared), passes.gnp.perturb_groups, inputs.batch)

@@ -38,8 +38,9 @@ def pass_with_reused_gradient(passes: Passes, inputs: Inputs) -> Penalized:
     (loss, aux), g1 = passes.gradient(inputs.weights.differentiated, inputs.batch, *inputs.rest)
     dots = sharded_ops.dots(g1, kept, implementation=passes.implementation)
     g1_norm = jnp.sqrt(dots.a_a)
-    # Division by an infinite norm would hide it.
-    c2 = jnp.where(jnp.isfinite(dots.b_b), alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
+    # Division by an infinite norm would hide it, and a radius that is NaN has no other effect.
+    is_sound = jnp.isfinite(dots.b_b) & (inputs.r == inputs.r)
+    c2 = jnp.where(is_sound, alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
     # `kept` is 0 until a full step was not skipped, and at a minimum, where g1 is 0 too.
     is_on = passes.gnp.is_active(inputs.r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
     telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": upcast(is_on)}

@@ -67,7 +67,7 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
             weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="xla"))
             return LinearCombination(weights[0], g1, weights[1], g2).like(params)
 
-        is_always_on = gnp.gate is None and not any(callable(value) for value in (gnp.r, gnp.alpha, gnp.lam))
+        is_always_on = gnp.gate is None and gnp.is_constant
         if gnp.is_plain:
             u = updates
         elif is_always_on:

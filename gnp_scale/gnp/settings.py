@@ -74,7 +74,8 @@ class Gnp:
         mask: which parameters are perturbed, by path; None means all. SAM-ON (arXiv 2306.04226) perturbs norm layers.
         perturb_groups: number of equal groups of consecutive examples in the batch, each with its own eps; u is the
             mean over groups (m-sharpness). It does not depend on the devices.
-        ascent_fraction: g1 is computed from this first fraction of each group, in [0.001, 1].
+        ascent_fraction: g1 is computed from this first fraction of each group, in [0.001, 1]. Where a schedule is at 0,
+            u is that g1, except in `value_and_grad`; a step of the kind PLAIN (`step_kinds`) takes the gradient of all.
         gate: on which steps the penalty is on; None means always.
         norm_gate: on which of these ||g1|| is large enough for a second pass; None means on all.
 
@@ -137,6 +138,11 @@ class Gnp:
         strengths = (self.r,) if self.blend == "gsam" else (self.r, self.alpha, self.lam)
         return any(is_number(value) and value == 0 for value in strengths)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether r and the strength are numbers, known before anything is traced."""
+        return is_number(self.r) and is_number(self.alpha if self.lam is None else self.lam)
+
     def is_active(self, r: Any, alpha: Any) -> Any:
         """Whether the penalty has an effect with these values; with "gsam" alpha = 0 is SAM.
 
@@ -180,7 +186,8 @@ class Gnp:
         Raises:
             ValueError: `check` refuses a value of a schedule, at a step up to the last of `steps`.
         """
-        all_steps = np.arange(steps.max() + 1)
+        steps = np.asarray(steps)
+        all_steps = np.arange(np.max(steps, initial=-1) + 1)
         self.check(all_steps)
         on = np.broadcast_to(np.asarray(self.is_on(all_steps)), all_steps.shape)
         kinds = np.where(on, StepKind.FULL, StepKind.PLAIN)
