@@ -134,7 +134,8 @@ def _advice(task: Task, kinds: Collection[StepKind]) -> Iterator[str]:
     num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
     of_batch_norm = model.batch_norm_advice(config.data.batch_size, num_parts)
     of_groups = group_advice(config, kinds, model.bn_group_size)
-    return filter(None, (unread_advice(config.data), of_batch_norm, of_groups, mesh_advice(config, kinds)))
+    of_options = unread_advice(config.data), config.optim.unused_advice()
+    return filter(None, (*of_options, of_batch_norm, of_groups, mesh_advice(config, kinds)))
 
 
 def _train_on(run: Run) -> int | None:

@@ -1,6 +1,7 @@
 """Optimizers against float64 NumPy written from their papers, schedules in closed form, and shardings of the state."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import jax
@@ -167,6 +168,35 @@ def test_optimizer_follows_its_paper(name, variant):
     oracle, config = OPTIMIZERS[name]
     config = replace(config, **VARIANTS[variant])
     assert_trees_close(train(config)[0], train_float64(oracle, config), rtol=1e-5, atol=2e-6)
+
+
+CHANGED = {"momentum": 0.5, "nesterov": False, "b1": 0.5, "b2": 0.5, "eps": 0.1, "schedule": "step", "step_factor": 0.9}
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(OptimizerName) if name != "custom"])
+def test_an_option_changes_the_steps_unless_the_run_says_that_it_has_no_effect(name):
+    """At three points of the schedule, for a kernel of the head, which muon leaves to Adam, and another one."""
+    # With the default b2 the moment of lion is too small to turn a sign in three steps.
+    base = OptimConfig(name, b2=0.9 if name == "lion" else OptimConfig.b2)
+    w = {layer: {"kernel": jnp.arange(1.0, 33.0).reshape(8, 4) / 32} for layer in ("body", "head")}
+
+    def steps(config):
+        optimizer, moved = make_optimizer(config, 3), []
+        state = optimizer.init(w)
+        for number in range(3):
+            draw = partial(jax.random.normal, jax.random.key(number))
+            g = jax.tree.map(lambda x, draw=draw: draw(x.shape), w)
+            updates, state = optimizer.update(g, state, w)
+            moved += jax.device_get(jax.tree.leaves(updates))
+        return np.stack(moved)
+
+    before = steps(base)
+    assert base.unused_advice() is None
+    for option, value in CHANGED.items():
+        config = replace(base, **{option: value})
+        advice = f"without effect with {name} and the schedule cosine: optim.{option} {value}"
+        has_effect = not np.array_equal(steps(config), before)
+        assert config.unused_advice() == (None if has_effect else advice)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 1), (8, 1, 1), (1, 4, 2), (2, 2, 2)])

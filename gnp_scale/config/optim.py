@@ -7,6 +7,14 @@ from gnp_scale.checks import check, check_values
 
 OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon", "custom"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
+_USERS = {
+    "momentum": ("sgd", "lars", "muon"),
+    "nesterov": ("sgd", "muon"),
+    "b1": ("adamw", "lamb", "lion", "adafactor", "muon"),
+    "b2": ("adamw", "lamb", "lion", "adafactor", "muon"),
+    "eps": ("adamw", "lamb", "muon"),
+}
+"""The optimizers that use an option."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,19 @@ class OptimConfig:
     of the head is 1 (arXiv 2106.08254)."""
     frozen: tuple[str, ...] = ()
     """Patterns of the paths of parameters that are not trained, such as "embed/*" or "blocks/0[0-5]/*"."""
+
+    def unused_advice(self) -> str | None:
+        """Which options were changed, although this optimizer and this schedule do not use them; None if none.
+
+        It is only advice: earlier versions trained with them, and a run keeps its options to the end.
+        """
+        of_schedule = () if self.schedule == "step" else ("step_boundaries", "step_factor")
+        unused = (*(name for name, users in _USERS.items() if self.name not in users), *of_schedule)
+        values = ((name, getattr(self, name)) for name in unused)
+        changed = [f"optim.{name} {value}" for name, value in values if value != getattr(OptimConfig, name)]
+        if not changed:
+            return None
+        return f"without effect with {self.name} and the schedule {self.schedule}: {', '.join(changed)}"
 
     def __post_init__(self) -> None:
         check_values("optim", self)

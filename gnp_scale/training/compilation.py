@@ -53,7 +53,7 @@ def misfits_are_config_errors() -> Iterator[None]:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"the parts of a batch do not fit each other or the mesh: {one_line(error)}") from error
+        raise ConfigError(f"the options do not fit each other, the network or the mesh: {one_line(error)}") from error
 
 
 class Programs[Name: Hashable]:
