@@ -115,7 +115,10 @@ def test_other_mistakes_are_not_taken_for_missing_images(wrong):
 
 @pytest.mark.parametrize(
     ("batch_size", "accumulate_steps", "words"),
-    [(130, 1, "data.batch_size 130 is not divisible by the 8 devices"), (64, 16, "do not fit each other or the mesh")],
+    [
+        (130, 1, "data.batch_size 130 is not divisible by the 8 devices"),
+        (64, 16, "do not fit each other, the network or the mesh"),
+    ],
 )
 def test_a_batch_that_does_not_divide_is_no_traceback(batch_size, accumulate_steps, words, set_mesh):
     set_mesh(fsdp=8)
