@@ -45,6 +45,15 @@ def check_values(name: str, section: Any) -> None:
         check(words is None, f"{name}.{key} is {value!r}: it must be {words}{of_library}")
 
 
+def changed_options(name: str, section: Any, keys: Iterable[str]) -> str:
+    """The fields `keys` of the dataclass `section`, called `name`, that do not hold their defaults.
+
+    They are words such as "data.image_size 64, data.crop_area 0.5"; empty if there are none.
+    """
+    values = ((key, getattr(section, key)) for key in keys)
+    return ", ".join(f"{name}.{key} {value}" for key, value in values if value != getattr(type(section), key))
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

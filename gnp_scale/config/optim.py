@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gnp_scale.checks import check, check_values
+from gnp_scale.checks import changed_options, check, check_values
 
 OptimizerName = Literal["sgd", "adamw", "lamb", "lars", "lion", "adafactor", "muon", "custom"]
 LearningRateSchedule = Literal["constant", "cosine", "linear", "step"]
@@ -70,12 +70,9 @@ class OptimConfig:
         It is only advice: earlier versions trained with them, and a run keeps its options to the end.
         """
         of_schedule = () if self.schedule == "step" else ("step_boundaries", "step_factor")
-        unused = (*(name for name, users in _USERS.items() if self.name not in users), *of_schedule)
-        values = ((name, getattr(self, name)) for name in unused)
-        changed = [f"optim.{name} {value}" for name, value in values if value != getattr(OptimConfig, name)]
-        if not changed:
-            return None
-        return f"without effect with {self.name} and the schedule {self.schedule}: {', '.join(changed)}"
+        of_optimizer = (name for name, users in _USERS.items() if self.name not in users)
+        changed = changed_options("optim", self, (*of_optimizer, *of_schedule))
+        return f"without effect with {self.name} and the schedule {self.schedule}: {changed}" if changed else None
 
     def __post_init__(self) -> None:
         check_values("optim", self)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gnp_scale.checks import changed_options
 from gnp_scale.config import ConfigError, DataConfig, check
 from gnp_scale.data.dataset import Dataset, Split
 from gnp_scale.data.formats import DamagedFileError
@@ -40,11 +41,10 @@ def unread_advice(config: DataConfig) -> str | None:
 
     It is only advice: earlier versions trained with them, and a run keeps its options to the end.
     """
-    values = ((name, getattr(config, name)) for name in _OF_ENCODED_IMAGES)
-    changed = [f"data.{name} {value}" for name, value in values if value != getattr(DataConfig, name)]
+    changed = changed_options("data", config, _OF_ENCODED_IMAGES)
     if config.name not in READERS or not changed:
         return None
-    return f"without effect, because the images of {config.name} are not encoded: {', '.join(changed)}"
+    return f"without effect, because the images of {config.name} are not encoded: {changed}"
 
 
 def check_options(config: DataConfig) -> None:

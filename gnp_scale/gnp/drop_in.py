@@ -82,9 +82,9 @@ def value_and_grad(
                 outputs = upcast_tree(outputs)
             return (outputs if has_aux else outputs[0]), result.grad
 
-        # With a schedule at 0 and the penalty on, u would be the gradient of a part of the batch.
-        may_be_off = gnp.gate is not None or (gnp.ascent_fraction < 1 and not gnp.is_constant)
-        if not may_be_off:
+        # A full step where a schedule is at 0 would give the gradient of that fraction of the batch.
+        is_always_on = gnp.gate is None and (gnp.ascent_fraction == 1 or gnp.is_constant)
+        if is_always_on:
             return run(StepKind.FULL)
         return jax.lax.cond(gnp.is_on(step), lambda: run(StepKind.FULL), lambda: run(StepKind.PLAIN))
 
