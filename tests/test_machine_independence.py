@@ -31,7 +31,7 @@ EPS = np.finfo(np.float32).eps
 # batch statistics, so the matrix has no missing cell.
 NUM_EXAMPLES = 64
 # A machine changes only the order of sums. A sum of n float32 terms changes by about sqrt(n) ulps in another order, and
-# layers and the two passes add up a few of these; at most 9 were seen.
+# layers and the two passes add up a few of these; at most 21 were seen.
 MAX_ULPS = 32
 
 MODELS = {
@@ -97,9 +97,9 @@ def moved(path: Any, w: jax.Array) -> jax.Array:
 
 
 def batch() -> dict[str, jax.Array]:
-    # One of two million inputs of ReLUs may be within an ulp of 0, and become 0 on one machine only: seed 0 has one,
-    # which moves u by 800 ulps. This seed has none.
-    rng = np.random.default_rng(1)
+    # One of two million inputs of ReLUs may be within an ulp of 0, and become 0 on one machine only: seed 0 had one,
+    # which moved u by 800 ulps. This seed has none.
+    rng = np.random.default_rng(2)
     image = rng.integers(256, size=(NUM_EXAMPLES, 8, 8, 1), dtype=np.uint8)
     label = rng.integers(10, size=NUM_EXAMPLES, dtype=np.int32)
     return {
