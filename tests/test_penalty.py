@@ -7,13 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, ModelConfig, OptimConfig, TrainConfig
-from gnp_scale.gnp import Gnp, StepKind
+from gnp_scale.config import Config, ConfigError, GnpConfig, OptimConfig, TrainConfig
+from gnp_scale.gnp import Gnp
 from gnp_scale.training import optim
 from gnp_scale.training.leaves import layer_axes
-from gnp_scale.training.penalty import MOMENTUM, group_advice, make_gnp, mesh_advice
-from gnp_scale.training.setup import Task
-from gnp_scale.training.step import make_train_step
+from gnp_scale.training.penalty import MOMENTUM, make_gnp, warm_up_advice
 
 pytestmark = pytest.mark.usefixtures("unoptimized")
 
@@ -21,11 +19,13 @@ NUM_STEPS = 20
 STEPS = np.arange(NUM_STEPS)
 
 
-def penalty(num_steps=NUM_STEPS, optimizer=None, seed=0, **values):
-    section = GnpConfig(**values)
-    return make_gnp(
-        Config(gnp=section, train=TrainConfig(num_steps=num_steps, seed=seed), optim=optimizer or OptimConfig())
-    )
+def config(num_steps=NUM_STEPS, optimizer=None, seed=0, **values):
+    train = TrainConfig(num_steps=num_steps, seed=seed)
+    return Config(gnp=GnpConfig(**values), train=train, optim=optimizer or OptimConfig())
+
+
+def penalty(**values):
+    return make_gnp(config(**values))
 
 
 FIELDS = {
@@ -123,6 +123,21 @@ def test_radius_grows_after_the_gate_opens(gate):
 def test_radius_that_grows_keeps_its_schedule():
     gnp = penalty(r=0.2, r_schedule="cosine", gate="tail", gate_ramp_steps=4)
     np.testing.assert_allclose(gnp.values(11)[0], 0.2 * 0.5 * (1 + np.cos(np.pi * 11 / NUM_STEPS)) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup_steps", [9, 10, 11])
+@pytest.mark.parametrize("field", ["r", "alpha"])
+@pytest.mark.parametrize("gate", [{"gate": "tail"}, {"gate": "window", "gate_start": 10}, {"gate": "always"}])
+def test_warm_up_that_ends_before_the_gate_opens_is_told(gate, field, warmup_steps):
+    """And no other: one that is still growing on a step with the penalty has an effect."""
+    values = {"r": 0.2, "alpha": 0.5, f"{field}_schedule": "warmup", "warmup_steps": warmup_steps, **gate}
+    gnp = penalty(**values)
+    penalised = [np.broadcast_to(value, NUM_STEPS)[gnp.is_on(STEPS)] for value in gnp.values(STEPS)]
+    advice = warm_up_advice(config(**values))
+    if any(np.ptp(value) for value in penalised):
+        assert advice is None
+    else:
+        assert f"gnp.warmup_steps {warmup_steps}, which counts from step 0" in advice
 
 
 def test_threshold_of_the_norm_gate_falls_over_the_run():
@@ -303,69 +318,6 @@ def test_settings_that_do_not_go_together_are_one_line(values, part):
     assert "\n" not in str(error.value)
 
 
-def advised(num_devices, kinds=(StepKind.FULL,), bn_group_size=1, batch_size=4096, accumulate_steps=1, **values):
-    """The advice on `num_devices` devices; kinds are those of a run if they are None."""
-    shape = {"replica": 1, "fsdp": num_devices, "tensor": 1}
-    config = Config(
-        data=DataConfig(batch_size=batch_size),
-        gnp=GnpConfig(**values),
-        train=TrainConfig(num_steps=NUM_STEPS, accumulate_steps=accumulate_steps),
-    )
-    if kinds is None:
-        kinds = make_gnp(config).step_kinds(STEPS)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(shape.values()), tuple(shape))):
-        return group_advice(config, kinds, bn_group_size)
-
-
-QUIET = {
-    "plain": {"alpha": 0.0},
-    "closed gate": {"gate": "bernoulli", "gate_probability": 0.0},
-    "small batch": {"batch_size": 512},
-    "groups": {"perturb_groups": 8},
-    "first part of a batch": {"ascent_fraction": 0.125},
-    "first part of groups": {"perturb_groups": 2, "ascent_fraction": 0.25},
-    "momentum, which has no groups": {"direction": "momentum", "alpha": 1.0},
-    "reused, which has one group": {"direction": "reused"},
-}
-
-
-@pytest.mark.parametrize("name", QUIET)
-def test_a_run_without_large_groups_has_no_advice(name):
-    assert advised(8, kinds=None, **QUIET[name]) is None
-
-
-LOUD = {
-    "one group": ({}, "to 4096 examples (gnp.perturb_groups 1)", "--gnp.perturb-groups 32 makes"),
-    "one too many": ({"batch_size": 520}, "to 520 examples", "--gnp.perturb-groups 5 makes"),
-    "too few groups": ({"perturb_groups": 4}, "to 1024 examples (gnp.perturb_groups 4)", "-groups 32 makes"),
-    "part of groups": ({"ascent_fraction": 0.25}, "to 1024 examples", "--gnp.perturb-groups 8 makes"),
-    "some steps": ({"gate": "every", "gate_every": 5}, "to 4096 examples", "--gnp.perturb-groups 32 makes"),
-    "gsam with alpha 0 is SAM": ({"blend": "gsam", "alpha": 0.0}, "to 4096 examples", "-groups 32 makes"),
-    "microbatches that groups must contain": (
-        {"batch_size": 4800, "accumulate_steps": 3},
-        "to 4800 examples",
-        "--gnp.perturb-groups 60 makes",
-    ),
-    "batch statistics": ({"bn_group_size": 4096}, "to 4096", "-groups 32 --model.num-bn-groups 32 makes"),
-    "batch statistics that fit": ({"bn_group_size": 64}, "to 4096", "--gnp.perturb-groups 32 makes"),
-}
-
-
-@pytest.mark.parametrize("name", LOUD)
-def test_large_groups_are_told_with_what_makes_them_smaller(name):
-    values, size, flags = LOUD[name]
-    advice = advised(8, kinds=None, **values)
-    assert size in advice
-    assert flags in advice
-    assert "\n" not in advice
-
-
-def test_advice_on_groups_fits_the_mesh():
-    """Each group lies on all devices, so 512 of them allow 8 groups of 512 examples, and 4096 of them no second one."""
-    assert "--gnp.perturb-groups 8 makes" in advised(512)
-    assert "a larger --mesh.replica, and the same --gnp.perturb-groups makes" in advised(4096)
-
-
 @pytest.mark.parametrize("name", MOMENTUM)
 def test_momentum_is_found_and_points_along_the_gradient(name):
     """The momentum that the table names is a tree like the parameters, with the sign of a gradient."""
@@ -399,54 +351,3 @@ def is_refused(section, **values):
     except ValueError:
         return True
     return False
-
-
-def advised_mesh(shape, kind=StepKind.FULL, num_groups=4):
-    axes = dict(zip(("replica", "fsdp", "tensor"), shape, strict=True))
-    config = Config(data=DataConfig(batch_size=256), gnp=GnpConfig(perturb_groups=num_groups))
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))):
-        return mesh_advice(config, {kind})
-
-
-@pytest.mark.parametrize(
-    ("shape", "flags"),
-    [
-        ((1, 4, 1), "--mesh.replica 4 --mesh.fsdp 1 "),
-        ((1, 16, 1), "--mesh.replica 4 --mesh.fsdp 4 "),
-        ((2, 8, 1), "--mesh.replica 4 --mesh.fsdp 4 "),
-        ((8, 1, 1), "--mesh.replica 4 --mesh.fsdp 2 "),
-        ((1, 8, 2), "--mesh.replica 4 --mesh.fsdp 2 "),
-    ],
-)
-def test_groups_that_could_be_replicas_are_told_with_their_mesh(shape, flags):
-    assert f"with {flags}they are computed side by side" in advised_mesh(shape)
-
-
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_groups_that_do_not_divide_over_the_devices_are_one_line(fraction, set_mesh):
-    """In a plan as in training, and not in steps without the penalty."""
-    set_mesh(fsdp=4)
-    data = DataConfig("digits", batch_size=64, eval_batch_size=64)
-    model = ModelConfig("vit_mu", patch_size=4, width=32, depth=1, num_heads=2)
-    gnp = GnpConfig(perturb_groups=32, ascent_fraction=fraction)
-    task = Task.of(Config(data=data, model=model, gnp=gnp))
-    step, arguments = make_train_step(task), (task.abstract_state(), task.abstract_batch())
-    step.trace(*arguments, kind=StepKind.PLAIN)
-    with pytest.raises(ConfigError, match=r"2 examples of a group do not divide over 4 shards of the batch: make"):
-        step.trace(*arguments, kind=StepKind.FULL)
-
-
-@pytest.mark.parametrize(
-    ("shape", "kind", "num_groups"),
-    [
-        ((4, 4, 1), StepKind.FULL, 4),
-        ((1, 1, 1), StepKind.FULL, 4),
-        ((1, 6, 1), StepKind.FULL, 4),
-        ((1, 2, 2), StepKind.FULL, 4),
-        ((1, 4, 1), StepKind.FULL, 1),
-        ((1, 4, 1), StepKind.PLAIN, 4),
-    ],
-    ids=["they are", "one device", "other devices", "tensor", "one group", "no penalty"],
-)
-def test_there_is_no_advice_on_the_mesh_if_none_is_better(shape, kind, num_groups):
-    assert advised_mesh(shape, kind, num_groups) is None

@@ -1,16 +1,15 @@
 """The penalty that a configuration describes, as a `Gnp`."""
 
 import math
-from collections.abc import Collection
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gnp_scale import gnp, mesh
+from gnp_scale import gnp
 from gnp_scale.config import Config, ConfigError, GnpConfig, check
 from gnp_scale.config.gnp import PenaltySchedule
-from gnp_scale.gnp import Gnp, NormGate, Schedule, StepKind
+from gnp_scale.gnp import Gnp, NormGate, Schedule
 from gnp_scale.gnp.choices import Mask, at
 from gnp_scale.gnp.gates import Gate
 from gnp_scale.training import optim
@@ -18,11 +17,6 @@ from gnp_scale.training.leaves import is_frozen, layer_axes
 
 # The name of the momentum in each optimizer's state. That of `lars` is in units of updates, with the opposite sign.
 MOMENTUM = {"sgd": "trace", "adamw": "mu", "lamb": "mu", "lion": "mu"}
-
-LARGEST_GROUP = 512
-"""Examples of one perturbation above which a run says so."""
-USUAL_GROUP = 128
-"""Examples of one perturbation that it suggests: those of a TPU core in arXiv 2010.01412."""
 
 _MASKS = {
     "all": None,
@@ -71,87 +65,18 @@ def make_gnp(config: Config) -> Gnp:
     return penalty
 
 
-def group_advice(config: Config, kinds: Collection[StepKind], bn_group_size: int = 1) -> str | None:
-    """What to set if a perturbation belongs to more than `LARGEST_GROUP` examples on a step of `kinds`, or None.
-
-    Call it with the mesh set. The directions that an earlier step has left have only one group.
-
-    Args:
-        config: The configuration.
-        kinds: The kinds of the steps of a run.
-        bn_group_size: Consecutive examples that share batch statistics, which a group must not split.
-    """
-    section, batch_size = config.gnp, config.data.batch_size
-    num_examples = round(batch_size / section.perturb_groups * section.ascent_fraction)
-    if StepKind.FULL not in kinds or section.direction not in ("gradient", "friendly") or num_examples <= LARGEST_GROUP:
+def warm_up_advice(config: Config) -> str | None:
+    """What to set if the warm-up of r or alpha is over when the penalty begins, or None."""
+    section = config.gnp
+    if section.gate not in ("window", "tail", "decay") or not section.warmup_steps:
         return None
-    advice, num_groups = "a larger --mesh.replica, and the same --gnp.perturb-groups", _usual_groups(config)
-    if num_groups is not None:
-        advice, num_parts = f"--gnp.perturb-groups {num_groups}", round(num_groups / section.ascent_fraction)
-        if batch_size % (num_parts * bn_group_size):
-            advice += f" --model.num-bn-groups {num_parts}"
-    return (
-        f"each perturbation belongs to {num_examples} examples (gnp.perturb_groups {section.perturb_groups}): the "
-        f"larger such a group, the less the penalty gains (docs/method.md, Groups); {advice} makes it smaller, and is "
-        "a different experiment"
-    )
-
-
-def mesh_advice(config: Config, kinds: Collection[StepKind]) -> str | None:
-    """The mesh on which groups are computed side by side, if they are not and the devices allow it, or None.
-
-    Call it with the mesh set.
-
-    Args:
-        config: The configuration.
-        kinds: The kinds of the steps of a run.
-    """
-    num_groups, num_tensor = config.gnp.perturb_groups, mesh.current_axis_size(mesh.TENSOR)
-    num_devices = mesh.current_axis_size(mesh.BATCH) * num_tensor
-    is_side_by_side = num_groups == mesh.current_axis_size(mesh.REPLICA)
-    if StepKind.FULL not in kinds or num_groups == 1 or is_side_by_side or num_devices % (num_groups * num_tensor):
+    start = _window(section, config)[0]
+    if section.warmup_steps > start:
         return None
     return (
-        f"the {num_groups} groups of gnp.perturb_groups are computed one after the other on all {num_devices} devices, "
-        f"which gather the parameters for each: with --mesh.replica {num_groups} --mesh.fsdp "
-        f"{num_devices // num_groups // num_tensor} they are computed side by side, with the same numbers up to "
-        "rounding, if the memory is enough (docs/method.md, Groups)"
+        f"without effect: the warm-up of gnp.warmup_steps {section.warmup_steps}, which counts from step 0; the gate "
+        f"{section.gate} opens after step {start}, and --gnp.gate-ramp-steps makes r grow from there"
     )
-
-
-def check_groups(config: Config) -> None:
-    """Checks that the examples of each perturbation divide over the current mesh.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    num_groups, batch_size = config.gnp.perturb_groups, config.data.batch_size
-    num_shards = _num_shards(num_groups)
-    check(
-        batch_size % (num_groups * num_shards) == 0,
-        f"gnp.perturb_groups is {num_groups}, and {batch_size // num_groups} examples of a group do not divide over "
-        f"{num_shards} shards of the batch: make --mesh.replica {num_groups}, or --gnp.perturb-groups smaller",
-    )
-
-
-def _usual_groups(config: Config) -> int | None:
-    """Number of groups that the mesh allows, with at most `USUAL_GROUP` examples for each perturbation if possible."""
-    batch_size, section = config.data.batch_size, config.gnp
-    fitting = [m for m in range(section.perturb_groups + 1, batch_size + 1) if _fits(config, m)]
-    small = [m for m in fitting if batch_size * section.ascent_fraction <= USUAL_GROUP * m]
-    return min(small, default=max(fitting, default=None))
-
-
-def _fits(config: Config, num_groups: int) -> bool:
-    """Whether the batch can be cut into `num_groups` groups on the current mesh."""
-    batch_size, parts = config.data.batch_size, config.train.accumulate_steps
-    is_nested = parts % num_groups == 0 or num_groups % parts == 0
-    return batch_size % (num_groups * _num_shards(num_groups)) == 0 and is_nested
-
-
-def _num_shards(num_groups: int) -> int:
-    """Over how many devices the examples of a group are sharded, beside the replicas that have a group each."""
-    return 1 if num_groups == mesh.current_axis_size(mesh.REPLICA) else mesh.current_axis_size(mesh.BATCH)
 
 
 def _mask(config: Config) -> Mask | None:

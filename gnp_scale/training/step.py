@@ -19,7 +19,8 @@ from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
 from gnp_scale.training.compilation import compiler_options
-from gnp_scale.training.penalty import MOMENTUM, check_groups
+from gnp_scale.training.groups import check_groups
+from gnp_scale.training.penalty import MOMENTUM
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
 from gnp_scale.training.update import select
