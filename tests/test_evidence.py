@@ -272,7 +272,10 @@ def test_runs_of_other_settings_are_refused(finished, rows, tmp_path):
     for path in () if finished else tmp_path.rglob(outcome.OUTCOME_FILE):
         path.unlink()
     longer = rows_of(replace(PLAN, num_steps=90), tmp_path)["sam"]
-    with pytest.raises(ConfigError, match=r"train\.num_steps 60 -> 90.*choose another --out, or add --again"):
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.num_steps 60 -> 90.*choose another --out, or remove its method's runs with --again --only sam$",
+    ):
         longer.is_finished()
 
 

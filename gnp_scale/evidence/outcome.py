@@ -81,6 +81,7 @@ def read(run_dir: Path, config: Config) -> Outcome | None:
     changed = [] if is_same else changes(stored_config(run_dir), config)
     check(
         not changed,
-        f"{run_dir} was run with other settings ({', '.join(changed)}): choose another --out, or add --again",
+        f"{run_dir} was run with other settings ({', '.join(changed)}): choose another --out, or remove its "
+        f"method's runs with --again --only {run_dir.parent.name}",
     )
     return found
