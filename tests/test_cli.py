@@ -71,6 +71,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(flags, part, tmp_path):
         (["drill", RECIPE, "--num-processes", "1", "0"], "argument --num-processes: 0 is less than 1"),
         (["drill", RECIPE, "--num-devices", "-4"], "argument --num-devices: -4 is less than 1"),
         (["drill", "configs/digits.py"], "names no function"),
+        (["drill", RECIPE, "--num-processes", "3"], "4 devices do not divide over 3 processes: give --num-devices"),
+        (["drill", RECIPE, "--num-processes", "2", "1", "2"], "--num-processes has 2 twice: give each number once"),
         (["sharpness", "runs", "--seed", str(2**32)], "argument --seed: 4294967296 is more than 4294967295"),
         (["fingerprint", "runs", "--step", "-1"], "argument --step: -1 is less than 0"),
         (

@@ -1,16 +1,19 @@
 """Runs that are killed at random and restarted end bitwise equal to the undisturbed run."""
 
+import contextlib
 import itertools
 import json
 import random
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from launcher import SHORT, SMALL
 
-from gnp_scale.chaos import drill
+from gnp_scale.chaos import comparison
 from gnp_scale.chaos.faults import STAGES, Kill, Outcome
 from gnp_scale.cli import main
 from gnp_scale.resilience import preemption
@@ -95,14 +98,14 @@ DIFFERENCES = {
 def test_differences_are_found(state, rows, batches, parts, tmp_path, monkeypatch):
     folders = {"whole": ("a", ROWS, BATCHES), "killed": (state, rows, batches)}
     states = {tmp_path / name / "run": state for name, (state, _, _) in folders.items()}
-    monkeypatch.setattr(drill, "fingerprint", states.__getitem__)
+    monkeypatch.setattr(comparison, "fingerprint", states.__getitem__)
     for name, (_, own_rows, own_batches) in folders.items():
         (tmp_path / name / "run").mkdir(parents=True)
         lines = "".join(f"{json.dumps(row)}\n" for row in own_rows)
         (tmp_path / name / "run" / "metrics.jsonl").write_text(lines)
         lines = "".join(f"{json.dumps({'step': step, 'crc32': crc32})}\n" for step, crc32 in own_batches)
         (tmp_path / name / "examples-0.jsonl").write_text(lines)
-    found = drill.compare(tmp_path / "killed", tmp_path / "whole", num_processes=1)
+    found = comparison.compare(tmp_path / "killed", tmp_path / "whole", num_processes=1)
     assert len(found) == len(parts)
     assert all(part in difference for part, difference in zip(parts, found, strict=True))
 
@@ -120,6 +123,37 @@ def test_a_run_that_takes_too_long_is_named_in_one_line(tmp_path, capsys):
     error = capsys.readouterr().err.strip()
     assert "has not ended within 1 s" in error
     assert "\n" not in error
+
+
+def test_a_refused_run_says_what_to_change_and_leaves_the_folder_to_the_corrected_command(tmp_path, capsys):
+    assert run_drill(tmp_path / "drill", 1, 1, command=[*SMALL, "--train.num-steps", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train.num_steps 3 is too small for optim.warmup_steps 10: add --optim.warmup-steps N" in line
+    assert not list((tmp_path / "drill").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_drill_that_is_stopped_ends_its_processes(number, tmp_path):
+    """They are not in the group of a terminal here, so no signal reaches them but by the drill."""
+    folder = tmp_path / "drill"
+    flags = ["--run-dir", str(folder), "--num-processes", "2", "--num-kills", "1"]
+    # These tests may run where both are ignored: in the background, or under nohup.
+    command = ["env", "--default-signal=INT,HUP", sys.executable, "-m", "gnp_scale.cli", "drill", *SMALL, *flags]
+    drill = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(list(folder.glob("2-whole/stages-*"))) < 2:
+        assert drill.poll() is None
+        time.sleep(0.05)
+    drill.send_signal(number)
+    assert drill.communicate(timeout=30)[1].splitlines()[-1] == "gnp-scale: interrupted"
+    assert drill.returncode == 130
+    assert not [line for line in commands_of_processes() if str(folder) in line]
+
+
+def commands_of_processes():
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield path.read_text(errors="replace")
 
 
 def test_a_drill_under_nohup_still_hangs_up_its_runs(tmp_path):

@@ -11,7 +11,8 @@ import pytest
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.files import try_lock
-from gnp_scale.sweeps.queue import Queue, is_in_use, meaning, telling_line
+from gnp_scale.run.logs import telling_line
+from gnp_scale.sweeps.queue import Queue, is_in_use, meaning
 
 
 def shell(folder, script):

@@ -4,34 +4,34 @@ For each number of processes, a drill makes one undisturbed run. Then it kills e
 restarts them until they finish. Their state, metrics and examples must equal the undisturbed run's bitwise.
 """
 
+import contextlib
 import itertools
-import json
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.table import Table
 
+from gnp_scale.chaos.comparison import EXAMPLES_FILE, STAGES_FILE, compare, file_of, rows_of, run_of, visits_of
 from gnp_scale.chaos.faults import STAGES, Kill, Outcome
 from gnp_scale.chaos.local_processes import LocalJob
-from gnp_scale.checkpoint import fingerprint
 from gnp_scale.config import ConfigError, check
 from gnp_scale.exit_codes import Exit
-from gnp_scale.monitoring.metrics import read_metrics
+from gnp_scale.resilience.preemption import signals_to_take
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 from gnp_scale.run.console import make_console
+from gnp_scale.run.logs import telling_line
 from gnp_scale.run.recorder import append
 from gnp_scale.run.stages import Stage
-from gnp_scale.run.store import Folder, StorePath
+from gnp_scale.run.store import StorePath
 
 _KILLS_OF_A_RUN = 4
-_STAGES, _EXAMPLES = "stages-{rank}.jsonl", "examples-{rank}.jsonl"
 _MAX_FAILURES = 3
 _POLL_S = 0.002
 
@@ -67,9 +67,8 @@ class Drill:
         """
         whole = self._folder / f"{num_processes}-whole"
         kills = Kill.draw(random.Random(f"{self._seed} {num_processes}"), num_processes)
-        job = self._start(whole, num_processes)
-        check(set(self._codes(job, whole)) == {0}, f"the run does not finish undisturbed: see {whole}")
-        visits_s = _visits_s(whole)
+        self._undisturbed(whole, num_processes)
+        visits_s = visits_of(whole)
         outcomes: list[Outcome] = []
         differences = []
         for number in itertools.count(1):
@@ -83,6 +82,18 @@ class Drill:
             ]
         return outcomes, differences
 
+    def _undisturbed(self, whole: Path, num_processes: int) -> None:
+        with self._start(whole, num_processes) as job:
+            codes = set(self._codes(job, whole))
+        if codes == {Exit.FINISHED}:
+            return
+        reason = telling_line(job.output())
+        if codes == {Exit.WRONG_CONFIG} and not (whole / "run").exists():
+            # Nothing was begun, so the corrected command may have the same folder.
+            shutil.rmtree(whole)
+            raise ConfigError(f"the run of a drill is refused: {reason}")
+        raise ConfigError(f"the run does not finish undisturbed: {reason}; all of its output is in {whole}")
+
     def _killed_run(
         self, folder: Path, num_processes: int, kills: Iterator[Kill], visits_s: dict[Stage, list[float]]
     ) -> list[Outcome]:
@@ -91,10 +102,10 @@ class Drill:
         num_failures = 0
         while True:
             kill = next(kills, None)
-            job = self._start(folder, num_processes)
-            stage = _send(kill, job, folder, visits_s) if kill is not None else None
-            sent_s = time.monotonic()
-            codes = self._codes(job, folder)
+            with self._start(folder, num_processes) as job:
+                stage = _send(kill, job, folder, visits_s) if kill is not None else None
+                sent_s = time.monotonic()
+                codes = self._codes(job, folder)
             if kill is not None and stage is not None:
                 outcomes.append(Outcome(kill, stage, num_processes, codes, time.monotonic() - sent_s))
                 append(self._folder / "kills.jsonl", outcomes[-1].record())
@@ -118,23 +129,23 @@ class Drill:
     def _start(self, folder: Path, num_processes: int) -> LocalJob:
         number = sum(1 for _ in folder.glob("logs-*")) + 1
         for rank in range(num_processes):
-            _file(folder, _STAGES, rank).unlink(missing_ok=True)
+            file_of(folder, STAGES_FILE, rank).unlink(missing_ok=True)
         return LocalJob(
             folder / f"logs-{number}",
-            ["train", *self._arguments, "--run-dir", str(_run(folder, self._store))],
+            ["train", *self._arguments, "--run-dir", str(run_of(folder, self._store))],
             num_processes,
             self._num_devices,
-            entry=("gnp_scale.chaos.worker", str(folder / _STAGES), str(folder / _EXAMPLES)),
+            entry=("gnp_scale.chaos.worker", str(folder / STAGES_FILE), str(folder / EXAMPLES_FILE)),
             variables={BUDGETS: "silence=10,join=60"},
         )
 
 
 def _send(kill: Kill, job: LocalJob, folder: Path, visits_s: dict[Stage, list[float]]) -> Stage | None:
     """Waits for the moment of a kill and sends it; returns the stage that it hit, None if a process ends before."""
-    watched = _file(folder, _STAGES, kill.victims[0])
+    watched = file_of(folder, STAGES_FILE, kill.victims[0])
     # SIGKILL may come before the first line of Python. For other signals, no handler is installed at that time.
     at_once = kill.stage == Stage.START and kill.signal == signal.SIGKILL
-    while not at_once and sum(row["stage"] == kill.stage for row in _rows(watched)) < kill.visit:
+    while not at_once and sum(row["stage"] == kill.stage for row in rows_of(watched)) < kill.visit:
         if not job.is_whole:
             return None
         time.sleep(_POLL_S)
@@ -144,47 +155,7 @@ def _send(kill: Kill, job: LocalJob, folder: Path, visits_s: dict[Stage, list[fl
         return None
     for rank in kill.victims:
         job.processes[rank].send_signal(kill.signal)
-    return Stage((_rows(watched) or [{"stage": Stage.START}])[-1]["stage"])
-
-
-def _file(folder: Path, name: str, rank: int) -> Path:
-    return folder / name.format(rank=rank)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _visits_s(folder: Path) -> dict[Stage, list[float]]:
-    """Seconds of each visit to each stage of a finished run."""
-    visits_s: dict[Stage, list[float]] = {stage: [] for stage in Stage}
-    for row, after in itertools.pairwise(_rows(_file(folder, _STAGES, 0))):
-        visits_s[Stage(row["stage"])].append(after["time"] - row["time"])
-    return visits_s
-
-
-def _run(folder: Path, store: StorePath | None) -> Folder:
-    return folder / "run" if store is None else store / folder.name
-
-
-def compare(folder: Path, whole: Path, num_processes: int, store: StorePath | None = None) -> list[str]:
-    """The differences between a killed run and the undisturbed one; there should be none."""
-    differences = []
-    runs = [_run(folder, store), _run(whole, store)]
-    if fingerprint(runs[0]) != fingerprint(runs[1]):
-        differences.append("the last state differs")
-    if _numbers(runs[0]) != _numbers(runs[1]):
-        differences.append("steps or numbers in metrics.jsonl differ")
-    for rank in range(num_processes):
-        seen, expected = (_rows(_file(each, _EXAMPLES, rank)) for each in (folder, whole))
-        if {(row["step"], row["crc32"]) for row in seen} != {(row["step"], row["crc32"]) for row in expected}:
-            differences.append(f"process {rank} has trained on other examples")
-    return differences
-
-
-def _numbers(run_dir: Folder) -> list[dict[str, float]]:
-    rows = read_metrics(run_dir)
-    return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
+    return Stage((rows_of(watched) or [{"stage": Stage.START}])[-1]["stage"])
 
 
 def drill(
@@ -204,17 +175,26 @@ def drill(
             the processes.
     """
     for num_processes in process_counts:
-        check(num_devices % num_processes == 0, f"{num_devices} devices do not divide over {num_processes} processes")
+        check(
+            num_devices % num_processes == 0,
+            f"{num_devices} devices do not divide over {num_processes} processes: give --num-devices and "
+            "--num-processes that fit",
+        )
+        check(
+            process_counts.count(num_processes) == 1,
+            f"--num-processes has {num_processes} twice: give each number once, and more --num-kills",
+        )
     # This process only reads checkpoints: it leaves the devices to the processes that it starts.
     jax.config.update("jax_platforms", "cpu")
     runs = Drill(arguments, folder, num_devices, seed, timeout_s, store)
     outcomes: list[Outcome] = []
     differences: list[str] = []
-    for n, num_processes in enumerate(process_counts):
-        share = num_kills // len(process_counts) + (n < num_kills % len(process_counts))
-        new_outcomes, new_differences = runs.run(num_processes, share)
-        outcomes += new_outcomes
-        differences += new_differences
+    with _signals_interrupt():
+        for n, num_processes in enumerate(process_counts):
+            share = num_kills // len(process_counts) + (n < num_kills % len(process_counts))
+            new_outcomes, new_differences = runs.run(num_processes, share)
+            outcomes += new_outcomes
+            differences += new_differences
     unexpected = [outcome for outcome in outcomes if not outcome.is_expected]
     _print(outcomes)
     for line in [*differences, *(f"unexpected: {outcome.record()}" for outcome in unexpected)]:
@@ -222,6 +202,18 @@ def drill(
     verdict = "bitwise equal to the undisturbed runs" if not differences else f"{len(differences)} differences"
     print(f"kills {len(outcomes)}, with an unexpected end {len(unexpected)}; after restarts {verdict}")
     return Exit.FAILED if differences or unexpected else Exit.FINISHED
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does, so that the processes it has started end too."""
+    taken = [number for number in signals_to_take() if number in (signal.SIGTERM, signal.SIGHUP)]
+    old = {number: signal.signal(number, signal.default_int_handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _print(outcomes: Sequence[Outcome]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 TIMEOUT_S = 240.0
 
@@ -13,7 +14,8 @@ TIMEOUT_S = 240.0
 class LocalJob:
     """The processes of one run, with `num_devices` CPU devices in all; their output goes to files.
 
-    `entry` is the module to run, with its own arguments if any; `variables` are added to the environment.
+    A `with` statement kills those that have not ended at its end. `entry` is the module to run, with its own arguments
+    if any; `variables` are added to the environment.
     """
 
     def __init__(
@@ -32,11 +34,23 @@ class LocalJob:
             env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(num_processes)}
         command = [sys.executable, "-m", *entry, *arguments]
         self.logs = [log_dir / f"{rank}.log" for rank in range(num_processes)]
-        self.processes = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         for rank, log in enumerate(self.logs):
             with log.open("w") as output:
                 ranked = env | ({"JAX_PROCESS_ID": str(rank)} if num_processes > 1 else {})
                 self.processes.append(subprocess.Popen(command, stdout=output, stderr=output, env=ranked))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kills the processes that have not ended."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def output(self) -> str:
         """All that the processes have printed so far."""
@@ -56,9 +70,7 @@ class LocalJob:
         try:
             return [process.wait(timeout_s) for process in self.processes]
         finally:
-            for process in self.processes:
-                process.kill()
-                process.wait()
+            self.kill()
 
 
 def free_port() -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import time
@@ -15,12 +14,10 @@ from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.preemption import signals_to_take
 from gnp_scale.run.files import try_lock
 from gnp_scale.run.layout import LOCK_FILE
-from gnp_scale.run.streams import PROGRAM, say
+from gnp_scale.run.logs import telling_line
+from gnp_scale.run.streams import say
 from gnp_scale.sweeps.record import LOGS_FOLDER
 
-_PROGRESS = re.compile(r"step \d+/\d+ ")
-_FAILURE = ": failed: "
-_ERROR = re.compile(rf"{PROGRAM}: |diverged: |Fatal Python error|[\w.]+(Error|Exception|Exit|Interrupt)\b")
 _POLL_S = 0.2
 _MOST_STARTS = 4
 """Of one point by one queue: one that hangs or is killed again and again must not keep the others waiting."""
@@ -180,20 +177,6 @@ def open_log(folder: Path, name: str) -> IO[bytes]:
 
 def _log(folder: Path, name: str) -> Path:
     return folder / LOGS_FOLDER / f"{name}.log"
-
-
-def telling_line(text: str) -> str:
-    """The last line of a log that tells an error; without one the last line, which shows how far a process came.
-
-    A process may go on after a failure that it names. Other errors are the end: what was printed before the last
-    progress, such as the traceback of a library that looks for a GPU, ended nothing.
-    """
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    progress = [number for number, line in enumerate(lines) if _PROGRESS.match(line)]
-    failures = [line for line in lines if _FAILURE in line]
-    errors = [line for line in lines[progress[-1] + 1 if progress else 0 :] if _ERROR.match(line)]
-    found = failures or errors or lines
-    return found[-1].removeprefix(f"{PROGRAM}: ") if found else "its log is empty"
 
 
 def is_in_use(run_dir: Path) -> bool:
