@@ -1,14 +1,16 @@
 """Checkpoints on object stores: whole or absent, set aside without a rename, and safe from a store that fails."""
 
 import gc
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from store_proxy import cut, refuse
+from store_proxy import cut, drop, refuse
 
-from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest, writer
+from gnp_scale.checkpoint import Checkpoints, bucket, fingerprint, load_newest, writer
 from gnp_scale.checkpoint.bucket import open_store
+from gnp_scale.checks import PassingError
 from gnp_scale.config import CheckpointConfig, Config, ConfigError
 from gnp_scale.mesh import FSDP, P
 from gnp_scale.run.status import _newest_checkpoint
@@ -203,6 +205,31 @@ def test_a_store_that_refuses_all_writes_ends_the_run_with_one_line(store):
     assert len(str(error.value).splitlines()) == 1
     store.proxy.calm()
     assert restored(folder) == 1
+
+
+@pytest.mark.parametrize("fault", [drop, refuse(503)], ids=["dropped", "503"])
+def test_a_store_that_does_not_answer_ends_the_run_so_that_a_launcher_starts_it_again(store, fault, monkeypatch):
+    monkeypatch.setattr(bucket, "_PATIENCE_S", 0.5)
+    folder = store.folder()
+    save(folder, 1)
+    store.proxy.disturb(fault, 10_000, store.write_method)
+    with pytest.raises(PassingError, match="attempt 3 of 3: start the same command again"):
+        save(folder, 2)
+    store.proxy.calm()
+    assert restored(folder) == 1
+
+
+@pytest.mark.parametrize("act", ["list", "set aside"])
+def test_a_store_that_does_not_answer_at_a_rollback_lets_a_launcher_start_again(store, act, monkeypatch):
+    folder = store.folder()
+    save(folder, 1, 2)
+    with Checkpoints(folder, CONFIG) as checkpoints:
+        checkpoints._store.folder = replace(checkpoints._store.folder, deadline_s=0.5)
+        store.proxy.disturb(refuse(503), 10_000)
+        with pytest.raises(PassingError, match="start the same command again"):
+            checkpoints._stored() if act == "list" else checkpoints._set_aside(2, "rolled-back")
+        store.proxy.calm()
+    assert restored(folder) == 2
 
 
 @pytest.mark.slow

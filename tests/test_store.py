@@ -6,9 +6,13 @@ import time
 import pytest
 from store_proxy import cut, delay, drop, refuse
 
-from gnp_scale.config import ConfigError
+from gnp_scale.config import Config, ConfigError
+from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.run import store as store_module
-from gnp_scale.run.store import StorePath, check_access, run_folder
+from gnp_scale.run.data_sizes import keep_sizes
+from gnp_scale.run.find import find_runs
+from gnp_scale.run.run_dir import stored_config
+from gnp_scale.run.store import StorePath, check_access, run_folder, why_no_run
 from gnp_scale.run.store_requests import StoreError
 
 
@@ -114,6 +118,48 @@ def test_a_wrong_bucket_is_named(store):
     folder = StorePath(f"{store.scheme}://no-such-bucket/run")
     assert "there is no such bucket" in str(check_access(folder, "probe"))
     assert not (folder / "config.json").exists()
+    assert why_no_run(folder) == "there is no such bucket"
+    assert why_no_run(store.folder()) == "it has no config.json"
+
+
+def test_a_bucket_that_may_not_be_looked_at_is_not_called_missing(store):
+    folder = store.folder()
+    store.proxy.disturb(refuse(403), 100)
+    assert why_no_run(folder) == "it has no config.json"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        stored_config,
+        lambda folder: Rollbacks(folder, Config()),
+        lambda folder: find_runs([folder]),
+        lambda folder: keep_sizes(folder, {"training images": 8}),
+    ],
+    ids=["configuration", "rollbacks", "runs", "sizes"],
+)
+def test_a_folder_on_a_store_that_does_not_answer_is_read_at_a_later_start(store, act):
+    """So the exit code is 1, and not that of a mistake, after which a launcher gives up."""
+    folder = dataclasses.replace(store.folder(), deadline_s=0.5)
+    store.proxy.disturb(refuse(503), 1000)
+    with pytest.raises(StoreError, match=f"{folder}.* cannot be reached .* start the same command again") as error:
+        act(folder)
+    assert not error.value.is_lasting
+
+
+def test_a_rollback_that_cannot_be_recorded_while_a_store_is_down_is_made_at_a_later_start(store):
+    folder = dataclasses.replace(store.folder(), deadline_s=0.5)
+    rollbacks = Rollbacks(folder, Config())
+    store.proxy.disturb(refuse(503), 1000)
+    with pytest.raises(StoreError, match="cannot be reached"):
+        rollbacks.add(1, 2)
+
+
+def test_a_deadline_names_the_endpoint(store):
+    folder = dataclasses.replace(store.folder(), deadline_s=0.5)
+    store.proxy.disturb(delay(1.0), 5)
+    with pytest.raises(StoreError, match=rf"{folder}/a has not answered for 0\.5 s at http://"):
+        (folder / "a").read_bytes()
 
 
 def test_missing_rights_are_named(store):

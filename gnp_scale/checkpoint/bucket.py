@@ -27,6 +27,7 @@ from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder, StorePath
 from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.streams import one_line
 
 _PATIENCE_S = 20.0
 """Training waits so long for a store before a write of a checkpoint counts as failed."""
@@ -83,10 +84,11 @@ class Bucket(Store):
         commit = (lambda: self._mark(name, COMMITTED_MARK)) if is_main_process() else (lambda: None)
         with context:
             try:
-                return Write(ocp.save_async(str(self.folder / name), state, custom_metadata=metadata), commit)
+                response = ocp.save_async(str(self.folder / name), state, custom_metadata=metadata)
             except Exception as error:
                 # The libraries below Orbax have no common error; here the others must learn of each.
-                return Write(_Failed(error))
+                response = _Failed(error)
+        return Write(_Response(response), commit)
 
     def quarantine(self, step: int, word: str) -> str:
         """Sets a step aside, so that it is no longer read or deleted; returns the name of the mark.
@@ -163,6 +165,22 @@ class Bucket(Store):
         if name is None:
             raise DamagedError("it is no longer there")
         return self.folder / name
+
+
+class _Response:
+    """The response of a write, whose errors are those of a store."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def result(self) -> None:
+        try:
+            self._response.result()
+        except (StoreError, FileNotFoundError):
+            raise
+        except Exception as error:
+            # Whether it may pass is not said. `prepare` has just written to this store.
+            raise StoreError(one_line(error), is_lasting=False) from error
 
 
 class _Failed:

@@ -10,15 +10,16 @@ from gnp_scale.checkpoint.bucket import open_store
 from gnp_scale.checkpoint.exactness import exactness
 from gnp_scale.checkpoint.health import HealthGate
 from gnp_scale.checkpoint.metadata import Metadata, describe
+from gnp_scale.checkpoint.problems import agree
 from gnp_scale.checkpoint.restore import latest_valid, stored_scores
 from gnp_scale.checkpoint.retention import Scores, kept, score
 from gnp_scale.checkpoint.writer import Writer
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.checks import ConfigError, PassingError
+from gnp_scale.config import Config
 from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder
-from gnp_scale.run.streams import one_line
 from gnp_scale.training.state import TrainState
 
 
@@ -90,7 +91,8 @@ class Checkpoints:
         """(step, state) of the newest good and intact checkpoint; None if none is good. Newer ones are set aside.
 
         Raises:
-            ConfigError: none of the good ones is intact; the current write fails; or the store does not answer.
+            ConfigError: none of the good ones is intact, or the current write fails.
+            PassingError: a store does not answer.
         """
         self._writer.finish()
         # One whose deletion was refused would be taken for a checkpoint of the steps that follow.
@@ -101,15 +103,16 @@ class Checkpoints:
 
     def _stored(self) -> list[int]:
         """The steps in the folder, when deletions are over."""
-        steps, problem = [], None
+        steps, error = [], None
         try:
             self._store.finish_deletions()
             steps = self._store.steps() if is_main_process() else []
-        except OSError as error:
-            problem = one_line(error)
-        problem, found = consensus.agree(problem, steps)
+        except OSError as failure:
+            error = failure
+        problem, found = agree(error, steps)
         if problem is not None:
-            raise ConfigError(f"the checkpoints cannot be listed ({problem}): start the same command again")
+            text = f"the checkpoints cannot be listed ({problem.text}): start the same command again"
+            raise PassingError(text) if problem.may_pass else ConfigError(text)
         return found[0]
 
     def _restore(self, candidates: Collection[int], abstract_state: TrainState) -> tuple[int, TrainState] | None:
@@ -128,15 +131,18 @@ class Checkpoints:
             announce(f"the checkpoint of step {step} {what} aside as {name}")
 
     def _set_aside(self, step: int, word: str) -> str:
-        name, problem = "", None
+        name, error = "", None
         try:
             name = self._store.quarantine(step, word)
-        except OSError as error:
-            problem = one_line(error)
-        problem = consensus.first_error(problem)
-        if problem is not None:
-            raise ConfigError(f"the checkpoint of step {step} cannot be renamed ({problem}): make its folder writable")
-        return name
+        except OSError as failure:
+            error = failure
+        problem, _ = agree(error, None)
+        if problem is None:
+            return name
+        failed = f"the checkpoint of step {step} cannot be renamed ({problem.text})"
+        if problem.may_pass:
+            raise PassingError(f"{failed}: start the same command again when its store answers")
+        raise ConfigError(f"{failed}: make its folder writable")
 
     def is_unevaluated(self, step: int) -> bool:
         """Whether an evaluation is due after `step`, a stored one, which was left out because the run was stopped."""

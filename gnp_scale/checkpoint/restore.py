@@ -20,7 +20,7 @@ from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.run_dir import changes
 from gnp_scale.run.store import Folder
-from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.store_requests import StoreError, may_pass, not_now
 from gnp_scale.run.streams import one_line
 from gnp_scale.training.state import TrainState
 
@@ -227,8 +227,8 @@ def _stored_steps(store: Store) -> list[int]:
         return consensus.broadcast(store.steps() if is_main_process() else [])
     except StoreError as error:
         # The failure of the main process ends the others.
-        if not error.is_lasting:
-            raise
+        if may_pass(error):
+            raise not_now(store.folder, error) from error
         raise ConfigError(
             f"{store.folder} cannot be read ({error}): check the credentials in the environment"
         ) from error

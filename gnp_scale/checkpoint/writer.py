@@ -8,8 +8,9 @@ from typing import Any
 
 from gnp_scale.checkpoint.host_copy import copy_to_host
 from gnp_scale.checkpoint.metadata import Metadata
+from gnp_scale.checkpoint.problems import Problem, agree
 from gnp_scale.checkpoint.store import Store, Write
-from gnp_scale.config import ConfigError
+from gnp_scale.checks import ConfigError, PassingError
 from gnp_scale.run import consensus
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import is_main_process
@@ -53,6 +54,7 @@ class Writer:
 
         Raises:
             ConfigError: the last allowed attempt in a row has failed.
+            PassingError: the same, because a store does not answer.
         """
         while self._write is not None:
             self._wait()
@@ -68,6 +70,7 @@ class Writer:
 
         Raises:
             ConfigError: the last allowed attempt in a row has failed.
+            PassingError: the same, because a store does not answer.
         """
         if self._job is None:
             return
@@ -76,7 +79,7 @@ class Writer:
                 self._attempt()
             return
         is_over, error = self._write.is_over, self._write.error
-        problem, are_over = consensus.agree(None if error is None else one_line(error), is_over)
+        problem, are_over = agree(error, is_over)
         if problem is not None:
             self._fail(self._job.step, problem)
         elif all(are_over):
@@ -87,6 +90,7 @@ class Writer:
 
         Raises:
             ConfigError: the last allowed attempt in a row has failed.
+            PassingError: the same, because a store does not answer.
         """
         # The process may not have the time to wait for the next attempt.
         self._retry_time = 0.0
@@ -107,13 +111,13 @@ class Writer:
 
     def _attempt(self) -> None:
         assert self._job is not None
-        problem, is_committed = None, False
+        error, is_committed = None, False
         try:
             self._store.prepare(self._job.step)
             is_committed = is_main_process() and self._job.step in self._store.steps()
-        except OSError as error:
-            problem = one_line(error)
-        problem, are_committed = consensus.agree(problem, is_committed)
+        except OSError as failure:
+            error = failure
+        problem, are_committed = agree(error, is_committed)
         if problem is not None:
             self._fail(self._job.step, problem)
         elif are_committed[0]:
@@ -127,16 +131,22 @@ class Writer:
         self._num_failures = 0
         self._on_commit(step)
 
-    def _fail(self, step: int, problem: str) -> None:
+    def _fail(self, step: int, problem: Problem) -> None:
         self._write = None
         self._num_failures += 1
-        failed = f"the checkpoint of step {step} could not be written ({problem})"
+        failed = f"the checkpoint of step {step} could not be written ({problem.text})"
         if self._num_failures >= self._num_attempts:
             with contextlib.suppress(OSError):
                 self._store.clear_unfinished(step)
+            last = f"attempt {self._num_failures} of {self._num_attempts}"
+            if problem.may_pass:
+                raise PassingError(
+                    f"{failed}, {last}: start the same command again when its store answers, to resume from the "
+                    "previous checkpoint"
+                )
             raise ConfigError(
-                f"{failed}, attempt {self._num_failures} of {self._num_attempts}: make {self._store.folder} writable, "
-                "with free space, and start the same command again to resume from the previous checkpoint"
+                f"{failed}, {last}: make {self._store.folder} writable, with free space, and start the same command "
+                "again to resume from the previous checkpoint"
             )
         wait_s = min(FIRST_WAIT_S * 2 ** (self._num_failures - 1), LONGEST_WAIT_S)
         self._retry_time = time.monotonic() + wait_s

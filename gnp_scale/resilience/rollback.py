@@ -21,6 +21,7 @@ from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import ROLLBACKS_FILE
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder, StorePath
+from gnp_scale.run.store_requests import may_pass, not_now
 
 _MOST_BATCHES = 2**60
 """Of batches and steps: sums of them fit into 64 bits."""
@@ -137,6 +138,8 @@ def _read(path: Path | StorePath) -> str:
     try:
         return path.read_text() if path.exists() else "[]"
     except (OSError, ValueError) as error:
+        if may_pass(error):
+            raise not_now(path, error) from error
         raise ConfigError(f"{path} cannot be read ({error}): repair it, or begin a new run") from error
 
 
@@ -145,6 +148,8 @@ def _write(path: Path | StorePath, records: list[Rollback]) -> None:
     try:
         replace_file(path, text.encode())
     except OSError as error:
+        if may_pass(error):
+            raise not_now(path, error) from error
         raise ConfigError(
             f"{path} cannot be written ({error.strerror}), and without it a later start would not know of this "
             "rollback: free space, and start the same command again"

@@ -10,6 +10,7 @@ from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import DATA_FILE
 from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.store import Folder
+from gnp_scale.run.store_requests import may_pass, not_now
 
 type Sizes = Mapping[str, int]
 """Numbers by what they count, such as `training images`."""
@@ -57,6 +58,8 @@ def _kept(run_dir: Folder, sizes: Sizes, class_names: Sequence[str]) -> str | No
         # Earlier versions have not noted the names.
         names = list(before.pop(_NAMES, ()))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        if may_pass(error):
+            raise not_now(file, error) from error
         return f"{file} cannot be used ({error}): make it readable and writable, or remove it"
     if before != dict(sizes):
         return (

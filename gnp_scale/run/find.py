@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from gnp_scale.config import ConfigError, check
+from gnp_scale.config import ConfigError
 from gnp_scale.run.layout import CONFIG_FILE, SWEEP_FILE
 from gnp_scale.run.status import unreadable_is_config_error
-from gnp_scale.run.store import Folder, StorePath
+from gnp_scale.run.store import Folder, StorePath, why_no_run
 
 
 def find_runs(folders: Sequence[Folder], *, is_strict: bool = True) -> dict[str, tuple[Folder, bool]]:
@@ -20,11 +20,11 @@ def find_runs(folders: Sequence[Folder], *, is_strict: bool = True) -> dict[str,
     for folder in folders:
         with unreadable_is_config_error(folder):
             inner = {} if is_run(folder) else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
-            check(
-                not is_strict or is_run(folder) or bool(inner),
-                f"{folder} holds no run (it has no {CONFIG_FILE}), and no folders of runs: give the folder of a run, "
-                "or one of runs",
-            )
+            if is_strict and not inner and not is_run(folder):
+                raise ConfigError(
+                    f"{folder} holds no run ({why_no_run(folder)}), and no folders of runs: give the folder of a run, "
+                    "or one of runs"
+                )
         found |= inner or {str(folder): (folder, True)}
     return found
 

@@ -19,8 +19,8 @@ from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.lease import Lease
 from gnp_scale.run.mirror import GrowingFiles, growing_files
 from gnp_scale.run.processes import is_main_process
-from gnp_scale.run.store import Folder, StorePath, check_access
-from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.store import Folder, StorePath, check_access, why_no_run
+from gnp_scale.run.store_requests import StoreError, may_pass, not_now
 from gnp_scale.run.streams import say
 
 _TOKEN_FILE = "start"
@@ -96,8 +96,8 @@ def _claim(
     except ConfigError as error:
         return str(error)
     except OSError as error:
-        if isinstance(error, StoreError) and not error.is_lasting:
-            raise
+        if may_pass(error):
+            raise not_now(run_dir, error) from error
         return f"{run_dir} cannot be a run folder ({error}): make it writable, with room, or choose another --run-dir"
     return None
 
@@ -164,10 +164,10 @@ def stored_config(run_dir: Folder) -> Config:
     try:
         return recipe.from_json(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{run_dir} holds no run (it has no {CONFIG_FILE}): give the folder of a run") from None
+        raise ConfigError(f"{run_dir} holds no run ({why_no_run(run_dir)}): give the folder of a run") from None
     except StoreError as error:
-        if not error.is_lasting:
-            raise
+        if may_pass(error):
+            raise not_now(path, error) from error
         raise ConfigError(f"{path} cannot be read ({error}): check the credentials in the environment") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): restore it from a copy, or begin a new run") from error

@@ -17,8 +17,8 @@ from gnp_scale.run.history import RunHistory, Start, read_history
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE, GOODPUT_FILE, committed_folders
 from gnp_scale.run.recorder import append_interval_s
 from gnp_scale.run.stages import Stage
-from gnp_scale.run.store import Folder, StorePath
-from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.store import Folder, StorePath, why_no_run
+from gnp_scale.run.store_requests import may_pass, not_now
 
 NOT_STARTED, UNREADABLE = "not started", "unreadable"
 """States of a run in tables of several."""
@@ -67,8 +67,8 @@ def unreadable_is_config_error(run_dir: Folder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, StoreError) and not error.is_lasting:
-            raise
+        if may_pass(error):
+            raise not_now(run_dir, error) from error
         raise ConfigError(
             f"{error.filename or run_dir} cannot be read ({error.strerror}): mend that, or give the folder of a run"
         ) from error
@@ -88,7 +88,7 @@ def num_steps_of(run_dir: Folder) -> int:
             raise ValueError("its train.num_steps is out of range")
         return num_steps
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{run_dir} holds no run (it has no {path.name}): give the folder of a run") from None
+        raise ConfigError(f"{run_dir} holds no run ({why_no_run(run_dir)}): give the folder of a run") from None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         damage = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ConfigError(f"{path} is damaged ({damage}): restore it from a copy, or begin a new run") from error

@@ -13,7 +13,8 @@ from typing import Any
 
 from gnp_scale.checks import check, local_path
 from gnp_scale.run import store_requests
-from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.layout import CONFIG_FILE
+from gnp_scale.run.store_requests import StoreError, may_pass, not_now
 
 DEADLINE_S = 120.0
 """The longest time of one operation, with all of its attempts."""
@@ -61,6 +62,18 @@ class StorePath:
     def resolve(self) -> "StorePath":
         """This path: a store has no links."""
         return self
+
+    def has_bucket(self) -> bool:
+        """Whether there is a bucket, as far as this process may know it."""
+        scheme, _, rest = self.url.partition("://")
+        try:
+            self._request("_info", f"{scheme}://{rest.partition('/')[0]}")
+        except FileNotFoundError:
+            return False
+        except StoreError as error:
+            if may_pass(error):
+                raise
+        return True
 
     def exists(self) -> bool:
         """Whether there is an object of this name."""
@@ -201,6 +214,13 @@ def store_folder(option: str, text: str) -> StorePath:
     return StorePath(f"{scheme}://{'/'.join(parts)}")
 
 
+def why_no_run(folder: Folder) -> str:
+    """Why a folder without a configuration holds no run."""
+    if isinstance(folder, StorePath) and not folder.has_bucket():
+        return "there is no such bucket"
+    return f"it has no {CONFIG_FILE}"
+
+
 def check_access(folder: Folder, name: str) -> str | None:
     """Writes and deletes an object `name`, to see whether this process may; returns the problem, if there is one.
 
@@ -214,8 +234,7 @@ def check_access(folder: Folder, name: str) -> str | None:
     except FileNotFoundError:
         return f"{folder} cannot be a run folder: there is no such bucket; make it, or choose another --run-dir"
     except StoreError as error:
-        if not error.is_lasting:
-            reason = f"{folder} cannot be reached ({error}): start the same command again when its store answers"
-            raise StoreError(reason, is_lasting=False) from error
+        if may_pass(error):
+            raise not_now(folder, error) from error
         return f"{folder} cannot be a run folder ({error}): check the bucket, and the credentials in the environment"
     return None

@@ -34,6 +34,7 @@ _DENIED = (
     "DefaultCredentialsError",
     "ProfileNotFound",
 )
+_ENDPOINTS = {"gs": ("STORAGE_EMULATOR_HOST",), "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")}
 _NAMES_OF_LOGS = ("gcsfs", "s3fs", "fsspec", "aiobotocore", "google.auth", "asyncio")
 
 
@@ -49,13 +50,24 @@ class StoreError(OSError):
         return str(self.strerror)
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether a later attempt may succeed: a store does not answer, rather than refuses."""
+    return isinstance(error, StoreError) and not error.is_lasting
+
+
+def not_now(path: object, error: BaseException) -> StoreError:
+    """What to raise if `path` was needed, and the error `may_pass`."""
+    reason = f"{path} cannot be reached ({error}): start the same command again when its store answers"
+    return StoreError(reason, is_lasting=False)
+
+
 def begin(scheme: str, deadline_s: float, operation: str, *arguments: Any, **options: Any) -> Callable[[], Any]:
     """Begins a request; the result waits for its answer.
 
     Args:
         scheme: `gs` or `s3`.
         deadline_s: The longest time, with all attempts.
-        operation: A coroutine of fsspec's file systems, with its arguments and options.
+        operation: A coroutine of fsspec's file systems, with its arguments, of which the first is the URL, and options.
 
     Raises, when waiting: StoreError, FileNotFoundError, FileExistsError.
     """
@@ -70,7 +82,7 @@ def begin(scheme: str, deadline_s: float, operation: str, *arguments: Any, **opt
         except (FileNotFoundError, FileExistsError):
             raise
         except TimeoutError:
-            reason = f"{scheme}:// has not answered for {deadline_s:g} s"
+            reason = f"{arguments[0]} has not answered for {deadline_s:g} s{_at_endpoint(scheme)}"
             raise StoreError(reason, is_lasting=False) from None
         except Exception as error:
             # There is no list of the errors of the two packages, and of the libraries below them.
@@ -107,6 +119,12 @@ def configure() -> None:
     for name in _NAMES_OF_LOGS:
         # They log tracebacks of errors that they also raise.
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _at_endpoint(scheme: str) -> str:
+    """Where requests go, if the environment says so."""
+    found = next((os.environ[name] for name in _ENDPOINTS[scheme] if os.environ.get(name)), None)
+    return f" at {found}" if found else ""
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from gnp_scale.run.history import read_history
 from gnp_scale.run.run_dir import stored_config
 from gnp_scale.run.status import NOT_STARTED, UNREADABLE, state_now
 from gnp_scale.run.store import Folder, run_folder
-from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.store_requests import may_pass, not_now
 from gnp_scale.run.streams import say
 from gnp_scale.sweeps.record import Sweep
 
@@ -59,8 +59,8 @@ def read_result(run_dir: Folder, name: str) -> Result:
         rows, history = read_metrics(run_dir), read_history(run_dir)
         state = state_now(run_dir, history).partition(":")[0]
     except OSError as error:
-        if isinstance(error, StoreError) and not error.is_lasting:
-            raise
+        if may_pass(error):
+            raise not_now(run_dir, error) from error
         raise ConfigError(f"{run_dir} cannot be read ({error}): give the folder of a run") from error
     evaluations = {int(row["step"]): row for row in rows if TOP1 in row}
     step_ms = [row["perf/step_ms"] for row in rows if "perf/step_ms" in row]

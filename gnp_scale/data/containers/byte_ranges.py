@@ -24,7 +24,7 @@ from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.store import Folder, StorePath
-from gnp_scale.run.store_requests import StoreError
+from gnp_scale.run.store_requests import StoreError, may_pass, not_now
 
 VERSION = 1
 _KEYS = ("file", "offset", "num_bytes", "label", "name", "crc")
@@ -97,10 +97,9 @@ class _StoredFiles:
 
 def unreadable(path: Folder, error: StoreError) -> ConfigError | StoreError:
     """What to raise after `error`: a restart helps only if the store did not answer."""
-    if error.is_lasting:
-        return ConfigError(f"{path} cannot be read ({error}): check the bucket, and the credentials in the environment")
-    reason = f"{path} cannot be read ({error}): start the same command again when its store answers"
-    return StoreError(reason, is_lasting=False)
+    if may_pass(error):
+        return not_now(path, error)
+    return ConfigError(f"{path} cannot be read ({error}): check the bucket, and the credentials in the environment")
 
 
 class ByteRanges:
