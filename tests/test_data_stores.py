@@ -142,7 +142,7 @@ def test_a_store_that_is_silent_ends_the_read_and_replaces_no_image(store, folde
     stored = replace(uploaded(folder, store), deadline_s=0.5)
     source = byte_ranges.load(stored / INDEX_FILE, stored).splits["train"]
     store.proxy.disturb(delay(1.0), 100)
-    with pytest.raises(StoreError, match=r"PNG cannot be read \(.* for 0\.5 s\): start the same command"):
+    with pytest.raises(StoreError, match=r"PNG has not answered for 0\.5 s.*: start the same command"):
         source.read([0, 1])
 
 

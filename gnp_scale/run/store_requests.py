@@ -57,7 +57,8 @@ def may_pass(error: BaseException) -> bool:
 
 def not_now(path: object, error: BaseException) -> StoreError:
     """What to raise if `path` was needed, and the error `may_pass`."""
-    reason = f"{path} cannot be reached ({error}): start the same command again when its store answers"
+    what = str(error) if str(error).startswith(str(path)) else f"{path} cannot be reached ({error})"
+    reason = f"{what}: start the same command again when its store answers"
     return StoreError(reason, is_lasting=False)
 
 
