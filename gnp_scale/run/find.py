@@ -19,8 +19,9 @@ def find_runs(folders: Sequence[Folder], *, is_strict: bool = True) -> dict[str,
     found: dict[str, tuple[Folder, bool]] = {}
     for folder in folders:
         with unreadable_is_config_error(folder):
-            inner = {} if is_run(folder) else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
-            if is_strict and not inner and not is_run(folder):
+            is_own = is_run(folder)
+            inner = {} if is_own else {str(folder / name): (folder / name, False) for name in _names_in(folder)}
+            if is_strict and not inner and not is_own:
                 raise ConfigError(
                     f"{folder} holds no run ({why_no_run(folder)}), and no folders of runs: give the folder of a run, "
                     "or one of runs"
