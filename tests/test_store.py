@@ -109,7 +109,10 @@ def test_a_silent_store_fails_at_the_deadline_and_nothing_arrives_later(store):
 def test_a_store_that_stays_down_is_no_lasting_error(store):
     folder = dataclasses.replace(store.folder(), deadline_s=1.0)
     store.proxy.disturb(refuse(503), 1000)
-    with pytest.raises(StoreError, match=f"{folder}.*: start the same command again when its store answers") as error:
+    reason = (
+        f"{folder}/probe has not answered for 1 s at http://.*: start the same command again when its store answers"
+    )
+    with pytest.raises(StoreError, match=reason) as error:
         check_access(folder, "probe")
     assert not error.value.is_lasting
 
