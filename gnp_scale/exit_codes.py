@@ -1,5 +1,6 @@
 """Exit codes, and what they mean for a launch script."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 from gnp_scale.config import ConfigError
@@ -31,3 +32,14 @@ def exit_code(error: BaseException) -> Exit:
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
     return Exit.WRONG_CONFIG if isinstance(error, ConfigError) else Exit.FAILED
+
+
+def exit_code_of_all(codes: Iterable[int]) -> Exit:
+    """The exit code of a command whose runs have ended with `codes`.
+
+    It is `WRONG_CONFIG` if all failures are: a restart does not help then.
+    """
+    failures = set(codes) - {Exit.FINISHED}
+    if not failures:
+        return Exit.FINISHED
+    return Exit.WRONG_CONFIG if failures == {Exit.WRONG_CONFIG} else Exit.FAILED

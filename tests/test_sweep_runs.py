@@ -55,7 +55,7 @@ def test_a_stopped_sweep_goes_on_past_a_point_that_fails_and_grows(tmp_path):
     assert "and saved, no step is lost" in log.read_text()
 
     code, out, err = end(start(folder, *GRID))
-    assert code == 1, err
+    assert code == 2, "a restart does not help"
     assert "going on after step" in log.read_text()
     first, second = cells(out)
     assert (first["mesh.fsdp"], first["step"], first["state"]) == ("1", "600", "finished")
@@ -72,6 +72,28 @@ def test_a_stopped_sweep_goes_on_past_a_point_that_fails_and_grows(tmp_path):
     (folder / POINT / "config.json").rename(folder / "kept.json")
     assert not _is_finished(folder / POINT), "as its row in the table says"
     (folder / "kept.json").rename(folder / POINT / "config.json")
+
+
+@pytest.mark.parametrize("command", [["sweep", "configs/digits.py:quickstart"], ["bench", "generalization", "clean"]])
+def test_a_signal_before_anything_is_started_ends_with_the_code_of_a_stop(command, tmp_path):
+    """A scheduler starts the job again then."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def find_spec(name, *_):\n"
+        "    if name == 'jax':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, type('Finder', (), {'find_spec': find_spec}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "gnp_scale.cli", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "gnp-scale: SIGTERM: there is nothing to save: start the same command again to go on\n"
 
 
 def test_every_point_is_checked_before_the_first_one_starts(tmp_path):

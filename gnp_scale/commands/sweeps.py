@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gnp_scale.arguments import at_least
 from gnp_scale.checks import check, local_path
 from gnp_scale.commands.common import default_run_dir, on_cpu
-from gnp_scale.exit_codes import Exit
+from gnp_scale.exit_codes import Exit, exit_code_of_all
+from gnp_scale.resilience.preemption import ends_at_a_signal
 from gnp_scale.run.streams import say
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def add(commands: Any) -> None:
     compare.set_defaults(command=_compare, takes_flags=False)
 
 
+@ends_at_a_signal()
 def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
     on_cpu()
     from gnp_scale.sweeps.record import check_same, keep
@@ -99,7 +101,7 @@ def _train(folder: Path, sweep: "Sweep", names: Sequence[str], num_jobs: int) ->
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED
-    return Exit.FAILED if states or lost else Exit.FINISHED
+    return Exit.FAILED if lost else exit_code_of_all(queue.codes.values())
 
 
 def _is_finished(run_dir: Path) -> bool:

@@ -16,7 +16,7 @@ from gnp_scale.evidence import outcome
 from gnp_scale.evidence.methods import Point
 from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
 from gnp_scale.evidence.plan import FINAL, Plan, Run, config_of, folder_of
-from gnp_scale.exit_codes import Exit
+from gnp_scale.exit_codes import Exit, exit_code, exit_code_of_all
 from gnp_scale.run.history import read_history
 from gnp_scale.run.streams import one_line, say
 
@@ -77,16 +77,16 @@ class Row:
         return self._all(self.final(), train)
 
     def _all(self, runs: Sequence[Run], train: Train) -> Exit:
-        done, has_failed = self.finished(runs), False
+        done, codes = self.finished(runs), list[Exit]()
         for run in sorted((run for run in runs if run not in done), key=self._num_bad_ends):
             try:
                 if train(run, config_of(run, self.config), folder_of(self.folder, run)) is None:
                     return Exit.PREEMPTED
             except Exception as error:
                 # Whatever it is, the other runs may be free of it.
-                has_failed = True
+                codes.append(exit_code(error))
                 say(f"{self.name}, {run.name}: failed: {type(error).__name__}: {one_line(error)}")
-        return Exit.FAILED if has_failed else Exit.FINISHED
+        return exit_code_of_all(codes)
 
     def _num_bad_ends(self, run: Run) -> int:
         """How often the run failed or its process died: it comes last then, and does not keep the others waiting."""

@@ -3,13 +3,14 @@
 JAX is not imported here before the processes have found each other, so that signals are watched from the start.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn, Self
 
@@ -223,6 +224,22 @@ class StopRequest:
         except Exception as error:
             # The store may not answer. The process must end all the same.
             return f"what is lost is not known ({type(error).__name__}: {str(error).partition('\n')[0]})"
+
+
+@contextlib.contextmanager
+def ends_at_a_signal() -> Iterator[None]:
+    """A signal ends this process inside the block, which has nothing to save. Use it in the main thread."""
+    old = {number: signal.signal(number, _end) for number in signals_to_take()}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    say(f"{signal.Signals(number).name}: there is nothing to save: start the same command again to go on")
+    raise SystemExit(Exit.PREEMPTED)
 
 
 def signals_to_take() -> list[signal.Signals]:
