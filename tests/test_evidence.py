@@ -16,6 +16,7 @@ from gnp_scale.cli import main
 from gnp_scale.commands.bench import _TABLES
 from gnp_scale.config import ConfigError, OptimConfig
 from gnp_scale.evidence import outcome
+from gnp_scale.evidence.claim import claimed
 from gnp_scale.evidence.methods import METHODS, RADII, Method
 from gnp_scale.evidence.outcome import Outcome
 from gnp_scale.evidence.plan import Plan, Run, config_of, folder_of, num_passes
@@ -29,7 +30,7 @@ from gnp_scale.run.files import try_lock
 from gnp_scale.run.layout import CONFIG_FILE
 from gnp_scale.run.recorder import Recorder
 from gnp_scale.run.stages import Stages
-from gnp_scale.sweeps.record import LOGS_FOLDER
+from gnp_scale.sweeps.queue import open_log
 
 PLAN = Plan(TABLES["noise40"], num_seeds=3, num_tuning_seeds=2, num_steps=60)
 RATE, DECAY = 0.05, 1e-4
@@ -48,15 +49,15 @@ def accuracy(run: Run) -> float:
 class Fake:
     """Trains nothing: keeps what it was asked for, and writes outcomes."""
 
-    def __init__(self, fails=lambda run: False, stops_at=None, test=lambda run: 0.5):
-        self.asked, self._fails, self._stops_at, self._test = [], fails, stops_at, test
+    def __init__(self, fails=lambda run: False, error=OSError, stops_at=None, test=lambda run: 0.5):
+        self.asked, self._fails, self._error, self._stops_at, self._test = [], fails, error, stops_at, test
 
     def __call__(self, run, config, run_dir):
         self.asked.append(run)
         if len(self.asked) == self._stops_at:
             return None
         if self._fails(run):
-            raise ConfigError("the disk is full\nand more")
+            raise self._error("the disk is full\nand more")
         assert run_dir.name.startswith("final," if run.is_final else "tune,")
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.json").write_text(recipe.to_json(config))
@@ -216,14 +217,15 @@ def test_a_stopped_row_goes_on_where_it_stopped(rows, stops_at):
     assert made == [*PLAN.tuning("sam"), *PLAN.final("sam", BEST)]
 
 
-def test_a_failure_is_named_and_ends_no_other_run_and_is_tried_again(rows, capsys):
+@pytest.mark.parametrize(("error", "code"), [(OSError, Exit.FAILED), (ConfigError, Exit.WRONG_CONFIG)])
+def test_a_failure_is_named_and_ends_no_other_run_and_is_tried_again(error, code, rows, capsys):
     bad = PLAN.tuning("sam")[3]
-    train = Fake(fails=lambda run: run == bad)
-    assert rows["sam"].run(train) == Exit.FAILED
+    train = Fake(fails=lambda run: run == bad, error=error)
+    assert rows["sam"].run(train) == code
     assert train.asked == PLAN.tuning("sam")
     assert rows["sam"].chosen() is None, "nothing is chosen before all values had equal chances"
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
-    assert line == f"gnp-scale: sam, {bad.name}: failed: ConfigError: the disk is full and more"
+    assert line == f"gnp-scale: sam, {bad.name}: failed: {error.__name__}: the disk is full and more"
     again = Fake()
     assert rows["sam"].run(again) == Exit.FINISHED
     assert again.asked == [bad, *PLAN.final("sam", BEST)]
@@ -279,16 +281,50 @@ def test_runs_of_other_settings_are_refused(finished, rows, tmp_path):
         longer.is_finished()
 
 
-def test_a_row_is_forgotten_alone_and_not_while_it_is_trained(rows, tmp_path):
+def test_a_row_is_forgotten_alone(rows):
     for name in ("plain", "sam"):
         assert rows[name].run(Fake()) == Exit.FINISHED
     forget([rows["sam"]])
     assert (rows["plain"].is_finished(), rows["sam"].is_finished()) == (True, False)
-    with (tmp_path / LOGS_FOLDER / "plain.log").open("w") as log:
+
+
+@pytest.mark.parametrize("lock", ["logs/sam.log", "sam/RUN/lock"])
+def test_nothing_is_forgotten_while_a_row_or_one_of_its_runs_is_trained(lock, rows, tmp_path):
+    """A row that is started by hand, and a run that `gnp-scale train` goes on with."""
+    for name in ("plain", "sam"):
+        assert rows[name].run(Fake()) == Exit.FINISHED
+    path = tmp_path / lock.replace("RUN", PLAN.tuning("sam")[3].name)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        assert try_lock(file.fileno())
+        with pytest.raises(ConfigError, match="sam is being trained by another process: wait for its end, or stop it"):
+            forget([rows["plain"], rows["sam"]])
+    assert (rows["plain"].is_finished(), rows["sam"].is_finished()) == (True, True)
+    forget([rows["plain"], rows["sam"]])
+    assert not (tmp_path / "plain").exists()
+    assert not (tmp_path / "sam").exists()
+
+
+def test_a_row_is_trained_once_and_by_the_process_of_a_queue_too(rows, tmp_path):
+    """Such a process has the locked log as its output."""
+    claim = f"""
+from pathlib import Path
+from gnp_scale.evidence.claim import claimed
+from gnp_scale.evidence.row import Row
+with claimed(Row(None, "sam", None, Path({str(tmp_path)!r})), wait_s=0):
+    print("claimed")
+"""
+    command = [sys.executable, "-c", claim]
+    with claimed(rows["sam"]):
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "sam is being trained by another process" in other.stderr
+    with open_log(tmp_path, "sam") as log:
         assert try_lock(log.fileno())
-        with pytest.raises(ConfigError, match="plain is being trained"):
-            forget([rows["plain"]])
-    assert rows["plain"].is_finished()
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "sam is being trained by another process" in other.stderr
+        subprocess.run(command, stdout=log, check=True)
+        assert "claimed" in (tmp_path / "logs" / "sam.log").read_text()
+    assert "claimed" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_nothing_is_forgotten_if_the_command_is_refused(tmp_path, capsys):
@@ -322,14 +358,26 @@ def test_a_folder_without_a_run_has_no_report(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_mesh_that_no_run_can_have_ends_the_row_at_once(tmp_path):
-    command = ["bench", "generalization", "clean", "--out", str(tmp_path / "out"), "--row", "sam", "--mesh.fsdp", "7"]
+@pytest.mark.parametrize("way", [["--row", "sam"], ["--check", "sam"], ["--again", "--only", "sam"]])
+@pytest.mark.parametrize(
+    ("table", "flags", "words"),
+    [
+        ("clean", ["--mesh.fsdp", "7"], "fsdp 7 x tensor 1 does not fit 2 devices"),
+        ("photographs", ["--data.root", "nowhere"], "there is no data set grocery_store"),
+    ],
+)
+def test_what_would_end_each_run_ends_the_command_at_once(way, table, flags, words, tmp_path):
+    """And removes nothing."""
+    run = tmp_path / "sam" / "tune"
+    run.mkdir(parents=True)
+    command = ["bench", "generalization", table, "--out", str(tmp_path), *way, *flags]
     done = subprocess.run(
         [sys.executable, "-m", "gnp_scale.cli", *command], capture_output=True, text=True, check=False
     )
     assert done.returncode == Exit.WRONG_CONFIG
-    assert "fsdp 7 x tensor 1 does not fit 2 devices" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert words in done.stderr
+    assert run.exists()
+    assert not (tmp_path / "logs").exists()
 
 
 def test_an_outcome_without_its_configuration_is_one_line(rows):
@@ -444,4 +492,4 @@ def test_missing_data_and_runs_of_other_settings_end_the_command_before_it_start
     other = ["bench", "generalization", "noise40", "--out", str(tmp_path), "--only", "plain", "--steps", "90"]
     assert main(other) == Exit.WRONG_CONFIG
     assert "train.num_steps 60 -> 90" in capsys.readouterr().err
-    assert not (tmp_path / LOGS_FOLDER).exists()
+    assert not (tmp_path / "logs").exists()

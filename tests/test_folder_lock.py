@@ -30,14 +30,13 @@ def test_a_run_folder_has_one_run_at_a_time(tmp_path, monkeypatch):
 
 def test_a_start_that_waited_for_the_folder_does_not_take_it_from_another_run(tmp_path, monkeypatch):
     """The other run begins after the folder was looked at, and ends before the lock is taken."""
-    other, take = Config(train=TrainConfig(seed=1)), folder_lock.try_lock
+    other, take = Config(train=TrainConfig(seed=1)), folder_lock.wait_for_lock
 
-    def begin_another_run(file):
-        monkeypatch.setattr(folder_lock, "try_lock", take)
+    def begin_another_run(file, wait_s):
         (tmp_path / "config.json").write_text(recipe.to_json(other))
-        return False
+        return take(file, wait_s)
 
-    monkeypatch.setattr(folder_lock, "try_lock", begin_another_run)
+    monkeypatch.setattr(folder_lock, "wait_for_lock", begin_another_run)
     with pytest.raises(ConfigError, match="holds a run with another configuration"), claimed(tmp_path, Config()):
         pass
     assert stored_config(tmp_path) == other

@@ -9,7 +9,7 @@ from gnp_scale.arguments import at_least
 from gnp_scale.checks import check, local_path
 from gnp_scale.commands.common import import_jax, on_cpu
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.preemption import StopRequest
+from gnp_scale.resilience.preemption import StopRequest, ends_at_a_signal
 
 if TYPE_CHECKING:
     from gnp_scale.evidence.plan import Plan
@@ -44,6 +44,7 @@ def _add_generalization(bench: Any) -> None:
     ways.add_argument("--report", action="store_true", help="only write the report on what there is")
     ways.add_argument("--sharpness", action="store_true", help="only measure the minima of the runs that are finished")
     ways.add_argument("--row", metavar="METHOD", help="train this method in this process, without a report")
+    ways.add_argument("--check", metavar="METHOD", help="only check that this method can be trained on this machine")
     parser.set_defaults(command=_bench_generalization, takes_flags=True)
 
 
@@ -59,16 +60,17 @@ def _bench_kernels(options: argparse.Namespace, flags: Sequence[str]) -> int:
     return Exit.FINISHED
 
 
+@ends_at_a_signal()
 def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> int:
     folder = local_path("--out", options.out or f"runs/evidence-{options.table}")
-    if options.row is not None:
+    if options.row is not None or options.check is not None:
         return _train_row(options, flags, folder)
     check(not options.again or bool(options.only), "--again removes runs: name their methods with --only")
     if options.sharpness:
         return _measure_minima(options, flags, folder)
     on_cpu()
     from gnp_scale.evidence.plan import checked_names
-    from gnp_scale.evidence.run import check_all, forget, report_on, rows_of, run_all
+    from gnp_scale.evidence.run import check_all, check_apart, forget, report_on, rows_of, run_all
 
     plan = _plan(options, flags)
     rows, names = rows_of(plan, folder), checked_names(options.only, plan.table)
@@ -77,12 +79,15 @@ def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> 
         check(has_runs, f"there are no runs in {folder}: give the --out of a benchmark, or leave out --report")
         print(report_on(rows), end="")
         return Exit.FINISHED
+    arguments = ["bench", "generalization", options.table, "--out", str(folder), "--steps", str(plan.num_steps)]
+    arguments += ["--seeds", str(options.seeds), "--tuning-seeds", str(options.tuning_seeds), *flags]
     # Nothing is removed by a command that is refused.
     check_all(rows, forgotten=names if options.again else ())
     if options.again:
+        code = check_apart(names, arguments)
+        if code != Exit.FINISHED:
+            return code
         forget([rows[name] for name in names])
-    arguments = ["bench", "generalization", options.table, "--out", str(folder), "--steps", str(plan.num_steps)]
-    arguments += ["--seeds", str(options.seeds), "--tuning-seeds", str(options.tuning_seeds), *flags]
     return run_all(rows, names, arguments, options.jobs)
 
 
@@ -112,23 +117,25 @@ def _measure_minima(options: argparse.Namespace, flags: Sequence[str], folder: P
 
 
 def _train_row(options: argparse.Namespace, flags: Sequence[str], folder: Path) -> int:
-    """Trains one method in this process; a signal saves the run that is being trained."""
+    """Trains one method in this process, or only checks it; a signal saves the run that is being trained."""
     stop = StopRequest().watch()
     import_jax()
     from gnp_scale.evidence.plan import checked_names
     from gnp_scale.evidence.run import rows_of
-    from gnp_scale.mesh import make_mesh
     from gnp_scale.run import processes
 
     plan = _plan(options, flags)
-    (name,) = checked_names([options.row], plan.table)
+    (name,) = checked_names([options.row or options.check], plan.table)
     processes.start()
     # A gate is computed by JAX, which thereby starts the devices.
     row = rows_of(plan, folder)[name]
     stop.joined(*processes.coordination())
     processes.check_devices()
-    # A mesh that does not fit would end each of the runs.
-    make_mesh(row.config.mesh)
-    from gnp_scale.evidence.trial import trial
+    from gnp_scale.evidence.claim import claimed_by_all
+    from gnp_scale.evidence.trial import check_fits, trial
 
-    return row.run(lambda run, config, run_dir: trial(config, run_dir, stop, is_final=run.is_final))
+    check_fits(row.config)
+    if options.check is not None:
+        return Exit.FINISHED
+    with claimed_by_all(row):
+        return row.run(lambda run, config, run_dir: trial(config, run_dir, stop, is_final=run.is_final))

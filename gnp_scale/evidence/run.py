@@ -1,23 +1,26 @@
 """`gnp-scale bench generalization`: all rows of a table, each trained by a process, and the report."""
 
+import contextlib
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnp_scale.config import ConfigError, check
+from gnp_scale.config import ConfigError
 from gnp_scale.data import sources
 from gnp_scale.evidence import report
+from gnp_scale.evidence.claim import claimed
 from gnp_scale.evidence.plan import Plan, num_passes
 from gnp_scale.evidence.row import Row
 from gnp_scale.evidence.summary import Comparison, Summary
-from gnp_scale.exit_codes import Exit
-from gnp_scale.run.files import try_lock
+from gnp_scale.exit_codes import Exit, exit_code_of_all
 from gnp_scale.run.streams import say
-from gnp_scale.sweeps.queue import Queue, meaning, open_log
+from gnp_scale.sweeps.queue import Queue, meaning
 
+_COMMAND = (sys.executable, "-m", "gnp_scale.cli")
 _LOOK_S = 5.0
 """Seconds between two counts of the finished runs."""
 
@@ -42,6 +45,21 @@ def check_all(rows: Mapping[str, Row], forgotten: Collection[str] = ()) -> None:
     sources.load(next(iter(rows.values())).config.data)
 
 
+def check_apart(names: Sequence[str], arguments: Sequence[str]) -> int:
+    """Checks, in processes of their own, that the methods `names` can be trained: this one has no accelerator.
+
+    Returns the first exit code that is not 0, after a line that says why.
+    """
+    for name in names:
+        done = subprocess.run([*_COMMAND, *arguments, "--check", name], stdin=subprocess.DEVNULL, check=False)
+        if done.returncode < 0:
+            say(f"{name}: its check was {meaning(done.returncode)}")
+            return Exit.FAILED
+        if done.returncode != Exit.FINISHED:
+            return done.returncode
+    return Exit.FINISHED
+
+
 def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[str], num_jobs: int) -> int:
     """Trains what is not finished, and reports on the whole table; returns the exit code.
 
@@ -54,7 +72,7 @@ def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[s
     Raises:
         ConfigError: the folder cannot be written.
     """
-    commands = {name: [sys.executable, "-m", "gnp_scale.cli", *arguments, "--row", name] for name in names}
+    commands = {name: [*_COMMAND, *arguments, "--row", name] for name in names}
     folder, progress = rows[names[0]].folder, Progress([rows[name] for name in names])
     say(progress.line())
     queue = Queue(folder, commands, lambda name: rows[name].is_finished(), num_jobs, progress.poll)
@@ -66,7 +84,7 @@ def run_all(rows: Mapping[str, Row], names: Sequence[str], arguments: Sequence[s
     if not has_ended:
         say("stopped: the same command goes on")
         return Exit.PREEMPTED
-    return Exit.FAILED if any(queue.codes.values()) else Exit.FINISHED
+    return exit_code_of_all(queue.codes.values())
 
 
 def report_on(rows: Mapping[str, Row]) -> str:
@@ -76,19 +94,21 @@ def report_on(rows: Mapping[str, Row]) -> str:
 
 
 def forget(rows: Sequence[Row]) -> None:
-    """Removes all runs of the rows.
+    """Removes all runs of the rows, or none.
 
     Raises:
         ConfigError: one of them is being trained, or cannot be removed.
     """
-    for row in rows:
-        try:
-            with open_log(row.folder, row.name) as log:
-                check(try_lock(log.fileno()), f"{row.name} is being trained: stop that first, or leave out --again")
-                if (row.folder / row.name).exists():
-                    shutil.rmtree(row.folder / row.name)
-        except OSError as error:
-            raise ConfigError(f"{row.folder / row.name} cannot be removed ({error}): remove it by hand") from error
+    with contextlib.ExitStack() as claims:
+        for row in rows:
+            claims.enter_context(claimed(row, wait_s=0))
+        for folder in [row.folder / row.name for row in rows]:
+            try:
+                shutil.rmtree(folder)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"{folder} cannot be removed ({error}): remove it by hand") from error
 
 
 @dataclass

@@ -28,6 +28,16 @@ from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
 
 
+def check_fits(config: Config) -> None:
+    """Checks what would end each run of `config` on this machine.
+
+    Raises:
+        ConfigError: the data are missing, or the mesh or the batches do not fit the devices.
+    """
+    with jax.set_mesh(make_mesh(config.mesh)):
+        Task.of(config)
+
+
 def trial(config: Config, run_dir: Path, stop: StopRequest, *, is_final: bool) -> Outcome | None:
     """Trains the run of `config` in `run_dir`, or resumes it, and keeps its outcome there; None if it was stopped.
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -102,10 +103,14 @@ def try_lock(file: int) -> bool:
     return True
 
 
-def wait_for_lock(file: int) -> None:
-    """Locks an open file, as `try_lock` does, when nobody else has locked it."""
+def wait_for_lock(file: int, wait_s: float = math.inf) -> bool:
+    """Locks an open file, as `try_lock` does, when nobody else has locked it; returns whether it is locked by now."""
+    deadline_s = time.monotonic() + wait_s
     while not try_lock(file):
+        if time.monotonic() > deadline_s:
+            return False
         time.sleep(0.1)
+    return True
 
 
 def read_rows(path: Path | StorePath, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]:

@@ -4,14 +4,13 @@ import contextlib
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gnp_scale.config import ConfigError
-from gnp_scale.run.files import try_lock
+from gnp_scale.run.files import wait_for_lock
 from gnp_scale.run.layout import LOCK_FILE
 
 _WAIT_S = 15.0
@@ -58,12 +57,9 @@ class FolderLock:
 
     def _take(self, file: int) -> None:
         """Takes the lock, and writes its owner into the file."""
-        deadline_s = time.monotonic() + _WAIT_S
-        while not try_lock(file):
-            if time.monotonic() > deadline_s:
-                owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
-                raise ConfigError(f"{self.folder} is in use by {owner}: wait for its end, or choose another --run-dir")
-            time.sleep(0.2)
+        if not wait_for_lock(file, _WAIT_S):
+            owner = os.pread(file, 200, 0).decode(errors="replace").strip() or "another process"
+            raise ConfigError(f"{self.folder} is in use by {owner}: wait for its end, or choose another --run-dir")
         os.ftruncate(file, 0)
         # The name is only for messages and `is_in_place`: on a full disk it may be missing.
         with contextlib.suppress(OSError):
