@@ -151,7 +151,7 @@ def test_one_process_leaves_with_its_code():
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("version", "process 1 has gnp-scale 9.9,"),
+        ("version", r"process 1 has devices: \d, gnp-scale 9.9,"),
         pytest.param("budgets", r"process 1 has .*, GNP_SCALE_BUDGETS_S=train=60 on ", marks=pytest.mark.long),
         pytest.param("seed", r"process 1 has .*, but process 0 has ", marks=pytest.mark.long),
     ],
@@ -163,6 +163,21 @@ def test_processes_that_do_not_agree_end_before_anything_is_compiled(tmp_path, m
     for log in job.logs:
         (line,) = [line for line in log.read_text().splitlines() if line.startswith("gnp-scale:")]
         assert re.search(expected, line)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_numbers_of_devices_end_before_they_train(tmp_path):
+    """They would train until their first save."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nos.environ['JAX_NUM_CPU_DEVICES'] = '13'[int(os.environ['JAX_PROCESS_ID'])]\n"
+    )
+    command = ["train", "tests/stuck.py:small", "--run-dir", str(tmp_path / "run")]
+    job = Job(tmp_path, command, num_processes=2, variables={"PYTHONPATH": str(tmp_path)})
+    assert job.exit_codes() == [Exit.WRONG_CONFIG, Exit.WRONG_CONFIG], job.output()
+    for log in job.logs:
+        (line,) = [line for line in log.read_text().splitlines() if line.startswith("gnp-scale:")]
+        assert re.search("process 1 has devices: 3, .*, but process 0 has devices: 1, .*: start all with the same", line)
     assert not (tmp_path / "run").exists()
 
 

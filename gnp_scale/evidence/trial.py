@@ -22,6 +22,7 @@ from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER
+from gnp_scale.run.processes import check_agreement
 from gnp_scale.run.stages import Stage
 from gnp_scale.sweeps.results import TOP1
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
@@ -32,8 +33,9 @@ def check_fits(config: Config) -> None:
     """Checks what would end each run of `config` on this machine.
 
     Raises:
-        ConfigError: the data are missing, or the mesh or the batches do not fit the devices.
+        ConfigError: the data are missing, the mesh or the batches do not fit the devices, or processes do not agree.
     """
+    check_agreement(config)
     with jax.set_mesh(make_mesh(config.mesh)):
         Task.of(config)
 

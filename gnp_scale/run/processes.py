@@ -190,7 +190,8 @@ def is_main_process() -> bool:
 
 
 def check_agreement(config: Config) -> None:
-    """Confirms, before anything is compiled, that all processes have the same versions, configuration and budgets.
+    """Confirms, before anything is compiled, that all processes have equally many devices, and the same versions,
+    configuration and budgets.
 
     The folder of data sets may differ between hosts.
 
@@ -201,7 +202,8 @@ def check_agreement(config: Config) -> None:
     digest = hashlib.sha256(repr(shared).encode()).hexdigest()[:12]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
     changed = [f"{name}={seconds:g}" for name, seconds in budgets_s().items() if seconds != DEFAULTS_S[name]]
-    mine = f"gnp-scale {__version__}, {versions}, configuration {digest}, {VARIABLE}={','.join(changed)}"
+    devices = f"devices: {jax.local_device_count()}"
+    mine = f"{devices}, gnp-scale {__version__}, {versions}, configuration {digest}, {VARIABLE}={','.join(changed)}"
     theirs = all_gather((mine, socket.gethostname()))
     for n, (line, host) in enumerate(theirs):
         if line != theirs[0][0]:
