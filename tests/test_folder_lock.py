@@ -42,6 +42,30 @@ def test_a_start_that_waited_for_the_folder_does_not_take_it_from_another_run(tm
     assert stored_config(tmp_path) == other
 
 
+def make_file(path):
+    path.touch()
+
+
+def make_dangling_link(path):
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("disturb", [make_file, make_dangling_link])
+def test_a_run_that_could_save_nothing_is_refused_at_its_start(disturb, tmp_path):
+    """Its first save would be the first to notice."""
+    disturb(tmp_path / "checkpoints")
+    with (
+        pytest.raises(ConfigError, match="checkpoints is no folder that can be written to"),
+        claimed(tmp_path, Config()),
+    ):
+        pass
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoints").symlink_to("elsewhere")
+    with claimed(tmp_path, Config()):
+        pass
+
+
 def move(folder):
     folder.rename(folder.with_name("moved"))
 

@@ -177,7 +177,9 @@ def test_processes_with_different_numbers_of_devices_end_before_they_train(tmp_p
     assert job.exit_codes() == [Exit.WRONG_CONFIG, Exit.WRONG_CONFIG], job.output()
     for log in job.logs:
         (line,) = [line for line in log.read_text().splitlines() if line.startswith("gnp-scale:")]
-        assert re.search("process 1 has devices: 3, .*, but process 0 has devices: 1, .*: start all with the same", line)
+        assert re.search(
+            "process 1 has devices: 3, .*, but process 0 has devices: 1, .*: start all with the same", line
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -59,7 +59,7 @@ class Writer:
         while self._write is not None:
             self._wait()
         if self._job is not None:
-            announce(f"the checkpoint of step {step} replaces that of step {self._job.step}")
+            announce(f"the checkpoint of step {step} comes in place of that of step {self._job.step}, not yet written")
         is_first_attempt = self._job is None
         self._job = _Job(step, copy_to_host(state), metadata)
         if is_first_attempt:

@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, `metrics.jsonl`, TensorBoard events and checkpoints."""
 
 import contextlib
+import os
 import secrets
 import socket
 import time
@@ -15,7 +16,7 @@ from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.run.consensus import all_gather, broadcast, first_error
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.folder_lock import FolderLock, moved
-from gnp_scale.run.layout import CONFIG_FILE
+from gnp_scale.run.layout import CHECKPOINTS_FOLDER, CONFIG_FILE
 from gnp_scale.run.lease import Lease
 from gnp_scale.run.mirror import GrowingFiles, growing_files
 from gnp_scale.run.processes import is_main_process
@@ -87,6 +88,7 @@ def _claim(
         stack.enter_context(lock)
         # Another run may have begun here, and ended, while this one waited.
         _check_same_run(run_dir, config)
+        _check_takes_checkpoints(run_dir)
         text = recipe.to_json(config)
         # An unchanged file is not written, so it needs no free space.
         if not (run_dir / CONFIG_FILE).exists() or (run_dir / CONFIG_FILE).read_text() != text:
@@ -133,6 +135,14 @@ def _comes_to_hold(file: Path | StorePath, token: str) -> bool:
                 return True
         time.sleep(_SIGHT_POLL_S)
     return False
+
+
+def _check_takes_checkpoints(run_dir: Folder) -> None:
+    """Raises ConfigError if no checkpoint could be written, which only the first save would notice."""
+    folder = run_dir / CHECKPOINTS_FOLDER
+    if isinstance(folder, Path) and os.path.lexists(folder):
+        is_usable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        check(is_usable, f"{folder} is no folder that can be written to: make it one, or choose another --run-dir")
 
 
 def _check_same_run(run_dir: Folder, config: Config) -> None:
