@@ -93,10 +93,48 @@ def test_a_process_that_dies_by_a_signal_has_a_shell_s_exit_code(start, tmp_path
 def test_a_wrong_number_or_folder_is_one_line(tmp_path):
     """The usage, and the line."""
     (tmp_path / "file").touch()
+    (tmp_path / "logs" / "1.log").mkdir(parents=True)
     for arguments, part in (
         (("0", "r.py:one"), "num_processes is 0: give at least 1"),
-        (("1", "r.py:one", "--log-dir", "file"), "--log-dir file cannot be made (File exists): give another folder"),
+        (("1", "r.py:one", "--log-dir", "file"), "file cannot be made (File exists): give another folder as --log-dir"),
+        (("2", "r.py:one"), "logs/1.log cannot be made (Is a directory): give another folder as --log-dir"),
+        (("1", "r.py:one", "--grace-s", "nan"), "--grace-s is nan: give 0 or more seconds"),
     ):
         done = subprocess.run([sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].endswith(part)
+
+
+def test_processes_go_on_when_nobody_reads_what_the_launcher_says(start, tmp_path):
+    """As in a pipe to a command that has ended."""
+    launcher = start("2", "wait,wait")
+    launcher.stdout.close()
+    _wait_for_logs(tmp_path, 2)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) == 75
+
+
+FAILS_LATER = f"""
+import runpy, subprocess, sys
+start = subprocess.Popen
+def fail_at_the_second(*arguments, **options):
+    if options["env"]["JAX_PROCESS_ID"] == "1":
+        raise BlockingIOError("no more processes")
+    process = start(*arguments, **options)
+    print(process.pid)
+    return process
+subprocess.Popen = fail_at_the_second
+sys.argv = ["train.py", "2", "wait,wait"]
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.usefixtures("start")
+def test_no_process_is_left_if_another_cannot_be_started(tmp_path):
+    script = tmp_path / "scripts" / "fails.py"
+    script.parent.mkdir()
+    script.write_text(FAILS_LATER)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "no more processes" in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

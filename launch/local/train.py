@@ -5,6 +5,7 @@ python launch/local/train.py 2 configs/digits.py:quickstart --run-dir runs/two
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -13,15 +14,43 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.preemption import signals_to_take
+from gnp_scale.run import streams
 
 NUM_SHOWN_LINES = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the processes to their end; returns 0, or the exit code of the first one that failed."""
+    streams.protect()
+    parser = _parser()
+    options, flags = parser.parse_known_args(arguments)
+    if options.num_processes < 1:
+        parser.error(f"num_processes is {options.num_processes}: give at least 1")
+    if not options.grace_s >= 0:
+        parser.error(f"--grace-s is {options.grace_s}: give 0 or more seconds")
+    logs = [options.log_dir / f"{rank}.log" for rank in range(options.num_processes)]
+    signals: list[int] = []
+    for number in signals_to_take():
+        signal.signal(number, lambda number, _: signals.append(number))
+    with contextlib.ExitStack() as stack:
+        try:
+            options.log_dir.mkdir(parents=True, exist_ok=True)
+            outputs = [stack.enter_context(log.open("w")) for log in logs]
+        except OSError as error:
+            parser.error(f"{error.filename} cannot be made ({error.strerror}): give another folder as --log-dir")
+        processes: list[subprocess.Popen] = []
+        # If this process fails, the others save and end.
+        stack.callback(lambda: _wait(processes, [signal.SIGTERM], options.grace_s))
+        _start([sys.executable, "-m", "gnp_scale.cli", "train", options.recipe, *flags], outputs, processes)
+        print(f"{len(logs)} processes, which write to {' '.join(map(str, logs))}", flush=True)
+        return _report(processes, _wait(processes, signals, options.grace_s), logs)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("num_processes", type=int)
     parser.add_argument("recipe", help="and the flags of gnp-scale train")
@@ -32,19 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=90.0,
         help="for the others to leave by themselves after a failure (%(default)s)",
     )
-    options, flags = parser.parse_known_args(arguments)
-    if options.num_processes < 1:
-        parser.error(f"num_processes is {options.num_processes}: give at least 1")
-    try:
-        options.log_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--log-dir {options.log_dir} cannot be made ({error.strerror}): give another folder")
-    logs = [options.log_dir / f"{rank}.log" for rank in range(options.num_processes)]
-    signals: list[int] = []
-    for number in signals_to_take():
-        signal.signal(number, lambda number, _: signals.append(number))
-    processes = _start([sys.executable, "-m", "gnp_scale.cli", "train", options.recipe, *flags], logs)
-    failed = _wait(processes, signals, options.grace_s)
+    return parser
+
+
+def _start(command: list[str], outputs: Sequence[IO[str]], processes: list[subprocess.Popen]) -> None:
+    """Starts a process for each output, and adds it to `processes`."""
+    address = f"localhost:{_free_port()}"
+    env = os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(outputs))}
+    for rank, output in enumerate(outputs):
+        # In separate sessions they get a Ctrl-C only from here, and not also from the terminal.
+        start = {"stdout": output, "stderr": output, "start_new_session": True}
+        processes.append(subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(rank)}, **start))
+
+
+def _report(processes: Sequence[subprocess.Popen], failed: int | None, logs: Sequence[Path]) -> int:
+    """Prints which process `failed` first, and returns the exit code."""
     if failed is None:
         return 0
     code = processes[failed].returncode
@@ -54,19 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if code > 0 else 128 - code
 
 
-def _start(command: list[str], logs: list[Path]) -> list[subprocess.Popen]:
-    env = os.environ | {"JAX_COORDINATOR_ADDRESS": f"localhost:{_free_port()}", "JAX_NUM_PROCESSES": str(len(logs))}
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open("w") as output:
-            # In separate sessions they get a Ctrl-C only from here, and not also from the terminal.
-            start = {"stdout": output, "stderr": output, "start_new_session": True}
-            processes.append(subprocess.Popen(command, env=env | {"JAX_PROCESS_ID": str(rank)}, **start))
-    print(f"{len(logs)} processes, which write to {' '.join(map(str, logs))}", flush=True)
-    return processes
-
-
-def _wait(processes: list[subprocess.Popen], signals: list[int], grace_s: float) -> int | None:
+def _wait(processes: Sequence[subprocess.Popen], signals: list[int], grace_s: float) -> int | None:
     """Waits for all to end, passes `signals` on to them, and kills those that still run after the first failure.
 
     Returns the rank of that failure, if any.
