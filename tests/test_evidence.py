@@ -276,7 +276,8 @@ def test_runs_of_other_settings_are_refused(finished, rows, tmp_path):
     longer = rows_of(replace(PLAN, num_steps=90), tmp_path)["sam"]
     with pytest.raises(
         ConfigError,
-        match=r"train\.num_steps 60 -> 90.*choose another --out, or remove its method's runs with --again --only sam$",
+        match=r"train\.num_steps 60 -> 90.*give the --steps of that benchmark, or another --out; or remove its "
+        r"method's runs with --again --only sam$",
     ):
         longer.is_finished()
 

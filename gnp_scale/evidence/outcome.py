@@ -81,7 +81,7 @@ def read(run_dir: Path, config: Config) -> Outcome | None:
     changed = [] if is_same else changes(stored_config(run_dir), config)
     check(
         not changed,
-        f"{run_dir} was run with other settings ({', '.join(changed)}): choose another --out, or remove its "
-        f"method's runs with --again --only {run_dir.parent.name}",
+        f"{run_dir} was run with other settings ({', '.join(changed)}): give the --steps of that benchmark, or another "
+        f"--out; or remove its method's runs with --again --only {run_dir.parent.name}",
     )
     return found
