@@ -16,7 +16,7 @@ from launcher import SHORT, SMALL
 from gnp_scale.chaos import comparison
 from gnp_scale.chaos.faults import STAGES, Kill, Outcome
 from gnp_scale.cli import main
-from gnp_scale.resilience import preemption
+from gnp_scale.resilience.signals import SIGNALS
 from gnp_scale.run.stages import Stage
 
 
@@ -53,7 +53,7 @@ def test_a_hundred_and_twenty_kills_leave_no_trace(tmp_path):
 def test_kills_come_to_every_stage_with_every_signal_to_one_and_to_all():
     kills = list(itertools.islice(Kill.draw(random.Random(0), num_processes=4), 1000))
     assert {kill.stage for kill in kills[:7]} == set(STAGES) == set(Stage)
-    numbers = {signal.SIGKILL, *preemption.SIGNALS}
+    numbers = {signal.SIGKILL, *SIGNALS}
     for stage in STAGES:
         assert {kill.signal for kill in kills if kill.stage == stage} == numbers
     assert {kill.victims for kill in kills} == {(0,), (1,), (2,), (3,), (0, 1, 2, 3)}

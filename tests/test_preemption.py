@@ -151,7 +151,7 @@ def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_grace_time_ends_what_is_stuck(left, monkeypatch):
+def test_the_grace_time_ends_what_is_stuck(left, monkeypatch, capsys):
     """The process ends even if its last message blocks for ever."""
     monkeypatch.setenv(VARIABLE, "0.5")
     monkeypatch.setattr(preemption, "_LAST_WORDS_S", 0.2)
@@ -161,8 +161,13 @@ def test_the_grace_time_ends_what_is_stuck(left, monkeypatch):
     stop.ask("SIGINT")
     time.sleep(0.4)
     assert not left
-    time.sleep(1)
+    time.sleep(1.5)
     assert left == [75]
+    assert capsys.readouterr().err == (
+        "gnp-scale: SIGINT: saving after step 8, within 0.45 s\n"
+        "gnp-scale: the grace time of 0.5 s is over (GNP_SCALE_GRACE_S); the run folder does not answer, so what is "
+        "lost is not known: start the same command again to go on\n"
+    )
 
 
 class Store:

@@ -137,6 +137,19 @@ def test_a_folder_that_nobody_may_look_into_is_a_row_and_is_named(runs, capsys, 
         assert re.search("runs/no-run.* cannot be read", line)
 
 
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [(500, "preempted, saved"), (450, "preempted, 50 steps not saved"), (None, "preempted, 500 steps not saved")],
+)
+def test_a_run_that_was_stopped_without_a_save_is_not_called_saved(stored, expected, tmp_path, capsys):
+    """Its grace time was over, or its disk was full."""
+    make_run(tmp_path, code=Exit.PREEMPTED)
+    if stored is not None:
+        (tmp_path / "checkpoints" / str(stored)).mkdir(parents=True)
+    assert main(["status", str(tmp_path)]) == 0
+    assert f" {expected} " in capsys.readouterr().out
+
+
 def test_the_newest_loss_may_be_of_a_perturbed_pass_alone(tmp_path, capsys):
     """As with a stale direction, whose gate opened after the first steps."""
     make_run(tmp_path, rows=[{"step": 2, "train/loss": 2.5}, {"step": 400, "train/loss_perturbed": 0.5}])

@@ -23,7 +23,7 @@ from gnp_scale.chaos.faults import STAGES, Kill, Outcome
 from gnp_scale.chaos.local_processes import LocalJob
 from gnp_scale.config import ConfigError, check
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.preemption import signals_to_take
+from gnp_scale.resilience.signals import signals_to_take
 from gnp_scale.run.budgets import VARIABLE as BUDGETS
 from gnp_scale.run.console import make_console
 from gnp_scale.run.logs import telling_line

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience import preemption
 from gnp_scale.resilience.grace import grace_s
+from gnp_scale.resilience.signals import SIGNALS as STOP_SIGNALS
 from gnp_scale.run.stages import Stage
 
 # A run is killed in the stages that its processes record; waiting for data and training alternate quickly.
 STAGES = (Stage.START, Stage.COMPILE, Stage.RESTORE, Stage.DATA, Stage.TRAIN, Stage.EVALUATE, Stage.SAVE)
-SIGNALS = (signal.SIGKILL,) * 4 + preemption.SIGNALS
+SIGNALS = (signal.SIGKILL,) * 4 + STOP_SIGNALS
 _LATEST_VISIT = {Stage.START: 1, Stage.RESTORE: 1, Stage.DATA: 12, Stage.TRAIN: 12}
 
 _LONELY_S = 120.0

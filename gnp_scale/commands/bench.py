@@ -9,7 +9,8 @@ from gnp_scale.arguments import at_least
 from gnp_scale.checks import check, local_path
 from gnp_scale.commands.common import import_jax, on_cpu
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.preemption import StopRequest, ends_at_a_signal
+from gnp_scale.resilience.preemption import StopRequest
+from gnp_scale.resilience.signals import ends_at_a_signal
 
 if TYPE_CHECKING:
     from gnp_scale.evidence.plan import Plan

@@ -10,7 +10,7 @@ from gnp_scale.arguments import at_least
 from gnp_scale.checks import check, local_path
 from gnp_scale.commands.common import default_run_dir, on_cpu
 from gnp_scale.exit_codes import Exit, exit_code_of_all
-from gnp_scale.resilience.preemption import ends_at_a_signal
+from gnp_scale.resilience.signals import ends_at_a_signal
 from gnp_scale.run.streams import say
 
 if TYPE_CHECKING:

@@ -3,28 +3,25 @@
 JAX is not imported here before the processes have found each other, so that signals are watched from the start.
 """
 
-import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
 from gnp_scale.resilience.grace import USED, VARIABLE, grace_s
+from gnp_scale.resilience.signals import signals_to_take
 from gnp_scale.run.streams import say, say_at_last
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
-"""The signals of schedulers, shells and terminals before they kill."""
 
 _NOTICE, _POSITIONS = "gnp_scale/stop/notice", "gnp_scale/stop/positions"
 _HEAR_TIMEOUT_MS = 600_000
-_LAST_WORDS_S = 2.0
-"""The folder of the run may hang as well."""
+_LAST_WORDS_S, _LAST_LINE_S = 2.0, 0.5
+"""The folder of the run may hang as well, and then standard error."""
 _SECOND_INTERRUPT_S = 1.0
 """A launcher forwards a Ctrl-C that its processes also get from the terminal."""
 
@@ -90,8 +87,8 @@ class StopRequest:
         # Held from the time a process publishes its position until the plan is made, and while it exits: the main
         # thread passes no step meanwhile.
         self._lock = threading.Lock()
-        # Never released: a process exits once.
-        self._leaving = threading.Lock()
+        # Never released: a process exits once, after one last line.
+        self._leaving, self._telling = threading.Lock(), threading.Lock()
         self._position = Position(0, 0)
         self._stop_at: Position | None = None
         self._num_steps = 0
@@ -182,8 +179,11 @@ class StopRequest:
 
     def _expire(self) -> None:
         time.sleep(USED * self._grace_s)
-        _in_thread(self._leave, f"the grace time of {self._grace_s:g} s is over ({VARIABLE})")
+        reason = f"the grace time of {self._grace_s:g} s is over ({VARIABLE})"
+        _in_thread(self._leave, reason)
         time.sleep(_LAST_WORDS_S)
+        _in_thread(self._tell, reason, "the run folder does not answer, so what is lost is not known")
+        time.sleep(_LAST_LINE_S)
         os._exit(Exit.PREEMPTED)
 
     def _follow_plan(self, notice: str) -> None:
@@ -212,11 +212,16 @@ class StopRequest:
     def _leave(self, reason: str) -> NoReturn:
         self._leaving.acquire()
         if self._rank == 0:
-            say_at_last(f"{reason}; {self._in_words()}: start the same command again to go on")
+            self._tell(reason, self._in_words())
             if self._num_processes > 1:
                 # The others lose their coordinator, and with it their exit code, when this process ends.
                 time.sleep(1)
         os._exit(Exit.PREEMPTED)
+
+    def _tell(self, reason: str, loss: str) -> None:
+        """Prints the last line of the run, once."""
+        if self._rank == 0 and self._telling.acquire(blocking=False):
+            say_at_last(f"{reason}; {loss}: start the same command again to go on")
 
     def _in_words(self) -> str:
         try:
@@ -224,28 +229,6 @@ class StopRequest:
         except Exception as error:
             # The store may not answer. The process must end all the same.
             return f"what is lost is not known ({type(error).__name__}: {str(error).partition('\n')[0]})"
-
-
-@contextlib.contextmanager
-def ends_at_a_signal() -> Iterator[None]:
-    """A signal ends this process inside the block, which has nothing to save. Use it in the main thread."""
-    old = {number: signal.signal(number, _end) for number in signals_to_take()}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _end(number: int, frame: Any) -> NoReturn:
-    say(f"{signal.Signals(number).name}: there is nothing to save: start the same command again to go on")
-    raise SystemExit(Exit.PREEMPTED)
-
-
-def signals_to_take() -> list[signal.Signals]:
-    """`SIGNALS`, without SIGHUP if this process was started with SIGHUP ignored, as nohup does."""
-    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [number for number in SIGNALS if number != signal.SIGHUP or not ignores_hangup]
 
 
 def _in_thread(act: Callable[..., None], *arguments: Any) -> None:

@@ -124,6 +124,10 @@ def state_now(run_dir: Folder, history: RunHistory) -> str:
     """What the run in `run_dir` is doing now, or how its last start ended."""
     if not history.starts and metric_rows.last_step(run_dir) is not None:
         return f"unknown: its record {GOODPUT_FILE} is missing"
+    if history.starts and history.starts[-1].exit == Exit.PREEMPTED:
+        num_unsaved = history.starts[-1].step - (_newest_checkpoint(run_dir) or 0)
+        if num_unsaved > 0:
+            return f"preempted, {num_unsaved:,} steps not saved"
     return state(history, time.time(), _COPY_DELAY_S if isinstance(run_dir, StorePath) else 0.0)
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.preemption import signals_to_take
+from gnp_scale.resilience.signals import signals_to_take
 from gnp_scale.run.files import try_lock
 from gnp_scale.run.layout import LOCK_FILE
 from gnp_scale.run.logs import telling_line

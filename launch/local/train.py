@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from gnp_scale.exit_codes import Exit
-from gnp_scale.resilience.preemption import signals_to_take
+from gnp_scale.resilience.signals import signals_to_take
 from gnp_scale.run import streams
 
 NUM_SHOWN_LINES = 20
