@@ -32,6 +32,9 @@ def _collected():
     gc.collect()
 
 
+CONFIG = Config(checkpoint=CheckpointConfig(every_steps=1, keep_last=4))
+
+
 def state_of(step):
     """A state that depends on its step: parameters, batch statistics, momentum, moving average, and a copy."""
     draws = np.random.default_rng(step)
@@ -52,8 +55,7 @@ def state_of(step):
 def run_dir(set_mesh, tmp_path):
     """The folder of a run with checkpoints of the steps 1 to 4."""
     set_mesh(fsdp=8)
-    config = Config(checkpoint=CheckpointConfig(every_steps=1, keep_last=4))
-    with Checkpoints(tmp_path, config) as checkpoints:
+    with Checkpoints(tmp_path, CONFIG) as checkpoints:
         for step in (1, 2, 3, 4):
             checkpoints.save(step, state_of(step), None)
     return tmp_path
@@ -97,13 +99,18 @@ def test_an_older_checkpoint_takes_the_place_of_a_damaged_one_until_there_are_to
 @pytest.mark.parametrize("average", ["on the mesh", "whole"])
 def test_a_run_that_goes_on_leaves_no_gap_between_the_newest(average, run_dir, monkeypatch, capfd):
     """It saves steps 5 and 6, and deletes 2 and 3, while the checkpoint of step 4 is read."""
-    read, reads = Store.metadata, []
+    read, reads, later = Store.metadata, [], run_dir / "later"
+    later.mkdir()
+    with Checkpoints(later, CONFIG) as checkpoints:
+        for step in (5, 6):
+            checkpoints.save(step, state_of(step), None)
 
     def metadata(store, step):
         reads.append(step)
         if len(reads) == 1:
             for old, new in ((2, 5), (3, 6)):
-                shutil.move(run_dir / "checkpoints" / str(old), run_dir / "checkpoints" / str(new))
+                shutil.move(later / "checkpoints" / str(new), run_dir / "checkpoints" / str(new))
+                shutil.rmtree(run_dir / "checkpoints" / str(old))
         return read(store, step)
 
     monkeypatch.setattr(Store, "metadata", metadata)
@@ -114,7 +121,7 @@ def test_a_run_that_goes_on_leaves_no_gap_between_the_newest(average, run_dir, m
         step, state = load_average(run_dir, abstract(), 3)
         found = state.params
     assert step == 6
-    states = [jax.device_get(state_of(step).params["w"]) for step in (3, 2, 4)]
+    states = [jax.device_get(state_of(step).params["w"]) for step in (6, 5, 4)]
     np.testing.assert_array_equal(jax.device_get(found["w"]), sum(states[1:], states[0]) / np.float32(3))
     assert "the average of the checkpoints of steps 4, 5, 6" in capfd.readouterr().err
 

@@ -12,7 +12,7 @@ import pytest
 
 from gnp_scale.checkpoint import Checkpoints, fingerprint, load_newest, stored_shapes
 from gnp_scale.checkpoint import restore as restore_module
-from gnp_scale.checkpoint.checksums import checksums, mismatched
+from gnp_scale.checkpoint.checksums import checksum_of_step, checksums, mismatched
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, OptimConfig
 from gnp_scale.mesh import FSDP, TENSOR, P
@@ -39,14 +39,17 @@ def state_of(step):
     return {"step": jnp.int32(step), "params": {"w": jax.device_put(w_64x64, P(FSDP, TENSOR))}}
 
 
+def save(run_dir, *steps):
+    with jax.set_mesh(jax.make_mesh((1, 4, 2), ("replica", FSDP, TENSOR))), Checkpoints(run_dir, CONFIG) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state_of(step), None)
+    return run_dir
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The folder of a run that saved steps 1, 2 and 3."""
-    run_dir = tmp_path_factory.mktemp("saved")
-    with jax.set_mesh(jax.make_mesh((1, 4, 2), ("replica", FSDP, TENSOR))), Checkpoints(run_dir, CONFIG) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save(step, state_of(step), None)
-    return run_dir
+    return save(tmp_path_factory.mktemp("saved"), 1, 2, 3)
 
 
 @pytest.fixture
@@ -101,6 +104,12 @@ def change_the_description(run_dir, step):
     file.write_text(json.dumps(content))
 
 
+def copy_another_step(run_dir, step):
+    """All bytes are right, but the optimizer would be at another step than the run, with another learning rate."""
+    shutil.rmtree(run_dir / "checkpoints" / str(step))
+    shutil.copytree(run_dir / "checkpoints" / str(step - 2), run_dir / "checkpoints" / str(step))
+
+
 DAMAGE = (
     truncate,
     flip_in_values,
@@ -108,6 +117,7 @@ DAMAGE = (
     lose_the_marker,
     lose_all_but_the_folder,
     change_the_description,
+    copy_another_step,
 )
 
 
@@ -206,8 +216,9 @@ def test_a_lost_description_is_one_line_although_shapes_are_read_first(lost, run
         fingerprint(run_dir)
 
 
-def test_a_run_may_delete_what_is_read(run_dir, monkeypatch, capsys):
+def test_a_run_may_delete_what_is_read(run_dir, tmp_path, monkeypatch, capsys):
     """Its checkpoints of steps 2 and 3 go, and one of step 4 comes, while others begin to read the newest."""
+    later = save(tmp_path, 4)
     read, reads = Store.metadata, []
 
     def metadata(store, step):
@@ -215,7 +226,7 @@ def test_a_run_may_delete_what_is_read(run_dir, monkeypatch, capsys):
         if reads == [3]:
             for old in ("2", "3"):
                 shutil.move(run_dir / "checkpoints" / old, run_dir / f"{old} is deleted")
-            shutil.copytree(run_dir / "3 is deleted", run_dir / "checkpoints" / "4")
+            shutil.copytree(later / "checkpoints" / "4", run_dir / "checkpoints" / "4")
         return read(store, step)
 
     monkeypatch.setattr(Store, "metadata", metadata)
@@ -265,6 +276,11 @@ def test_checksums_do_not_depend_on_the_mesh(dtype, set_mesh):
         set_mesh(*sizes)
         found.add(checksums({"x": jax.device_put(x_8x16, P(FSDP, TENSOR))})["x"])
     assert len(found) == 1
+
+
+def test_the_checksum_of_a_step_needs_no_device():
+    for step in (0, 1, 255, 256, 123_456, 2**31 - 1):
+        assert checksum_of_step(step) == checksums({"step": jnp.int32(step)})["step"]
 
 
 def test_checksums_tell_one_bit_a_swap_and_a_missing_array():

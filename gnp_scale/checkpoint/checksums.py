@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gnp_kernels.trees import path_name
 
 
@@ -29,6 +30,12 @@ def mismatched(state: Any, expected: Mapping[str, int]) -> list[str]:
     """The arrays of `state` whose checksums differ from `expected`, or that are missing on one side."""
     found = checksums(state)
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+def checksum_of_step(step: int) -> int:
+    """The checksum of the number of steps, an int32 scalar, without a device."""
+    place = np.zeros(1, np.uint32)
+    return int(_mix(np.array([step], np.uint32) ^ _mix(place))[0])
 
 
 @jax.jit
@@ -61,9 +68,11 @@ def _places(shape: tuple[int, ...]) -> jax.Array:
     return place
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3 after an offset (to mix 0 too): each bit of x affects each bit of the result."""
-    x += jnp.uint32(0x9E3779B9)
-    x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)
+def _mix(x: Any) -> Any:
+    """The finaliser of MurmurHash3 after an offset (to mix 0 too): each bit of x affects each bit of the result. x is a
+    uint32 array of JAX or NumPy.
+    """
+    x = x + np.uint32(0x9E3779B9)
+    x = (x ^ x >> 16) * np.uint32(0x85EBCA6B)
+    x = (x ^ x >> 13) * np.uint32(0xC2B2AE35)
     return x ^ x >> 16

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gnp_scale import recipe
-from gnp_scale.checkpoint.checksums import checksums
+from gnp_scale.checkpoint.checksums import checksum_of_step, checksums
 from gnp_scale.checkpoint.exactness import circumstances
 from gnp_scale.config import Config
 
@@ -28,15 +28,17 @@ def describe(config: Config, state: Any, scores: Mapping[str, float] | None) -> 
     return metadata | {"seal": _digest(metadata)}
 
 
-def verify(stored: Metadata | None) -> Metadata:
-    """What `describe` returned, without its seal.
+def verify(stored: Metadata | None, step: int) -> Metadata:
+    """What `describe` returned for the state after `step`, without its seal.
 
     Raises:
-        DamagedError: it has changed since.
+        DamagedError: it has changed since, or the state is that of another step.
     """
     metadata = dict(stored or {})
     if metadata.pop("seal", None) != _digest(metadata):
         raise DamagedError("its description differs from the saved one")
+    if metadata["checksums"].get("step", checksum_of_step(step)) != checksum_of_step(step):
+        raise DamagedError("it holds the state of another step")
     return metadata
 
 

@@ -144,12 +144,12 @@ class Store:
         """The metadata beside the arrays.
 
         Raises:
-            DamagedError: the step is not committed, or its metadata has changed.
+            DamagedError: the step is not committed, its metadata has changed, or they are those of another step.
             Exception: any error that a damaged file causes in Orbax.
         """
         if not (self._path(step) / _COMMIT_MARKER).exists():
             raise DamagedError("it is incomplete")
-        return verify(self._orbax_metadata(step).custom_metadata)
+        return verify(self._orbax_metadata(step).custom_metadata, step)
 
     def abstract_state(self, step: int) -> Any:
         """Shapes and types of the arrays of a step, in nested dictionaries and lists; replicated.
