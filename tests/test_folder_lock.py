@@ -1,12 +1,15 @@
 """A run folder on a file system has one run, which ends when the folder is moved or removed."""
 
+import contextlib
 import os
 import shutil
 import threading
 
+import jax.numpy as jnp
 import pytest
 
 from gnp_scale import recipe
+from gnp_scale.checkpoint import Checkpoints, writer
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.commands import sweeps
 from gnp_scale.config import Config, ConfigError, TrainConfig
@@ -156,3 +159,34 @@ def test_a_save_makes_no_folder_of_a_run_again(tmp_path):
     with pytest.raises(FileNotFoundError):
         store.prepare(1)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_save_into_a_moved_folder_says_so_and_not_that_the_disk_is_full(
+    made_again, tmp_path, set_mesh, monkeypatch, capsys
+):
+    """The advice for a full disk, to start the same command again, would begin a new run."""
+    set_mesh()
+    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.01)
+    run = tmp_path / "run"
+    with claimed(run, Config()) as files, contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run, Config(), files.probe))
+        (replace_by_another if made_again else move)(run)
+        checkpoints.save(1, {"step": jnp.int32(1)}, None)
+        with pytest.raises(
+            ConfigError, match="run was moved or removed while its run was training: to go on, give its"
+        ):
+            stack.close()
+    assert "was moved or removed while its run was training: to go on, give its name of now" in capsys.readouterr().err
+    assert list(run.glob("checkpoints/*")) == []
+
+
+def test_a_folder_that_is_put_back_gets_the_checkpoint(tmp_path, set_mesh, monkeypatch):
+    set_mesh()
+    monkeypatch.setattr(writer, "FIRST_WAIT_S", 0.01)
+    run = tmp_path / "run"
+    with claimed(run, Config()) as files, Checkpoints(run, Config(), files.probe) as checkpoints:
+        move(run)
+        checkpoints.save(1, {"step": jnp.int32(1)}, None)
+        run.with_name("moved").rename(run)
+    assert Store(run).steps() == [1]

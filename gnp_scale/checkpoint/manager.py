@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -27,14 +27,15 @@ class Checkpoints:
     """The checkpoints of a run folder. All processes call every method, at the same steps.
 
     A save copies the state to host memory and returns; files are written during training. A checkpoint is good when it
-    has passed the health gate. The newest good ones are kept, whatever is saved after them.
+    has passed the health gate. The newest good ones are kept, whatever is saved after them. `probe` raises
+    FileNotFoundError, in the main process, if the folder was moved.
     """
 
-    def __init__(self, run_dir: Folder, config: Config) -> None:
+    def __init__(self, run_dir: Folder, config: Config, probe: Callable[[], None] = lambda: None) -> None:
         self._config, settings = config, config.checkpoint
         self._store = open_store(run_dir)
         self._gate = HealthGate(settings.num_healthy_reports, settings.spike_factor)
-        self._writer = Writer(self._store, settings.num_save_attempts, self._committed)
+        self._writer = Writer(self._store, settings.num_save_attempts, self._committed, probe)
         self._store.delete_leftovers()
         # A thousand processes need not list a folder of which one answer counts.
         self._steps = set(consensus.broadcast(self._store.steps() if is_main_process() else []))

@@ -126,7 +126,7 @@ class Store:
         """
         self.clear_unfinished(step)
         # If Orbax fails in one process, the others wait. This finds what can be found before. It does not make the
-        # folder of a run again that was moved, in which its configuration and metrics would be missing.
+        # folder of a run again that was moved.
         self.folder.mkdir(exist_ok=True)
         probe = self.folder / f"probe-{jax.process_index()}"
         probe.mkdir(exist_ok=True)

@@ -35,8 +35,10 @@ class Writer:
     and a failed attempt loses nothing. An attempt that fails in one process has failed in all.
     """
 
-    def __init__(self, store: Store, num_attempts: int, on_commit: Callable[[int], None]) -> None:
-        self._store, self._num_attempts, self._on_commit = store, num_attempts, on_commit
+    def __init__(
+        self, store: Store, num_attempts: int, on_commit: Callable[[int], None], probe: Callable[[], None]
+    ) -> None:
+        self._store, self._num_attempts, self._on_commit, self._probe = store, num_attempts, on_commit, probe
         self._job: _Job | None = None
         self._write: Write | None = None
         self._num_failures = 0
@@ -113,6 +115,9 @@ class Writer:
         assert self._job is not None
         error, is_committed = None, False
         try:
+            # In a folder that was made again under its old name, all else of the run would be missing.
+            if is_main_process():
+                self._probe()
             self._store.prepare(self._job.step)
             is_committed = is_main_process() and self._job.step in self._store.steps()
         except OSError as failure:
@@ -126,6 +131,15 @@ class Writer:
         else:
             self._write = self._store.write(self._job.step, self._job.state, self._job.metadata)
 
+    def _moved(self) -> str | None:
+        """The error of the main process if the run folder was moved."""
+        try:
+            if is_main_process():
+                self._probe()
+        except FileNotFoundError as error:
+            return str(error)
+        return None
+
     def _commit(self, step: int) -> None:
         self._job = self._write = None
         self._num_failures = 0
@@ -138,6 +152,8 @@ class Writer:
         if self._num_failures >= self._num_attempts:
             with contextlib.suppress(OSError):
                 self._store.clear_unfinished(step)
+            if moved := consensus.broadcast(self._moved()):
+                raise ConfigError(moved)
             last = f"attempt {self._num_failures} of {self._num_attempts}"
             if problem.may_pass:
                 raise PassingError(

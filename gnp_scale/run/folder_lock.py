@@ -74,6 +74,11 @@ class FolderLock:
                 self._on_lost(moved(self.folder))
                 return
 
+    def probe(self) -> None:
+        """Raises FileNotFoundError if the folder of this run has lost its name."""
+        if not self.is_in_place():
+            raise FileNotFoundError(moved(self.folder))
+
     def is_in_place(self) -> bool:
         """Whether the folder of this run still has its name."""
         try:

@@ -38,6 +38,8 @@ class GrowingFiles:
         """Whether this process may still write into the run folder; asked before each `publish`."""
         self.check_place: Callable[[], None] = lambda: None
         """Raises ConfigError in all processes if the run folder was moved; called by all."""
+        self.probe: Callable[[], None] = lambda: None
+        """Raises FileNotFoundError in that case; called by the main process."""
 
     def publish(self) -> None:
         """Waits until the run folder has what was written into `folder`, unless its store fails."""

@@ -71,7 +71,7 @@ def claimed(run_dir: Folder, config: Config, on_lost: Callable[[str], object] = 
         if isinstance(lock, Lease) and is_main_process():
             files.is_ours, files.on_leave = lock.is_ours, lock.release
         if isinstance(lock, FolderLock):
-            files.check_place = partial(_check_place, lock)
+            files.check_place, files.probe = partial(_check_place, lock), lock.probe
         yield files
 
 
