@@ -1,6 +1,5 @@
 """A run from its start to its end: set-up, resume, rollback, and how it ended."""
 
-import contextlib
 import itertools
 import time
 from collections.abc import Collection, Iterator
@@ -69,7 +68,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
             with (
                 claimed(run_dir, config, watchdog.stop_this) as files,
                 Recorder(files.folder, stages, is_main_process()) as recorder,
-                contextlib.closing(stop or StopRequest()) as stop,
+                stop or StopRequest() as stop,
                 Programs(traced) as programs,
             ):
                 keep_sizes(run_dir, task.dataset.sizes, task.dataset.class_names)
@@ -87,7 +86,10 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
                 for advice in _advice(task, kinds):
                     announce(advice)
                 # A run that is asked to stop ends its saves before it writes a profile.
-                with Profile(config.train, run_dir) as profile, Checkpoints(run_dir, config) as checkpoints:
+                with (
+                    Profile(config.train, run_dir) as profile,
+                    Checkpoints(run_dir, config, files.probe) as checkpoints,
+                ):
                     run = Run(task, run_dir, files, programs, rollbacks, recorder, checkpoints, profile, stop)
                     last = _train_on(run)
                 # A run may end before the lock looks at the folder: then its last checkpoint is in another one.

@@ -1,5 +1,6 @@
 """Signals: one agreed step in every process, within the grace time, from the first moment of a process."""
 
+import contextlib
 import random
 import signal
 import subprocess
@@ -138,6 +139,17 @@ def test_a_process_leaves_although_it_cannot_say_what_is_lost(left, capsys):
         stop._leave("SIGTERM")
     assert left == [75]
     assert "SIGTERM; what is lost is not known (ZeroDivisionError: division by zero)" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_does_not_say_that_nothing_is_lost(left, capsys):
+    """It waits for the others, of which one may have died."""
+    stop = alone()
+    with contextlib.suppress(ZeroDivisionError), stop:
+        begin(stop)
+        raise ZeroDivisionError
+    with pytest.raises(LeftError):
+        stop._leave("SIGTERM")
+    assert "SIGTERM; the run had failed, and its steps since the newest checkpoint are lost" in capsys.readouterr().err
 
 
 def test_a_plan_that_fails_gives_back_the_lock(monkeypatch):

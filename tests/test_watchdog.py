@@ -6,11 +6,13 @@ Real processes freeze (SIGSTOP), hang and die as they enter a stage; `tests/stuc
 import signal
 import time
 
+import jax
 import pytest
 from launcher import Job
 
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
+from gnp_scale.resilience import watchdog
 from gnp_scale.resilience.reports import Report, find_late, find_silent
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
@@ -65,6 +67,21 @@ def test_budgets_that_cannot_be_read_are_a_users_error(monkeypatch, text):
 def test_budgets_are_replaced_one_by_one(monkeypatch):
     monkeypatch.setenv(VARIABLE, "train=60,silence=5")
     assert budgets_s() == DEFAULTS_S | {"train": 60.0, "silence": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed"), True),
+        # As `jax.device_get` raises it.
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection reset by peer"), True),
+        (ValueError("shapes do not match"), False),
+        (ConfigError("JAX_PLATFORMS is gpu: there is none"), False),
+        (None, False),
+    ],
+)
+def test_an_error_that_the_death_of_another_process_may_cause_waits_for_the_cause(error, waits):
+    assert watchdog._is_of_runtime(error) == waits
 
 
 def test_an_old_process_has_time_to_start(monkeypatch):

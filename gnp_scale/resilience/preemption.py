@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from gnp_scale.exit_codes import Exit
@@ -125,6 +126,17 @@ class StopRequest:
     def close(self) -> None:
         """Records that there is nothing to close or to lose, before a run and after it: the process may go on."""
         self._say_what_is_lost: Callable[[], str] = lambda: "no step is lost"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends a run. After an error, this process may wait a while for the others."""
+        self.close()
+        if error is not None:
+            self._say_what_is_lost = lambda: "the run had failed, and its steps since the newest checkpoint are lost"
 
     def reached(self, step: int, batch: int = 0) -> bool:
         """Whether to save and stop after `step`: the same answer in every process. Call it once per step in each of

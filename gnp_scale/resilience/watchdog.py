@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -83,7 +84,7 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client is not None and isinstance(error, jax.errors.JaxRuntimeError):
+        if self._client is not None and _is_of_runtime(error):
             self._await_failure(error)
         if self._is_ending:
             self._threads[0].join()
@@ -102,7 +103,7 @@ class Watchdog:
         """Ends this process, and with it the others, because a restart would not help; called from any thread."""
         self._heard = Failure(Exit.WRONG_CONFIG, reason)
 
-    def _await_failure(self, error: Exception) -> None:
+    def _await_failure(self, error: BaseException | None) -> None:
         """The death of another process may cause such an error: then the watchdog thread ends this one meanwhile."""
         wait_s = self._silence_s + 3 * self._poll_s
         say(f"{str(error).partition('\n')[0]}; waiting {wait_s:.0f} s to see whether another process is dead")
@@ -201,3 +202,11 @@ class Watchdog:
         with (folder / STACKS_FILE.format(rank=self._rank)).open("a") as file:
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}", file=file, flush=True)
             faulthandler.dump_traceback(file)
+
+
+def _is_of_runtime(error: BaseException | None) -> bool:
+    """Whether it is an error of a device or a collective. JAX raises one that arrives with a value as a ValueError with a
+    status, such as `UNKNOWN: Gloo all-reduce failed`.
+    """
+    is_status = isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)) is not None
+    return isinstance(error, jax.errors.JaxRuntimeError) or is_status
