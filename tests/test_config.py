@@ -184,6 +184,10 @@ WRONG_VALUES = {
     "a switch that is a word": (ModelConfig, {"remat": True}),
     "a list of boundaries": (OptimConfig, {"step_boundaries": [0.3, 0.6]}),
     "boundaries out of order": (OptimConfig, {"schedule": "step", "step_boundaries": (0.6, 0.3)}),
+    "more steps than fit into memory": (TrainConfig, {"num_steps": 2**31 - 1}),
+    "a border beyond all images": (DataConfig, {"crop_padding": 2**31 - 1}),
+    "more blocks than anybody trains": (ModelConfig, {"depth": 2**31 - 1}),
+    "more registers than anybody trains": (ModelConfig, {"num_registers": 2**31 - 1}),
     "smoothing everything": (TrainConfig, {"label_smoothing": 1.0}),
 }
 

@@ -3,6 +3,7 @@
 import os
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -237,12 +238,30 @@ def test_a_file_that_is_no_plain_tar_is_named(damage: str, folder: Path):
         opened(folder)
 
 
-def test_a_label_that_is_no_number_is_named(folder: Path):
+@pytest.mark.parametrize("label", ["seven", "-1", "3000000000"])
+def test_a_label_that_no_class_can_have_is_named(label: str, folder: Path):
+    """Names of three billion classes would fill the memory."""
     with tarfile.open(folder / "train.tar", "w") as tar:
         add(tar, "7.png", png(7))
-        add(tar, "7.cls", b"seven")
-    with pytest.raises(DamagedFileError, match=r"has the label b'seven' in 7\.cls"):
+        add(tar, "7.cls", label.encode())
+    with pytest.raises(DamagedFileError, match=rf"has the label b'{label}' in 7\.cls: a whole number below 1000000"):
         opened(folder)
+
+
+def test_tar_files_without_an_example_are_named(folder: Path):
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        add(tar, "7.png", png(7))
+    with pytest.raises(DamagedFileError, match=r"has tar files, but no image with a \.cls beside it"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(("write", "file"), [(write_webdataset, "classnames.txt"), (write_tfds, "kind.labels.txt")])
+def test_names_of_classes_in_another_encoding_are_named(write: Callable[[Path], Path], file: str, folder: Path):
+    written = write(folder)
+    (path,) = written.glob(file)
+    path.write_bytes("caf\xe9\nb\nc\n".encode("latin-1"))
+    with pytest.raises(DamagedFileError, match=r"is no text in UTF-8 .*: write it in UTF-8$"):
+        opened(written)
 
 
 def test_a_label_without_a_class_is_refused(folder: Path):

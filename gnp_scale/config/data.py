@@ -42,6 +42,7 @@ _RANGES = {
         ("brightness", "contrast", "saturation", "random_erasing", "mixup_probability", "mixup_end"), (0, 1)
     ),
     "hue": (0, 0.5),
+    "crop_padding": (0, 1024),
 }
 
 
@@ -139,7 +140,7 @@ class DataConfig:
         for name in ("holdout", "max_damaged", "label_noise"):
             value = getattr(self, name)
             check(0 <= value < 1, f"data.{name} is {value}: it must be at least 0 and below 1")
-        for name in ("crop_padding", "cutout", "mixup", "cutmix"):
+        for name in ("cutout", "mixup", "cutmix"):
             value = getattr(self, name)
             check(value >= 0, f"data.{name} is {value}: it must not be negative")
         for name, (low, high) in _RANGES.items():

@@ -9,6 +9,8 @@ AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
 Position = Literal["learned", "sincos2d", "rope"]
 Remat = Literal["none", "dots", "block", "offload"]
 """In this order: each keeps less than the one before."""
+_MOST = 1000
+"""Blocks, or registers, of a transformer."""
 ShakeGradient = Literal["published", "consistent"]
 
 
@@ -83,6 +85,9 @@ class ModelConfig:
             value = getattr(self, name)
             check(value >= 1, f"model.{name} is {value}: it must be at least 1")
         check(self.num_registers >= 0, f"model.num_registers is {self.num_registers}: it must be at least 0")
+        for name in ("num_registers", "depth"):
+            value = getattr(self, name) or 0
+            check(value <= _MOST, f"model.{name} is {value}: it must be at most {_MOST}")
         for name in ("dropout", "drop_path", "shake_drop"):
             value = getattr(self, name)
             check(0 <= value < 1, f"model.{name} is {value}: it must be in [0, 1)")

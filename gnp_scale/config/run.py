@@ -10,8 +10,8 @@ Kernels = Literal["auto", "xla", "triton", "pallas"]
 Loss = Literal["softmax", "sigmoid", "bce"]
 DivergencePolicy = Literal["stop", "skip", "rollback"]
 
-MOST_STEPS = 2**31 - 1
-"""Of a run: steps are counted in 31 bits."""
+MOST_STEPS = 100_000_000
+"""Of a run: it keeps the kind of each step in memory."""
 MOST_SHOWN = 10
 """Evaluations of a run of which TensorBoard gets pictures."""
 
@@ -76,7 +76,7 @@ class TrainConfig:
         for name in ("num_steps", "log_every_steps", "eval_every_steps", "accumulate_steps"):
             value = getattr(self, name)
             check(value >= 1, f"train.{name} is {value}: it must be at least 1")
-        check(self.num_steps <= MOST_STEPS, f"train.num_steps is {self.num_steps}: steps are counted in 31 bits")
+        check(self.num_steps <= MOST_STEPS, f"train.num_steps is {self.num_steps}: it must be at most {MOST_STEPS}")
         check(0 <= self.seed < 2**32, f"train.seed is {self.seed}: it must be in [0, 2**32)")
         check(
             0 <= self.label_smoothing < 1,

@@ -12,12 +12,27 @@ from pathlib import Path
 import numpy as np
 
 from gnp_scale.config import ConfigError
+from gnp_scale.run.store import Folder
 
 CIFAR_SHAPE_CxHxW = (3, 32, 32)
+MOST_CLASSES = 1_000_000
+"""Of a data set: each has a name in memory."""
 
 
 class DamagedFileError(ConfigError):
     """A file exists but does not match its format."""
+
+
+def lines_of(path: Folder) -> list[str]:
+    """The lines of a text file, local or on a store.
+
+    Raises:
+        DamagedFileError: it is no text in UTF-8.
+    """
+    try:
+        return path.read_bytes().decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path} is no text in UTF-8 ({error}): write it in UTF-8") from error
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:

@@ -205,8 +205,9 @@ class Watchdog:
 
 
 def _is_of_runtime(error: BaseException | None) -> bool:
-    """Whether it is an error of a device or a collective. JAX raises one that arrives with a value as a ValueError with a
-    status, such as `UNKNOWN: Gloo all-reduce failed`.
+    """Whether it is an error of a device or a collective.
+
+    JAX raises one that arrives with a value as a ValueError with a status, such as `UNKNOWN: Gloo all-reduce failed`.
     """
     is_status = isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)) is not None
     return isinstance(error, jax.errors.JaxRuntimeError) or is_status

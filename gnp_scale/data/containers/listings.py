@@ -15,7 +15,7 @@ import numpy as np
 from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers.byte_ranges import Entry
 from gnp_scale.data.containers.record import SPLIT_NAMES, split_name
-from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.data.formats import MOST_CLASSES, DamagedFileError, lines_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the files that are images, in lower case."""
@@ -108,8 +108,10 @@ def webdataset(folder: Path) -> Listing | None:
         words = shard.stem.replace("_", "-").lower().split("-")
         split = next((split_name(word) for word in reversed(words) if word in _SPLIT_FOLDERS), "train")
         splits.setdefault(split, []).extend(samples(folder, shard.name))
-    num_classes = 1 + max((entry.label for entries in splits.values() for entry in entries), default=0)
-    return _names_in(folder / CLASS_NAMES_FILE, num_classes), splits
+    labels = {entry.label for entries in splits.values() for entry in entries}
+    if not labels:
+        raise DamagedFileError(f"{folder} has tar files, but no image with a .cls beside it in them")
+    return _names_in(folder / CLASS_NAMES_FILE, 1 + max(labels)), splits
 
 
 def samples(folder: Path, shard: str) -> Iterator[Entry]:
@@ -138,15 +140,17 @@ def samples(folder: Path, shard: str) -> Iterator[Entry]:
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     file = tar.extractfile(member)
     text = b"" if file is None else file.read(32)
-    if not text.strip().isdigit():
-        raise DamagedFileError(f"{tar.name} has the label {text!r} in {member.name}: a whole number is due")
+    if not text.strip().isdigit() or int(text) >= MOST_CLASSES:
+        raise DamagedFileError(
+            f"{tar.name} has the label {text!r} in {member.name}: a whole number below {MOST_CLASSES} is due"
+        )
     return int(text)
 
 
 def _names_in(path: Path, num_classes: int) -> Sequence[str]:
     if not path.exists():
         return [str(number) for number in range(num_classes)]
-    names = path.read_text().splitlines()
+    names = lines_of(path)
     if len(names) < num_classes:
         raise DamagedFileError(f"{path} has {len(names)} names, but the labels go up to {num_classes - 1}")
     return names

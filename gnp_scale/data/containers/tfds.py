@@ -14,7 +14,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.array_records import ArrayRecords
 from gnp_scale.data.containers.record import Contents, Ids, Record, split_name
-from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.data.formats import MOST_CLASSES, DamagedFileError, lines_of
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError
 
@@ -114,10 +114,12 @@ def _supervised_keys(folder: Folder, info: Mapping[str, Any], features: Mapping[
 
 def _class_names(folder: Folder, features: Mapping[str, Any], label: str) -> tuple[str, ...]:
     num_classes = int(features[label]["classLabel"]["numClasses"])
+    if num_classes > MOST_CLASSES:
+        raise DamagedFileError(f"{folder / FEATURES_FILE} tells of {num_classes} classes, above {MOST_CLASSES}")
     file = folder / LABELS_FILE.format(label=label)
     if not file.exists():
         return tuple(str(number) for number in range(num_classes))
-    names = tuple(file.read_text().splitlines())
+    names = tuple(lines_of(file))
     if len(names) != num_classes:
         raise DamagedFileError(f"{file} has {len(names)} names, where {FEATURES_FILE} tells of {num_classes} classes")
     return names
