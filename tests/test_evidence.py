@@ -1,6 +1,7 @@
 """The protocol of `gnp-scale bench generalization`, with a trainer that only writes outcomes."""
 
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -432,6 +433,17 @@ def test_progress_weighs_runs_by_their_passes(rows, capsys):
     # A command that goes on does not count the runs of earlier ones in its speed.
     again = Progress([rows["plain"], rows["sam"]], clock=lambda: now[0])
     assert again.line() == "48 of 54 runs are finished"
+
+
+def test_progress_counts_final_runs_of_the_chosen_point_alone(rows):
+    """More tuning seeds may choose another one."""
+    assert rows["sam"].run(Fake()) == Exit.FINISHED
+    outcome_of = {run: folder_of(rows["sam"].folder, run) / outcome.OUTCOME_FILE for run in PLAN.tuning("sam")}
+    other = PLAN.tuning("sam")[0].point
+    for run, path in outcome_of.items():
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"validation": {"60": 0.99 if run.point == other else 0.1}}))
+    assert Progress([rows["sam"]]).line() == "24 of 27 runs are finished"
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.3, 0.35), (0.0, 0.1, 0.5, 0.6), (0.2, 0.2, 0.2)])

@@ -15,7 +15,7 @@ from gnp_scale.config import Config
 from gnp_scale.evidence import outcome
 from gnp_scale.evidence.methods import Point
 from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
-from gnp_scale.evidence.plan import FINAL, Plan, Run, config_of, folder_of
+from gnp_scale.evidence.plan import Plan, Run, config_of, folder_of
 from gnp_scale.exit_codes import Exit, exit_code, exit_code_of_all
 from gnp_scale.run.history import read_history
 from gnp_scale.run.streams import one_line, say
@@ -60,12 +60,9 @@ class Row:
         runs = self.plan.tuning(self.name)
         return len(self.finished(runs)) == len(runs) and len(self.finished(self.final())) == len(self.final())
 
-    def num_finished(self) -> int:
-        """Finished runs, by the names of their files alone; final runs count after tuning."""
-        folders = [folder_of(self.folder, run) for run in self.plan.tuning(self.name)]
-        num_tuning = sum((folder / OUTCOME_FILE).exists() for folder in folders)
-        final = (self.folder / self.name).glob(f"{FINAL}*/{OUTCOME_FILE}")
-        return num_tuning + (min(len(list(final)), self.plan.num_seeds) if num_tuning == len(folders) else 0)
+    def num_finished(self, runs: Sequence[Run]) -> int:
+        """How many of `runs` are finished, by the names of their files alone."""
+        return sum((folder_of(self.folder, run) / OUTCOME_FILE).exists() for run in runs)
 
     def run(self, train: Train) -> Exit:
         """Makes all runs that are not finished; a failure is named, and ends no other run."""

@@ -13,7 +13,7 @@ from gnp_scale.config import ConfigError
 from gnp_scale.data import sources
 from gnp_scale.evidence import report
 from gnp_scale.evidence.claim import claimed
-from gnp_scale.evidence.plan import Plan, num_passes
+from gnp_scale.evidence.plan import Plan, Run, num_passes
 from gnp_scale.evidence.row import Row
 from gnp_scale.evidence.summary import Comparison, Summary
 from gnp_scale.exit_codes import Exit, exit_code_of_all
@@ -126,6 +126,7 @@ class Progress:
     def __init__(self, rows: Sequence[Row], clock: Callable[[], float] = time.monotonic) -> None:
         self._rows, self._clock = rows, clock
         self._passes = {row.name: num_passes(row.config) for row in rows}
+        self._final: dict[str, list[Run]] = {}
         self._first, self._begin_s = self._count(), clock()
         self._last, self._looked_s = self._first, self._begin_s
 
@@ -152,10 +153,20 @@ class Progress:
     def _num_runs(self, row: Row) -> int:
         return len(row.plan.tuning(row.name)) + row.plan.num_seeds
 
+    def _num_finished(self, row: Row) -> int:
+        tuning = row.plan.tuning(row.name)
+        num_tuning = row.num_finished(tuning)
+        if num_tuning < len(tuning):
+            return num_tuning
+        # To choose a point takes the time of reading all outcomes.
+        if row.name not in self._final:
+            self._final[row.name] = row.final()
+        return num_tuning + row.num_finished(self._final[row.name])
+
     def _count(self) -> _Count:
         count = _Count(0.0, 0.0, 0)
         for row in self._rows:
-            num_finished = row.num_finished()
+            num_finished = self._num_finished(row)
             count.num_runs += num_finished
             count.done += self._passes[row.name] * num_finished
             count.all += self._passes[row.name] * self._num_runs(row)
