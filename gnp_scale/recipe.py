@@ -145,12 +145,9 @@ def _check_flags(config: Config, flags: Sequence[str], others: Sequence[str]) ->
             )
         if "" in (value if equals else name, after):
             raise ConfigError(f"{name} is empty: give a value, or leave it out")
-        if isinstance(values[canonical], bool) and (equals or after.lower() in _WORDS_OF_FLAGS):
+        if isinstance(values[canonical], bool) and (equals or not after.startswith("-")):
             off = canonical.replace(".", ".no-", 1)
             raise ConfigError(f"{name} takes no value: write {canonical}, or {off} for the opposite")
-
-
-_WORDS_OF_FLAGS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
 def _canonical(flag: str) -> str:

@@ -28,6 +28,7 @@ WRONG_FLAGS = {
     "option of the command": ("--run_dir x", "did you mean --run-dir?"),
     "in capitals": ("--train.NUM-STEPS 5", "did you mean --train.num-steps?"),
     "value after a switch": ("--data.flip True", "write --data.flip, or --data.no-flip"),
+    "a number after a switch": ("--data.flip 2", "write --data.flip, or --data.no-flip"),
     "value with a switch": ("--data.flip=false", "write --data.flip, or --data.no-flip"),
     "value after a switch that is off": ("--data.no-flip 1", "write --data.flip, or --data.no-flip"),
     "nothing after the equals sign": ("--gnp.alpha=", "--gnp.alpha is empty"),
