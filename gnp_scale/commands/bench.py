@@ -61,7 +61,6 @@ def _bench_kernels(options: argparse.Namespace, flags: Sequence[str]) -> int:
     return Exit.FINISHED
 
 
-@ends_at_a_signal()
 def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> int:
     folder = local_path("--out", options.out or f"runs/evidence-{options.table}")
     if options.row is not None or options.check is not None:
@@ -69,6 +68,12 @@ def _bench_generalization(options: argparse.Namespace, flags: Sequence[str]) -> 
     check(not options.again or bool(options.only), "--again removes runs: name their methods with --only")
     if options.sharpness:
         return _measure_minima(options, flags, folder)
+    return _compare(options, flags, folder)
+
+
+@ends_at_a_signal()
+def _compare(options: argparse.Namespace, flags: Sequence[str], folder: Path) -> int:
+    """Trains what is not finished, each method in a process of its own, and reports; or only reports."""
     on_cpu()
     from gnp_scale.evidence.plan import checked_names
     from gnp_scale.evidence.run import check_all, check_apart, forget, report_on, rows_of, run_all
