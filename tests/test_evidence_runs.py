@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from image_sets import jpeg
 
+from gnp_scale.chaos.local_processes import free_port
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized")]
 
 DEADLINE_S = 400
@@ -62,11 +64,11 @@ def fewer_points_and_pixels(tmp_path, monkeypatch):
     monkeypatch.setitem(ENV, "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
 
-def start(folder, data, *options):
+def start(folder, data, *options, **variables):
     command = [sys.executable, "-m", "gnp_scale.cli", "bench", "generalization", "photographs", "--out", str(folder)]
     command += [*SMALL, "--data.root", str(data), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, cwd=ROOT, env=ENV, **pipes)
+    return subprocess.Popen(command, text=True, cwd=ROOT, env=ENV | variables, **pipes)
 
 
 def wait_for(process, is_there):
@@ -135,3 +137,32 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     assert again | {"seconds": 0} == outcomes[chosen] | {"seconds": 0}
     report = json.loads((folder / "table.json").read_bytes())["methods"]["plain"]
     assert report["test_best"]["mean"] == outcomes[chosen]["test_best"]
+
+
+def start_two(folder, data):
+    """A row in two processes that train together."""
+    together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    return [start(folder, data, "--row", "plain", **together, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("fewer_points_and_pixels")
+def test_a_row_of_two_processes_is_stopped_through_one_and_goes_on(tmp_path, data):
+    """A signal to either of them stops both, and each outcome is written once, by the main process."""
+    folder = tmp_path / "evidence"
+    processes = start_two(folder, data)
+    wait_for(processes[1], lambda: any(folder.glob("plain/tune,*/outcome.json")))
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=DEADLINE_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], errors
+    first = {path: path.read_bytes() for path in folder.glob("plain/*/outcome.json")}
+
+    processes = start_two(folder, data)
+    errors = [process.communicate(timeout=DEADLINE_S)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert "failed" not in "".join(errors)
+    assert all(path.read_bytes() == text for path, text in first.items()), "finished runs are left alone"
+    outcomes = {path.parent.name: json.loads(path.read_bytes()) for path in folder.glob("plain/*/outcome.json")}
+    assert sorted(name.partition(",")[0] for name in outcomes) == ["final", *["tune"] * 4]
+    (final,) = (found for name, found in outcomes.items() if name.startswith("final"))
+    assert final["test_best"] is not None

@@ -17,6 +17,7 @@ from gnp_scale.evidence.methods import Point
 from gnp_scale.evidence.outcome import OUTCOME_FILE, Outcome
 from gnp_scale.evidence.plan import Plan, Run, config_of, folder_of
 from gnp_scale.exit_codes import Exit, exit_code, exit_code_of_all
+from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.history import read_history
 from gnp_scale.run.streams import one_line, say
 
@@ -65,17 +66,24 @@ class Row:
         return sum((folder_of(self.folder, run) / OUTCOME_FILE).exists() for run in runs)
 
     def run(self, train: Train) -> Exit:
-        """Makes all runs that are not finished; a failure is named, and ends no other run."""
+        """Makes all runs that are not finished; a failure is named, and ends no other run.
+
+        All processes that train together call it.
+        """
         code = self._all(self.plan.tuning(self.name), train)
         if code != Exit.FINISHED:
             return code
-        point = self.chosen()
-        say(f"{self.name}: {'no point' if point is None else words(point)} is chosen")
-        return self._all(self.final(), train)
+        found = broadcast(self.chosen())
+        if found is None:
+            say(f"{self.name}: no point is chosen")
+            return Exit.FINISHED
+        point = tuple((option, value) for option, value in found)
+        say(f"{self.name}: {words(point)} is chosen")
+        return self._all(self.plan.final(self.name, point), train)
 
     def _all(self, runs: Sequence[Run], train: Train) -> Exit:
-        done, codes = self.finished(runs), list[Exit]()
-        for run in sorted((run for run in runs if run not in done), key=self._num_bad_ends):
+        codes = []
+        for run in self._left(runs):
             try:
                 if train(run, config_of(run, self.config), folder_of(self.folder, run)) is None:
                     return Exit.PREEMPTED
@@ -84,6 +92,13 @@ class Row:
                 codes.append(exit_code(error))
                 say(f"{self.name}, {run.name}: failed: {type(error).__name__}: {one_line(error)}")
         return exit_code_of_all(codes)
+
+    def _left(self, runs: Sequence[Run]) -> list[Run]:
+        """Those that are not finished, in their order, the same in every process."""
+        done = self.finished(runs)
+        left = [number for number, run in enumerate(runs) if run not in done]
+        # A file that the main process has just written may reach the others later.
+        return [runs[number] for number in broadcast(sorted(left, key=lambda number: self._num_bad_ends(runs[number])))]
 
     def _num_bad_ends(self, run: Run) -> int:
         """How often the run failed or its process died: it comes last then, and does not keep the others waiting."""

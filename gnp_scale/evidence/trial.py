@@ -20,9 +20,10 @@ from gnp_scale.loop import train
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.resilience.preemption import StopRequest
+from gnp_scale.run.consensus import first_error
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER
-from gnp_scale.run.processes import check_agreement
+from gnp_scale.run.processes import check_agreement, is_main_process
 from gnp_scale.run.stages import Stage
 from gnp_scale.sweeps.results import TOP1
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
@@ -44,9 +45,11 @@ def trial(config: Config, run_dir: Path, stop: StopRequest, *, is_final: bool) -
     """Trains the run of `config` in `run_dir`, or resumes it, and keeps its outcome there; None if it was stopped.
 
     Test images are read only if the run is a final one. Then both of its checkpoints are kept, and otherwise none.
+    Processes that train together all call it.
 
     Raises:
         ConfigError: the data are missing, or the folder holds another run.
+        OSError: the outcome cannot be written.
     """
     code = train(config, run_dir, stop)
     if code == Exit.PREEMPTED:
@@ -57,12 +60,23 @@ def trial(config: Config, run_dir: Path, stop: StopRequest, *, is_final: bool) -
         result = _measure(config, run_dir, is_final=is_final)
     else:
         raise ConfigError(f"{run_dir} ended with exit code {code}: look into its output")
-    outcome.write(run_dir, result)
-    if not is_final:
-        shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
+    problem = first_error(_keep(run_dir, result, is_final=is_final) if is_main_process() else None)
+    if problem is not None:
+        raise OSError(problem)
     # Each run compiles programs of its own.
     jax.clear_caches()
     return result
+
+
+def _keep(run_dir: Path, result: Outcome, *, is_final: bool) -> str | None:
+    """Writes the outcome, and deletes the checkpoints that nobody needs; returns what went wrong."""
+    try:
+        outcome.write(run_dir, result)
+    except OSError as error:
+        return f"its outcome cannot be written ({error})"
+    if not is_final:
+        shutil.rmtree(run_dir / CHECKPOINTS_FOLDER, ignore_errors=True)
+    return None
 
 
 def _measure(config: Config, run_dir: Path, *, is_final: bool) -> Outcome:
