@@ -95,6 +95,28 @@ def test_a_mistake_in_any_command_is_one_line(arguments, part, capsys):
     assert part in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", RECIPE, "--grid", "gnp.r=0.1", "--sweep-dir"],
+        ["drill", RECIPE, "--run-dir"],
+        ["bench", "generalization", "photographs", "--data.root", "data", "--only", "plain", "--out"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("launcher", ["JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_command_that_starts_processes_is_not_started_several_times(
+    launcher, arguments, tmp_path, monkeypatch, capsys
+):
+    """Its processes would take themselves for parts of one run, and wait for each other."""
+    monkeypatch.setenv(launcher, "2")
+    monkeypatch.setattr("gnp_scale.data.sources.load", lambda config: None)
+    assert main([*arguments, str(tmp_path / "folder")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "start it once" in line
+    assert not (tmp_path / "folder").exists()
+
+
 @pytest.mark.slow
 def test_a_run_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "file").write_text("not a folder")

@@ -77,6 +77,7 @@ def _compare(options: argparse.Namespace, flags: Sequence[str], folder: Path) ->
     on_cpu()
     from gnp_scale.evidence.plan import checked_names
     from gnp_scale.evidence.run import check_all, check_apart, forget, report_on, rows_of, run_all
+    from gnp_scale.run import processes
 
     plan = _plan(options, flags)
     rows, names = rows_of(plan, folder), checked_names(options.only, plan.table)
@@ -85,6 +86,7 @@ def _compare(options: argparse.Namespace, flags: Sequence[str], folder: Path) ->
         check(has_runs, f"there are no runs in {folder}: give the --out of a benchmark, or leave out --report")
         print(report_on(rows), end="")
         return Exit.FINISHED
+    processes.check_alone()
     arguments = ["bench", "generalization", options.table, "--out", str(folder), "--steps", str(plan.num_steps)]
     arguments += ["--seeds", str(options.seeds), "--tuning-seeds", str(options.tuning_seeds), *flags]
     # Nothing is removed by a command that is refused.

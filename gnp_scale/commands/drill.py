@@ -36,7 +36,9 @@ def _drill(options: argparse.Namespace, flags: Sequence[str]) -> int:
     folder = default if options.run_dir is None else local_path("--run-dir", options.run_dir)
     import_jax()
     from gnp_scale.chaos.drill import drill
+    from gnp_scale.run import processes
 
+    processes.check_alone()
     counts = options.num_processes, options.num_kills, options.num_devices
     store = None if options.store is None else store_folder("--store", options.store)
     return drill([options.recipe, *flags], folder, *counts, options.seed, options.timeout_s, store)

@@ -43,6 +43,7 @@ def add(commands: Any) -> None:
 @ends_at_a_signal()
 def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
     on_cpu()
+    from gnp_scale.run import processes
     from gnp_scale.sweeps.record import check_same, keep
 
     default = default_run_dir(options, "sweep-")
@@ -53,6 +54,7 @@ def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
             # They may be left out.
             check_same(folder, _asked_for(options, flags))
         return _report(folder)
+    processes.check_alone()
     sweep, names = keep(folder, _asked_for(options, flags))
     unfinished = [name for name in names if not _is_finished(folder / name)]
     say(f"{folder}: points {len(names)}, finished {len(names) - len(unfinished)}")

@@ -98,6 +98,15 @@ def check_devices() -> None:
     environment.check_devices(is_main=distributed.global_state.process_id == 0)
 
 
+def check_alone() -> None:
+    """Raises ConfigError if a launcher has started several processes, each of which would start others by itself."""
+    check(
+        environment.number("JAX_NUM_PROCESSES", 1) == 1 and not _in_cluster(),
+        "this command starts processes by itself, and the environment says that several train together: start it once, "
+        "without JAX_NUM_PROCESSES, srun or mpirun",
+    )
+
+
 def _read_environment() -> tuple[int, int]:
     address = os.environ["JAX_COORDINATOR_ADDRESS"]
     host, _, port = address.rpartition(":")
