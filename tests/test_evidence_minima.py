@@ -111,6 +111,16 @@ def test_runs_of_other_settings_are_measured_again(rows, measured, monkeypatch):
     assert measured[3:] == measured[:3]
 
 
+def test_processes_measure_the_runs_of_the_main_one_which_alone_writes(rows, measured, monkeypatch):
+    """The main process has found two runs that are not measured; this one still sees five."""
+    monkeypatch.setattr(report, "is_main_process", lambda: False)
+    monkeypatch.setattr(minima, "broadcast", lambda missing: [missing[0], missing[3]])
+    minima.measure_all(rows)
+    assert [path.parent.name for path in measured] == ["plain", "sam"]
+    minima.report_on(rows)
+    assert not list(rows[0].folder.rglob(minima.SCORES_FILE))
+
+
 def test_what_cannot_be_measured_is_one_line(rows, measured, capsys, tmp_path):
     with pytest.raises(ConfigError, match="no final run of gsam is finished: run the same command without --sharpness"):
         minima.measure_all(rows[2:])

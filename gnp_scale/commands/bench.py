@@ -120,7 +120,9 @@ def _measure_minima(options: argparse.Namespace, flags: Sequence[str], folder: P
     processes.check_devices()
     rows = rows_of(plan, folder)
     minima.measure_all([rows[name] for name in names])
-    print(minima.report_on(list(rows.values())), end="")
+    text = minima.report_on(list(rows.values()))
+    if processes.is_main_process():
+        print(text, end="")
     return Exit.FINISHED
 
 

@@ -19,6 +19,7 @@ from gnp_scale.evidence.plan import config_of, folder_of
 from gnp_scale.evidence.report import write_files
 from gnp_scale.evidence.row import Row
 from gnp_scale.evidence.summary import paired_difference
+from gnp_scale.run.consensus import broadcast
 from gnp_scale.run.streams import say
 from gnp_scale.sharpness import corruptions, spectrum
 from gnp_scale.sharpness.corruptions import SEVERITIES
@@ -83,9 +84,10 @@ def measure_all(rows: Sequence[Row]) -> None:
     runs = [(run_dir, config) for row in rows for _, run_dir, config in _final_runs(row)]
     names = " ".join(row.name for row in rows)
     check(bool(runs), f"no final run of {names} is finished: run the same command without --sharpness before")
-    missing = [(run_dir, config) for run_dir, config in runs if _read(run_dir) is None]
-    for number, (run_dir, config) in enumerate(missing):
-        say(f"{len(runs) - len(missing) + number} of {len(runs)} runs are measured")
+    # A file that the main process has just written may reach the others later.
+    missing = broadcast([number for number, (run_dir, _) in enumerate(runs) if _read(run_dir) is None])
+    for num_measured, (run_dir, config) in enumerate((runs[number] for number in missing), len(runs) - len(missing)):
+        say(f"{num_measured} of {len(runs)} runs are measured")
         data = replace(config.data, eval_split="test")
         found = measure_run(replace(config, data=data), run_dir, SETTINGS, None, None)
         content = {"step": found.step, "settings": _settings(), "scores": found.scores}

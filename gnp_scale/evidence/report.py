@@ -9,12 +9,14 @@ from typing import Any
 
 from PIL import Image
 
-from gnp_scale.config import ConfigError
+from gnp_scale.config import check
 from gnp_scale.evidence.methods import DOUBLE, PLAIN
 from gnp_scale.evidence.plan import Plan
 from gnp_scale.evidence.row import words
 from gnp_scale.evidence.summary import CHEAP, Comparison, Interval, Summary, bootstrap
+from gnp_scale.run.consensus import first_error
 from gnp_scale.run.files import replace_file
+from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.streams import say
 from gnp_scale.sweeps.chart import Chart, Mark, draw, png
 from gnp_scale.sweeps.markdown import markdown_table
@@ -48,17 +50,23 @@ def write(plan: Plan, comparison: Comparison, folder: Path) -> str:
 
 
 def write_files(folder: Path, content_of: Mapping[str, bytes]) -> None:
-    """Writes files into `folder`, and says which.
+    """Writes files into `folder`, and says which. All processes of a command call it, and the main one writes.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
+    problem = first_error(_write(folder, content_of) if is_main_process() else None)
+    check(problem is None, f"{folder} cannot be written ({problem}): choose another --out")
+    say(f"written: {', '.join(str(folder / name) for name in content_of)}")
+
+
+def _write(folder: Path, content_of: Mapping[str, bytes]) -> str | None:
     try:
         for name, content in content_of.items():
             replace_file(folder / name, content)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another --out") from error
-    say(f"written: {', '.join(str(folder / name) for name in content_of)}")
+        return error.strerror
+    return None
 
 
 def markdown(plan: Plan, comparison: Comparison) -> str:
