@@ -10,6 +10,7 @@ from gnp_scale.checks import PassingError
 from gnp_scale.commands import bench, data, drill, export, plan, runs, sharpness, sweeps, train, zoo
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit, exit_code
+from gnp_scale.resilience.interrupts import interruptible
 from gnp_scale.run import streams
 from gnp_scale.run.store_requests import StoreError
 
@@ -35,7 +36,8 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, str | None]:
         options, flags = _parser().parse_known_args(arguments)
         if flags and not options.takes_flags:
             raise ConfigError(f"{_unknown(flags[0])}: see gnp-scale {options.name} --help")
-        return options.command(options, flags), None
+        with interruptible():
+            return options.command(options, flags), None
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         reason = "interrupted" if code == Exit.INTERRUPTED else str(error)

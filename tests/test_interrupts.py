@@ -1,0 +1,153 @@
+"""Ctrl-C ends a command with one line and exit code 130, wherever it arrives."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gnp_scale.resilience.interrupts import interruptible
+
+SLOW_MODULE = """
+import time
+print("ready", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt as error:
+    raise ImportError("initialization failed") from error
+"""
+PLACES = {
+    "in a loop": "say_ready(); time.sleep(60)",
+    "while a module is imported": "import slow_module",
+    "in a callback, where Python drops the error": """
+class Slow:
+    def __del__(self):
+        say_ready()
+        time.sleep(60)
+
+slow = Slow()
+del slow
+time.sleep(60)
+""",
+    "in a library that makes another error of it": """
+try:
+    say_ready()
+    time.sleep(60)
+except KeyboardInterrupt as error:
+    raise ValueError("the compiler failed") from error
+""",
+    "in a library that logs it": """
+import contextlib
+with contextlib.suppress(KeyboardInterrupt):
+    say_ready()
+    time.sleep(60)
+time.sleep(60)
+""",
+    "in compiled code": """
+say_ready()
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+""",
+}
+PROGRAM = """
+import hashlib, signal, sys, time
+from gnp_scale.resilience.interrupts import interruptible
+
+def say_ready():
+    print("ready", flush=True)
+
+# A shell starts processes in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+with interruptible():
+    {}
+"""
+
+
+def start(program, folder):
+    (folder / "slow_module.py").write_text(SLOW_MODULE)
+    path = os.pathsep.join([str(folder), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def interrupt(process):
+    """Sends SIGINT once the process has said that it is ready; returns its exit code and standard error."""
+    assert process.stdout.readline() == "ready\n"
+    # From the line to the place itself.
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+def test_ctrl_c_is_one_line_and_130(place, tmp_path):
+    process = start(PROGRAM.format(place.strip().replace("\n", "\n    ")), tmp_path)
+    assert interrupt(process) == (130, "gnp-scale: interrupted\n")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_end_of_the_first(tmp_path):
+    program = PROGRAM.format(
+        "try:\n        say_ready(); time.sleep(60)\n    finally:\n        say_ready(); time.sleep(60)"
+    ).replace("with interruptible", "gnp_scale.resilience.interrupts._PATIENCE_S = 60\nwith interruptible")
+    process = start("import gnp_scale.resilience.interrupts\n" + program, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert interrupt(process) == (130, "gnp-scale: interrupted again: ending at once\n")
+
+
+def test_a_command_ends_by_itself_if_it_can(tmp_path):
+    """It removes the file that it was writing."""
+    end = "time.sleep(0.5); print('removed', file=sys.stderr)"
+    program = PROGRAM.format(f"try:\n        say_ready(); time.sleep(60)\n    finally:\n        {end}")
+    assert interrupt(start(program, tmp_path)) == (130, "removed\ngnp-scale: interrupted\n")
+
+
+@pytest.fixture
+def default_handler():
+    """A shell starts processes in the background, and so these tests, with SIGINT ignored."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("default_handler")
+def test_nothing_stays_changed_after_the_block():
+    def fail():
+        with interruptible():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+            raise ValueError("wrong")
+
+    before = sys.unraisablehook, threading.active_count()
+    with pytest.raises(ValueError, match="wrong"):
+        fail()
+    assert (sys.unraisablehook, threading.active_count()) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.usefixtures("default_handler")
+def test_a_handler_of_another_is_left_alone():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("default_handler")
+def test_a_command_in_another_thread_leaves_ctrl_c_to_the_main_one():
+    def look():
+        with interruptible():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    found, thread = [], threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGINT)]
