@@ -111,6 +111,19 @@ def test_a_command_ends_by_itself_if_it_can(tmp_path):
     assert interrupt(start(program, tmp_path)) == (130, "removed\ngnp-scale: interrupted\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_command_that_waits_for_signals_gets_them(number, tmp_path):
+    """As a run does, which blocks them: no other thread may take one of them."""
+    program = PROGRAM.format(
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, [{number:d}]); say_ready(); sys.exit(signal.sigwait([{number:d}]))"
+    )
+    process = start(program, tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode == number
+
+
 @pytest.fixture
 def default_handler():
     """A shell starts processes in the background, and so these tests, with SIGINT ignored."""

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from gnp_scale.exit_codes import Exit
+from gnp_scale.resilience.signals import SIGNALS
 from gnp_scale.run.streams import say_at_last
 
 _PATIENCE_S = 2.0
@@ -71,7 +72,10 @@ def _handled_by(interrupt: Callable[[int, FrameType | None], Any], is_over: thre
     sys.unraisablehook = dropped
     signal.signal(signal.SIGINT, interrupt)
     watcher = threading.Thread(target=watch, name="interrupts", daemon=True)
+    # A run waits for these signals; in a thread that does not block them they would end the process.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watcher.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         yield
     finally:
