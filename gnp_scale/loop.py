@@ -23,7 +23,7 @@ from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run import layout, program_cache
-from gnp_scale.run.data_sizes import check_sizes_agree, keep_sizes
+from gnp_scale.run.data_sizes import check_data_agree, keep_sizes
 from gnp_scale.run.messages import announce
 from gnp_scale.run.mirror import GrowingFiles
 from gnp_scale.run.processes import check_agreement, is_main_process
@@ -58,7 +58,7 @@ def train(config: Config, run_dir: Folder, stop: StopRequest | None = None) -> E
         config = replace(config, mesh=resolve(config.mesh, jax.device_count()))
         with jax.set_mesh(make_mesh(config.mesh)):
             task = Task.of(config)
-            check_sizes_agree(task.dataset.sizes)
+            check_data_agree(task.dataset.sizes, task.dataset.class_names, task.dataset.fingerprints)
             kinds = _kinds(task, Rollbacks(run_dir, config))
             with stages.enter(Stage.COMPILE, 0), misfits_are_config_errors():
                 traced = _traced(task, kinds)

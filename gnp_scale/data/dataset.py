@@ -3,6 +3,7 @@
 N examples, B examples of a batch, H rows, W columns, C channels, D draws.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,8 @@ import numpy as np
 
 UNREADABLE = -1
 """The label of an image that cannot be used, in a batch for evaluation."""
+_NUM_COMPARED = 8
+"""Examples of a split by which copies are compared; each is a request to a store."""
 
 type Rows = dict[str, np.ndarray]
 
@@ -86,3 +89,16 @@ class Dataset:
             "evaluated images": len(self.test),
             "classes": self.num_classes,
         }
+
+    def fingerprints(self) -> dict[str, list[int | None]]:
+        """A number for each of a few examples of both splits, by which copies of the data set can be compared."""
+        return {"training images": _fingerprints(self.train), "evaluated images": _fingerprints(self.test)}
+
+
+def _fingerprints(examples: Examples) -> list[int | None]:
+    """CRC-32 of label and pixels of the first example, the last one and some between; None if it cannot be used."""
+    rows = examples.read(np.unique(np.linspace(0, len(examples) - 1, _NUM_COMPARED).astype(int)), None)
+    return [
+        None if label == UNREADABLE else zlib.crc32(image_HxWxC.tobytes(), int(label))
+        for image_HxWxC, label in zip(rows["image"], rows["label"], strict=True)
+    ]

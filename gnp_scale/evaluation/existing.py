@@ -18,7 +18,7 @@ from gnp_scale.mesh import make_mesh
 from gnp_scale.monitoring.confusion import Guesses, line
 from gnp_scale.monitoring.pictures import make_folder, write_pictures
 from gnp_scale.resilience.watchdog import Watchdog
-from gnp_scale.run.data_sizes import check_sizes_agree
+from gnp_scale.run.data_sizes import check_data_agree
 from gnp_scale.run.messages import announce
 from gnp_scale.run.processes import check_agreement, is_main_process
 from gnp_scale.run.stages import Stage, Stages
@@ -127,7 +127,7 @@ def task_of(config: Config, run_dir: Folder | None, *, has_own_classes: bool) ->
 
 def load(run_dir: Folder | None, task: Task, num_averaged: int | None, stages: Stages) -> tuple[int, TrainState]:
     """(step, state) of the newest checkpoint, or of the average of some, or of a file of weights."""
-    check_sizes_agree(task.dataset.sizes)
+    check_data_agree(task.dataset.sizes, task.dataset.class_names, task.dataset.fingerprints)
     with stages.enter(Stage.RESTORE, 0):
         if run_dir is None:
             assert task.initial is not None, "the command has checked that there is a file"

@@ -1,37 +1,73 @@
-"""The sizes of a run's data set and the names of its classes, on which every step depends: equal in all starts."""
+"""What every step depends on is equal in all processes and at all starts: sizes of the data set, names of its classes.
 
+Of the images, those of different processes are compared, a few of each split.
+"""
+
+import hashlib
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.consensus import all_gather, broadcast
 from gnp_scale.run.files import replace_file
 from gnp_scale.run.layout import DATA_FILE
-from gnp_scale.run.processes import is_main_process
+from gnp_scale.run.processes import coordination, is_main_process
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import may_pass, not_now
 
 type Sizes = Mapping[str, int]
 """Numbers by what they count, such as `training images`."""
+type Fingerprints = Mapping[str, Sequence[int | None]]
+"""By what they are of, such as `training images`, numbers of some examples; None for one that cannot be used."""
 _NAMES = "class names"
 _ADVICE = "restore the data set, or choose another --run-dir"
 
 
-def check_sizes_agree(sizes: Sizes) -> None:
-    """Confirms that all processes, which may read copies on different disks, have the same sizes.
+def check_data_agree(sizes: Sizes, class_names: Sequence[str], fingerprints: Callable[[], Fingerprints]) -> None:
+    """Confirms that all processes, which may read copies on different disks, have the same data set: its sizes, the
+    classes of its labels, and some of its images. A single process asks for no fingerprints.
 
     Raises:
         ConfigError: one of them differs from process 0; every process raises.
     """
-    theirs = all_gather((dict(sizes), socket.gethostname()))
-    first, main_host = theirs[0]
-    for rank, (other, host) in enumerate(theirs):
-        if other != first:
+    _, rank, num_processes = coordination()
+    if num_processes == 1:
+        return
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
+    theirs = all_gather((dict(sizes), digest, fingerprints(), socket.gethostname()))
+    main = theirs[0]
+    for other_rank, other in enumerate(theirs):
+        what = _difference(other, main)
+        if what is None and other[1] != main[1]:
+            # A data set may have many classes, so only the names of two processes are sent.
+            names = all_gather(list(class_names) if rank in (0, other_rank) else [])
+            label, mine, mains = _first_difference(names[other_rank], names[0])
+            what = f"{mine!r} as class {label}", f"{mains!r}"
+        if what is not None:
             raise ConfigError(
-                f"process {rank} has {_words(other, first)} on {host}, but process 0 has {_words(first, other)} on "
-                f"{main_host}: give all the same data set"
+                f"process {other_rank} has {what[0]} on {other[-1]}, but process 0 has {what[1]} on {main[-1]}: give "
+                "all the same data set"
             )
+
+
+def _difference(copy: Sequence[Any], main: Sequence[Any]) -> tuple[str, str] | None:
+    """What differs in sizes or images, in words: of a copy, and of that of the main process."""
+    (sizes, _, images, _), (main_sizes, _, main_images, _) = copy, main
+    if sizes != main_sizes:
+        return _words(sizes, main_sizes), _words(main_sizes, sizes)
+    for what, found in images.items():
+        pairs = zip(found, main_images[what], strict=True)
+        if any(one != other for one, other in pairs if None not in (one, other)):
+            return f"some {what}", "others under the same numbers"
+    return None
+
+
+def _first_difference(names: Sequence[str], others: Sequence[str]) -> tuple[int, str, str]:
+    pairs = enumerate(zip_longest(names, others, fillvalue=""))
+    return next((label, *pair) for label, pair in pairs if pair[0] != pair[1])
 
 
 def keep_sizes(run_dir: Folder, sizes: Sizes, class_names: Sequence[str] = ()) -> None:
@@ -66,10 +102,9 @@ def _kept(run_dir: Folder, sizes: Sizes, class_names: Sequence[str]) -> str | No
             f"{run_dir} was trained on a data set with {_words(before, sizes)}, and now it has "
             f"{_words(sizes, before)}, so each step would have other examples: {_ADVICE}"
         )
-    other = [(label, *pair) for label, pair in enumerate(zip(names, class_names, strict=False)) if pair[0] != pair[1]]
-    if not other:
+    if not names or not class_names or names == list(class_names):
         return None
-    label, old, new = other[0]
+    label, old, new = _first_difference(names, class_names)
     return f"{run_dir} was trained with label {label} for the class {old!r}, and now it is that of {new!r}: {_ADVICE}"
 
 
