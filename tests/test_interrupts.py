@@ -69,12 +69,13 @@ with interruptible():
 def start(program, folder):
     (folder / "slow_module.py").write_text(SLOW_MODULE)
     path = os.pathsep.join([str(folder), *sys.path])
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": path},
+        env=env | {"PYTHONPATH": path},
     )
 
 
@@ -109,6 +110,16 @@ def test_a_command_ends_by_itself_if_it_can(tmp_path):
     end = "time.sleep(0.5); print('removed', file=sys.stderr)"
     program = PROGRAM.format(f"try:\n        say_ready(); time.sleep(60)\n    finally:\n        {end}")
     assert interrupt(start(program, tmp_path)) == (130, "removed\ngnp-scale: interrupted\n")
+
+
+def test_what_was_printed_before_is_not_lost(tmp_path):
+    """Into a pipe or a file, Python writes many lines at once."""
+    process = start(PROGRAM.format("say_ready(); print('a result'); time.sleep(60)"), tmp_path)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "a result\n", "gnp-scale: interrupted\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -17,6 +17,7 @@ from gnp_scale.run.streams import say_at_last
 _PATIENCE_S = 2.0
 """How long a command may take to end by itself, for example to remove the part of a file that it was writing."""
 _IMPORTS = "<frozen importlib"
+"""How the names of Python's own files begin whose code imports modules."""
 
 
 @contextlib.contextmanager
@@ -46,6 +47,7 @@ def interruptible() -> Iterator[None]:
         except BaseException:
             if has_come.is_set():
                 is_over.set()
+                sys.stdout.flush()
                 # While the error is alive: what it has left unfinished would complain when it is deleted.
                 _end()
             raise
