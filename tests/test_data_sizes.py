@@ -16,6 +16,8 @@ from gnp_scale.run.data_sizes import check_data_agree, keep_sizes
 from gnp_scale.run.layout import DATA_FILE
 
 SIZES = {"training images": 2640, "evaluated images": 296, "classes": 81}
+NAMES = ("apple", "banana", "cherry")
+IMAGES = {"training images": [1, 2, 3], "evaluated images": [4, 5]}
 
 
 def test_classes_of_other_names_are_refused(tmp_path):
@@ -63,16 +65,12 @@ def test_a_damaged_note_is_named(tmp_path):
         keep_sizes(tmp_path, SIZES)
 
 
-NAMES = ("apple", "banana", "cherry")
-IMAGES = {"training images": [1, 2, 3], "evaluated images": [4, 5]}
-
-
 def check_copies(monkeypatch, others, rank=0):
     """What process `rank` raises if process 0 has the usual copy, and processes 1 and up have `others`."""
     copies = [(SIZES, NAMES, IMAGES), *others]
 
     def all_gather(mine):
-        if len(rounds) == 0:
+        if not rounds:
             rounds.append([(sizes, repr(names), images, f"node{n}") for n, (sizes, names, images) in enumerate(copies)])
         else:
             # Only two processes send their names.
@@ -99,13 +97,17 @@ def check_copies(monkeypatch, others, rank=0):
             (SIZES, ("banana", "cherry", "zucchini"), IMAGES),
             "has 'banana' as class 0 on node2, but process 0 has 'apple' on node0",
         ),
+        (
+            (SIZES, ("banana", "cherry", "zucchini"), IMAGES | {"training images": [7, 8, 9]}),
+            "has 'banana' as class 0 on node2, but process 0 has 'apple' on node0",
+        ),
         ((SIZES, ("apple",), IMAGES), "has '' as class 1 on node2, but process 0 has 'banana' on node0"),
         (
             (SIZES, NAMES, IMAGES | {"evaluated images": [4, 6]}),
             "has some evaluated images on node2, but process 0 has others under the same numbers on node0",
         ),
     ],
-    ids=["sizes", "names", "fewer names", "images"],
+    ids=["sizes", "names", "names and so images", "fewer names", "images"],
 )
 def test_processes_with_different_copies_end_together(other, expected, rank, monkeypatch):
     with pytest.raises(ConfigError) as error:

@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import NamedTuple
 
 from gnp_scale.config import ConfigError
 from gnp_scale.run.consensus import all_gather, broadcast
@@ -26,6 +26,16 @@ _NAMES = "class names"
 _ADVICE = "restore the data set, or choose another --run-dir"
 
 
+class _Copy(NamedTuple):
+    """The data set that a process reads."""
+
+    sizes: Sizes
+    names: str
+    """A digest of them: there may be many."""
+    images: Fingerprints
+    host: str
+
+
 def check_data_agree(sizes: Sizes, class_names: Sequence[str], fingerprints: Callable[[], Fingerprints]) -> None:
     """Confirms that all processes, which may read copies on different disks, have the same data set: its sizes, the
     classes of its labels, and some of its images. A single process asks for no fingerprints.
@@ -37,29 +47,28 @@ def check_data_agree(sizes: Sizes, class_names: Sequence[str], fingerprints: Cal
     if num_processes == 1:
         return
     digest = hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
-    theirs = all_gather((dict(sizes), digest, fingerprints(), socket.gethostname()))
-    main = theirs[0]
-    for other_rank, other in enumerate(theirs):
-        what = _difference(other, main)
-        if what is None and other[1] != main[1]:
-            # A data set may have many classes, so only the names of two processes are sent.
+    copies = [_Copy(*copy) for copy in all_gather(_Copy(dict(sizes), digest, fingerprints(), socket.gethostname()))]
+    main = copies[0]
+    for other_rank, copy in enumerate(copies):
+        if copy.sizes == main.sizes and copy.names != main.names:
             names = all_gather(list(class_names) if rank in (0, other_rank) else [])
             label, mine, mains = _first_difference(names[other_rank], names[0])
             what = f"{mine!r} as class {label}", f"{mains!r}"
+        else:
+            what = _other_sizes_or_images(copy, main)
         if what is not None:
             raise ConfigError(
-                f"process {other_rank} has {what[0]} on {other[-1]}, but process 0 has {what[1]} on {main[-1]}: give "
+                f"process {other_rank} has {what[0]} on {copy.host}, but process 0 has {what[1]} on {main.host}: give "
                 "all the same data set"
             )
 
 
-def _difference(copy: Sequence[Any], main: Sequence[Any]) -> tuple[str, str] | None:
-    """What differs in sizes or images, in words: of a copy, and of that of the main process."""
-    (sizes, _, images, _), (main_sizes, _, main_images, _) = copy, main
-    if sizes != main_sizes:
-        return _words(sizes, main_sizes), _words(main_sizes, sizes)
-    for what, found in images.items():
-        pairs = zip(found, main_images[what], strict=True)
+def _other_sizes_or_images(copy: _Copy, main: _Copy) -> tuple[str, str] | None:
+    """What differs, in words: of a copy, and of that of the main process."""
+    if copy.sizes != main.sizes:
+        return _words(copy.sizes, main.sizes), _words(main.sizes, copy.sizes)
+    for what, found in copy.images.items():
+        pairs = zip(found, main.images[what], strict=True)
         if any(one != other for one, other in pairs if None not in (one, other)):
             return f"some {what}", "others under the same numbers"
     return None
