@@ -95,9 +95,14 @@ class Dataset:
         return {"training images": _fingerprints(self.train), "evaluated images": _fingerprints(self.test)}
 
 
+def evenly_spaced(num_examples: int, most: int) -> np.ndarray:
+    """Numbers of at most `most` of the examples, with the first and the last one."""
+    return np.unique(np.linspace(0, num_examples - 1, most).astype(np.int64))
+
+
 def _fingerprints(examples: Examples) -> list[int | None]:
     """CRC-32 of label and pixels of the first example, the last one and some between; None if it cannot be used."""
-    rows = examples.read(np.unique(np.linspace(0, len(examples) - 1, _NUM_COMPARED).astype(int)), None)
+    rows = examples.read(evenly_spaced(len(examples), _NUM_COMPARED), None)
     return [
         None if label == UNREADABLE else zlib.crc32(image_HxWxC.tobytes(), int(label))
         for image_HxWxC, label in zip(rows["image"], rows["label"], strict=True)

@@ -3,11 +3,10 @@
 import hashlib
 from functools import cached_property
 
-import numpy as np
-
 from gnp_scale.config import check
 from gnp_scale.data.containers.byte_ranges import ByteRanges
 from gnp_scale.data.containers.record import Record, Source
+from gnp_scale.data.dataset import evenly_spaced
 from gnp_scale.data.encode import Encoding
 
 _NUM_SAMPLED = 256
@@ -21,8 +20,7 @@ class Sample:
 
     @cached_property
     def _records(self) -> list[Record]:
-        numbers = np.linspace(0, len(self._source) - 1, _NUM_SAMPLED).astype(np.int64)
-        return self._source.read(np.unique(numbers))
+        return self._source.read(evenly_spaced(len(self._source), _NUM_SAMPLED))
 
     def digest(self) -> str:
         """Of the index of all records, with their checksums, or of the sampled ones if there is none.

@@ -17,7 +17,7 @@ from gnp_scale.data.augment import augment
 from gnp_scale.data.containers.open_folder import open_folder
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.crops import crop_draws
-from gnp_scale.data.dataset import Dataset
+from gnp_scale.data.dataset import Dataset, evenly_spaced
 from gnp_scale.data.images import load_images
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
 from gnp_scale.run.files import write_output
@@ -41,7 +41,7 @@ def show(config: DataConfig, path: Path, console: Console) -> None:
         OSError: the images cannot be read.
     """
     dataset = load_images(config)
-    chosen_B = np.unique(np.linspace(0, len(dataset.train) - 1, NUM_IMAGES).astype(np.int64))
+    chosen_B = evenly_spaced(len(dataset.train), NUM_IMAGES)
     stored = dataset.train.read(chosen_B, None)["image"]
     rows = [stored, *(_augmented(config, dataset, chosen_B, step) for step in range(NUM_STEPS))]
     picture = io.BytesIO()
