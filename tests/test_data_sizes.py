@@ -1,5 +1,6 @@
 """A run has the same number of images and classes in all processes and at all starts, or it ends with one line."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -158,16 +159,19 @@ def test_two_processes_do_not_train_with_different_labels(tmp_path):
     flags = ["--data.name", "fruit", "--data.image-size", "16", "--data.batch-size", "4", "--run-dir"]
     arguments = ["train", *SMALL, *flags, str(tmp_path / "run"), "--data.root"]
     together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    jobs = [
-        Job(
-            tmp_path / f"log{host}",
-            [*arguments, str(tmp_path / f"host{host}")],
-            num_devices=1,
-            variables=together | {"JAX_PROCESS_ID": str(host)},
-        )
-        for host in range(2)
-    ]
-    assert [job.exit_codes() for job in jobs] == [[2], [2]]
+    with contextlib.ExitStack() as started:
+        jobs = [
+            started.enter_context(
+                Job(
+                    tmp_path / f"log{host}",
+                    [*arguments, str(tmp_path / f"host{host}")],
+                    num_devices=1,
+                    variables=together | {"JAX_PROCESS_ID": str(host)},
+                )
+            )
+            for host in range(2)
+        ]
+        assert [job.exit_codes() for job in jobs] == [[2], [2]]
     for job in jobs:
         assert "process 1 has 'banana' as class 0" in job.output()
     assert not (tmp_path / "run").exists()
