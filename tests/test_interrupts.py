@@ -159,6 +159,18 @@ def test_nothing_stays_changed_after_the_block():
 
 
 @pytest.mark.usefixtures("default_handler")
+def test_the_signals_of_a_run_are_never_blocked_in_the_main_thread(monkeypatch):
+    """Even for a moment, they would seem to be taken already."""
+    threads, change = [], signal.pthread_sigmask
+    monkeypatch.setattr(
+        signal, "pthread_sigmask", lambda *mask: (threads.append(threading.current_thread()), change(*mask))[1]
+    )
+    with interruptible():
+        assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.usefixtures("default_handler")
 def test_a_handler_of_another_is_left_alone():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with interruptible():

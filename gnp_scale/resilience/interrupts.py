@@ -57,9 +57,13 @@ def interruptible() -> Iterator[None]:
 def _handled_by(interrupt: Callable[[int, FrameType | None], Any], is_over: threading.Event) -> Iterator[None]:
     """`interrupt` handles SIGINT inside the block, beside a thread for the case that this does not help."""
     reader, writer = socket.socketpair()
+    has_blocked = threading.Event()
     writer.setblocking(False)
 
     def watch() -> None:
+        # A run waits for these signals; in a thread that does not block them they would end the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        has_blocked.set()
         while number := reader.recv(1):
             is_ours = number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is interrupt
             if is_ours and not is_over.wait(_PATIENCE_S):
@@ -74,10 +78,8 @@ def _handled_by(interrupt: Callable[[int, FrameType | None], Any], is_over: thre
     sys.unraisablehook = dropped
     signal.signal(signal.SIGINT, interrupt)
     watcher = threading.Thread(target=watch, name="interrupts", daemon=True)
-    # A run waits for these signals; in a thread that does not block them they would end the process.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     watcher.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    has_blocked.wait()
     try:
         yield
     finally:
