@@ -4,7 +4,7 @@ S steps along the line, B examples.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,19 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gnp_scale.config import Config, check
-from gnp_scale.data.augment import normalise
 from gnp_scale.data.pipeline import Batch, eval_batches, num_eval_batches
-from gnp_scale.mesh import AXES, current_axis_size
-from gnp_scale.models import registry
-from gnp_scale.models.batch_norm import BatchNorm
-from gnp_scale.models.registry import batch_stats_of
-from gnp_scale.sharpness import examples, progress
+from gnp_scale.sharpness import progress, statistics
 from gnp_scale.sharpness.examples import During
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
 from gnp_scale.sharpness.robustness import num_right
 from gnp_scale.sharpness.settings import Settings
 from gnp_scale.training.compilation import compiler_options
-from gnp_scale.training.leaves import frozen_statistics, unless
 from gnp_scale.training.setup import Task
 
 STEPS = np.round(np.linspace(-0.25, 1.25, 31), 10)
@@ -84,8 +78,7 @@ def between(
 ) -> Line:
     """Measures the line through the parameters `ends`: those of the steps 0 and 1.
 
-    Batch statistics are computed anew at each step, as in stochastic weight averaging (arXiv 1803.05407): those of
-    either network do not fit the parameters between them.
+    Batch statistics are computed anew at each step: those of either network do not fit the parameters between them.
     """
     stats = list(_statistics(task, ends, fixed.shared, settings, during))
     loss_at = jax.jit(lambda ends, fixed, step: value(loss_sum, at(ends, step), fixed))
@@ -123,51 +116,20 @@ def _accuracy(task: Task, ends: tuple[Params, Params], stats: list[Any], during:
 def _statistics(
     task: Task, ends: tuple[Params, Params], batch_stats: Any, settings: Settings, during: During
 ) -> Iterator[Any]:
-    """The batch statistics at each step: means, over whole batches of training examples, of those of a training pass.
-
-    Each batch is one group. Padding would count in the statistics, so there is none.
-    """
+    """The batch statistics at each step."""
+    statistics_of, data = statistics.prepare(task, batch_stats, settings, during)
     if not jax.tree.leaves(batch_stats):
         yield from [batch_stats] * len(STEPS)
         return
-    num_shards = current_axis_size(AXES)
-    num_examples = min(settings.num_examples, len(task.dataset.train))
-    size = min(task.config.data.eval_batch_size, num_examples) // num_shards * num_shards
-    check(size > 0, f"{num_examples} examples are measured on {num_shards} devices: give at least one for each")
-    num_examples = num_examples // size * size
-    parts = examples.read(task, batch_stats, num_examples, size, settings.seed, during).parts
-    statistics_at = _make_statistics(task, size)
+
+    @partial(jax.jit, compiler_options=compiler_options())
+    def statistics_at(ends: tuple[Params, Params], data: Any, step: jax.Array) -> Any:
+        return statistics_of(at(ends, step), data)
+
     told = progress.told(during, "batch statistics along the line", len(STEPS), "steps")
     for step in STEPS:
         with told():
-            yield statistics_at(ends, batch_stats, parts, np.float32(step))
-
-
-def _make_statistics(task: Task, batch_size: int) -> Any:
-    """A jitted function of (ends, batch_stats, parts, step), of which the second is a form, with the frozen statistics.
-
-    The network computes in float32, without random branches; images are not augmented.
-    """
-    as_float32 = replace(task.config.model, dtype="float32", num_bn_groups=1)
-    model = registry.create(as_float32, task.dataset.image_shape, task.dataset.num_classes, batch_size)
-    model = replace(model, has_frozen_norm=task.model.has_frozen_norm)
-
-    @partial(jax.jit, compiler_options=compiler_options())
-    def statistics_at(ends: tuple[Params, Params], batch_stats: Any, parts: Any, step: jax.Array) -> Any:
-        # A pass moves statistics of 0 to a share of those of its batch.
-        mask = frozen_statistics(batch_stats, task.config.optim)
-        nothing = unless(mask, jax.tree.map(jnp.zeros_like, batch_stats), batch_stats)
-
-        def of_part(part: Any) -> Any:
-            network = model.network(at(ends, step), nothing)
-            network(normalise(part["image"], task.dataset), train=True)
-            return batch_stats_of(network)
-
-        moved = jax.lax.map(of_part, parts)
-        found = jax.tree.map(lambda x: jnp.mean(x, axis=0) / (1 - BatchNorm.momentum), moved)
-        return unless(mask, found, batch_stats)
-
-    return statistics_at
+            yield statistics_at(ends, data, np.float32(step))
 
 
 def _height(steps: np.ndarray, values: np.ndarray) -> float:
