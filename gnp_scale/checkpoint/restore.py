@@ -1,7 +1,7 @@
 """Reads checkpoints: only intact ones, and the same one in every process."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,26 @@ def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, Train
         if whole is not None:
             return whole.step, whole.state
     raise deletes_too_soon(run_dir)
+
+
+def load_each(run_dir: Folder, abstract_state: TrainState) -> Iterator[tuple[int, TrainState]]:
+    """(step, state) of each intact checkpoint, from the newest to the oldest. Prints a line for each damaged one, and
+    leaves out what the run deletes meanwhile. Changes nothing in the folder.
+
+    Raises:
+        ConfigError: the folder has no checkpoint.
+    """
+    store = open_store(run_dir)
+    for step in reversed(stored_steps(run_dir, store)):
+        try:
+            state = read_state(store, step, abstract_state, tried(store.metadata, step))
+        except DamagedError as error:
+            if step not in deleted(store, [step]):
+                announce(f"the checkpoint of step {step} is damaged ({error}): it is left out")
+            continue
+        yield step, state
+        # Before the next one is read.
+        del state
 
 
 def newest_of(store: Store, steps: Iterable[int], abstract_state: TrainState) -> VerifiedCheckpoint | None:
