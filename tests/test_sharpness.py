@@ -173,7 +173,7 @@ def test_the_loss_is_a_fixed_function_with_the_labels_of_the_run(set_mesh):
         ({"radii": (float("inf"),)}, "--radii is inf"),
         ({"radii": (1e39,)}, r"--radii is 1e\+39: give numbers above 0"),
         ({"radii": (0.05, 0.05000001)}, "--radii is 0.05,0.05: give each radius once"),
-        ({"measures": ("rise",), "grid_size": 5}, "--grid has no effect, because plane is not measured: leave it out"),
+        ({"measures": ("rise",), "grid_size": 5}, "--grid has no effect, because plane or trajectory is not measured"),
         ({"measures": (), "radii": (0.3,)}, "--radii has no effect, because rise is not measured"),
         ({"num_eigenvalues": 9, "num_lanczos_steps": 8}, "make --lanczos-steps larger"),
     ],

@@ -8,7 +8,7 @@ from gnp_scale.arguments import at_least
 from gnp_scale.checks import local_path
 from gnp_scale.commands.common import config_of_run, existing_run, import_jax
 from gnp_scale.exit_codes import Exit
-from gnp_scale.sharpness.settings import MEASURES, Settings
+from gnp_scale.sharpness.settings import DEFAULT_MEASURES, MEASURES, Settings
 
 _NUMBERS = {
     "examples": ("num_examples", 1, "training examples of the loss"),
@@ -16,7 +16,7 @@ _NUMBERS = {
     "eigenvalues": ("num_eigenvalues", 1, "how many eigenvalues of the Hessian"),
     "lanczos-steps": ("num_lanczos_steps", 1, "products with the Hessian for the eigenvalues"),
     "vectors": ("num_vectors", 2, "products with the Hessian for the trace"),
-    "grid": ("grid_size", 2, "steps along each direction of the plane"),
+    "grid": ("grid_size", 2, "steps along each direction of a plane"),
     "seed": ("seed", 0, "of the examples, directions, vectors and corruptions"),
 }
 """Options that are whole numbers: the field of `Settings`, the lowest value, the help."""
@@ -36,7 +36,10 @@ def add(commands: Any) -> None:
     )
     words = ",".join(MEASURES)
     parser.add_argument(
-        "--measure", metavar="PARTS", type=_words, help=f"some of {words} (default: all; with --to, none)"
+        "--measure",
+        metavar="PARTS",
+        type=_words,
+        help=f"some of {words} (default: all but trajectory; with --to, none)",
     )
     parser.add_argument("--to", metavar="RUN2", help="measure the line from RUN to this run of the same network")
     radii = ",".join(map(str, default.radii))
@@ -51,7 +54,7 @@ def add(commands: Any) -> None:
 
 def _sharpness(options: argparse.Namespace, flags: Sequence[str]) -> int:
     numbers = {name: getattr(options, name) for name, *_ in _NUMBERS.values()}
-    measures = options.measure or (MEASURES if options.to is None else ())
+    measures = options.measure or (DEFAULT_MEASURES if options.to is None else ())
     settings = Settings(measures=measures, radii=options.radii, **numbers)
     run_dir = existing_run(options.run_dir)
     other_dir = None if options.to is None else existing_run(options.to, "--to")

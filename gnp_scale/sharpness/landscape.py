@@ -3,7 +3,8 @@
 A steps along each direction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,15 +24,25 @@ def direction(params: Params, is_free: Any, key: jax.Array) -> Params:
     """
     draws = draw(params, key, jax.random.normal)
 
-    def normalised(path: Any, w: jax.Array, d: jax.Array, is_free: bool) -> jax.Array:
+    def normalised(length_w: jax.Array, length_d: jax.Array, d: jax.Array) -> jax.Array:
+        return jnp.where(length_w > 0, d * length_w / length_d, 0.0)
+
+    lengths = (filter_norms(tree, is_free) for tree in (params, draws))
+    return jax.tree.map(normalised, *lengths, draws)
+
+
+def filter_norms(params: Params, is_free: Any) -> Params:
+    """The norm of each filter, with axes of length 1 for what it sums over; 0 for frozen parameters and for those that
+    are no kernels.
+    """
+
+    def norms(path: Any, w: jax.Array, is_free: bool) -> jax.Array:
         names = names_of(path)
         if names[-1] != "kernel" or not is_free:
-            return jnp.zeros_like(w)
-        inputs = kernel_axes(names, w.ndim).inputs
-        length_w, length_d = (jnp.sqrt(jnp.sum(x**2, axis=inputs, keepdims=True)) for x in (w, d))
-        return d * length_w / length_d
+            return jnp.zeros((1,) * w.ndim, w.dtype)
+        return jnp.sqrt(jnp.sum(w**2, axis=kernel_axes(names, w.ndim).inputs, keepdims=True))
 
-    return jax.tree.map_with_path(normalised, params, draws, is_free)
+    return jax.tree.map_with_path(norms, params, is_free)
 
 
 def plane(
@@ -47,17 +58,33 @@ def plane(
 
     `during` is a context for each row.
     """
+    draw_both = jax.jit(lambda params, key: [direction(params, is_free, jax.random.fold_in(key, n)) for n in range(2)])
+    return surface(partial(value, loss_sum), params, draw_both(params, key), np.stack([step_A, step_A]), fixed, during)
+
+
+def surface[Data](
+    loss_of: Callable[[Params, Data], jax.Array],
+    params: Params,
+    directions: Sequence[Params],
+    steps_2xA: np.ndarray,
+    data: Data,
+    during: Callable[[], Any],
+) -> np.ndarray:
+    """The losses `loss_of(w + a d + b e, data)` (float32) along two directions: a row for each b, a column for each a.
+
+    `during` is a context for each row.
+    """
 
     @jax.jit
-    def row(params: Params, fixed: Fixed, key: jax.Array, b: jax.Array, step_A: jax.Array) -> jax.Array:
-        d, e = (direction(params, is_free, jax.random.fold_in(key, number)) for number in range(2))
+    def row(params: Params, directions: Sequence[Params], data: Data, b: jax.Array, step_A: jax.Array) -> jax.Array:
+        d, e = directions
         params = _moved(params, b, e)
-        return jax.lax.map(lambda a: value(loss_sum, _moved(params, a, d), fixed), step_A)
+        return jax.lax.map(lambda a: loss_of(_moved(params, a, d), data), step_A)
 
     rows = []
-    for b in step_A:
+    for b in steps_2xA[1]:
         with during():
-            rows.append(np.asarray(row(params, fixed, key, np.float32(b), step_A.astype(np.float32))))
+            rows.append(np.asarray(row(params, directions, data, np.float32(b), steps_2xA[0].astype(np.float32))))
     return np.stack(rows)
 
 

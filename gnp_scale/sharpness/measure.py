@@ -17,12 +17,13 @@ from gnp_scale.run.messages import announce
 from gnp_scale.run.run_dir import stored_config
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
-from gnp_scale.sharpness import examples, landscape, line, progress, rise, robustness, spectrum
+from gnp_scale.sharpness import examples, landscape, line, progress, rise, robustness, spectrum, trajectory
 from gnp_scale.sharpness.examples import During
 from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.objective import Fixed, LossSum, Params, value
 from gnp_scale.sharpness.pictures import corrupted_examples
 from gnp_scale.sharpness.settings import Settings
+from gnp_scale.sharpness.trajectory import Trajectory
 from gnp_scale.training.setup import Task
 
 
@@ -39,6 +40,8 @@ class Report:
     """Its losses: a row for each step along the second direction."""
     corrupted: np.ndarray | None = None
     """An image with each corruption, as a picture (uint8 H x W x 3)."""
+    trajectory: Trajectory | None = None
+    """Of the run through its checkpoints."""
     line: Line | None = None
     """Between the parameters of the run and those of another one."""
     other_step: int | None = None
@@ -50,6 +53,7 @@ class _Network:
     """What is measured of a network."""
 
     task: Task
+    run_dir: Folder
     params: Params
     batch_stats: object
     settings: Settings
@@ -81,7 +85,7 @@ def measure_run(
         step, state = load(run_dir, task, num_averaged, stages)
         other_step, other = _other_end(config, run_dir, other_dir, num_averaged, stages) if other_dir else (None, None)
         during = partial(stages.enter, Stage.EVALUATE, step)
-        network = _Network(task, *state.evaluated, settings, during, other)
+        network = _Network(task, run_dir, *state.evaluated, settings, during, other)
         return _measure(network, Report(step, other_step=other_step))
 
 
@@ -106,7 +110,7 @@ def _other_end(
 
 def _measure(network: _Network, report: Report) -> Report:
     task, settings, during = network.task, network.settings, network.during
-    if {"rise", "spectrum", "plane"} & {*settings.measures} or network.other is not None:
+    if {"rise", "spectrum", "plane", "trajectory"} & {*settings.measures} or network.other is not None:
         with jax.default_matmul_precision("highest"):
             _measure_loss(network, report)
     num_batches = num_eval_batches(task.dataset.test, task.config.data)
@@ -135,6 +139,11 @@ def _measure_loss(network: _Network, report: Report) -> None:
         loss = float(jax.jit(partial(value, loss_sum))(network.params, fixed))
     check(math.isfinite(loss), "the loss is not finite: the network has diverged, so measure an earlier run")
     report.scores |= {"sharpness/num_examples": float(jnp.sum(fixed.parts["mask"])), "sharpness/loss": loss}
+    if "trajectory" in settings.measures:
+        report.trajectory = trajectory.measure(
+            task, loss_sum, network.params, network.run_dir, fixed, is_free, settings, during
+        )
+        report.scores["sharpness/trajectory_share"] = report.trajectory.share
     if "rise" in settings.measures:
         _measure_rise(network, loss_sum, fixed, report)
     key = jax.random.key(settings.seed)

@@ -1,4 +1,4 @@
-"""Pictures: the loss in a plane, accuracy by severity, and an image with each corruption.
+"""Pictures: the loss in a plane, the path of a run, accuracy by severity, and an image with each corruption.
 
 A steps along each direction of the plane.
 """
@@ -15,6 +15,7 @@ from gnp_scale.sharpness import corruptions
 from gnp_scale.sharpness.corruptions import SEVERITIES
 from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.robustness import keys
+from gnp_scale.sharpness.trajectory import Trajectory
 from gnp_scale.sweeps.chart import Chart, Mark, draw
 
 _SIDE, _EDGE, _BAR, _TEXT, _TILE = 440, 60, 24, 14, 96
@@ -32,6 +33,19 @@ def plane_picture(loss_AxA: np.ndarray) -> np.ndarray:
     Returns:
         picture (uint8 H x W x 3).
     """
+    return np.asarray(_landscape(loss_AxA, np.array([[-1.0, 1.0]] * 2), np.zeros((1, 2)), {}))
+
+
+def trajectory_picture(found: Trajectory) -> np.ndarray:
+    """The losses of the plane as in `plane_picture`, and the path through the checkpoints (uint8 H x W x 3)."""
+    words = {number: f"step {found.steps[number]}" for number in (0, -1)}
+    return np.asarray(_landscape(found.plane, found.ticks[:, [0, -1]], found.places, words))
+
+
+def _landscape(
+    loss_AxA: np.ndarray, ends_2x2: np.ndarray, places_Tx2: np.ndarray, words: Mapping[int, str]
+) -> Image.Image:
+    """Losses between both ends of each direction, and dots at some places, joined; `words` beside some of them."""
     highest = np.max(loss_AxA[np.isfinite(loss_AxA)], initial=0.0)
     loss_AxA = np.where(np.isfinite(loss_AxA), loss_AxA, highest)
     low, high = float(loss_AxA.min()), float(max(loss_AxA.max(), loss_AxA.min() * (1 + 1e-6)))
@@ -43,8 +57,10 @@ def plane_picture(loss_AxA: np.ndarray) -> np.ndarray:
     picture.paste(Image.fromarray(_coloured(bar)), (_EDGE + _SIDE + 20, _EDGE))
     shares = np.linspace(0, 1, _NUM_WORDS)
     losses = low * (high / low) ** shares if is_log else low + (high - low) * shares
-    _draw_words(picture, dict(zip(shares.tolist(), losses.tolist(), strict=True)))
-    return np.asarray(picture)
+    _draw_words(picture, dict(zip(shares.tolist(), losses.tolist(), strict=True)), ends_2x2)
+    shares_Tx2 = (places_Tx2 - ends_2x2[:, 0]) / (ends_2x2[:, 1] - ends_2x2[:, 0])
+    _draw_path(picture, _EDGE + _SIDE * np.abs([0, 1] - shares_Tx2), words)
+    return picture
 
 
 def accuracy_picture(scores: Mapping[str, float]) -> np.ndarray:
@@ -117,17 +133,27 @@ def _coloured(share: np.ndarray) -> np.ndarray:
     return np.stack([np.rint(np.interp(band, stops, values)) for values in _COLOURS.T], axis=-1).astype(np.uint8)
 
 
-def _draw_words(picture: Image.Image, losses: Mapping[float, float]) -> None:
-    """Marks the middle, and writes the ends of both axes and the losses of the bar."""
+def _draw_words(picture: Image.Image, losses: Mapping[float, float], ends_2x2: np.ndarray) -> None:
+    """Writes the ends and the middle of both axes, and the losses of the bar."""
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT)
-    pen.circle((_EDGE + _SIDE / 2, _EDGE + _SIDE / 2), 3, "white", "black")
     for share in (0.0, 0.5, 1.0):
-        word, place = f"{2 * share - 1:g}", _EDGE + share * _SIDE
-        pen.text((place, _EDGE + _SIDE + 6), word, "black", font, anchor="mt")
-        pen.text((_EDGE - 8, 2 * _EDGE + _SIDE - place), word, "black", font, anchor="rm")
+        words, place = [f"{low + share * (high - low):.3g}" for low, high in ends_2x2], _EDGE + share * _SIDE
+        pen.text((place, _EDGE + _SIDE + 6), words[0], "black", font, anchor="mt")
+        pen.text((_EDGE - 8, 2 * _EDGE + _SIDE - place), words[1], "black", font, anchor="rm")
     middle = _EDGE + _SIDE / 2
     pen.text((middle, _EDGE + _SIDE + 28), "first direction (right), second (up)", "black", font, anchor="mt")
     pen.text((_EDGE + _SIDE + 20, _EDGE - 10), "loss", "black", font, anchor="lb")
     for share, loss in losses.items():
         place = _EDGE + _SIDE + 26 + _BAR, _EDGE + (1 - share) * _SIDE
         pen.text(place, f"{loss:.3g}", "black", font, anchor="lm")
+
+
+def _draw_path(picture: Image.Image, pixels_Tx2: np.ndarray, words: Mapping[int, str]) -> None:
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT)
+    places = [(float(x), float(y)) for x, y in pixels_Tx2]
+    pen.line(places, "white", 2)
+    for place in places:
+        pen.circle(place, 3, "white", "black")
+    for number, word in words.items():
+        x, y = places[number]
+        pen.text((x, y - 8), word, "white", font, anchor="mb", stroke_width=1, stroke_fill="black")

@@ -4,22 +4,26 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from gnp_scale.config import ConfigError
+from gnp_scale.data.dataset import evenly_spaced
 from gnp_scale.monitoring.tensorboard import TensorBoard
 from gnp_scale.sharpness import corruptions
 from gnp_scale.sharpness.corruptions import SEVERITIES
 from gnp_scale.sharpness.line import Line
 from gnp_scale.sharpness.measure import Report
-from gnp_scale.sharpness.pictures import accuracy_picture, line_picture, plane_picture
+from gnp_scale.sharpness.pictures import accuracy_picture, line_picture, plane_picture, trajectory_picture
 from gnp_scale.sharpness.settings import Settings
+from gnp_scale.sharpness.trajectory import Trajectory
 
-_PICTURES = ("plane", "accuracy", "line", "corruptions")
+_PICTURES = ("plane", "trajectory", "accuracy", "line", "corruptions")
 _FIRST, _COLUMN = 26, 13
 """Characters of the first column and of the others."""
+_MOST_COLUMNS = 7
 
 
 def lines(report: Report, settings: Settings) -> Iterator[str]:
@@ -34,6 +38,8 @@ def lines(report: Report, settings: Settings) -> Iterator[str]:
         yield from _spectrum_lines(scores)
     if report.losses is not None:
         yield _row("highest loss of the plane", [f"{np.nanmax(report.losses):.4g}"])
+    if report.trajectory is not None:
+        yield from _trajectory_lines(report.trajectory)
     if report.line is not None:
         yield from _line_lines(report, report.line)
     if "robustness/top1" in scores:
@@ -67,6 +73,15 @@ def _spectrum_lines(scores: dict[str, float]) -> Iterator[str]:
     yield _row("  one is at most so far", [f"{scores[f'{name}_bound']:.2g}" for name in names])
     yield _row("lowest eigenvalue", [f"{scores['sharpness/eigenvalue_lowest']:.4g}"])
     yield _row("trace", [f"{scores['sharpness/trace']:.4g}", f"+- {scores['sharpness/trace_error']:.2g}"])
+
+
+def _trajectory_lines(found: Trajectory) -> Iterator[str]:
+    shown = evenly_spaced(len(found.steps), _MOST_COLUMNS)
+    yield _row("checkpoints", [f"step {found.steps[number]}" for number in shown])
+    yield _row("  loss", [f"{found.losses[number]:.4g}" for number in shown])
+    for name, place_T in zip(("first", "second"), found.places.T, strict=True):
+        yield _row(f"  {name} direction", [f"{place_T[number]:.4g}" for number in shown])
+    yield _row("  share of both", [f"{found.share:.2%}"])
 
 
 def _line_lines(report: Report, line: Line) -> Iterator[str]:
@@ -110,6 +125,8 @@ def _pictures(report: Report) -> dict[str, np.ndarray]:
     pictures = {}
     if report.losses is not None:
         pictures["plane"] = plane_picture(report.losses)
+    if report.trajectory is not None:
+        pictures["trajectory"] = trajectory_picture(report.trajectory)
     if "robustness/blur_1" in report.scores:
         pictures["accuracy"] = accuracy_picture(report.scores)
     if report.line is not None:
@@ -125,10 +142,19 @@ def _to_json(run: str, report: Report, settings: Settings, other: str | None) ->
         plane = {"steps": report.steps.tolist(), "loss": [_finite(row) for row in report.losses.tolist()]}
     scores = dict(zip(report.scores, _finite(report.scores.values()), strict=True))
     content = {"run": run, "step": report.step, "settings": asdict(settings), "scores": scores, "plane": plane}
+    if report.trajectory is not None:
+        content["trajectory"] = _trajectory_json(report.trajectory)
     if report.line is not None:
         line = {"steps": report.line.steps.tolist(), "loss": _finite(report.line.losses.tolist())}
         content["line"] = {"to": other, "to_step": report.other_step, **line, "top1": report.line.top1.tolist()}
     return json.dumps(content, indent=1) + "\n"
+
+
+def _trajectory_json(found: Trajectory) -> dict[str, Any]:
+    of_checkpoints = {"steps": found.steps, "loss": _finite(found.losses.tolist()), "places": found.places.tolist()}
+    first, second = (ticks.tolist() for ticks in found.ticks)
+    plane = {"first": first, "second": second, "loss": [_finite(row) for row in found.plane.tolist()]}
+    return {"checkpoints": of_checkpoints, "share": found.share, "plane": plane}
 
 
 def _finite(values: Iterable[float]) -> list[float | None]:

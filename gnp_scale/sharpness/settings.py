@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from gnp_scale.checks import closest
 from gnp_scale.config import check
 
-MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding")
-"""Of one network."""
+MEASURES = ("rise", "spectrum", "plane", "corruptions", "rounding", "trajectory")
+DEFAULT_MEASURES = MEASURES[:-1]
+"""Of one network. A trajectory needs several checkpoints."""
 
 _USED_BY = {
-    "radii": ("--radii", "rise"),
-    "group_size": ("--group", "rise"),
-    "num_eigenvalues": ("--eigenvalues", "spectrum"),
-    "num_lanczos_steps": ("--lanczos-steps", "spectrum"),
-    "num_vectors": ("--vectors", "spectrum"),
-    "grid_size": ("--grid", "plane"),
+    "radii": ("--radii", ["rise"]),
+    "group_size": ("--group", ["rise"]),
+    "num_eigenvalues": ("--eigenvalues", ["spectrum"]),
+    "num_lanczos_steps": ("--lanczos-steps", ["spectrum"]),
+    "num_vectors": ("--vectors", ["spectrum"]),
+    "grid_size": ("--grid", ["plane", "trajectory"]),
 }
-"""The option of a field that a single part uses, and that part."""
+"""The option of a field that not all parts use, and the parts that do."""
 _SMALLEST_RADIUS, _LARGEST_RADIUS = 1e-30, 1e30
 """Numbers of float32."""
 
@@ -30,7 +31,7 @@ class Settings:
         ConfigError: a value is out of range.
     """
 
-    measures: Sequence[str] = MEASURES
+    measures: Sequence[str] = DEFAULT_MEASURES
     num_examples: int = 1024
     """Training examples of the loss."""
     radii: Sequence[float] = (0.01, 0.05, 0.1)
@@ -43,7 +44,7 @@ class Settings:
     num_vectors: int = 32
     """Products with the Hessian for the trace."""
     grid_size: int = 11
-    """Steps along each direction of the plane, from -1 to 1."""
+    """Steps along each direction of a plane."""
     seed: int = 0
     """Of the examples, directions, vectors and corruptions."""
 
@@ -53,10 +54,11 @@ class Settings:
                 name in MEASURES,
                 f"--measure has {name!r}: {closest(name, MEASURES)}choose some of {','.join(MEASURES)}",
             )
-        for name, (option, part) in _USED_BY.items():
+        for name, (option, parts) in _USED_BY.items():
             check(
-                part in self.measures or getattr(self, name) == getattr(Settings, name),
-                f"{option} has no effect, because {part} is not measured: leave it out, or add {part} to --measure",
+                bool({*parts} & {*self.measures}) or getattr(self, name) == getattr(Settings, name),
+                f"{option} has no effect, because {' or '.join(parts)} is not measured: leave it out, or add "
+                f"{parts[0]} to --measure",
             )
         names = [f"{radius:g}" for radius in self.radii]
         given = f"--radii is {','.join(names)}"
