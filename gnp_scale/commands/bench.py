@@ -15,7 +15,16 @@ from gnp_scale.resilience.signals import ends_at_a_signal
 if TYPE_CHECKING:
     from gnp_scale.evidence.plan import Plan
 
-_TABLES = ("noise40", "noise60", "clean", "photographs", "photographs-squares", "transformer", "groups")
+_TABLES = (
+    "noise40",
+    "noise60",
+    "clean",
+    "photographs",
+    "photographs-squares",
+    "photographs-noise40",
+    "transformer",
+    "groups",
+)
 
 
 def add(commands: Any) -> None:

@@ -57,6 +57,14 @@ def _photographs(crop_area: float, learning_rate: float, l2_in_loss: float) -> C
     return lambda num_steps: _config(data, ModelConfig("cnn_s"), _sgd(learning_rate, l2_in_loss), num_steps)
 
 
+def _noisy_photographs(num_steps: int) -> Config:
+    # Long enough that plain training memorises wrong labels.
+    data = DataConfig(
+        name="grocery_store", batch_size=128, eval_batch_size=64, image_size=64, crop_area=1.0, label_noise=0.4
+    )
+    return _config(data, ModelConfig("cnn_s"), _sgd(0.1, 5e-4), num_steps)
+
+
 def _transformer(num_steps: int) -> Config:
     model = ModelConfig("vit_mu", patch_size=7, depth=2, width=64, num_heads=4)
     # Plain training chose these when a quarter of the rate, and then a fifth of the decay, were given.
@@ -81,6 +89,9 @@ TABLES = {
     "photographs": Table(f"{_GROCERIES}, random crops; a small CNN", 3000, _photographs(0.08, 0.4, 5e-4), METHODS),
     "photographs-squares": Table(
         f"{_GROCERIES}, largest squares; a small CNN", 3000, _photographs(1.0, 0.05, 1.25e-2), METHODS
+    ),
+    "photographs-noise40": Table(
+        f"{_GROCERIES}, largest squares, 40 % wrong labels; a small CNN", 1800, _noisy_photographs, METHODS
     ),
     "transformer": Table(f"{_CLOTHES}, no augmentation; a small vision transformer", 1200, _transformer, GATED),
     "groups": Table(f"{_CLOTHES}, 40 % wrong labels, batches of 512; a small CNN", 240, _large_batches, GROUPED),
