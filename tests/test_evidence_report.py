@@ -80,6 +80,17 @@ def test_the_share_of_the_gain_of_the_best_cheap_method():
     assert Comparison((PLAIN, worse)).cheap_share() is None
 
 
+def test_a_share_of_a_gain_that_may_be_none_is_not_told():
+    """Neither if the interval of the largest gain holds 0, nor if no cheap method gains anything."""
+    spread = dict(zip(PLAIN.outcomes, (-0.02, 0.03, 0.02), strict=True))
+    unsure = summary("sam", 2, {seed: found.test_best + spread[seed] for seed, found in PLAIN.outcomes.items()})
+    assert Comparison((PLAIN, unsure, MOMENTUM)).cheap_share()[1].name == "momentum"
+    assert Comparison((PLAIN, unsure)).cheap_share() is None
+    worse = summary("momentum", 1, {seed: found.test_best - 0.01 for seed, found in PLAIN.outcomes.items()})
+    assert Comparison((PLAIN, SAM, worse)).cheap_share() is None
+    assert "gains the most" not in report.markdown(PLAN, Comparison((PLAIN, SAM, worse)))
+
+
 def cells(text):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)

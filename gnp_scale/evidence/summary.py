@@ -142,16 +142,20 @@ class Comparison:
         """(cheap method, best method, share of the best gain over plain training that the cheap one has).
 
         The cheap one is the best of at most `CHEAP`, the best one of at most twice the compute of plain training. None
-        if no method gains anything.
+        if no method has a gain whose interval excludes 0, or no cheap one gains anything.
         """
         plain = self.summaries[0]
         gains = [
-            (difference.mean, self.cost(summary), number)
-            for number, summary in enumerate(self.summaries)
+            (difference, summary)
+            for summary in self.summaries
             if summary.method.flags and (difference := summary.difference(plain, "test_best")) is not None
         ]
-        best = max((gain for gain in gains if gain[1] <= 2), default=None)
-        cheap = max((gain for gain in gains if gain[1] <= CHEAP), default=None)
-        if best is None or cheap is None or best[0] <= 0:
+
+        def largest(most_compute: float) -> tuple[Interval, Summary] | None:
+            affordable = (gain for gain in gains if self.cost(gain[1]) <= most_compute)
+            return max(affordable, key=lambda gain: gain[0].mean, default=None)
+
+        best, cheap = largest(2), largest(CHEAP)
+        if best is None or cheap is None or best[0].num < 2 or best[0].low <= 0 or cheap[0].mean <= 0:
             return None
-        return self.summaries[cheap[2]], self.summaries[best[2]], cheap[0] / best[0]
+        return cheap[1], best[1], cheap[0].mean / best[0].mean
