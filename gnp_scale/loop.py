@@ -23,10 +23,11 @@ from gnp_scale.resilience.preemption import StopRequest
 from gnp_scale.resilience.rollback import Rollbacks
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run import layout, program_cache
+from gnp_scale.run.agreement import check_agreement
 from gnp_scale.run.data_sizes import check_data_agree, keep_sizes
 from gnp_scale.run.messages import announce
 from gnp_scale.run.mirror import GrowingFiles
-from gnp_scale.run.processes import check_agreement, is_main_process
+from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.recorder import Recorder, append_exit
 from gnp_scale.run.run_dir import check_reach, claimed
 from gnp_scale.run.stages import Stage, Stages

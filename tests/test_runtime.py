@@ -153,7 +153,13 @@ def test_one_process_leaves_with_its_code():
     [
         ("version", r"process 1 has devices: \d, gnp-scale 9.9,"),
         pytest.param("budgets", r"process 1 has .*, GNP_SCALE_BUDGETS_S=train=60 on ", marks=pytest.mark.long),
-        pytest.param("seed", r"process 1 has .*, but process 0 has ", marks=pytest.mark.long),
+        ("seed", r"process 1 has train.seed 1 on \S+, but process 0 has train.seed 0 on \S+: start all with the same"),
+        pytest.param(
+            "many",
+            r"process 1 has train.num_steps 2001, train.seed 1, train.log_every_steps 11 and 1 more on \S+, but "
+            r"process 0 has train.num_steps 2000, train.seed 0, train.log_every_steps 10 and 1 more on ",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_processes_that_do_not_agree_end_before_anything_is_compiled(tmp_path, monkeypatch, what, expected):

@@ -18,9 +18,10 @@ from gnp_scale.mesh import make_mesh
 from gnp_scale.monitoring.confusion import Guesses, line
 from gnp_scale.monitoring.pictures import make_folder, write_pictures
 from gnp_scale.resilience.watchdog import Watchdog
+from gnp_scale.run.agreement import check_agreement
 from gnp_scale.run.data_sizes import check_data_agree
 from gnp_scale.run.messages import announce
-from gnp_scale.run.processes import check_agreement, is_main_process
+from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step

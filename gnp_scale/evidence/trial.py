@@ -20,10 +20,11 @@ from gnp_scale.loop import train
 from gnp_scale.mesh import make_mesh, resolve
 from gnp_scale.monitoring.metrics import read_metrics
 from gnp_scale.resilience.preemption import StopRequest
+from gnp_scale.run.agreement import check_agreement
 from gnp_scale.run.consensus import first_error
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER
-from gnp_scale.run.processes import check_agreement, is_main_process
+from gnp_scale.run.processes import is_main_process
 from gnp_scale.run.stages import Stage
 from gnp_scale.sweeps.results import TOP1
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step

@@ -2,26 +2,23 @@
 
 import contextlib
 import functools
-import hashlib
-import importlib.metadata
 import json
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, Self
 
 import jax
 from jax._src import cloud_tpu_init, distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 
-from gnp_scale import __version__
-from gnp_scale.config import Config, ConfigError, DataConfig, check
+from gnp_scale.config import ConfigError, check
 from gnp_scale.exit_codes import Exit
 from gnp_scale.run import awake, environment, program_cache
-from gnp_scale.run.budgets import DEFAULTS_S, VARIABLE, budgets_s
+from gnp_scale.run.budgets import VARIABLE, budgets_s
 from gnp_scale.run.consensus import all_gather
 from gnp_scale.run.streams import say
 
@@ -33,9 +30,6 @@ _HEARTBEAT_S = 7 * 24 * 3600
 
 FAILURE = "gnp_scale/watchdog/main/failure"
 """Key of the first `Failure` of the run in the coordination service."""
-
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain")
-"""Libraries on which the numbers and the stream of examples depend."""
 
 _LEAVE_S = 60
 """How long a process that exits waits for the others; less if one of them is silent."""
@@ -196,28 +190,6 @@ def barrier() -> None:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files that are written once."""
     return jax.process_index() == 0
-
-
-def check_agreement(config: Config) -> None:
-    """Confirms, before anything is compiled, that all processes have equally many devices, and the same versions,
-    configuration and budgets.
-
-    The folder of data sets may differ between hosts.
-
-    Raises:
-        ConfigError: one of them differs from process 0; every process raises.
-    """
-    shared = replace(config, data=replace(config.data, root=DataConfig.root))
-    digest = hashlib.sha256(repr(shared).encode()).hexdigest()[:12]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
-    changed = [f"{name}={seconds:g}" for name, seconds in budgets_s().items() if seconds != DEFAULTS_S[name]]
-    devices = f"devices: {jax.local_device_count()}"
-    mine = f"{devices}, gnp-scale {__version__}, {versions}, configuration {digest}, {VARIABLE}={','.join(changed)}"
-    theirs = all_gather((mine, socket.gethostname()))
-    for n, (line, host) in enumerate(theirs):
-        if line != theirs[0][0]:
-            other = " on ".join(theirs[0])
-            raise ConfigError(f"process {n} has {line} on {host}, but process 0 has {other}: start all with the same")
 
 
 def leave(code: int, reason: str | None = None) -> int:
