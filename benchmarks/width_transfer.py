@@ -1,11 +1,12 @@
-"""Whether a radius that is right for a narrow network is right for a wide one, with each metric.
+"""Whether a radius and a learning rate that are right for a narrow network are right for a wide one, with each metric.
 
 Command: python -m benchmarks.width_transfer [--num-seeds N]
 
 An MLP of three hidden layers learns a third of scikit-learn's digits, whose labels are partly wrong, with SAM at
-several radii. Learning rates are in the maximal update parametrization (arXiv 2011.14522), so they fit all widths: with
-SGD, kernels of variance 1 / inputs (0 in the last layer) and biases of 0 learn at rate times outputs / inputs, a bias
-having one input. Before training, it tells how far the perturbation of a layer alone moves the outputs of that layer.
+several radii and learning rates. These are in the maximal update parametrization (arXiv 2011.14522), so they should fit
+all widths: with SGD, kernels of variance 1 / inputs (0 in the last layer) and biases of 0 learn at rate times outputs /
+inputs, a bias having one input. Before training, it tells how far the perturbation of a layer alone moves the outputs
+of that layer.
 
 Shapes: B examples, D inputs, H hidden channels, K classes.
 """
@@ -26,11 +27,14 @@ from gnp_scale.gnp.perturbation import perturb
 
 WIDTHS = (64, 128, 256, 512)
 METRICS: tuple[Metric, ...] = ("euclidean", "layerwise")
-RADII = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-NUM_STEPS, BATCH_SIZE, RATE, SHARE_OF_WRONG_LABELS = 600, 64, 0.1, 0.4
+RADII = (0.0, 0.01, 0.02, 0.04, 0.08)
+RATES = (0.05, 0.1, 0.2, 0.4)
+NUM_STEPS, BATCH_SIZE, SHARE_OF_WRONG_LABELS = 600, 64, 0.4
 LAYERS = ("0", "1", "2", "head")
 
 type Params = dict[str, dict[str, jax.Array]]
+type Setting = tuple[float, float]
+"""A learning rate and a radius."""
 
 
 def main() -> None:
@@ -42,8 +46,9 @@ def main() -> None:
         f"`python -m benchmarks.width_transfer --num-seeds {num_seeds}`; {NUM_STEPS} steps of {BATCH_SIZE} examples."
     ]
     for metric in METRICS:
-        lines += ["", f"## {metric}", "", *moves(metric), "", *accuracies(metric, num_seeds)]
-    write_report("width-transfer", "The radius over the width of a network", lines)
+        found = {width: accuracies(metric, width, num_seeds) for width in WIDTHS}
+        lines += ["", f"## {metric}", "", *moves(metric), "", *table(found), "", *transfer(found)]
+    write_report("width-transfer", "Radius and learning rate over the width of a network", lines)
 
 
 def moves(metric: Metric) -> list[str]:
@@ -60,19 +65,43 @@ def moves(metric: Metric) -> list[str]:
     return rows
 
 
-def accuracies(metric: Metric, num_seeds: int) -> list[str]:
-    """A table: mean accuracy on the other digits, and its standard error, for each width and radius."""
-    rows = ["| width | " + " | ".join(f"r = {r:g}" for r in RADII) + " | best r |", "|---|" + "---|" * (len(RADII) + 1)]
-    for width in WIDTHS:
-        train_fn = jax.jit(jax.vmap(partial(train, width=width, metric=metric), (0, None)))
-        found = [np.asarray(train_fn(jnp.arange(num_seeds), r)) for r in RADII]
-        cells = [f"{100 * x.mean():.1f} ± {100 * x.std(ddof=1) / num_seeds**0.5:.1f}" for x in found]
-        best = RADII[int(np.argmax([x.mean() for x in found]))]
-        rows.append(f"| {width} | " + " | ".join(cells) + f" | {best:g} |")
+def accuracies(metric: Metric, width: int, num_seeds: int) -> dict[Setting, np.ndarray]:
+    """Accuracies on the other digits, one for each seed."""
+    train_fn = jax.jit(jax.vmap(partial(train, width=width, metric=metric), (0, None, None)))
+    return {(rate, r): np.asarray(train_fn(jnp.arange(num_seeds), rate, r)) for rate in RATES for r in RADII}
+
+
+def table(found: dict[int, dict[Setting, np.ndarray]]) -> list[str]:
+    """A table: mean accuracy and its standard error, for each width, learning rate and radius."""
+    rows = ["| width | rate | " + " | ".join(f"r = {r:g}" for r in RADII) + " |", "|---" * (len(RADII) + 2) + "|"]
+    for width, accuracy in found.items():
+        for rate in RATES:
+            cells = [mean_and_error(accuracy[rate, r]) for r in RADII]
+            rows.append(f"| {width} | {rate:g} | " + " | ".join(cells) + " |")
     return rows
 
 
-def train(seed: jax.Array, r: jax.Array, *, width: int, metric: Metric) -> jax.Array:
+def transfer(found: dict[int, dict[Setting, np.ndarray]]) -> list[str]:
+    """A table: what the best setting of the narrowest network reaches in wider ones, beside their own best setting."""
+    best = {width: max(accuracy, key=lambda setting: accuracy[setting].mean()) for width, accuracy in found.items()}
+    narrow = best[WIDTHS[0]]
+    rows = [
+        f"| width | best rate, r | accuracy there | with {narrow[0]:g}, {narrow[1]:g}, best of {WIDTHS[0]} | loss |",
+        "|---|---|---|---|---|",
+    ]
+    for width, accuracy in found.items():
+        own, its = accuracy[best[width]], accuracy[narrow]
+        words = [f"{best[width][0]:g}, {best[width][1]:g}", *map(mean_and_error, (own, its, own - its))]
+        rows.append(f"| {width} | " + " | ".join(words) + " |")
+    return rows
+
+
+def mean_and_error(values: np.ndarray) -> str:
+    """In percent, with the standard error."""
+    return f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def train(seed: jax.Array, rate: jax.Array, r: jax.Array, *, width: int, metric: Metric) -> jax.Array:
     """Accuracy after training, a scalar; r = 0 is plain training, which costs two passes here."""
     images, labels, test_images, test_labels = data(0)
     noise_key, init_key, order_key = jax.random.split(jax.random.key(seed), 3)
@@ -84,7 +113,7 @@ def train(seed: jax.Array, r: jax.Array, *, width: int, metric: Metric) -> jax.A
     def step(params: Params, number: jax.Array) -> tuple[Params, None]:
         chosen = jax.random.choice(jax.random.fold_in(order_key, number), len(images), (BATCH_SIZE,), replace=False)
         _, u = gradient(params, (images[chosen], labels[chosen]), step=number)
-        return jax.tree.map(lambda w, g: w - RATE * factor(w) * g, params, u), None
+        return jax.tree.map(lambda w, g: w - rate * factor(w) * g, params, u), None
 
     params, _ = jax.lax.scan(step, init(init_key, width, is_head_zero=True), jnp.arange(NUM_STEPS))
     logits_BxK = outputs(params["head"], hidden(params, test_images)[-1])
