@@ -128,14 +128,27 @@ def test_a_batch_that_does_not_divide_is_no_traceback(batch_size, accumulate_ste
         compile_step(make_task(config, absent_data.load(VIT.data, None)), Cluster("v5e:2x4"), StepKind.PLAIN)
 
 
-@pytest.mark.parametrize(("json_file", "picture"), [("missing/a", "b.png"), (".", "b.png"), ("same.png", "same.png")])
+@pytest.mark.parametrize(
+    ("json_file", "picture"), [("missing/a.json", "b.png"), ("folder.json", "b.png"), ("a.json", "missing/b.png")]
+)
 def test_files_that_cannot_be_written_are_named_before_anything_is_compiled(
     json_file, picture, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr("gnp_scale.commands.plan._prepare", lambda topology: pytest.fail("it was begun"))
+    (tmp_path / "folder.json").mkdir()
     files = ["--json", str(tmp_path / json_file), "--plot", str(tmp_path / picture)]
     assert main(["plan", "configs/digits.py:quickstart", "--topology", "v5e:2x2", *files]) == Exit.WRONG_CONFIG
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("option", "end"), [("--json", ".json"), ("--plot", ".png")])
+def test_a_recipe_is_not_replaced_by_a_plan(option, end, tmp_path, capsys):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("# kept")
+    command = ["plan", "configs/digits.py:quickstart", "--topology", "v5e:2x2", option, str(recipe)]
+    assert main(command) == Exit.WRONG_CONFIG
+    expected = f"gnp-scale: {option} is {recipe}: give the name of a file that ends in {end}\n"
+    assert (capsys.readouterr().err, recipe.read_text()) == (expected, "# kept")
 
 
 @pytest.fixture(scope="module")
@@ -392,12 +405,15 @@ def test_the_compiler_knows_slices_of_one_chip(topology):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs the TPU compiler: make tpu-compiler")
-def test_a_plan_that_is_stopped_ends_at_once_and_silently():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_plan_that_is_stopped_ends_at_once_and_silently(number):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("was started by nohup, and so is the plan")
     command = [sys.executable, "-m", "gnp_scale.cli", "plan", "configs/digits.py:quickstart", "--topology", "v5e:2x2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline() == "gnp-scale: compiling the steps for v5e:2x2: may take minutes\n"
-        process.send_signal(signal.SIGTERM)
-        assert (process.stderr.read(), process.wait()) == ("", -signal.SIGTERM)
+        process.send_signal(number)
+        assert (process.stderr.read(), process.wait()) == ("", -number)
 
 
 SMALL = ["--model.width", "256", "--model.depth", "1", "--model.num-heads", "2", "--train.num-steps", "10"]

@@ -24,6 +24,7 @@ _USAGE = (
     "gnp-scale plan FILE:FUNCTION --topology CHIP:SHAPE",
     ("--topology", "--num-slices", "--num-classes", "--fit", "--plot", "--json"),
 )
+_ENDS = {"json": ".json", "plot": ".png"}
 
 
 def add(commands: Any) -> None:
@@ -37,7 +38,7 @@ def add(commands: Any) -> None:
     plan.add_argument("--num-classes", type=at_least(1), help="of a data set that is not here")
     plan.add_argument("--fit", action="store_true", help="look for flags with which the run fits into memory")
     plan.add_argument("--plot", metavar="FILE.png", help="compile other methods and sizes too, and draw them (minutes)")
-    plan.add_argument("--json", metavar="FILE", help="also write the plan into FILE")
+    plan.add_argument("--json", metavar="FILE.json", help="also write the plan into this file")
     plan.set_defaults(command=_plan, takes_flags=True)
 
 
@@ -83,8 +84,7 @@ def _make(options: argparse.Namespace, flags: Sequence[str]) -> "tuple[Plan, Dat
     config = recipe.override(recipe.load(options.recipe), flags, *_USAGE)
     dataset, name = absent_data.load(config.data, options.num_classes), " ".join([options.recipe, *flags])
     cluster.devices()
-    # The compiler that was just loaded would print its stack.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_at_signals()
     say(f"compiling the steps for {cluster.name}: may take minutes")
     if options.fit:
         added = fit(config, cluster, dataset, say)
@@ -94,6 +94,14 @@ def _make(options: argparse.Namespace, flags: Sequence[str]) -> "tuple[Plan, Dat
     except DoesNotFitError as error:
         limit = cluster.chip.memory_bytes / GIB
         raise ConfigError(f"{error}, and a chip has {limit:.2f}: add --fit to look for what to change") from error
+
+
+def _end_at_signals() -> None:
+    """As before the compiler was loaded, which prints its stack at SIGTERM, and ignores SIGHUP."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # What Python has found at its start, for example by nohup.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _prepare(topology: str) -> None:
@@ -108,7 +116,7 @@ def _prepare(topology: str) -> None:
 
 def _check_writable(paths: Mapping[str, Path]) -> None:
     """Before anything is compiled, which takes minutes."""
-    check(len(set(paths.values())) == len(paths), "--json and --plot name the same file: give them two")
     for name, path in paths.items():
+        check(path.suffix == _ENDS[name], f"--{name} is {path}: give the name of a file that ends in {_ENDS[name]}")
         is_folder = path.parent.is_dir() and os.access(path.parent, os.W_OK) and not path.is_dir()
         check(is_folder, f"--{name} {path} cannot be written: name a file in a folder that is there and is writable")
