@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data.dataset import Dataset, Split
-from gnp_scale.data.pipeline import batch_indices, check_divisible, eval_batches, row_bounds, train_batches, train_rows
+from gnp_scale.data.pipeline import (
+    batch_indices,
+    check_divisible,
+    eval_batches,
+    num_eval_batches,
+    row_bounds,
+    train_batches,
+    train_rows,
+)
 from gnp_scale.mesh import batch_spec, sharding
 
 MESHES = {"1x1x1": (1, 1, 1), "1x8x1": (1, 8, 1), "8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
@@ -154,13 +162,14 @@ def test_evaluation_sees_every_example_once(shape, num_examples: int, config, se
 def test_a_batch_that_cannot_be_shared_is_refused_at_once(name: str, config: DataConfig, dataset, set_mesh):
     set_mesh(2, 4, 1)
     expected = rf"^data\.{name} 12 is not divisible by the 8 devices .*: make it a multiple of 8, or change --mesh$"
-    for call in (
-        lambda: check_divisible(config),
-        lambda: train_batches(dataset, config, 0, 0, 1),
-        lambda: eval_batches(dataset.test, config),
-    ):
+    for call in (lambda: check_divisible(config), lambda: train_batches(dataset, config, 0, 0, 1)):
         with pytest.raises(ConfigError, match=expected):
             call()
+    if name == "eval_batch_size":
+        with pytest.raises(ConfigError, match=expected):
+            eval_batches(dataset.test, config)
+    else:
+        assert len(list(eval_batches(dataset.test, config))) == num_eval_batches(dataset.test, config)
 
 
 def test_the_tensor_axis_does_not_share_examples(set_mesh):

@@ -66,6 +66,11 @@ def test_two_processes_with_another_mesh_give_the_same_probe(run_dir, tmp_path):
         np.testing.assert_allclose(there[name], value, atol=0.051 if "top1" in name else 0, err_msg=name)
 
 
+def test_a_batch_of_training_that_the_devices_cannot_share_does_not_matter(run_dir):
+    odd = replace(BASE, data=replace(BASE.data, batch_size=33))
+    assert evaluate_run(odd, run_dir) == evaluate_run(BASE, run_dir)
+
+
 def test_images_that_do_not_fit_the_network_are_one_line(run_dir):
     grey = replace(BASE, data=DataConfig(batch_size=32, eval_batch_size=32))
     with pytest.raises(

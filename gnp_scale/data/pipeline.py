@@ -7,7 +7,7 @@ B examples of the global batch.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import grain
 import jax
@@ -61,7 +61,7 @@ def eval_batches(split: Examples, config: DataConfig) -> Batches:
     Raises:
         ConfigError: the devices cannot share the batch equally.
     """
-    check_divisible(config)
+    check_divisible(config, ("eval_batch_size",))
     placement = _Placement(config.eval_batch_size)
     num_examples = len(split)
 
@@ -85,14 +85,14 @@ def batch_indices(seed: int, num_examples: int, batch_size: int, step: int) -> n
     return examples_at(seed, num_examples, step * batch_size + np.arange(batch_size))
 
 
-def check_divisible(config: DataConfig) -> None:
-    """Checks that both batch sizes can be split equally over the devices of the current mesh.
+def check_divisible(config: DataConfig, names: Sequence[str] = ("batch_size", "eval_batch_size")) -> None:
+    """Checks that batch sizes can be split equally over the devices of the current mesh.
 
     Raises:
         ConfigError: a batch size is not divisible.
     """
     num_shards = current_axis_size(BATCH)
-    for name in ("batch_size", "eval_batch_size"):
+    for name in names:
         size = getattr(config, name)
         check(
             size % num_shards == 0,

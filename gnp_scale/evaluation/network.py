@@ -26,7 +26,8 @@ def task_of_run(config: Config, stored: Shapes, *, has_own_classes: bool) -> Tas
     Raises:
         ConfigError: as `Task.of`; or the network does not take these images or classes.
     """
-    check_divisible(config.data)
+    # Nothing is trained.
+    check_divisible(config.data, ("eval_batch_size",))
     dataset = sources.load(config.data)
     num_classes = stored["head/dense/bias" if "head/dense/bias" in stored else "head/bias"][0]
     check(
