@@ -102,13 +102,15 @@ def test_an_evaluation_stops_before_its_next_batch_or_at_its_end():
         assert all(stop.reached(8, batch) for batch in rest)
 
 
-def test_a_stop_planned_before_a_rollback_comes_after_the_first_step_that_follows_it():
+def test_a_stop_planned_before_a_rollback_comes_after_the_first_step_that_follows_it(capsys):
     stop = alone()
-    begin(stop, 9000)
-    assert not stop.reached(9999)
+    begin(stop, 900)
+    assert not stop.reached(950)
     stop.ask("SIGTERM")
-    begin(stop, 9900)
-    assert stop.reached(9901)
+    assert "SIGTERM: saving after step 951, within" in capsys.readouterr().err
+    begin(stop, 920)
+    assert stop.reached(921)
+    assert capsys.readouterr().err == "gnp-scale: after the rollback, saving after step 921 instead\n"
 
 
 def test_leaving_before_the_run_trains_loses_no_step(left, capsys):

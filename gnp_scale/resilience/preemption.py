@@ -120,8 +120,11 @@ class StopRequest:
         with self._lock:
             self._position = Position(self._position.attempt + 1, start)
             self._num_steps, self._say_what_is_lost = num_steps, leave
-            if self._stop_at is not None and self._stop_at.attempt < self._position.attempt:
+            is_late = self._stop_at is not None and self._stop_at.attempt < self._position.attempt
+            if is_late:
                 self._stop_at = Position(self._position.attempt, start + 1)
+        if is_late and self._rank == 0:
+            say(f"after the rollback, saving after step {start + 1} instead")
 
     def close(self) -> None:
         """Records that there is nothing to close or to lose, before a run and after it: the process may go on."""
