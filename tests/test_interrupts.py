@@ -187,3 +187,22 @@ def test_a_command_in_another_thread_leaves_ctrl_c_to_the_main_one():
     thread.start()
     thread.join()
     assert found == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize(
+    ("handled", "expected"),
+    [("SIG_DFL", -signal.SIGHUP), ("SIG_IGN", 0), ("lambda number, frame: sys.exit(7)", 7)],
+    ids=["not", "by nohup", "in Python"],
+)
+def test_what_a_library_does_to_signals_is_undone(handled, expected):
+    """As libtpu, it ignores SIGHUP, without Python's knowledge."""
+    program = f"""
+import ctypes, os, signal, sys
+from gnp_scale.resilience.signals import take_back
+from signal import SIG_DFL, SIG_IGN
+signal.signal(signal.SIGHUP, {handled})
+ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGHUP), ctypes.c_void_p(1))
+take_back()
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == expected

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from gnp_scale.checks import check, local_path
 from gnp_scale.commands.common import import_jax
 from gnp_scale.config import ConfigError
 from gnp_scale.exit_codes import Exit
+from gnp_scale.resilience.signals import take_back
 from gnp_scale.run.streams import say
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _make(options: argparse.Namespace, flags: Sequence[str]) -> "tuple[Plan, Dat
     config = recipe.override(recipe.load(options.recipe), flags, *_USAGE)
     dataset, name = absent_data.load(config.data, options.num_classes), " ".join([options.recipe, *flags])
     cluster.devices()
-    _end_at_signals()
+    take_back()
     say(f"compiling the steps for {cluster.name}: may take minutes")
     if options.fit:
         added = fit(config, cluster, dataset, say)
@@ -94,14 +94,6 @@ def _make(options: argparse.Namespace, flags: Sequence[str]) -> "tuple[Plan, Dat
     except DoesNotFitError as error:
         limit = cluster.chip.memory_bytes / GIB
         raise ConfigError(f"{error}, and a chip has {limit:.2f}: add --fit to look for what to change") from error
-
-
-def _end_at_signals() -> None:
-    """As before the compiler was loaded, which prints its stack at SIGTERM, and ignores SIGHUP."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # What Python has found at its start, for example by nohup.
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _prepare(topology: str) -> None:

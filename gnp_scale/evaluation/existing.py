@@ -17,6 +17,7 @@ from gnp_scale.evaluation.network import task_of_run
 from gnp_scale.mesh import make_mesh
 from gnp_scale.monitoring.confusion import Guesses, line
 from gnp_scale.monitoring.pictures import make_folder, write_pictures
+from gnp_scale.resilience.signals import take_back
 from gnp_scale.resilience.watchdog import Watchdog
 from gnp_scale.run.agreement import check_agreement
 from gnp_scale.run.data_sizes import check_data_agree
@@ -109,6 +110,7 @@ def working(config: Config, pictures: Path | None) -> Iterator[Stages]:
     if pictures is not None and is_main_process():
         make_folder(pictures)
     with Watchdog(stages, None), jax.set_mesh(make_mesh(config.mesh)):
+        take_back()
         check_agreement(config)
         advice = unread_advice(config.data)
         if advice is not None:

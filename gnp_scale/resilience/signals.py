@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -26,6 +27,19 @@ def ends_at_a_signal() -> Iterator[None]:
 def _end(number: int, frame: Any) -> NoReturn:
     say(f"{signal.Signals(number).name}: there is nothing to save: start the same command again to go on")
     raise SystemExit(Exit.PREEMPTED)
+
+
+def take_back() -> None:
+    """Handles `SIGNALS` again as Python knows them, in the main thread; for commands that load libtpu.
+
+    When that library is loaded, it sets SIGTERM to print its stack, and SIGHUP to do nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if handler is not None:
+            signal.signal(number, handler)
 
 
 def signals_to_take() -> list[signal.Signals]:
