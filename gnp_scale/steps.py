@@ -140,7 +140,7 @@ class _StepEnd:
         if is_evaluated and not stops:
             self.reporter.release()
             with self.throughput.paused(Stage.EVALUATE, step, after), contextlib.suppress(_StoppedError):
-                scores = self._scores(step, self.evaluate(state, partial(_go_on, run.stop, step)))
+                scores = self._scores(step, self.evaluate(state.network, partial(_go_on, run.stop, step)))
                 self.reporter.report(step, scores)
             stops = run.stop.reached(step, EVALUATED)
         if step == train.num_steps or stops or run.checkpoints.is_due(step, scores):

@@ -83,7 +83,7 @@ def test_the_guess_for_each_image_is_that_of_numpy(shape, loss, set_mesh):
     evaluation_of = make_evaluate(task, lambda: program)
     random = np.random.default_rng(0)
     state = filled(task.init_state(), lambda w: w if w.ndim < 2 else random.normal(size=w.shape).astype(w.dtype))
-    scores, guesses = evaluation_of(state)
+    scores, guesses = evaluation_of(state.network)
     guessed = guesses()
 
     rows = task.dataset.test.read(np.minimum(np.arange(40), NUM_EXAMPLES - 1), None)
@@ -108,9 +108,9 @@ def test_the_guess_for_each_image_is_that_of_numpy(shape, loss, set_mesh):
     assert scores["eval/top1"] == pytest.approx(np.trace(expected) / used.sum())
     assert scores["eval/loss"] == pytest.approx(guessed.loss[used].mean(), rel=1e-5)
 
-    tied = evaluation_of(filled(state, np.zeros_like)).guesses()
+    tied = evaluation_of(filled(state.network, np.zeros_like)).guesses()
     assert set(tied.guess[used].tolist()) == {0}
-    no_number = evaluation_of(filled(state, lambda w: np.full_like(w, np.nan)))
+    no_number = evaluation_of(filled(state.network, lambda w: np.full_like(w, np.nan)))
     assert no_number.scores["eval/top1"] == np.trace(no_number.guesses().counts()) == 0
     assert set(no_number.guesses().guess[used].tolist()) == {NO_GUESS}
 
@@ -125,7 +125,7 @@ def test_the_scores_are_bitwise_those_of_a_program_without_guesses(set_mesh, mon
 
     def scores() -> dict[str, str]:
         program = trace_eval_step(task).compile()
-        return {name: score.hex() for name, score in make_evaluate(task, lambda: program)(state).scores.items()}
+        return {name: score.hex() for name, score in make_evaluate(task, lambda: program)(state.network).scores.items()}
 
     both = scores()
     monkeypatch.setattr(evaluate, "_guessed", lambda *_: {})

@@ -293,7 +293,7 @@ def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, se
     data = config(name="set", root=str(root), image_size=8, eval_labels=str(root / "real.json"))
     task = Task.of(Config(data=data, model=ModelConfig("vit_mu", patch_size=4)))
     state = task.init_state()
-    scores = make_evaluate(task, lambda: trace_eval_step(task).compile())(state).scores
+    scores = make_evaluate(task, lambda: trace_eval_step(task).compile())(state.network).scores
     # As many as the devices can share.
     rows = task.dataset.test.read(np.minimum(np.arange(8), 5), None)
     with jax.numpy_rank_promotion("allow"):

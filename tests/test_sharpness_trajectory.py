@@ -98,7 +98,7 @@ def test_places_are_those_of_the_filters_and_losses_those_of_the_networks(run_di
     """By the definition, in float64. At the end of the path the plane has the loss of the last checkpoint."""
     found = measure_run(CONFIG, run_dir, SETTINGS, None, None).trajectory
     with jax.set_mesh(make_mesh(CONFIG.mesh)):
-        states = dict(load_each(run_dir, Task.of(CONFIG).abstract_state()))
+        states = dict(load_each(run_dir, Task.of(CONFIG).abstract_state().network))
     assert found.steps == sorted(states) == [2, 4, 6, 8]
     ends = filters(states[8].evaluated[0])
     norms = np.concatenate([np.linalg.norm(w, axis=1) for w in ends])
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_is_left_out_and_too_few_are_one_line(run_dir, tmp_
 def test_checkpoints_that_the_run_deletes_are_left_out_without_a_word(run_dir, tmp_path, capfd):
     copied = shutil.copytree(run_dir, tmp_path / "run")
     with jax.set_mesh(make_mesh(CONFIG.mesh)):
-        found = load_each(copied, Task.of(CONFIG).abstract_state())
+        found = load_each(copied, Task.of(CONFIG).abstract_state().network)
         assert next(found)[0] == 8
         shutil.rmtree(copied / "checkpoints" / "6")
         assert [step for step, _ in found] == [4, 2]

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,17 +21,17 @@ from gnp_scale.checkpoint.whole import check_stored, load_whole
 from gnp_scale.config import ConfigError
 from gnp_scale.run.messages import announce
 from gnp_scale.run.store import Folder
-from gnp_scale.training.state import TrainState
+from gnp_scale.training.state import NetworkState
 
 
-def load_average(run_dir: Folder, abstract_state: TrainState, num: int) -> tuple[int, TrainState]:
-    """(step, state) of the newest intact checkpoint, with the averages of the newest `num` in place of its parameters,
-    batch statistics and moving averages.
+def load_average(run_dir: Folder, abstract_state: NetworkState, num: int) -> tuple[int, NetworkState]:
+    """(step, state) of the newest intact checkpoint, with the averages of the parameters, batch statistics and moving
+    averages of the newest `num`.
 
     Every checkpoint has the same weight: w = (w_1 + ... + w_num) / num, summed in float32 from the newest to the
     oldest (arXiv 1706.03762, section 6.1; arXiv 1803.05407 with its equal weights). Averaged batch statistics are an
-    approximation of those that the averaged network would measure, as in `TrainState.ema`. The optimizer's state is
-    that of the newest checkpoint. Two states are in memory at a time. Changes nothing in the folder.
+    approximation of those that the averaged network would measure, as in `TrainState.ema`. Two networks are in memory
+    at a time. Changes nothing in the folder.
 
     Raises:
         ConfigError: fewer than `num` checkpoints are intact.
@@ -48,16 +47,16 @@ class _DeletedError(Exception):
     """The run has deleted a checkpoint after it was listed and before it was read."""
 
 
-def _average_of(states: Iterator[tuple[int, TrainState]], num: int) -> tuple[int, TrainState]:
-    newest, state = next(states)
-    used, total = [newest], _averaged(state)
+def _average_of(states: Iterator[tuple[int, NetworkState]], num: int) -> tuple[int, NetworkState]:
+    newest, total = next(states)
+    used = [newest]
     for step, older in states:
-        total = _add(total, _averaged(older))
+        total = _add(total, older)
         used.append(step)
         # Before the next one is read.
         del older
     announce(f"the average of the checkpoints of steps {', '.join(map(str, reversed(used)))}")
-    return newest, _with_average(state, _divide(total, num))
+    return newest, _divide(total, num)
 
 
 def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tuple[int, Any]:
@@ -96,8 +95,8 @@ def _whole_average(run_dir: Folder, steps: list[int]) -> tuple[int, Any]:
 
 
 def _newest_first(
-    run_dir: Folder, store: Store, abstract_state: TrainState, num: int
-) -> Iterator[tuple[int, TrainState]]:
+    run_dir: Folder, store: Store, abstract_state: NetworkState, num: int
+) -> Iterator[tuple[int, NetworkState]]:
     """Reads the newest `num` intact checkpoints of one listing, one after another.
 
     With those of several listings a gap could be between them, which a run makes that goes on meanwhile.
@@ -126,16 +125,6 @@ def _too_few(run_dir: Folder, num_found: int, num: int, step: int | None = None)
         f"{run_dir} holds {num_found} intact checkpoints{which}, fewer than the {num} to average: average fewer, or "
         f"train with --checkpoint.keep-last {num}"
     )
-
-
-def _averaged(state: TrainState) -> Any:
-    return state.params, state.batch_stats, state.ema
-
-
-def _with_average(state: TrainState, average: Any) -> TrainState:
-    params, batch_stats, ema = average
-    copy = None if state.copy is None else jax.tree.map(lambda old, w: w.astype(old.dtype), state.copy, params)
-    return replace(state, params=params, batch_stats=batch_stats, ema=ema, copy=copy)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -22,7 +22,7 @@ from gnp_scale.run.run_dir import changes
 from gnp_scale.run.store import Folder
 from gnp_scale.run.store_requests import StoreError, may_pass, not_now
 from gnp_scale.run.streams import one_line
-from gnp_scale.training.state import TrainState
+from gnp_scale.training.state import NetworkState
 
 MOST_LISTINGS = 10
 """Of the checkpoints of a run that deletes them while they are read."""
@@ -79,7 +79,7 @@ def tried(read: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def read_state(store: Store, step: int, abstract_state: Any, metadata: Metadata) -> Any:
-    """The state of a step, with the types and shardings of `abstract_state`.
+    """The state of a step, with the types and shardings of `abstract_state`, which may have some of its parts only.
 
     Raises:
         ConfigError: its optimizer has another form.
@@ -87,11 +87,21 @@ def read_state(store: Store, step: int, abstract_state: Any, metadata: Metadata)
     """
     _check_form(store, step, metadata["checksums"], abstract_state)
     state = tried(store.read, step, abstract_state)
-    names = mismatched(state, metadata["checksums"])
+    parts = _parts(abstract_state)
+    names = mismatched(state, {name: value for name, value in metadata["checksums"].items() if _part(name) in parts})
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise DamagedError(f"arrays differ from the saved ones: {', '.join(names[:3])}{more}")
     return state
+
+
+def _parts(state: Any) -> set[str]:
+    """The names of the fields of a state, or of the entries of a dictionary, those that are None too."""
+    return {path_name(path) for path, _ in jax.tree.leaves_with_path(state, is_leaf=lambda part: part is not state)}
+
+
+def _part(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _check_form(store: Store, step: int, stored: Iterable[str], abstract_state: Any) -> None:
@@ -137,7 +147,7 @@ def _scores(store: Store, step: int) -> Scores | None:
         return None
 
 
-def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, TrainState]:
+def load_newest(run_dir: Folder, abstract_state: NetworkState) -> tuple[int, NetworkState]:
     """(step, state) of the newest intact checkpoint. Prints a line for each newer one, which is damaged. Changes
     nothing in the folder, because a run may write there.
 
@@ -152,7 +162,7 @@ def load_newest(run_dir: Folder, abstract_state: TrainState) -> tuple[int, Train
     raise deletes_too_soon(run_dir)
 
 
-def load_each(run_dir: Folder, abstract_state: TrainState) -> Iterator[tuple[int, TrainState]]:
+def load_each(run_dir: Folder, abstract_state: NetworkState) -> Iterator[tuple[int, NetworkState]]:
     """(step, state) of each intact checkpoint, from the newest to the oldest. Prints a line for each damaged one, and
     leaves out what the run deletes meanwhile. Changes nothing in the folder.
 
@@ -172,7 +182,7 @@ def load_each(run_dir: Folder, abstract_state: TrainState) -> Iterator[tuple[int
         del state
 
 
-def newest_of(store: Store, steps: Iterable[int], abstract_state: TrainState) -> VerifiedCheckpoint | None:
+def newest_of(store: Store, steps: Iterable[int], abstract_state: NetworkState) -> VerifiedCheckpoint | None:
     """As `latest_valid`, with a line for each damaged checkpoint; None if one that it tried was not damaged but has
     been deleted since `steps` were listed: list them again.
     """

@@ -164,12 +164,15 @@ class Store:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), described)
 
     def read(self, step: int, abstract_state: Any) -> Any:
-        """The state of a step, with the types and shardings of `abstract_state`; waits for no other process.
+        """The state of a step, with the types and shardings of `abstract_state`; waits for no other process. Parts of
+        the state that `abstract_state` has not are not read.
 
         Raises:
             Exception: any error that a damaged file causes in Orbax.
         """
-        with _alone():
+        context = _alone()
+        context.pytree.loading.partial_load = True
+        with context:
             return ocp.load(str(self._path(step)), abstract_state)
 
     def _orbax_metadata(self, step: int) -> Any:

@@ -27,7 +27,7 @@ from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.run.store import Folder
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
-from gnp_scale.training.state import TrainState
+from gnp_scale.training.state import NetworkState
 
 _NUM_TOLD = 5
 """Confusions that `gnp-scale eval` prints."""
@@ -128,17 +128,17 @@ def task_of(config: Config, run_dir: Folder | None, *, has_own_classes: bool) ->
     return task_of_run(config, stored_shapes(run_dir), has_own_classes=has_own_classes)
 
 
-def load(run_dir: Folder | None, task: Task, num_averaged: int | None, stages: Stages) -> tuple[int, TrainState]:
+def load(run_dir: Folder | None, task: Task, num_averaged: int | None, stages: Stages) -> tuple[int, NetworkState]:
     """(step, state) of the newest checkpoint, or of the average of some, or of a file of weights."""
     check_data_agree(task.dataset.sizes, task.dataset.class_names, task.dataset.fingerprints)
     with stages.enter(Stage.RESTORE, 0):
         if run_dir is None:
             assert task.initial is not None, "the command has checked that there is a file"
             announce(task.initial.check().line())
-            return 0, task.init_state()
+            return 0, task.init_state().network
         if num_averaged is None:
-            return load_newest(run_dir, task.abstract_state())
-        return load_average(run_dir, task.abstract_state(), num_averaged)
+            return load_newest(run_dir, task.abstract_state().network)
+        return load_average(run_dir, task.abstract_state().network, num_averaged)
 
 
 def _tell_guesses(guesses: Guesses, dataset: Dataset, pictures: Path | None) -> None:

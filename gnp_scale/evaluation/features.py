@@ -19,7 +19,7 @@ from gnp_scale.mesh import BATCH, P, on_mesh
 from gnp_scale.run.stages import Stage, Stages
 from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.setup import Task
-from gnp_scale.training.state import TrainState
+from gnp_scale.training.state import NetworkState
 
 SHARDED = P(None, BATCH)
 """Of arrays T x B; the features have one dimension more."""
@@ -46,7 +46,7 @@ class Features(NamedTuple):
         return jax.sharding.reshard(numbers, on_mesh(SHARDED))
 
 
-def collect(task: Task, state: TrainState, stages: Stages) -> tuple[Features, Features]:
+def collect(task: Task, state: NetworkState, stages: Stages) -> tuple[Features, Features]:
     """The features of the training split and of the evaluated one.
 
     They take N x D x 4 bytes, divided among the devices that share the examples.

@@ -126,7 +126,7 @@ class _Scorer:
         """The accuracy of the checkpoint of `step` on the images of `split`."""
         dataset = replace(self._task.dataset, test=self._images(split))
         evaluate = make_evaluate(replace(self._task, dataset=dataset), lambda: self._program)
-        saved = latest_valid(open_store(self._run_dir), [step], self._task.abstract_state())
+        saved = latest_valid(open_store(self._run_dir), [step], self._task.abstract_state().network)
         return evaluate(saved.state).scores[TOP1]
 
     def _images(self, split: str) -> Examples:

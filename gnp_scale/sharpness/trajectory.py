@@ -79,7 +79,7 @@ def measure(
     layout, losses, vectors = Layout.of(params), {}, []
     to_vector = jax.jit(lambda *trees: layout.flatten(jax.tree.map(_divided, *trees)))
     loss_at = jax.jit(loss_of)
-    for step, state in load_each(run_dir, task.abstract_state()):
+    for step, state in load_each(run_dir, task.abstract_state().network):
         with during():
             losses[step] = float(loss_at(state.evaluated[0], (data, fixed)))
             vectors.append(to_vector(state.evaluated[0], params, units))

@@ -17,7 +17,7 @@ from gnp_scale.mesh import REPLICATED, sharding
 from gnp_scale.monitoring.confusion import NO_GUESS, Guesses
 from gnp_scale.training.compilation import compiler_options
 from gnp_scale.training.setup import Task
-from gnp_scale.training.state import TrainState
+from gnp_scale.training.state import NetworkState
 
 type Totals = dict[str, jax.Array]
 
@@ -41,7 +41,7 @@ def trace_eval_step(task: Task) -> jax.stages.Lowered:
     """The traced program of one batch of an evaluation; shape errors are raised here."""
     total = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(REPLICATED))
     totals = dict.fromkeys(_names(task), total)
-    return _make_eval_step(task).lower(*task.abstract_state().evaluated, task.abstract_eval_batch(), totals)
+    return _make_eval_step(task).lower(*task.abstract_state().network.evaluated, task.abstract_eval_batch(), totals)
 
 
 def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Evaluation]:
@@ -59,7 +59,7 @@ def make_evaluate(task: Task, get_step: Callable[[], Any]) -> Callable[..., Eval
         get_step: Returns the compiled program of `trace_eval_step`; called at each evaluation.
     """
 
-    def evaluate(state: TrainState, before: Callable[[int], object] = lambda number: None) -> Evaluation:
+    def evaluate(state: NetworkState, before: Callable[[int], object] = lambda number: None) -> Evaluation:
         eval_step, totals = get_step(), _zero_totals(_names(task))
         guessed: list[dict[str, jax.Array]] = []
         with contextlib.closing(eval_batches(task.dataset.test, task.config.data)) as batches:

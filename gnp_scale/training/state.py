@@ -19,6 +19,21 @@ INITIALISATION = 2**32 - 1
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class NetworkState:
+    """The part of a `TrainState` that an evaluation needs: without the optimizer's state, which is larger than it."""
+
+    params: Any
+    batch_stats: Any
+    ema: Any
+
+    @property
+    def evaluated(self) -> tuple[Any, Any]:
+        """The parameters and batch statistics to evaluate: the moving average if there is one."""
+        return (self.params, self.batch_stats) if self.ema is None else self.ema
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """A pytree; every leaf is sharded like the parameter it belongs to, or replicated."""
 
@@ -35,9 +50,9 @@ class TrainState:
     """The parameters in the type in which gradients are taken; None if it is their own type."""
 
     @property
-    def evaluated(self) -> tuple[Any, Any]:
-        """The parameters and batch statistics to evaluate: the moving average if there is one."""
-        return (self.params, self.batch_stats) if self.ema is None else self.ema
+    def network(self) -> NetworkState:
+        """The part that an evaluation needs."""
+        return NetworkState(self.params, self.batch_stats, self.ema)
 
 
 def make_init(
