@@ -152,6 +152,17 @@ def test_a_damaged_checkpoint_is_left_out_and_too_few_are_one_line(run_dir, tmp_
         measured()
 
 
+def test_a_checkpoint_of_a_network_that_had_diverged_is_left_out(run_dir, monkeypatch, capfd):
+    def load(*arguments):
+        for step, state in load_each(*arguments):
+            params = jax.tree.map(lambda w: w * jnp.nan, state.params) if step == 4 else state.params
+            yield step, replace(state, params=params, ema=None)
+
+    monkeypatch.setattr(trajectory, "load_each", load)
+    assert measure_run(CONFIG, run_dir, SETTINGS, None, None).trajectory.steps == [2, 6, 8]
+    assert "the checkpoint of step 4 has parameters that are not finite: it is left out" in capfd.readouterr().err
+
+
 def test_checkpoints_that_the_run_deletes_are_left_out_without_a_word(run_dir, tmp_path, capfd):
     copied = shutil.copytree(run_dir, tmp_path / "run")
     with jax.set_mesh(make_mesh(CONFIG.mesh)):

@@ -6,6 +6,7 @@ norm, as a root mean square over all filters. Parameters that are no kernels do 
 T checkpoints, N numbers of a vector, A steps along each direction.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,8 +82,12 @@ def measure(
     loss_at = jax.jit(loss_of)
     for step, state in load_each(run_dir, task.abstract_state().network):
         with during():
+            vector_N = to_vector(state.evaluated[0], params, units)
+            if not math.isfinite(jnp.sum(jnp.abs(vector_N))):
+                announce(f"the checkpoint of step {step} has parameters that are not finite: it is left out")
+                continue
             losses[step] = float(loss_at(state.evaluated[0], (data, fixed)))
-            vectors.append(to_vector(state.evaluated[0], params, units))
+            vectors.append(vector_N)
         announce(f"the checkpoint of step {step} has the loss {losses[step]:.4g}")
     check(
         len(losses) >= _FEWEST,
