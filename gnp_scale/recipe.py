@@ -42,17 +42,26 @@ def call(name: str, what: str, *arguments: Any) -> Any:
     Raises:
         ConfigError: there is no such file or function, or it fails.
     """
-    path, function_name = split_recipe(name, what)
+    (path, function_name), found = split_recipe(name, what), functions(_file(name, what))
+    if function_name not in found:
+        hint = closest(function_name, found)
+        raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found) or 'none'}")
+    with running(name, what):
+        return found[function_name](*arguments)
+
+
+def running(name: str, what: str) -> contextlib.AbstractContextManager[None]:
+    """Turns errors of the function `name`, and of what it returned, into a ConfigError of one line."""
+    return _told(_file(name, what), f"{what} {name} fails")
+
+
+def _file(name: str, what: str) -> Path:
+    path, _ = split_recipe(name, what)
     given = local_path(f"the {what}", path)
     file = next((file for file in (given, shipped() / given) if file.is_file()), None)
     if file is None:
         raise ConfigError(f"{what} file {path!r} does not exist: give the path of a Python file")
-    found = functions(file)
-    if function_name not in found:
-        hint = closest(function_name, found)
-        raise ConfigError(f"{path} has no function {function_name!r}: {hint}it has {', '.join(found) or 'none'}")
-    with _told(file, f"{what} {name} fails"):
-        return found[function_name](*arguments)
+    return file
 
 
 def shipped() -> Path:

@@ -1,6 +1,8 @@
 """Any optax transformation is a base optimizer, by a function in a file of the user."""
 
+import runpy
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,41 @@ import optax
 import pytest
 
 from gnp_scale.config import Config, ConfigError, DataConfig, ModelConfig, OptimConfig
+from gnp_scale.mesh import FSDP, TENSOR, P
 from gnp_scale.training.optim import learning_rate, make_optimizer, num_updates
 from gnp_scale.training.penalty import make_gnp
 from gnp_scale.training.setup import Task
 
 FILE = """
+import jax
 import optax
 
 def adopt(learning_rate):
     return optax.contrib.adopt(learning_rate)
+
+def muon(learning_rate):
+    return optax.contrib.muon(learning_rate)
+
+def prodigy(learning_rate):
+    return optax.contrib.prodigy(learning_rate)
+
+def mechanize(learning_rate):
+    return optax.contrib.mechanize(optax.sgd(learning_rate))
+
+def galore(learning_rate):
+    return optax.contrib.galore(learning_rate, rank=2)
+
+def noisy(learning_rate):
+    return optax.noisy_sgd(learning_rate, key=jax.random.key(0))
+
+def sm3(learning_rate):
+    return optax.sm3(0.1)
+
+def lbfgs(learning_rate):
+    return optax.lbfgs()
+
+def schedule_free(learning_rate):
+    return optax.chain(optax.clip(1.0), optax.contrib.schedule_free_sgd(0.1))
 
 def decays(learning_rate):
     return optax.adamw(learning_rate, weight_decay=0.5)
@@ -75,6 +103,38 @@ def test_its_state_is_sharded_like_the_parameters(custom, set_mesh):
     assert all(jax.tree.leaves(specs))
 
 
+@pytest.mark.parametrize("name", ["adopt", "muon", "prodigy", "mechanize", "galore", "noisy", "sm3"])
+def test_any_transformation_moves_sharded_parameters_as_it_moves_those_of_one_device(name, custom, set_mesh):
+    """Those that factor, flatten or orthogonalise parameters mix their sharded axes."""
+    config = custom(name)
+    alone = runpy.run_path(config.function.partition(":")[0])[name](learning_rate(config, NUM_STEPS))
+    expected, _ = three_updates(alone, lambda w: w)
+    set_mesh(2, 2, 2)
+    specs = {1: P(FSDP), 2: P(FSDP, TENSOR)}
+    found, state = three_updates(make_optimizer(config, NUM_STEPS), lambda w: jax.device_put(w, specs[w.ndim]))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
+    assert all(x.size and x.dtype in (bool, "int32", "uint32", "float32") for x in jax.tree.leaves(state))
+
+
+def three_updates(optimizer, place):
+    """The parameters and the state after three updates with one gradient, which `place` puts on devices."""
+    random = np.random.default_rng(0)
+    shapes = {"embed": {"kernel": (8, 4)}, "head": {"kernel": (4, 8), "bias": (8,)}}
+    params, grad = (
+        jax.tree.map(lambda shape: place(random.standard_normal(shape, np.float32)), shapes, is_leaf=is_shape)
+        for _ in range(2)
+    )
+    state = jax.jit(optimizer.init)(params)
+    for _ in range(3):
+        updates, state = jax.jit(optimizer.update)(grad, state, params)
+        params = optax.apply_updates(params, updates)
+    return jax.device_get(params), state
+
+
+def is_shape(tree):
+    return isinstance(tree, tuple)
+
+
 WRONG = {
     "no function": (
         lambda custom: OptimConfig("custom"),
@@ -89,7 +149,15 @@ WRONG = {
     "no file": (lambda custom: make_optimizer(OptimConfig("custom", "no.py:f"), 9), "optimizer file 'no.py' does not"),
     "another name": (lambda custom: make_optimizer(custom("adapt"), 9), "has no function 'adapt': did you mean adopt?"),
     "no transformation": (lambda custom: make_optimizer(custom("nothing"), 9), "it must return an optax.Gradient"),
-    "an error": (lambda custom: make_optimizer(custom("fails"), 9), "fails in line 14: ValueError: no such thing"),
+    "more than a gradient": (
+        lambda custom: follow(make_optimizer(custom("lbfgs"), 9), PARAMS),
+        "mine.py:lbfgs fails: TypeError: ",
+    ),
+    "other parameters": (
+        lambda custom: make_optimizer(custom("schedule_free"), 9).init(PARAMS),
+        "keeps other parameters than the trained ones to evaluate (schedule_free)",
+    ),
+    "an error": (lambda custom: make_optimizer(custom("fails"), 9), "fails in line 39: ValueError: no such thing"),
 }
 
 

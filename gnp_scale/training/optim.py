@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gnp_scale import recipe
-from gnp_scale.config import OptimConfig, check
+from gnp_scale.config import OptimConfig
 from gnp_scale.training import rules
+from gnp_scale.training.custom import of_function
 from gnp_scale.training.leaves import Params, frozen_mask, frozen_statistics, overlaid, trained, unless
 
 LARS_TRUST_COEFFICIENT = 0.001  # arXiv 1708.03888, section 5
@@ -145,7 +145,7 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         "lion": (optax.scale_by_lion(config.b1, config.b2, dtype), decay, rate),
         "adafactor": (rules.adafactor(config), decay, rate),
         "muon": (rules.muon(config), decay, rate),
-        "custom": () if config.function is None else (_count_updates(), *_custom(config.function, schedule)),
+        "custom": () if config.function is None else (_count_updates(), of_function(config.function, schedule)),
     }
     layers = () if config.layer_decay == 1 else (rules.by_layer(config.layer_decay),)
     chain = (*agc, clip, *chains[config.name])
@@ -165,16 +165,6 @@ def _of_trained(inner: optax.GradientTransformation, config: OptimConfig) -> opt
 def moment(opt_state: optax.OptState, name: str, params: Params) -> Params:
     """The moment `name` of all parameters, which is 0 for frozen ones."""
     return overlaid(jax.tree.map(jnp.zeros_like, params), optax.tree.get(opt_state, name))
-
-
-def _custom(name: str, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
-    """The optimizer that the function `name` returns."""
-    found = recipe.call(name, "optimizer", schedule)
-    check(
-        isinstance(found, optax.GradientTransformation),
-        f"optimizer {name} returned a {type(found).__name__}: it must return an optax.GradientTransformation",
-    )
-    return (found,)
 
 
 def _count_updates() -> optax.GradientTransformation:
