@@ -35,7 +35,7 @@ from gnp_scale.run.store import Folder
 from gnp_scale.steps import EVALUATION, Name, Run, needed, train_from
 from gnp_scale.training.compilation import Programs, misfits_are_config_errors
 from gnp_scale.training.evaluate import trace_eval_step
-from gnp_scale.training.groups import group_advice, mesh_advice
+from gnp_scale.training.groups import group_advice, mesh_advice, num_parts
 from gnp_scale.training.penalty import warm_up_advice
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
@@ -135,8 +135,7 @@ def _traced(task: Task, kinds: Collection[StepKind]) -> dict[Name, jax.stages.Lo
 def _advice(task: Task, kinds: Collection[StepKind]) -> Iterator[str]:
     """What might be better in another experiment, or has no effect in this one."""
     config, model = task.config, task.model
-    num_parts = max(config.train.accumulate_steps, config.gnp.perturb_groups)
-    of_batch_norm = model.batch_norm_advice(config.data.batch_size, num_parts)
+    of_batch_norm = model.batch_norm_advice(config.data.batch_size, num_parts(config))
     of_groups = group_advice(config, kinds, model.bn_group_size)
     of_options = unread_advice(config.data), config.optim.unused_advice(), warm_up_advice(config)
     return filter(None, (*of_options, of_batch_norm, of_groups, mesh_advice(config, kinds)))

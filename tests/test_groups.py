@@ -1,12 +1,18 @@
 """Groups with their own perturbation: those that do not fit the devices are refused, and advice says what is better."""
 
+import contextlib
+import itertools
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, ModelConfig, TrainConfig
-from gnp_scale.gnp import StepKind
-from gnp_scale.training.groups import group_advice, mesh_advice
+from gnp_scale.gnp import Gnp, StepKind, combine
+from gnp_scale.mesh import FSDP, REPLICA, P
+from gnp_scale.training.groups import check_parts, group_advice, mesh_advice, num_parts
 from gnp_scale.training.penalty import make_gnp
 from gnp_scale.training.setup import Task
 from gnp_scale.training.step import make_train_step
@@ -40,6 +46,7 @@ QUIET = {
     "first part of groups": {"perturb_groups": 2, "ascent_fraction": 0.25},
     "momentum, which has no groups": {"direction": "momentum", "alpha": 1.0},
     "reused, which has one group": {"direction": "reused"},
+    "norm gate, which judges the whole batch": {"gate": "norm"},
 }
 
 
@@ -78,6 +85,15 @@ def test_advice_on_groups_fits_the_mesh():
     """Each group lies on all devices, so 512 of them allow 8 groups of 512 examples, and 4096 of them no second one."""
     assert "--gnp.perturb-groups 8 makes" in advised(512)
     assert "a larger --mesh.replica, and the same --gnp.perturb-groups makes" in advised(4096)
+    # A half of each of 8 groups has 256 examples, which 512 devices cannot share.
+    assert "--gnp.perturb-groups 4 makes" in advised(512, ascent_fraction=0.5)
+
+
+def test_batch_statistics_of_one_device_fit_into_the_share_of_the_first_pass():
+    config = Config(
+        DataConfig(batch_size=64), gnp=GnpConfig(ascent_fraction=0.25), train=TrainConfig(accumulate_steps=2)
+    )
+    assert num_parts(config) == 8
 
 
 def advised_mesh(shape, kind=StepKind.FULL, num_groups=4):
@@ -113,6 +129,31 @@ def test_groups_that_do_not_divide_over_the_devices_are_one_line(fraction, set_m
     step.trace(*arguments, kind=StepKind.PLAIN)
     with pytest.raises(ConfigError, match=r"2 examples of a group do not divide over 4 shards of the batch: make"):
         step.trace(*arguments, kind=StepKind.FULL)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (4, 1, 1), (1, 8, 1)], ids=str)
+def test_a_step_is_refused_exactly_where_its_examples_do_not_divide_over_the_devices(shape, set_mesh):
+    """Plain and penalised steps of all sizes are traced if and only if they are not refused."""
+    set_mesh(*shape)
+    batch = jax.device_put(np.zeros((48, 3), np.float32), P((REPLICA, FSDP)))
+    for parts, groups, share in itertools.product((1, 2, 3, 6, 12), (1, 2, 4, 12), (1.0, 0.5, 0.75, 0.333)):
+        if parts % groups and groups % parts:
+            continue
+        section = GnpConfig(perturb_groups=groups, ascent_fraction=share)
+        config = Config(DataConfig(batch_size=48), gnp=section, train=TrainConfig(accumulate_steps=parts))
+        penalty = Gnp(r=0.1, alpha=0.5, perturb_groups=groups, ascent_fraction=share)
+        axis = REPLICA if groups == shape[0] > 1 else None
+        step = combine(lambda w, x: jnp.mean((x @ w) ** 2), penalty, num_accumulated=parts, group_axis=axis)
+        for kind in (StepKind.PLAIN, StepKind.FULL):
+            can_be_traced = is_refused = False
+            with contextlib.suppress(ValueError):
+                jax.eval_shape(partial(step, kind=kind), jnp.zeros(3), batch)
+                can_be_traced = True
+            try:
+                check_parts(config, has_two_passes=kind == StepKind.FULL)
+            except ConfigError:
+                is_refused = True
+            assert is_refused != can_be_traced, (parts, groups, share, kind)
 
 
 @pytest.mark.parametrize(

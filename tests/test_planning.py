@@ -117,7 +117,7 @@ def test_other_mistakes_are_not_taken_for_missing_images(wrong):
     ("batch_size", "accumulate_steps", "words"),
     [
         (130, 1, "data.batch_size 130 is not divisible by the 8 devices"),
-        (64, 16, "do not fit each other, the network or the mesh"),
+        (64, 16, "1/16 of 64 examples does not divide over 8 shards of the batch"),
     ],
 )
 def test_a_batch_that_does_not_divide_is_no_traceback(batch_size, accumulate_steps, words, set_mesh):

@@ -62,9 +62,14 @@ def _first(parts: jax.Array) -> jax.Array:
     return _reshape(parts[:1], parts.shape[1:], P(*_spec(parts)[1:]))
 
 
+def exact(fraction: float) -> Fraction:
+    """The fraction of small terms that `fraction` stands for: 1/3 for 0.333."""
+    return Fraction(fraction).limit_denominator(1000)
+
+
 def first_part(batch: Tree, fraction: float) -> Tree:
     """The first `fraction` of the examples, sharded over the same devices as all of them."""
-    share = Fraction(fraction).limit_denominator(1000)
+    share = exact(fraction)
 
     def take(x: jax.Array) -> jax.Array:
         parts = _consecutive(x, share.denominator)[: share.numerator]

@@ -1,10 +1,12 @@
 """Groups of examples, each with its own perturbation: whether they fit the mesh, and advice on their size."""
 
 from collections.abc import Collection
+from fractions import Fraction
 
 from gnp_scale import mesh
-from gnp_scale.config import Config, check
+from gnp_scale.config import Config, ConfigError
 from gnp_scale.gnp import StepKind
+from gnp_scale.gnp.microbatch import exact
 
 LARGEST_GROUP = 512
 """Examples of one perturbation above which a run says so."""
@@ -24,13 +26,15 @@ def group_advice(config: Config, kinds: Collection[StepKind], bn_group_size: int
     """
     section, batch_size = config.gnp, config.data.batch_size
     num_examples = round(batch_size / section.perturb_groups * section.ascent_fraction)
-    if StepKind.FULL not in kinds or section.direction not in ("gradient", "friendly") or num_examples <= LARGEST_GROUP:
+    # A norm gate judges the gradient of the whole batch.
+    has_groups = section.direction in ("gradient", "friendly") and section.gate != "norm"
+    if StepKind.FULL not in kinds or not has_groups or num_examples <= LARGEST_GROUP:
         return None
     advice, num_groups = "a larger --mesh.replica, and the same --gnp.perturb-groups", _usual_groups(config)
     if num_groups is not None:
-        advice, num_parts = f"--gnp.perturb-groups {num_groups}", round(num_groups / section.ascent_fraction)
-        if batch_size % (num_parts * bn_group_size):
-            advice += f" --model.num-bn-groups {num_parts}"
+        advice, num_cut = f"--gnp.perturb-groups {num_groups}", num_groups * exact(section.ascent_fraction).denominator
+        if batch_size % (num_cut * bn_group_size):
+            advice += f" --model.num-bn-groups {num_cut}"
     return (
         f"each perturbation belongs to {num_examples} examples (gnp.perturb_groups {section.perturb_groups}): the "
         f"larger such a group, the less the penalty gains (docs/method.md, Groups); {advice} makes it smaller, and is "
@@ -60,19 +64,22 @@ def mesh_advice(config: Config, kinds: Collection[StepKind]) -> str | None:
     )
 
 
-def check_groups(config: Config) -> None:
-    """Checks that the examples of each perturbation divide over the current mesh.
+def num_parts(config: Config) -> int:
+    """Into how many equal parts the groups, the accumulation and the share of the first pass cut a batch."""
+    most = max(config.train.accumulate_steps, config.gnp.perturb_groups)
+    return most * exact(config.gnp.ascent_fraction).denominator
+
+
+def check_parts(config: Config, *, has_two_passes: bool) -> None:
+    """Checks that the examples of each part of a step that is computed at a time divide over the current mesh.
 
     Raises:
         ConfigError: they do not.
     """
-    num_groups, batch_size = config.gnp.perturb_groups, config.data.batch_size
-    num_shards = _num_shards(num_groups)
-    check(
-        batch_size % (num_groups * num_shards) == 0,
-        f"gnp.perturb_groups is {num_groups}, and {batch_size // num_groups} examples of a group do not divide over "
-        f"{num_shards} shards of the batch: make --mesh.replica {num_groups}, or --gnp.perturb-groups smaller",
-    )
+    num_groups = config.gnp.perturb_groups if has_two_passes else 1
+    problem = _misfit(config, num_groups, exact(config.gnp.ascent_fraction) if has_two_passes else Fraction(1))
+    if problem is not None:
+        raise ConfigError(problem)
 
 
 def _usual_groups(config: Config) -> int | None:
@@ -85,11 +92,35 @@ def _usual_groups(config: Config) -> int | None:
 
 def _fits(config: Config, num_groups: int) -> bool:
     """Whether the batch can be cut into `num_groups` groups on the current mesh."""
-    batch_size, parts = config.data.batch_size, config.train.accumulate_steps
+    parts = config.train.accumulate_steps
     is_nested = parts % num_groups == 0 or num_groups % parts == 0
-    return batch_size % (num_groups * _num_shards(num_groups)) == 0 and is_nested
+    is_whole = config.data.batch_size % num_groups == 0
+    return is_whole and is_nested and _misfit(config, num_groups, exact(config.gnp.ascent_fraction)) is None
 
 
-def _num_shards(num_groups: int) -> int:
-    """Over how many devices the examples of a group are sharded, beside the replicas that have a group each."""
-    return 1 if num_groups == mesh.current_axis_size(mesh.REPLICA) else mesh.current_axis_size(mesh.BATCH)
+def _misfit(config: Config, num_groups: int, share: Fraction) -> str | None:
+    """What is wrong with `num_groups` equal groups and the `share` of each in the first pass, or None."""
+    num_shards, parts = mesh.current_axis_size(mesh.BATCH), config.train.accumulate_steps
+    if num_groups == mesh.current_axis_size(mesh.REPLICA):
+        num_shards //= num_groups
+    else:
+        parts = max(1, parts // num_groups)
+    size = config.data.batch_size // num_groups
+    shards = f"over {num_shards} shards of the batch"
+    if size % num_shards:
+        return (
+            f"gnp.perturb_groups is {num_groups}, and {size} examples of a group do not divide {shards}: "
+            f"make --mesh.replica {num_groups}, or --gnp.perturb-groups smaller"
+        )
+    if size % (share.denominator * num_shards):
+        return (
+            f"gnp.ascent_fraction is {config.gnp.ascent_fraction}, and 1/{share.denominator} of the {size} examples of "
+            f"a perturbation does not divide {shards}: choose another fraction, or a larger --data.batch-size"
+        )
+    size = int(size * share)
+    if size % (parts * num_shards):
+        return (
+            f"train.accumulate_steps is {config.train.accumulate_steps}, and 1/{parts} of {size} examples does not "
+            f"divide {shards}: accumulate in fewer steps, or choose a larger --data.batch-size"
+        )
+    return None

@@ -19,7 +19,7 @@ from gnp_scale.models.registry import batch_stats_of
 from gnp_scale.resilience import divergence
 from gnp_scale.training import optim
 from gnp_scale.training.compilation import compiler_options
-from gnp_scale.training.groups import check_groups
+from gnp_scale.training.groups import check_parts
 from gnp_scale.training.penalty import MOMENTUM
 from gnp_scale.training.setup import Task
 from gnp_scale.training.state import TrainState
@@ -52,8 +52,7 @@ def make_train_step(task: Task) -> Any:
 
     @partial(jax.jit, donate_argnames="state", static_argnames="kind", compiler_options=compiler_options())
     def train_step(state: TrainState, batch: Batch, *, kind: StepKind) -> tuple[TrainState, Metrics]:
-        if gnp.num_passes(kind) > 1:
-            check_groups(config)
+        check_parts(config, has_two_passes=gnp.num_passes(kind) > 1)
         examples, count = make_examples(task, batch, state.step), optim.num_updates(state.opt_state)
         momentum = None
         if gnp.direction == "momentum":
