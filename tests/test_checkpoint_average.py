@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gnp_scale.checkpoint import Checkpoints, load_average, load_newest
+from gnp_scale.checkpoint import Checkpoints, average, load_average, load_newest
 from gnp_scale.checkpoint.average import load_whole_average
 from gnp_scale.checkpoint.metadata import DamagedError
 from gnp_scale.checkpoint.store import Store
 from gnp_scale.config import CheckpointConfig, Config, ConfigError
 from gnp_scale.mesh import FSDP, REPLICATED, P, sharding
-from gnp_scale.training.state import TrainState
+from gnp_scale.training.state import NetworkState, TrainState
 
 # As in test_checkpoint_damage.py: Orbax drops coroutines of a read that fails.
 pytestmark = [
@@ -75,8 +75,9 @@ def test_the_average_is_that_of_numpy(run_dir):
     states = [jax.device_get(state_of(step)) for step in (4, 3, 2)]
     for name in ("params", "batch_stats", "ema"):
         trees = [getattr(each, name) for each in states]
-        mean = jax.tree.map(lambda a, b, c: (a + b + c) / np.float32(3), *trees)
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(getattr(state, name)), mean)
+        mean = jax.tree.map(lambda *ws: np.mean(np.float64(ws), axis=0), *trees)
+        close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+        jax.tree.map(close, jax.device_get(getattr(state, name)), mean)
     same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, abstract())
     assert jax.tree.all(same)
 
@@ -96,6 +97,17 @@ def test_what_is_read_of_a_state_has_its_checksums_and_nothing_else_is_read(name
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(network), jax.device_get(state_of(step).network))
     with Checkpoints(run_dir, CONFIG) as checkpoints:
         assert checkpoints.restore(abstract_of(state_of(1)))[0] == 3, "a run goes on with nothing damaged"
+
+
+@pytest.mark.parametrize("num", [3, 10])
+def test_what_is_equal_in_all_checkpoints_keeps_its_bits(num, set_mesh):
+    """Frozen parameters are those of the file from which a run began; a sum of three, divided by 3, changes a third."""
+    set_mesh(fsdp=8)
+    w = np.random.default_rng(0).standard_normal(10_000, np.float32)
+    assert not np.array_equal(sum([w] * (num - 1), w) / np.float32(num), w)
+    states = ((step, NetworkState({"w": jax.device_put(w, sharding(P(FSDP)))}, {}, None)) for step in range(num))
+    _, found = average._average_of(states)
+    np.testing.assert_array_equal(jax.device_get(found.params["w"]), w)
 
 
 def test_the_average_of_one_is_the_newest(run_dir):
@@ -141,7 +153,7 @@ def test_a_run_that_goes_on_leaves_no_gap_between_the_newest(average, run_dir, m
         found = state.params
     assert step == 6
     states = [jax.device_get(state_of(step).params["w"]) for step in (6, 5, 4)]
-    np.testing.assert_array_equal(jax.device_get(found["w"]), sum(states[1:], states[0]) / np.float32(3))
+    np.testing.assert_allclose(jax.device_get(found["w"]), np.mean(np.float64(states), axis=0), rtol=1e-6, atol=1e-7)
     assert "the average of the checkpoints of steps 4, 5, 6" in capfd.readouterr().err
 
 

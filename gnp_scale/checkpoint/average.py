@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,10 +27,10 @@ def load_average(run_dir: Folder, abstract_state: NetworkState, num: int) -> tup
     """(step, state) of the newest intact checkpoint, with the averages of the parameters, batch statistics and moving
     averages of the newest `num`.
 
-    Every checkpoint has the same weight: w = (w_1 + ... + w_num) / num, summed in float32 from the newest to the
-    oldest (arXiv 1706.03762, section 6.1; arXiv 1803.05407 with its equal weights). Averaged batch statistics are an
-    approximation of those that the averaged network would measure, as in `TrainState.ema`. Two networks are in memory
-    at a time. Changes nothing in the folder.
+    Every checkpoint has the same weight (arXiv 1706.03762, section 6.1; arXiv 1803.05407 with its equal weights). From
+    the newest to the oldest, the k-th one changes the mean m to m + (w_k - m) / k, in float32. So what is equal in all,
+    such as frozen parameters, keeps its bits. Averaged batch statistics are an approximation of those that the averaged
+    network would measure, as in `TrainState.ema`. Two networks are in memory at a time. Changes nothing in the folder.
 
     Raises:
         ConfigError: fewer than `num` checkpoints are intact.
@@ -39,7 +38,7 @@ def load_average(run_dir: Folder, abstract_state: NetworkState, num: int) -> tup
     store = open_store(run_dir)
     for _ in range(MOST_LISTINGS):
         with contextlib.suppress(_DeletedError):
-            return _average_of(_newest_first(run_dir, store, abstract_state, num), num)
+            return _average_of(_newest_first(run_dir, store, abstract_state, num))
     raise deletes_too_soon(run_dir)
 
 
@@ -47,16 +46,16 @@ class _DeletedError(Exception):
     """The run has deleted a checkpoint after it was listed and before it was read."""
 
 
-def _average_of(states: Iterator[tuple[int, NetworkState]], num: int) -> tuple[int, NetworkState]:
-    newest, total = next(states)
+def _average_of(states: Iterator[tuple[int, NetworkState]]) -> tuple[int, NetworkState]:
+    newest, mean = next(states)
     used = [newest]
     for step, older in states:
-        total = _add(total, older)
         used.append(step)
+        mean = _with_sharded(mean, older, np.float32(len(used)))
         # Before the next one is read.
         del older
     announce(f"the average of the checkpoints of steps {', '.join(map(str, reversed(used)))}")
-    return newest, _divide(total, num)
+    return newest, mean
 
 
 def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tuple[int, Any]:
@@ -83,15 +82,15 @@ def load_whole_average(run_dir: Folder, num: int, step: int | None = None) -> tu
 
 
 def _whole_average(run_dir: Folder, steps: list[int]) -> tuple[int, Any]:
-    total = None
-    for number in reversed(steps):
+    mean = None
+    for k, number in enumerate(reversed(steps), start=1):
         whole = load_whole(run_dir, number)[1]
         parts = {name: whole[name] for name in ("params", "batch_stats", "ema") if whole.get(name)}
         parts = jax.tree.map(np.asarray, parts)
-        total = parts if total is None else jax.tree.map(np.add, total, parts)
+        mean = parts if mean is None else _with(mean, parts, np.float32(k))
     if len(steps) > 1:
         announce(f"the average of the checkpoints of steps {', '.join(map(str, steps))}")
-    return steps[-1], jax.tree.map(lambda x: x / np.float32(len(steps)), total)
+    return steps[-1], mean
 
 
 def _newest_first(
@@ -127,11 +126,9 @@ def _too_few(run_dir: Folder, num_found: int, num: int, step: int | None = None)
     )
 
 
-@partial(jax.jit, donate_argnums=0)
-def _add(total: Any, more: Any) -> Any:
-    return jax.tree.map(lambda x, y: x + y, total, more)
+def _with(mean: Any, more: Any, k: np.float32) -> Any:
+    """The mean of k trees, from that of k - 1 and the last one."""
+    return jax.tree.map(lambda m, w: m + (w - m) / k, mean, more)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _divide(total: Any, num: int) -> Any:
-    return jax.tree.map(lambda x: x / num, total)
+_with_sharded = jax.jit(_with, donate_argnums=0)
