@@ -94,6 +94,32 @@ def test_the_average_of_friendly_rests_while_the_penalty_is_off(w, batch):
     jax.tree.map(np.testing.assert_array_equal, result.state, before)
 
 
+@pytest.mark.parametrize("kind", [StepKind.FULL, StepKind.REUSE])
+def test_a_direction_is_neither_reused_nor_kept_where_r_is_zero(kind, w, batch):
+    """Whatever an earlier step has left. It would be the rounding of two passes at the same place."""
+    gnp = Gnp(r=lambda step: 0.1 * step, alpha=0.3, direction="reused")
+    result = penalize(mlp_loss, gnp)(w, batch, step=0, state=w, kind=kind)
+    assert_close(result.grad, jax.grad(mlp_loss)(w, batch))
+    assert {name: float(result.telemetry[name]) for name in ("on", "r", "alpha", "lambda")} == dict.fromkeys(
+        ("on", "r", "alpha", "lambda"), 0
+    )
+    kept = sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(result.state))
+    assert (kept == 0) == (kind == StepKind.FULL)
+
+
+@pytest.mark.parametrize(
+    "gnp",
+    [
+        Gnp(alpha=0.0, direction="reused"),
+        *(Gnp(r=0.0, alpha=1.0, direction=d) for d in ("reused", "stale", "friendly")),
+    ],
+    ids=lambda gnp: f"{gnp.direction}, r {gnp.r}",
+)
+def test_without_the_penalty_no_direction_needs_memory(gnp, w, batch):
+    assert gnp.init_state(w) is None
+    assert penalize(mlp_loss, gnp)(w, batch).state is None
+
+
 def test_a_radius_that_is_nan_is_not_hidden_where_a_direction_is_reused(w, batch):
     gnp = Gnp(r=lambda step: jnp.nan * step, alpha=0.5, direction="reused")
     result = penalize(mlp_loss, gnp)(w, batch, step=1, state=w, kind=StepKind.REUSE)

@@ -130,6 +130,18 @@ def test_multi_steps_count_updates_not_microbatches():
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), params, whole_params)
 
 
+@pytest.mark.parametrize("name", ["paper", "plain", "every", "warm-up of r"])
+def test_updates_have_the_types_of_the_parameters_on_every_step(name):
+    """Also if gradients are narrower."""
+    params = on_device(PARAMS, "float32")
+    grad = jax.tree.map(lambda w: jnp.ones(w.shape, jnp.bfloat16), params)
+    transform = penalize_updates(SETTINGS[name])
+    state = transform.init(params)
+    for _ in range(3):
+        updates, state = transform.update(grad, state, params, grad_fn=lambda params: grad)
+        jax.tree.map(lambda u, w: np.testing.assert_equal(u.dtype, w.dtype), updates, params)
+
+
 def test_a_wrong_gradient_is_never_hidden():
     """A NaN in g1 stays NaN, even if the second gradient is finite."""
     transform = penalize_updates(Gnp(alpha=1.0))

@@ -43,5 +43,7 @@ def pass_with_reused_gradient(passes: Passes, inputs: Inputs) -> Penalized:
     c2 = jnp.where(is_sound, alpha * ratio(g1_norm, jnp.sqrt(dots.b_b)), jnp.nan)
     # `kept` is 0 until a full step was not skipped, and at a minimum, where g1 is 0 too.
     is_on = passes.gnp.is_active(inputs.r, alpha) & ((dots.b_b != 0) | (dots.a_a == 0))
-    telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots), "on": upcast(is_on)}
+    c2 = jnp.where(is_on, c2, 0.0)
+    telemetry = {"grad_norm": g1_norm, "update_grad_norm": combined_norm(1.0, c2, dots)}
+    telemetry |= strengths(inputs.r, alpha, is_on)
     return Penalized(loss, aux, LinearCombination(1.0, g1, c2, kept), telemetry, kept, None)

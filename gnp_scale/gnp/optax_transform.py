@@ -67,13 +67,16 @@ def penalize_updates(gnp: Gnp) -> optax.GradientTransformationExtraArgs:
             weights = blend_weights(gnp.blend, alpha, dots(g1, g2, implementation="xla"))
             return LinearCombination(weights[0], g1, weights[1], g2).like(params)
 
+        def plain(g1: Tree) -> Tree:
+            return LinearCombination(1.0, g1, 0.0, None).like(params)
+
         is_always_on = gnp.gate is None and gnp.is_constant
         if gnp.is_plain:
-            u = updates
+            u = plain(updates)
         elif is_always_on:
             u = penalised(updates)
         else:
-            u = jax.lax.cond(gnp.is_on(state.count), penalised, lambda g1: g1, updates)
+            u = jax.lax.cond(gnp.is_on(state.count), penalised, plain, updates)
         return u, PenalizeState(state.count + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)

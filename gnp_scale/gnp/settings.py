@@ -128,6 +128,8 @@ class Gnp:
 
     def init_state(self, params: Any) -> Any:
         """What a step passes to the next one, before the first: a tree like the parameters, or two scalars, or None."""
+        if self.is_plain:
+            return None
         if self.norm_gate is not None:
             return {"mean": jnp.zeros(()), "variance": jnp.zeros(())}
         return jax.tree.map(jnp.zeros_like, params) if self.direction in ("reused", "stale", "friendly") else None

@@ -32,9 +32,9 @@ def geometry(gnp: Gnp, dots: Dots, r: Scalar, u: LinearCombination) -> dict[str,
 
 
 def strengths(r: Scalar, alpha: Scalar, is_on: Any) -> dict[str, jax.Array]:
-    """How strong the penalty is at this step."""
-    scalars = {"r": r, "alpha": alpha, "lambda": r * alpha, "on": is_on}
-    return {name: jnp.asarray(value, jnp.float32) for name, value in scalars.items()}
+    """How strong the penalty is at this step: 0 if it is off."""
+    scalars = {"r": r, "alpha": alpha, "lambda": r * alpha, "on": 1.0}
+    return {name: jnp.where(is_on, value, 0.0).astype(jnp.float32) for name, value in scalars.items()}
 
 
 def used_radius(gnp: Gnp, length: Scalar, alpha: Scalar) -> dict[str, jax.Array]:
