@@ -29,6 +29,7 @@ from gnp_scale.data.prepare import prepare
 from gnp_scale.data.shard_forms import SHARD_FORMS
 from gnp_scale.data.sources import load
 from gnp_scale.data.verify import verify
+from gnp_scale.run.files import NEW_SUFFIX
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -233,11 +234,16 @@ def test_show_writes_a_picture_and_the_classes(source: Path, tmp_path: Path, cap
 
 def test_an_unfinished_folder_is_no_data_set(to: str, source: Path, tmp_path: Path, monkeypatch):
     write_folder(source)
-    monkeypatch.setattr(module, "_finish", lambda *_: None)
-    prepare(source, tmp_path / "out", 300, 1, to)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *_: None)
+        prepare(source, tmp_path / "out", 300, 1, to)
     assert (tmp_path / "out" / JOURNAL_FILE).exists()
     with pytest.raises(ConfigError, match="out is not finished: run the same gnp-scale data prepare again"):
         open_folder(str(tmp_path / "out"))
+    # A kill may leave a file that was to replace another.
+    (tmp_path / "out" / f"classes.txt.0123{NEW_SUFFIX}").touch()
+    prepare(source, tmp_path / "out", 300, 1, to)
+    assert not list((tmp_path / "out").glob(f"*{NEW_SUFFIX}"))
     monkeypatch.undo()
     prepare(source, tmp_path / "out", 300, 1, to)
     assert len(open_folder(str(tmp_path / "out")).splits["train"]) == 7

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -220,6 +221,20 @@ def test_a_replacement_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatc
         replace_file(path, b"new")
     monkeypatch.undo()
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_writers_that_replace_one_file_at_once_do_not_disturb_each_other(tmp_path):
+    """Two sweeps write one table, and two commands the index of one data set: without a lock."""
+    path = tmp_path / "file"
+    contents = [bytes([number]) * 50_000 for number in range(4)]
+    replace_file(path, contents[0])
+    with ThreadPoolExecutor(len(contents) + 1) as pool:
+        writers = [pool.submit(lambda data: [replace_file(path, data) for _ in range(30)], data) for data in contents]
+        reader = pool.submit(lambda: {path.read_bytes() for _ in range(300)})
+        for writer in writers:
+            writer.result()
+    assert reader.result() <= set(contents)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from gnp_scale.config import Config, ConfigError
 from gnp_scale.exit_codes import Exit
 from gnp_scale.monitoring.metrics import MetricWriter, read_metrics
 from gnp_scale.run import lease, mirror
+from gnp_scale.run.files import NEW_SUFFIX
 from gnp_scale.run.history import read_history
 from gnp_scale.run.mirror import growing_files
 from gnp_scale.run.recorder import append_exit
@@ -58,6 +59,15 @@ def test_damaged_lines_stay_on_the_store(store):
     (folder / "metrics.jsonl").write_bytes(b"\0\0\0\n" + (folder / "metrics.jsonl").read_bytes())
     assert log(folder, 2, [3]) == [1, 2, 3]
     assert (folder / "metrics.jsonl.damaged").read_bytes().splitlines() == [b'{"step": 3, "tr', b"\0\0\0"]
+
+
+def test_a_file_that_is_being_replaced_is_not_copied(store):
+    """It has another name each time, and nobody would remove it from the store."""
+    folder = store.folder()
+    with growing_files(folder, 0, is_writer=True) as files:
+        (files.folder / f"metrics.jsonl.0123{NEW_SUFFIX}").write_bytes(b"")
+        files.publish()
+    assert folder.names() == []
 
 
 def test_half_a_line_is_not_copied(store):

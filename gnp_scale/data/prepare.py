@@ -22,7 +22,7 @@ from gnp_scale.data.manifest import JOURNAL_FILE, MANIFEST_FILE, Manifest, Shard
 from gnp_scale.data.progress import progress_of
 from gnp_scale.data.sample import Sample, check_usable
 from gnp_scale.data.shard_forms import SHARD_FORMS, ShardForm
-from gnp_scale.run.files import append_line, read_rows, sha256, sync
+from gnp_scale.run.files import NEW_SUFFIX, append_line, read_rows, sha256, sync
 
 _CHUNK = 32
 """Records that a thread holds in memory."""
@@ -194,8 +194,8 @@ def _finish(output: _Output, contents: Contents, tasks: Sequence[_Task], done: M
     output.form.describe(out, contents, splits)
     manifest = Manifest(contents.form, contents.class_names, splits, output.encoding, output.digests)
     manifest.write(out)
-    for part in out.glob("*.part"):
-        part.unlink()
+    for left in (*out.glob("*.part"), *out.glob(f"*{NEW_SUFFIX}")):
+        left.unlink()
     (out / JOURNAL_FILE).unlink()
     return manifest
 

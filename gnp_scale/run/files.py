@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,20 +19,23 @@ from gnp_scale.run.streams import say
 
 _SYNC_EVERY = 1000
 """Records; those that are certainly on the disk are dropped from memory."""
+NEW_SUFFIX = ".new"
+"""Of a file that is being written, and then replaces another."""
 MAX_RECORDS = 100_000
 """Records that are kept while they cannot be written: about 100 MB of metrics. Beyond that the oldest are lost."""
 
 
 def replace_file(path: Path | StorePath, data: bytes) -> None:
     """Makes `data` the content of `path`; after a kill, a power cut or an error it has either the old or the new
-    content.
+    content. Several processes may do so at once: one of them is the last. A kill may leave a file that ends in
+    `NEW_SUFFIX` beside it.
 
     Raises: OSError: it cannot be written; the old content remains.
     """
     if isinstance(path, StorePath):
         path.write_bytes(data)
         return
-    new = path.with_name(f"{path.name}.new")
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}{NEW_SUFFIX}")
     try:
         with new.open("wb") as file:
             file.write(data)

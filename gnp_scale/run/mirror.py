@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gnp_scale import PROCESS_START_S
-from gnp_scale.run.files import Outage
+from gnp_scale.run.files import NEW_SUFFIX, Outage
 from gnp_scale.run.layout import EVENTS_PATTERN, GOODPUT_FILE, METRICS_FILE, STACKS_FILE
 from gnp_scale.run.recorder import append_interval_s
 from gnp_scale.run.store import Folder, StorePath
@@ -119,6 +119,8 @@ class _Mirror(GrowingFiles):
 
     def _copy(self) -> None:
         for file in sorted(self.folder.iterdir()):
+            if file.suffix == NEW_SUFFIX:
+                continue
             stamp = _stamp(file)
             if self._copied.get(file.name) != stamp:
                 data = file.read_bytes()
