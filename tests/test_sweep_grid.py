@@ -149,6 +149,35 @@ def test_a_sweep_grows_by_values_in_any_order_of_its_axes(tmp_path):
     ]
 
 
+TOGETHER = {
+    "of two sections": (
+        ("train.num_steps=8", "optim.warmup_steps=7"),
+        ("train.num_steps=6", "optim.warmup_steps=1"),
+    ),
+    "of one section": (("gnp.alpha=none", "gnp.lam=0.05"), ("gnp.alpha=0.8", "gnp.lam=none")),
+}
+
+
+@pytest.mark.parametrize("axes", TOGETHER.values(), ids=TOGETHER)
+def test_values_that_are_possible_only_together_are_added(tmp_path, axes):
+    for texts in (axes, axes[::-1]):
+        folder = tmp_path / texts[0][0]
+        keep(folder, sweep(*texts[0]))
+        kept, (name,) = keep(folder, sweep(*texts[1]))
+        assert read(folder) == kept
+        assert kept.config_of(name) == sweep(*texts[1]).config
+
+
+def test_a_point_that_the_recorded_configuration_makes_impossible_is_not_recorded(tmp_path):
+    """Flags of `divergence` may change, but a sweep keeps those that it began with."""
+    keep(tmp_path, sweep("divergence.max_rollbacks=3"))
+    before = (tmp_path / "sweep.json").read_bytes()
+    other = sweep("divergence.max_rollbacks=5", flags=["--divergence.policy", "rollback"])
+    with pytest.raises(ConfigError, match=r"began with other settings \(divergence\.max_rollbacks is 5, .*: choose"):
+        keep(tmp_path, other)
+    assert (tmp_path / "sweep.json").read_bytes() == before
+
+
 REFUSED = {
     "another axis": (sweep("gnp.alpha=0.1"), "varies gnp.r, not gnp.alpha"),
     "one more axis": (sweep("gnp.r=0.1", "train.seed=0"), "varies gnp.r, not gnp.r, train.seed"),
@@ -164,6 +193,12 @@ def test_a_folder_belongs_to_one_recipe_and_its_axes(tmp_path, change):
     with pytest.raises(ConfigError, match=message):
         keep(tmp_path, other)
     assert (tmp_path / "sweep.json").read_bytes() == before
+
+
+def test_another_recipe_is_named_also_if_it_makes_the_recorded_points_impossible(tmp_path):
+    keep(tmp_path, sweep("optim.warmup_steps=50", flags=["--train.num-steps", "60"]))
+    with pytest.raises(ConfigError, match=r"another recipe \(train\.num_steps 60 -> 20\)"):
+        keep(tmp_path, sweep("optim.warmup_steps=5", flags=["--train.num-steps", "20"]))
 
 
 def test_what_affects_only_where_a_run_computes_may_change(tmp_path):

@@ -133,10 +133,16 @@ def _safe(text: str) -> str:
 
 
 def with_values(config: Config, values: Values) -> Config:
-    """`config` with other values, by key."""
+    """`config` with other values, by key, all of them at once: some may be possible only together.
+
+    Raises:
+        ConfigError: together they are impossible.
+    """
+    sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         section, _, field = key.partition(".")
-        config = dataclasses.replace(
-            config, **{section: dataclasses.replace(getattr(config, section), **{field: value})}
-        )
-    return config
+        sections.setdefault(section, {})[field] = value
+    return dataclasses.replace(
+        config,
+        **{name: dataclasses.replace(getattr(config, name), **fields) for name, fields in sections.items()},
+    )

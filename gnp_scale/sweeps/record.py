@@ -65,10 +65,20 @@ def keep(folder: Path, sweep: Sweep) -> tuple[Sweep, list[str]]:
             if stored is not None:
                 sweep = replace(sweep, config=stored.config, points={**stored.points, **sweep.points})
             if sweep != stored:
+                _check_points(folder, sweep)
                 replace_file(folder / SWEEP_FILE, _to_json(sweep))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be a sweep folder ({error}): choose another --sweep-dir") from error
     return sweep, names
+
+
+def _check_points(folder: Path, sweep: Sweep) -> None:
+    """Raises ConfigError if a point is impossible, with which the sweep could not be read again."""
+    try:
+        for name in sweep.points:
+            sweep.config_of(name)
+    except ConfigError as error:
+        raise ConfigError(f"{folder} began with other settings ({error}): choose another --sweep-dir") from error
 
 
 def check_same(folder: Path, sweep: Sweep) -> None:
@@ -120,8 +130,7 @@ def _reordered(folder: Path, stored: Sweep, sweep: Sweep) -> Sweep:
         set(sweep.keys) == set(keys),
         f"the sweep in {folder} varies {', '.join(keys)}, not {', '.join(sweep.keys)}: choose another --sweep-dir",
     )
-    values = next(iter(stored.points.values()))
-    changed = changes(stored.config, with_values(sweep.config, values))
+    changed = [text for text in changes(stored.config, sweep.config) if text.partition(" ")[0] not in keys]
     if changed:
         raise ConfigError(
             f"{folder} holds a sweep of another recipe ({', '.join(changed)}): choose another --sweep-dir"
