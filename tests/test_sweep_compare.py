@@ -2,6 +2,7 @@
 
 import math
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from run_folders import make_run
 from scipy import stats
 
+from gnp_scale import recipe
+from gnp_scale.cli import main
 from gnp_scale.config import Config, ConfigError, DataConfig, GnpConfig, MeshConfig, TrainConfig
 from gnp_scale.run.store import StorePath
 from gnp_scale.sweeps import results
-from gnp_scale.sweeps.record import Sweep, check_same, keep
+from gnp_scale.sweeps.record import Sweep, check_runs, check_same, keep
 from gnp_scale.sweeps.report import write
 from gnp_scale.sweeps.results import find_results, results_of
 from gnp_scale.sweeps.statistics import mean_and_interval
@@ -206,6 +209,28 @@ def test_a_report_of_another_sweep_is_refused(tmp_path):
     another = config(0.1, data=DataConfig(batch_size=64))
     with pytest.raises(ConfigError, match=r"holds a sweep of another recipe \(data.batch_size .*\): choose another"):
         check_same(tmp_path, Sweep("a.py:b", (), another, {"gnp.r=0.1": {"gnp.r": 0.1}}))
+
+
+@pytest.mark.parametrize("option", [[], ["--report"]])
+def test_a_run_of_other_settings_is_no_point_of_a_sweep(tmp_path, option, capsys):
+    """Its scores would stand in the table as those of the point, which nobody has trained."""
+    command = ["sweep", "configs/digits.py:quickstart", "--sweep-dir", str(tmp_path), "--grid", "gnp.r=0.07"]
+    base = recipe.load("configs/digits.py:quickstart")
+    keep(tmp_path, Sweep("configs/digits.py:quickstart", (), base, {"gnp.r=0.07": {"gnp.r": 0.07}}))
+    make_run(tmp_path / "gnp.r=0.07", replace(base, gnp=replace(base.gnp, r=0.2)), {60: 0.5})
+    assert main([*command, *option]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"gnp-scale: {tmp_path}/gnp.r=0.07 holds another run than that point of the sweep (gnp.r 0.2 -> 0.07): move it "
+        "away, or choose another --sweep-dir\n"
+    )
+
+
+def test_a_run_may_compute_elsewhere_than_its_sweep(tmp_path):
+    sweep, _ = keep(tmp_path, Sweep("a.py:b", (), config(), {"gnp.r=0.1": {"gnp.r": 0.1}, "gnp.r=0.2": {"gnp.r": 0.2}}))
+    make_run(tmp_path / "gnp.r=0.1", config(0.1, mesh=MeshConfig(fsdp=2)), {60: 0.5})
+    check_runs(tmp_path, sweep)
 
 
 def test_a_run_that_cannot_be_read_hides_no_other(tmp_path, capsys):

@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
 def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
     on_cpu()
     from gnp_scale.run import processes
-    from gnp_scale.sweeps.record import check_same, keep
+    from gnp_scale.sweeps.record import check_runs, check_same, keep
 
     default = default_run_dir(options, "sweep-")
     folder = default if options.sweep_dir is None else local_path("--sweep-dir", options.sweep_dir)
@@ -56,6 +56,7 @@ def _sweep(options: argparse.Namespace, flags: Sequence[str]) -> int:
         return _report(folder)
     processes.check_alone()
     sweep, names = keep(folder, _asked_for(options, flags))
+    check_runs(folder, sweep)
     unfinished = [name for name in names if not _is_finished(folder / name)]
     say(f"{folder}: points {len(names)}, finished {len(names) - len(unfinished)}")
     if options.slurm and unfinished:
@@ -119,13 +120,14 @@ def _is_finished(run_dir: Path) -> bool:
 
 
 def _report(folder: Path, states: Mapping[str, str] | None = None) -> int:
-    from gnp_scale.sweeps.record import read
+    from gnp_scale.sweeps.record import check_runs, read
     from gnp_scale.sweeps.report import write
     from gnp_scale.sweeps.results import results_of
 
     sweep = read(folder)
     check(sweep is not None, f"{folder} holds no sweep: name its folder with --sweep-dir, or add --grid to begin one")
     assert sweep is not None
+    check_runs(folder, sweep)
     print(write(results_of(folder, sweep, states or {}), sweep.keys, folder), end="")
     return Exit.FINISHED
 

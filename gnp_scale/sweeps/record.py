@@ -10,7 +10,7 @@ from gnp_scale import recipe
 from gnp_scale.config import Config, ConfigError, check
 from gnp_scale.run.files import replace_file, wait_for_lock
 from gnp_scale.run.layout import SWEEP_FILE
-from gnp_scale.run.run_dir import changes
+from gnp_scale.run.run_dir import changes, stored_config
 from gnp_scale.sweeps.grid import Values, flags_of, name_of, with_values
 
 LOGS_FOLDER = "logs"
@@ -86,6 +86,21 @@ def check_same(folder: Path, sweep: Sweep) -> None:
     stored = read(folder)
     if stored is not None:
         _reordered(folder, stored, sweep)
+
+
+def check_runs(folder: Path, sweep: Sweep) -> None:
+    """Raises ConfigError if the folder of a point of the sweep in `folder` holds a run with other settings."""
+    for name in sweep.points:
+        try:
+            changed = changes(stored_config(folder / name), sweep.config_of(name))
+        except ConfigError:
+            # There is none, or it tells by itself what is wrong with its folder.
+            continue
+        check(
+            not changed,
+            f"{folder / name} holds another run than that point of the sweep ({', '.join(changed)}): move it away, or "
+            "choose another --sweep-dir",
+        )
 
 
 def read(folder: Path) -> Sweep | None:
