@@ -308,6 +308,19 @@ def test_a_watch_goes_on_without_a_run_that_is_moved(runs, capsys, monkeypatch):
     assert states == ["finished", "running", "finished", "gone"]
 
 
+def test_a_watch_waits_for_a_run_that_is_starting(runs, capsys, monkeypatch):
+    """A run notes its configuration seconds before it notes how it fares."""
+    goodput = runs / "b-finished" / "goodput.jsonl"
+    metrics = runs / "b-finished" / "metrics.jsonl"
+    content = goodput.read_bytes()
+    goodput.unlink()
+    metrics.unlink()
+    monkeypatch.setattr(overview.time, "sleep", lambda _: goodput.write_bytes(content))
+    assert main(["status", "runs/b-finished", "--json", "--watch", "1"]) == 0
+    states = [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["not started", "finished"]
+
+
 @pytest.mark.parametrize(
     "text", ['{"points": [1]}', '{"points": "ab"}', "[" * 100_000, "{}", "3"], ids=lambda t: t[:20]
 )

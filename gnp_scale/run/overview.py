@@ -142,8 +142,8 @@ def _row(name: str, found: tuple[Folder, bool], *, is_strict: bool) -> Row:
         if is_strict and is_named:
             raise
         return Row(name, UNREADABLE if isinstance(error, ConfigError) else "no answer", error=str(error))
-    # A run that was named was there when the watch began.
-    return replace(row, state="gone") if is_named and row.state == NOT_STARTED else row
+    # A run that was named was there when the watch began. One with a configuration, but no record yet, is starting.
+    return replace(row, state="gone") if is_named and row.num_steps is None else row
 
 
 def _newest_metrics(run_dir: Folder) -> tuple[Any, Any]:
