@@ -343,7 +343,7 @@ def test_nothing_is_forgotten_if_the_command_is_refused(tmp_path, capsys):
     [
         (["--report", "--only", "nonsense"], "there is no method nonsense"),
         (["--report"], "there are no runs in"),
-        (["--steps", "20", "--only", "plain"], "cannot be written"),
+        (["--steps", "30", "--only", "plain"], "cannot be written"),
     ],
 )
 def test_a_folder_or_a_method_that_is_not_there_is_one_line(options, words, tmp_path, capsys):
@@ -468,7 +468,8 @@ def test_the_bootstrap_interval_is_that_of_all_resamples(values):
         (["groups", "--only", "sam"], "there is no method sam in this table"),
         (["noise40", "--again"], "name their methods with --only"),
         (["noise40", "--optim.learning-rate", "1"], "--optim.learning-rate would change the table: only --data.root"),
-        (["noise40", "--steps", "5"], "5 is less than 20"),
+        (["noise40", "--steps", "29"], "29 is less than 30"),
+        (["noise40", "--steps", "100"], "the 15 evaluations of a run: give --steps 90 or 105"),
         (["noise40", "--out", "gs://bucket/x"], "--out"),
     ],
 )

@@ -14,12 +14,13 @@ import pytest
 from image_sets import jpeg
 
 from gnp_scale.chaos.local_processes import free_port
+from gnp_scale.evidence.tables import NUM_EVALUATIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized")]
 
 DEADLINE_S = 400
 ROOT = Path(__file__).parent.parent
-SMALL = ("--seeds", "1", "--tuning-seeds", "1", "--steps", "20")
+SMALL = ("--seeds", "1", "--tuning-seeds", "1", "--steps", "30")
 # A user gives no number of devices, which a process can only choose before JAX is asked for them.
 _USERS = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
 ENV = _USERS | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -106,7 +107,7 @@ def test_a_killed_and_a_stopped_row_go_on_to_the_report(tmp_path, data):
     outcomes = {path.parent.name: json.loads(path.read_bytes()) for path in folder.glob("plain/*/outcome.json")}
     assert sorted(name.partition(",")[0] for name in outcomes) == ["final", *["tune"] * 4]
     for name, found in outcomes.items():
-        assert len(found["validation"]) == 20
+        assert len(found["validation"]) == NUM_EVALUATIONS
         assert (found["test_best"] is None) == (found["test_final"] is None) == name.startswith("tune")
         # The kill may have come between an outcome and the removal of its checkpoints.
         if folder / "plain" / name / "outcome.json" not in first:

@@ -47,7 +47,7 @@ def _add_generalization(bench: Any) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="train these methods only")
     parser.add_argument("--seeds", type=at_least(1), default=5, help="runs of the report (default: %(default)s)")
     parser.add_argument("--tuning-seeds", type=at_least(1), default=1, help="runs at each point (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least(20), help="of plain training (default: the table's)")
+    parser.add_argument("--steps", type=at_least(30), help="of plain training, a multiple of 15 (default: the table's)")
     parser.add_argument("--jobs", type=at_least(1), default=1, help="methods at a time (default: %(default)s)")
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--again", action="store_true", help="first remove the runs of the methods of --only")
@@ -110,10 +110,17 @@ def _compare(options: argparse.Namespace, flags: Sequence[str], folder: Path) ->
 
 def _plan(options: argparse.Namespace, flags: Sequence[str]) -> "Plan":
     from gnp_scale.evidence.plan import Plan
-    from gnp_scale.evidence.tables import TABLES
+    from gnp_scale.evidence.tables import NUM_EVALUATIONS, TABLES
 
     table = TABLES[options.table]
-    return Plan(table, options.seeds, options.tuning_seeds, options.steps or table.num_steps, tuple(flags))
+    num_steps = options.steps or table.num_steps
+    below = num_steps // NUM_EVALUATIONS * NUM_EVALUATIONS
+    check(
+        below == num_steps,
+        f"{num_steps} steps do not divide over the {NUM_EVALUATIONS} evaluations of a run: give --steps {below} or "
+        f"{below + NUM_EVALUATIONS}",
+    )
+    return Plan(table, options.seeds, options.tuning_seeds, num_steps, tuple(flags))
 
 
 def _measure_minima(options: argparse.Namespace, flags: Sequence[str], folder: Path) -> int:

@@ -10,7 +10,7 @@ from gnp_scale.config import CheckpointConfig, Config, DataConfig, GnpConfig, Mo
 from gnp_scale.evidence.methods import GATED, GROUPED, GROUPED_BATCH, METHODS, Method
 
 NUM_EVALUATIONS = 15
-"""Of a run of any length, so that each method chooses its best checkpoint among equally many."""
+"""Of each run, so that each method chooses its best checkpoint among equally many; it divides the number of steps."""
 
 
 @dataclass(frozen=True)
