@@ -258,12 +258,21 @@ def test_the_worst_images_stand_in_a_grid(side: int, channels: int):
 
 def test_without_a_wrong_guess_there_is_one_picture(tmp_path):
     """Also where an earlier evaluation has left two."""
+    (tmp_path / "confusion.png").touch()
     (tmp_path / "worst.png").touch()
     label = np.arange(5, dtype=np.int32)
     guesses = Guesses(label, label, np.zeros(5, np.float32), np.ones(5, np.float32), 5)
     assert confusion.line(guesses, str, 5) == "no class is taken for another"
     write_pictures(tmp_path, guesses, awkward_set(Failing(np.zeros(0), np.zeros(0))))
     assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+
+
+def test_a_picture_of_somebody_else_is_not_removed(tmp_path):
+    (tmp_path / "worst.png").touch()
+    label = np.arange(5, dtype=np.int32)
+    guesses = Guesses(label, label, np.zeros(5, np.float32), np.ones(5, np.float32), 5)
+    write_pictures(tmp_path, guesses, awkward_set(Failing(np.zeros(0), np.zeros(0))))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["confusion.png", "worst.png"]
 
 
 def test_a_folder_that_refuses_pictures_is_named(tmp_path, capfd):

@@ -111,13 +111,35 @@ def test_runs_that_have_not_come_equally_far_are_said_to_be(tmp_path):
 
 def test_runs_without_evaluations_have_empty_cells_and_no_plot(tmp_path):
     """Nor is there that of an earlier comparison beside the new table."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "plot.png").touch()
+    make_run(tmp_path / "earlier", config(), {60: 0.5})
+    write(find_results([str(tmp_path / "earlier")]), (), tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
     make_run(tmp_path / "runs" / "a", config(), {}, exit_code=None)
     found = find_results([str(tmp_path / "runs")])
     (row,) = cells(write(found, differing_keys(found), tmp_path / "out"))
     assert (row["step"], row["eval/top1"], row["best"], row["eval/loss"], row["ms/step"]) == ("",) * 5
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["table.md"]
+
+
+@pytest.mark.parametrize("name", ["table.md", "plot.png"])
+@pytest.mark.parametrize("scores", [{60: 0.5}, {}], ids=["a plot", "no plot"])
+def test_files_of_somebody_else_are_left_alone(tmp_path, name, scores, capsys):
+    (tmp_path / name).write_bytes(b"\xff mine")
+    make_run(tmp_path / "run", config(), scores)
+    assert main(["compare", str(tmp_path / "run"), "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"gnp-scale: {tmp_path / name} is not of a comparison: move it away, or choose another folder"
+    assert (tmp_path / name).read_bytes() == b"\xff mine"
+    assert {path.name for path in tmp_path.iterdir()} == {name, "run"}
+
+
+def test_the_folder_of_a_sweep_is_its_own(tmp_path):
+    """Its report must not fail when all of it is trained."""
+    keep(tmp_path, Sweep("a.py:b", (), config(0.1), {"gnp.r=0.1": {"gnp.r": 0.1}}))
+    (tmp_path / "table.md").touch()
+    make_run(tmp_path / "gnp.r=0.1", config(0.1), {60: 0.5})
+    write(find_results([str(tmp_path)]), (), tmp_path)
+    assert "0.5000" in (tmp_path / "table.md").read_text()
 
 
 def test_runs_of_one_setting_and_seed_are_not_averaged(tmp_path):

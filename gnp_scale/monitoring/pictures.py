@@ -3,6 +3,7 @@
 H rows, W columns and C channels of an image; R rows of a matrix.
 """
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -102,16 +103,17 @@ def write_pictures(folder: Path, guesses: Guesses, dataset: Dataset) -> None:
 
     Earlier ones are replaced, or removed.
     """
+    had_earlier = os.path.lexists(folder / "confusion.png")
     pictures = {
         "confusion.png": matrix_picture(guesses, dataset.class_name),
         "worst.png": worst_picture(guesses, dataset),
     }
     for name, picture in pictures.items():
         try:
-            if picture is None:
-                (folder / name).unlink(missing_ok=True)
-            else:
+            if picture is not None:
                 Image.fromarray(picture).save(folder / name)
+            elif had_earlier:
+                (folder / name).unlink(missing_ok=True)
         except OSError as error:
             say(f"{folder / name} cannot be written ({error.strerror or error})")
 

@@ -16,8 +16,10 @@ from gnp_scale.sweeps.statistics import mean_and_interval
 
 SEED = "train.seed"
 _MEASURED = ("seeds", "step", TOP1, "95 %", "best", LOSS, "ms/step", "hours", "state")
+OPENING = f"{TOP1} and {LOSS} are those of the last evaluation of each run"
+"""Of the legend, by which a table of any version is known."""
 _LEGEND = (
-    f"{TOP1} and {LOSS} are those of the last evaluation of each run, and means over the seeds. 95 %: half of the "
+    f"{OPENING}, and means over the seeds. 95 %: half of the "
     f"width of the confidence interval of the mean of {TOP1}, by Student's t. best: the highest {TOP1} of any "
     "evaluation. seeds: finished / all. hours: of all seeds together."
 )
