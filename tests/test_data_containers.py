@@ -152,6 +152,14 @@ def test_an_index_is_kept_in_the_cache_or_by_command_in_the_data_set(folder: Pat
     assert len(opened(folder).splits["train"]) == NUM_TRAIN + 1
 
 
+def test_images_that_were_replaced_are_indexed_anew(folder: Path):
+    """Nobody has asked for an index here, so nobody can be told to make it again."""
+    before = values(opened(write_folder(folder)), "train")
+    for path in folder.rglob("*.PNG"):
+        path.write_bytes(path.read_bytes() + b"some other bytes")
+    assert values(opened(folder), "train") == before
+
+
 def test_a_large_set_is_not_indexed_by_the_way(folder: Path, monkeypatch):
     monkeypatch.setattr(open_folder, "MOST_BYTES", 100)
     with pytest.raises(

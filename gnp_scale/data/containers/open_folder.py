@@ -123,19 +123,19 @@ def _indexed(folder: Path) -> Contents:
 
 
 def _has_all(contents: Contents, listed: Listing) -> bool:
-    """Whether an index has all classes and images that are listed, and no other class. An image that is gone or changed
-    is the problem of its record.
+    """Whether an index has all classes and images that are listed, with these sizes, and no other class. An image that
+    is gone, or has changed and kept its size, is the problem of its record.
     """
     class_names, listing = listed
     if list(contents.class_names) != list(class_names):
         return False
     indexed = {
-        (split, entry.name, entry.label)
+        (split, source.entry(number))
         for split, source in contents.splits.items()
         if isinstance(source, byte_ranges.ByteRanges)
-        for entry in map(source.entry, range(len(source)))
+        for number in range(len(source))
     }
-    return all((split, entry.name, entry.label) in indexed for split, entries in listing.items() for entry in entries)
+    return all((split, entry) in indexed for split, entries in listing.items() for entry in entries)
 
 
 def _num_bytes(listing: Mapping[str, list[Entry]]) -> int:
