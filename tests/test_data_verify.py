@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from image_sets import NUM_IMAGES, png, train_shards, write_folder
+from image_sets import NUM_IMAGES, png, train_shards, write_folder, write_parquet
 
 from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder, write_index
 from gnp_scale.data.manifest import MANIFEST_FILE
@@ -105,6 +105,18 @@ def test_verify_names_a_missing_index_which_is_the_same_when_made_again(source: 
     write_index(out)
     assert verify(out, 2, decodes=False)[1] == []
     assert (out / INDEX_FILE).read_bytes() == before
+
+
+def test_an_index_that_is_made_again_has_the_splits_of_the_manifest(tmp_path: Path):
+    """No name of a file tells where that of the data set ends and that of a split begins."""
+    pytest.importorskip("pyarrow")
+    for path in (write_parquet(tmp_path) / "data").glob("validation-*"):
+        path.rename(path.with_name("extra-00000-of-00001.parquet"))
+    out = tmp_path / "train-set"
+    prepare(tmp_path / "data", out, 300, 1, "webdataset")
+    write_index(out)
+    assert {name: len(source) for name, source in open_folder(str(out)).splits.items()} == {"train": 7, "extra": 3}
+    assert verify(out, 2, decodes=False)[1] == []
 
 
 def test_verify_names_an_image_that_cannot_be_decoded(source: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from gnp_scale.config import ConfigError, check
 from gnp_scale.data.containers.byte_ranges import Entry
 from gnp_scale.data.containers.record import SPLIT_NAMES, split_name
 from gnp_scale.data.formats import MOST_CLASSES, DamagedFileError, lines_of
+from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the files that are images, in lower case."""
@@ -98,20 +99,27 @@ def _members(path: Path, file: Any = None) -> Iterator[tuple[tarfile.TarFile, ta
 def webdataset(folder: Path) -> Listing | None:
     """Tar files whose members with the same beginning, up to the first dot, are an example: an image and `.cls`.
 
-    The name of a file up to its number is its split: imagenet1k-train-0000.tar.
+    Each has its split from the manifest of `gnp-scale data prepare`. Without one, the last word of its name that is a
+    split's is its split, as in imagenet1k-train-0000.tar; without such a word it is `train`.
     """
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(path.name for path in folder.glob("*.tar"))
     if not shards:
         return None
+    prepared = Manifest.read(folder).splits if (folder / MANIFEST_FILE).exists() else {}
+    split_of = {shard.file: split for split, files in prepared.items() for shard in files}
     splits: dict[str, list[Entry]] = {}
     for shard in shards:
-        words = shard.stem.replace("_", "-").lower().split("-")
-        split = next((split_name(word) for word in reversed(words) if word in _SPLIT_FOLDERS), "train")
-        splits.setdefault(split, []).extend(samples(folder, shard.name))
+        if not split_of or shard in split_of:
+            splits.setdefault(split_of.get(shard) or _named_split(shard), []).extend(samples(folder, shard))
     labels = {entry.label for entries in splits.values() for entry in entries}
     if not labels:
         raise DamagedFileError(f"{folder} has tar files, but no image with a .cls beside it in them")
     return _names_in(folder / CLASS_NAMES_FILE, 1 + max(labels)), splits
+
+
+def _named_split(shard: str) -> str:
+    words = Path(shard).stem.replace("_", "-").lower().split("-")
+    return next((split_name(word) for word in reversed(words) if word in _SPLIT_FOLDERS), "train")
 
 
 def samples(folder: Path, shard: str) -> Iterator[Entry]:
