@@ -1,6 +1,7 @@
 """Every form of a data set gives the images and labels that were written, and finds bytes that have changed."""
 
 import os
+import re
 import tarfile
 import threading
 from collections.abc import Callable
@@ -22,12 +23,14 @@ from image_sets import (
     write_webdataset,
 )
 
-from gnp_scale.config import ConfigError
+from gnp_scale.cli import main
+from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import decode
 from gnp_scale.data.containers import example_proto, open_folder
 from gnp_scale.data.containers.open_folder import INDEX_FILE, write_index
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.formats import DamagedFileError
+from gnp_scale.data.sources import load
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -224,6 +227,34 @@ def test_a_photograph_that_is_listed_and_not_there_is_named(folder: Path):
         ConfigError, match=r"^\S*train/0\.jpg is listed but cannot be read \(No such file or directory\)$"
     ):
         opened(folder)
+
+
+def test_a_folder_that_is_listed_as_a_photograph_is_named(folder: Path):
+    write_grocery(folder)
+    (folder / "train" / "0.jpg").unlink()
+    (folder / "train" / "0.jpg").mkdir()
+    with pytest.raises(ConfigError, match=r"^\S*train/0\.jpg is listed but is no file: correct the list, or get"):
+        opened(folder)
+
+
+def test_a_list_that_is_not_there_is_named_by_all_that_read_it(folder: Path, tmp_path: Path, capsys):
+    """Not the folder of the output, nor the name of the data set, which are right."""
+    write_grocery(folder)
+    (folder / "val.txt").unlink()
+    expected = f"{folder}/val.txt cannot be read (No such file or directory): get it again, or mend its rights"
+    with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
+        load(DataConfig(folder.name, root=str(folder.parent)))
+    for command in ("index", "verify", "show", "prepare"):
+        out = [str(tmp_path / "out")] if command == "prepare" else []
+        assert main(["data", command, str(folder), *out]) == 2
+        assert capsys.readouterr().err == f"gnp-scale: {expected}\n"
+
+
+def test_a_list_that_is_gone_since_the_index_was_made_is_named(folder: Path, capsys):
+    write_index(write_grocery(folder))
+    (folder / "val.txt").unlink()
+    assert main(["data", "verify", str(folder)]) == 2
+    assert f"{folder}/val.txt cannot be read (No such file or directory): " in capsys.readouterr().err
 
 
 def test_validation_images_without_the_devkit_are_refused(folder: Path):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gnp_scale.data.containers import byte_ranges
-from gnp_scale.data.containers.byte_ranges import Entry
+from gnp_scale.data.containers.entries import Entry
 from gnp_scale.data.containers.recent import Recent
 
 

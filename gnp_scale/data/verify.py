@@ -11,7 +11,7 @@ import numpy as np
 from gnp_scale.data import decode
 from gnp_scale.data.containers.byte_ranges import ByteRanges
 from gnp_scale.data.containers.listings import FORMS, samples
-from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder
+from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder, reading
 from gnp_scale.data.containers.record import Contents, Record, Source
 from gnp_scale.data.containers.tfds import TfdsSplit
 from gnp_scale.data.formats import DamagedFileError
@@ -45,9 +45,14 @@ def verify(folder: Path, num_threads: int, *, decodes: bool) -> tuple[int, list[
     Those of a WebDataset are compared with its index too.
 
     Raises:
-        ConfigError: there is no data set.
+        ConfigError: there is no data set, or one of its files cannot be read.
     """
     contents = open_folder(str(folder))
+    with reading(folder):
+        return _problems(folder, contents, num_threads, decodes)
+
+
+def _problems(folder: Path, contents: Contents, num_threads: int, decodes: bool) -> tuple[int, list[str]]:
     manifest = Manifest.read(folder) if (folder / MANIFEST_FILE).exists() else None
     problems = list(_strangers(folder, contents, manifest))
     num_examples = sum(len(source) for source in contents.splits.values())

@@ -14,11 +14,12 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gnp_scale.config import ConfigError
+from gnp_scale.data.containers.entries import Entry
 from gnp_scale.data.containers.recent import Recent, most_open_files
 from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
@@ -30,16 +31,6 @@ VERSION = 1
 _KEYS = ("file", "offset", "num_bytes", "label", "name", "crc")
 _CHUNK = 64
 """Records whose checksums one call computes."""
-
-
-class Entry(NamedTuple):
-    """Where a record lies: `file` is relative to the folder of the data set, `name` is for people."""
-
-    file: str
-    offset: int
-    num_bytes: int
-    label: int
-    name: str
 
 
 class _File:

@@ -3,7 +3,6 @@
 A further form is one function, in `FORMS`.
 """
 
-import csv
 import io
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from gnp_scale.config import ConfigError, check
-from gnp_scale.data.containers.byte_ranges import Entry
+from gnp_scale.data.containers.entries import Entry, Listing, whole_file
+from gnp_scale.data.containers.grocery import grocery_store
 from gnp_scale.data.containers.record import SPLIT_NAMES, split_name
 from gnp_scale.data.formats import MOST_CLASSES, DamagedFileError, lines_of
 from gnp_scale.data.manifest import MANIFEST_FILE, Manifest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the files that are images, in lower case."""
-
-type Listing = tuple[Sequence[str], Mapping[str, list[Entry]]]
-"""Names of the classes, and the entries of each split."""
 
 IMAGENET_TRAIN, IMAGENET_VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 CLASS_NAMES_FILE = "classnames.txt"
@@ -164,32 +161,6 @@ def _names_in(path: Path, num_classes: int) -> Sequence[str]:
     return names
 
 
-def grocery_store(folder: Path) -> Listing | None:
-    """The Grocery Store photographs (arXiv 1901.00711): 81 classes, with lists of the images of each split."""
-    if not (folder / "classes.csv").exists() or not (folder / "train.txt").exists():
-        return None
-    try:
-        return _grocery_classes(folder / "classes.csv"), {
-            split_name(name): _grocery_split(folder, name) for name in ("train", "val", "test")
-        }
-    except DamagedFileError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFileError(f"{folder} has lists of another form ({error}): get them again") from error
-
-
-def _grocery_classes(file: Path) -> list[str]:
-    with file.open(newline="") as lines:
-        rows = sorted(csv.DictReader(lines), key=lambda row: int(row["Class ID (int)"]))
-    return [row["Class Name (str)"] for row in rows]
-
-
-def _grocery_split(folder: Path, name: str) -> list[Entry]:
-    lines = (folder / f"{name}.txt").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
-    return [_file(folder, folder / path, int(label)) for path, label, _ in cells]
-
-
 def image_folder(folder: Path) -> Listing | None:
     """A folder for each class in a folder for each split; without splits, all images are those of `train`.
 
@@ -210,7 +181,7 @@ def image_folder(folder: Path) -> Listing | None:
     for split, path in split_folders.items():
         listed = [(label, file) for label, name in enumerate(names) for file in _images(path / name)]
         if listed:
-            splits[split] = [_file(folder, file, label) for label, file in listed]
+            splits[split] = [whole_file(folder, file, label) for label, file in listed]
     if not splits:
         return None
     labels = {entry.label for entries in splits.values() for entry in entries}
@@ -234,15 +205,6 @@ def _folders(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _file(folder: Path, path: Path, label: int) -> Entry:
-    name = str(path.relative_to(folder))
-    try:
-        num_bytes = path.stat().st_size
-    except OSError as error:
-        raise DamagedFileError(f"{path} is listed but cannot be read ({error.strerror})") from error
-    return Entry(name, 0, num_bytes, label, name)
 
 
 FORMS: Mapping[str, Callable[[Path], Listing | None]] = {

@@ -1,13 +1,14 @@
 """Opens a data set in whatever form it is kept."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gnp_scale.config import ConfigError
 from gnp_scale.data.containers import byte_ranges
-from gnp_scale.data.containers.byte_ranges import Entry
-from gnp_scale.data.containers.listings import FORMS, Listing
+from gnp_scale.data.containers.entries import Entry, Listing
+from gnp_scale.data.containers.listings import FORMS
 from gnp_scale.data.containers.parquet import open_parquet
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.containers.tfds import INFO_FILE, is_tfds, open_tfds
@@ -36,6 +37,7 @@ def open_folder(folder: str) -> Contents:
     For the latter an index is made at the first time, for which all images are read once. On a store it must be there.
 
     Raises:
+        FileNotFoundError: there is no such local folder.
         ConfigError: there is no data set, or it lacks something.
         StoreError: the store that has it does not answer.
     """
@@ -45,12 +47,27 @@ def open_folder(folder: str) -> Contents:
             return _open_stored(path)
         except StoreError as error:
             raise byte_ranges.unreadable(path, error) from error
-    _check_whole(path, (path / JOURNAL_FILE).exists())
-    if is_tfds(path):
-        return open_tfds(path)
     if not path.is_dir():
         raise FileNotFoundError(2, "no such folder", folder)
-    return open_parquet(path) or _indexed(path)
+    _check_whole(path, (path / JOURNAL_FILE).exists())
+    with reading(path):
+        return open_tfds(path) if is_tfds(path) else open_parquet(path) or _indexed(path)
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Inside the block the files of the data set in `folder` are read.
+
+    Raises:
+        DamagedFileError: one of them cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DamagedFileError(
+            f"{error.filename or folder} cannot be read ({reason}): get it again, or mend its rights"
+        ) from error
 
 
 def _open_stored(folder: StorePath) -> Contents:
@@ -87,9 +104,10 @@ def write_index(folder: Path) -> Contents:
     """Makes the index of the images in `folder`, and stores it there.
 
     Raises:
-        ConfigError: there are no images, or the index cannot be stored.
+        ConfigError: there are no images, one cannot be read, or the index cannot be stored.
     """
-    return store_index(folder, *_listed(folder))
+    with reading(folder):
+        return store_index(folder, *_listed(folder))
 
 
 def store_index(folder: Path, form: str, listed: Listing) -> Contents:
