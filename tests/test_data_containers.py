@@ -1,5 +1,6 @@
 """Every form of a data set gives the images and labels that were written, and finds bytes that have changed."""
 
+import json
 import os
 import re
 import tarfile
@@ -315,6 +316,48 @@ def test_a_folder_without_images_is_refused(folder: Path):
     (folder / "notes" / "read.me").write_text("no image")
     with pytest.raises(ConfigError, match="holds no data set"):
         opened(folder)
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_labels_that_are_words_are_refused(has_names: bool, folder: Path):
+    """A column of words is found before any of its rows is read."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}} if has_names else {}
+    table = pa.table({"image": [png(0), png(1)], "label": ["cat", "dog"]})
+    stored = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(stored), folder / "train.parquet")
+    with pytest.raises(
+        ConfigError, match=r"^\S*train\.parquet has labels of the type string in the column label: give whole numbers"
+    ):
+        opened(folder)
+
+
+def test_each_file_of_a_set_needs_the_columns(folder: Path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": [png(0)], "label": [0]}), folder / "train-0.parquet")
+    pq.write_table(pa.table({"image": [png(1)], "kind": [1]}), folder / "train-1.parquet")
+    with pytest.raises(ConfigError, match=r"train-1\.parquet has the columns image, kind: it needs image and label"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("features.json", '"featuresDict"', '"other"'),
+        ("features.json", '"classLabel"', '"other"'),
+        ("features.json", '"numClasses": "3"', '"numClasses": "three"'),
+        ("dataset_info.json", '"splits"', '"other"'),
+        ("dataset_info.json", '"shardLengths"', '"filepathTemplate": "{OTHER}", "shardLengths"'),
+        ("dataset_info.json", "{", "[{"),
+    ],
+)
+def test_descriptions_of_another_form_are_one_line(file: str, old: str, new: str, folder: Path):
+    path = write_tfds(folder) / file
+    assert old in path.read_text()
+    text = path.read_text().replace(old, new, 1)
+    path.write_text(text + "]" * (new == "[{"))
+    with pytest.raises(DamagedFileError, match=r"1\.0\.0 has a dataset_info\.json or features\.json of another form"):
+        opened(path.parent)
 
 
 def test_a_set_in_files_without_random_access_is_refused(folder: Path):

@@ -70,13 +70,13 @@ def open_parquet(folder: Path) -> Contents | None:
     """The data set in the files `SPLIT-*.parquet` of `folder` or its folder `data`; None if there are none.
 
     Raises:
-        ConfigError: PyArrow is not installed, or there is no column of images or of labels.
+        ConfigError: PyArrow is not installed, or there is no column of images, or none of labels that are numbers.
         DamagedFileError: a file cannot be read.
     """
     paths = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
     if not paths:
         return None
-    image, label, class_names = _columns(paths[0])
+    image, label, class_names = _columns(paths)
     by_split: dict[str, list[Path]] = {}
     for path in paths:
         by_split.setdefault(split_name(path.stem.partition("-")[0]), []).append(path)
@@ -96,20 +96,30 @@ def _opened(path: Path) -> Any:
         raise DamagedFileError(f"{path} is not a whole Parquet file: {error}") from error
 
 
-def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
+def _columns(paths: Sequence[Path]) -> tuple[str, str, tuple[str, ...]]:
     """Columns of the image and the label, and the names of the classes, from what Hugging Face writes into the file."""
-    schema = _opened(path).schema_arrow
-    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    stored = json.loads((_opened(paths[0]).schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     features = stored.get("info", {}).get("features", {})
     image = next((name for name, feature in features.items() if feature.get("_type") == "Image"), "image")
     label = next((name for name, feature in features.items() if feature.get("_type") == "ClassLabel"), "label")
-    if not {image, label} <= set(schema.names):
-        raise ConfigError(f"{path} has the columns {', '.join(schema.names)}: it needs {image} and {label}")
+    for path in paths:
+        _check_columns(path, image, label)
     names = features.get(label, {}).get("names")
     if names is None:
-        highest = max(int(_column(other, label).max(initial=0)) for other in path.parent.glob("*.parquet"))
+        highest = max(int(_column(path, label).max(initial=0)) for path in paths)
         names = [str(number) for number in range(highest + 1)]
     return image, label, tuple(names)
+
+
+def _check_columns(path: Path, image: str, label: str) -> None:
+    from pyarrow import types
+
+    schema = _opened(path).schema_arrow
+    if not {image, label} <= set(schema.names):
+        raise ConfigError(f"{path} has the columns {', '.join(schema.names)}: it needs {image} and {label}")
+    kind = schema.field(label).type
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        raise ConfigError(f"{path} has labels of the type {kind} in the column {label}: give whole numbers from 0 on")
 
 
 def _column(path: Path, label: str) -> np.ndarray:

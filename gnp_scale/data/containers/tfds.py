@@ -72,6 +72,17 @@ def open_tfds(folder: Folder) -> Contents:
         StoreError: the store that has them does not answer.
     """
     info, features = (_read_json(folder / name) for name in (INFO_FILE, FEATURES_FILE))
+    try:
+        return _described(folder, info, features)
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{folder} has a {INFO_FILE} or {FEATURES_FILE} of another form ({error}): get them again"
+        ) from error
+
+
+def _described(folder: Folder, info: Mapping[str, Any], features: Mapping[str, Any]) -> Contents:
     if info.get("fileFormat") != "array_record":
         raise ConfigError(
             f"{folder} is in {info.get('fileFormat', 'tfrecord')} files, which have no random access: prepare the data "
