@@ -27,7 +27,7 @@ from image_sets import (
 from gnp_scale.cli import main
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import decode
-from gnp_scale.data.containers import example_proto, open_folder
+from gnp_scale.data.containers import byte_ranges, example_proto, open_folder
 from gnp_scale.data.containers.open_folder import INDEX_FILE, write_index
 from gnp_scale.data.containers.record import Contents
 from gnp_scale.data.formats import DamagedFileError
@@ -236,6 +236,30 @@ def test_a_folder_that_is_listed_as_a_photograph_is_named(folder: Path):
     (folder / "train" / "0.jpg").mkdir()
     with pytest.raises(ConfigError, match=r"^\S*train/0\.jpg is listed but is no file: correct the list, or get"):
         opened(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "train/../../secret.png", "{tmp_path}/secret.png"])
+@pytest.mark.parametrize("form", ["grocery_store", "image_folder", "webdataset", "tfds"])
+def test_no_list_leads_out_of_the_data_set(form: str, name: str, folder: Path, tmp_path: Path):
+    """Who gets a data set from others does not train on, or publish, files of their own."""
+    (tmp_path / "secret.png").write_bytes(png(1))
+    outside = name.format(tmp_path=tmp_path)
+    path = WRITERS[form](folder)
+    if form == "grocery_store":
+        (path / "train.txt").write_text(f"train/0.jpg, 0, 0\n{outside}, 1, 0\n")
+    elif form == "tfds":
+        info = path / "dataset_info.json"
+        info.write_text(info.read_text().replace('"shardLengths"', f'"filepathTemplate": "{outside}", "shardLengths"'))
+    else:
+        contents = write_index(path)
+        train = contents.splits["train"]
+        assert isinstance(train, byte_ranges.ByteRanges)
+        files = (outside, *train.files[1:]) if train.files else ()
+        arrays = train.arrays if files else train.arrays | {"name": np.array([outside.encode()] * NUM_TRAIN)}
+        changed = byte_ranges.ByteRanges(path, files, arrays)
+        byte_ranges.save(path / INDEX_FILE, Contents(contents.form, contents.class_names, {"train": changed}))
+    with pytest.raises(DamagedFileError, match=rf" names {re.escape(outside)}, which is outside of the data set: "):
+        opened(path)
 
 
 def test_a_list_that_is_not_there_is_named_by_all_that_read_it(folder: Path, tmp_path: Path, capsys):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gnp_scale.config import ConfigError
-from gnp_scale.data.containers.entries import Entry
+from gnp_scale.data.containers.entries import Entry, check_inside
 from gnp_scale.data.containers.recent import Recent, most_open_files
 from gnp_scale.data.containers.record import Contents, Ids, Record
 from gnp_scale.data.formats import DamagedFileError
@@ -204,7 +204,7 @@ def load(path: Folder, folder: Folder) -> Contents:
     """The data set in `folder`, by its index.
 
     Raises:
-        DamagedFileError: the index cannot be read.
+        DamagedFileError: the index cannot be read, or names files outside of the folder.
         StoreError: the store that has it does not answer.
     """
     try:
@@ -219,4 +219,12 @@ def load(path: Folder, folder: Folder) -> Contents:
         raise
     except (OSError, ValueError, KeyError, zlib.error, EOFError, zipfile.BadZipFile) as error:
         raise DamagedFileError(f"{path} is not a whole index ({error}): remove it") from error
+    for split in splits.values():
+        check_inside(path, split.files or _odd_names(split.arrays["name"]))
     return Contents(header["form"], tuple(header["class_names"]), splits)
+
+
+def _odd_names(name_N: np.ndarray) -> list[str]:
+    """Those that may lead elsewhere; to look at each of a million names alone takes a second."""
+    odd_N = name_N[(np.strings.find(name_N, b"..") >= 0) | np.strings.startswith(name_N, b"/")]
+    return [os.fsdecode(name) for name in odd_N.tolist()]

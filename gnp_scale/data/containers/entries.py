@@ -1,7 +1,7 @@
 """Where the records of a data set lie that is kept in files and tar files."""
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,3 +36,14 @@ def whole_file(folder: Path, path: Path, label: int) -> Entry:
     if not stat.S_ISREG(status.st_mode):
         raise DamagedFileError(f"{path} is listed but is no file: correct the list, or get the data set again")
     return Entry(name, 0, status.st_size, label, name)
+
+
+def check_inside(source: object, names: Iterable[str]) -> None:
+    """Refuses names of files in `source`, a list or an index, that lead out of the folder of the data set.
+
+    Raises:
+        DamagedFileError: there is one.
+    """
+    for name in names:
+        if name.startswith("/") or (".." in name and ".." in name.split("/")):
+            raise DamagedFileError(f"{source} names {name}, which is outside of the data set: get the data set again")

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from gnp_scale.data.containers.entries import Entry, Listing, whole_file
+from gnp_scale.data.containers.entries import Entry, Listing, check_inside, whole_file
 from gnp_scale.data.containers.record import split_name
 from gnp_scale.data.formats import DamagedFileError
 
@@ -13,7 +13,7 @@ def grocery_store(folder: Path) -> Listing | None:
 
     Raises:
         OSError: a list cannot be read.
-        DamagedFileError: a list has another form, or an image is not there.
+        DamagedFileError: a list has another form, or names an image that is not there, or outside.
     """
     if not (folder / "classes.csv").exists() or not (folder / "train.txt").exists():
         return None
@@ -34,6 +34,8 @@ def _classes(file: Path) -> list[str]:
 
 
 def _split(folder: Path, name: str) -> list[Entry]:
-    lines = (folder / f"{name}.txt").read_text().splitlines()
+    file = folder / f"{name}.txt"
+    lines = file.read_text().splitlines()
     cells = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
+    check_inside(file, (path for path, _, _ in cells))
     return [whole_file(folder, folder / path, int(label)) for path, label, _ in cells]

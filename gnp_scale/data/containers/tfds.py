@@ -13,6 +13,7 @@ import numpy as np
 from gnp_scale.config import ConfigError
 from gnp_scale.data.containers import example_proto
 from gnp_scale.data.containers.array_records import ArrayRecords
+from gnp_scale.data.containers.entries import check_inside
 from gnp_scale.data.containers.record import Contents, Ids, Record, split_name
 from gnp_scale.data.formats import MOST_CLASSES, DamagedFileError, lines_of
 from gnp_scale.run.store import Folder
@@ -140,6 +141,7 @@ def _records(folder: Folder, info: Mapping[str, Any], split: Mapping[str, Any]) 
     lengths = [int(length) for length in split["shardLengths"]]
     template = split.get("filepathTemplate") or FILE_TEMPLATE
     names = [shard_file(template, info["name"], split["name"], number, len(lengths)) for number in range(len(lengths))]
+    check_inside(folder / INFO_FILE, names)
     return ArrayRecords([str(folder / name) for name in names], lengths)
 
 
