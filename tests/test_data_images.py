@@ -307,6 +307,14 @@ def test_an_answer_among_several_counts_where_there_is_any(shape, root: Path, se
     assert scores["eval/top1"] == pytest.approx(np.mean(guess == rows["label"][:6]))
 
 
+def test_the_file_of_other_labels_may_be_in_the_home_folder(root: Path, monkeypatch):
+    """Where no shell expands its name: `--data.eval-labels=~/real.json`, or a recipe."""
+    write_set(root, {"train": 4, "val": 2})
+    (root / "real.json").write_text("[[0], [1]]")
+    monkeypatch.setenv("HOME", str(root))
+    assert load(config(name="set", root="~", image_size=8, eval_labels="~/real.json")).num_answers == 1
+
+
 CRASH = """
 import sys, jax, numpy as np
 jax.config.update("jax_platforms", "cpu")

@@ -12,10 +12,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
+from gnp_scale.checks import local_path
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import decode
 from gnp_scale.data.containers.open_folder import open_folder
@@ -170,7 +170,8 @@ def load_images(config: DataConfig) -> Dataset:
         source = contents.split(name, "data.eval_split")
         test = ImageSplit("evaluation", source, np.arange(len(source)), config)
     check_holdout(config, len(train) + len(held), len(train), len(test))
-    test.answers = read_label_file(Path(config.eval_labels), num_classes) if config.eval_labels else None
+    if config.eval_labels:
+        test.answers = read_label_file(local_path("data.eval_labels", config.eval_labels), num_classes)
     num_answers = 0 if test.answers is None else test.answers.num_answers
     statistics = IMAGENET_MEAN, IMAGENET_STD
     return Dataset(config.name, train, test, num_classes, *statistics, num_answers, contents.class_names)
