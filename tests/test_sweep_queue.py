@@ -1,5 +1,6 @@
 """The queue of a sweep, with tiny commands in the place of the trainer."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from gnp_scale.config import ConfigError
 from gnp_scale.run.files import try_lock
 from gnp_scale.run.logs import telling_line
+from gnp_scale.sweeps import queue as module
 from gnp_scale.sweeps.queue import Queue, is_in_use, meaning
 
 
@@ -195,6 +197,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be written .*: make it writable, or choose another folder$"):
         queue(tmp_path / "file", a="exit 0").run()
+
+
+def test_a_lock_of_somebody_else_is_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a/lock")
+
+    monkeypatch.setattr(module.os, "open", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be written .*denied: 'a/lock'.*: make it writable"):
+        queue(tmp_path, a="exit 0").run()
 
 
 def test_exit_codes_have_words():

@@ -137,15 +137,17 @@ class Queue:
 
     def _claim(self, name: str) -> IO[bytes] | None:
         """The log of a point, locked; None if another process is training the point."""
-        try:
-            log = open_log(self._folder, name)
-        except OSError as error:
-            raise ConfigError(
-                f"{self._folder} cannot be written ({error}): make it writable, or choose another folder"
-            ) from error
-        if try_lock(log.fileno()) and not is_in_use(self._folder / name):
-            return log
-        log.close()
+        with contextlib.ExitStack() as unless_claimed:
+            try:
+                log = unless_claimed.enter_context(open_log(self._folder, name))
+                is_free = try_lock(log.fileno()) and not is_in_use(self._folder / name)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self._folder} cannot be written ({error}): make it writable, or choose another folder"
+                ) from error
+            if is_free:
+                unless_claimed.pop_all()
+                return log
         return None
 
     def _collect(self) -> None:
