@@ -70,6 +70,13 @@ def test_the_frontier_has_what_no_other_equals_for_less():
     assert Comparison((summary("plain", 1, {}), SAM)).frontier == [SAM]
 
 
+def test_methods_of_equal_accuracy_and_compute_are_on_the_frontier_together():
+    """Nothing tells which of the two is the better one; with more compute, an equal one is not on it."""
+    scores = {0: 0.78, 1: 0.81, 2: 0.80}
+    twin, dearer = summary("late-50", 2, scores), summary("stale", 2.5, scores)
+    assert Comparison((PLAIN, SAM, twin, dearer)).frontier == [PLAIN, SAM, twin]
+
+
 def test_the_share_of_the_gain_of_the_best_cheap_method():
     cheap, best, share = ALL.cheap_share()
     assert (cheap.name, best.name) == ("momentum", "sam")

@@ -28,8 +28,9 @@ _LEGEND = (
     "with the best accuracy on the images held out, in runs on other seeds; (edge): one is the smallest or largest of "
     "more than two that were tried. test: of the checkpoint that is best on the images "
     "held out. last: of the last checkpoint. The columns with a minus are differences, paired by seed, with 95 % "
-    "bootstrap intervals. train: of the last checkpoint on its training images with their labels. *: no method "
-    "reaches more with the same or less compute. The plot leaves out methods with less than half of the best accuracy."
+    "bootstrap intervals. train: of the last checkpoint on its training images with their labels. *: no other "
+    "method reaches more with the same compute, or as much with less. The plot leaves "
+    "out methods with less than half of the best accuracy."
 )
 _EQUAL, _BESIDE = 0.02, 0.02
 """Compute that is shown as equal, and the distance of its methods in the plot."""

@@ -129,12 +129,14 @@ class Comparison:
 
     @cached_property
     def frontier(self) -> list[Summary]:
-        """The methods with results that no other equals in accuracy for the same or less compute, by their compute."""
+        """The methods with results by their compute, of which no other reaches more with the same compute, or as much
+        with less."""
         known = [summary for summary in self.summaries if summary.outcomes]
-        accuracy = {summary.name: summary.mean("test_best") or 0.0 for summary in known}
+        place = {summary.name: (self.cost(summary), -(summary.mean("test_best") or 0.0)) for summary in known}
         found: list[Summary] = []
-        for summary in sorted(known, key=lambda summary: (self.cost(summary), -accuracy[summary.name])):
-            if not found or accuracy[summary.name] > accuracy[found[-1].name]:
+        for summary in sorted(known, key=lambda summary: place[summary.name]):
+            last = place[found[-1].name] if found else (0.0, 1.0)
+            if place[summary.name][1] < last[1] or place[summary.name] == last:
                 found.append(summary)
         return found
 
