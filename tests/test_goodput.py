@@ -52,6 +52,13 @@ def test_the_life_of_a_run_adds_up(starts, num_lost_steps, lost_s, goodput, down
     assert sum(run_history.stage_s.values()) == pytest.approx(run_history.wall_s)
 
 
+def test_the_seconds_of_kept_steps_have_no_waits_of_steps_that_were_undone():
+    """Killed at step 50, resumed from 40: 10 of 60 steps are lost, with their share of the waits for data."""
+    starts = start(0, 100, 0, 50, 60, data=30), start(150, 200, 40, 50, 30, data=6)
+    assert RunHistory(starts).kept_s == pytest.approx((90 + 36) * 5 / 6)
+    assert RunHistory(()).kept_s == 0.0
+
+
 SPANS = st.lists(
     st.tuples(
         st.floats(-1e9, 1e9),  # when it began, by a clock that jumps

@@ -25,7 +25,6 @@ from gnp_scale.run.consensus import first_error
 from gnp_scale.run.history import read_history
 from gnp_scale.run.layout import CHECKPOINTS_FOLDER
 from gnp_scale.run.processes import is_main_process
-from gnp_scale.run.stages import Stage
 from gnp_scale.sweeps.results import TOP1
 from gnp_scale.training.evaluate import make_evaluate, trace_eval_step
 from gnp_scale.training.setup import Task
@@ -87,9 +86,7 @@ def _measure(config: Config, run_dir: Path, *, is_final: bool) -> Outcome:
         len(validation) == due,
         f"{run_dir} has the record of {len(validation)} of its {due} evaluations: remove it, and it is trained again",
     )
-    history = read_history(run_dir)
-    seconds = history.stage_s[Stage.TRAIN] + history.stage_s[Stage.DATA] - history.lost_s
-    found = Outcome(num_passes(config), seconds=seconds, validation=validation)
+    found = Outcome(num_passes(config), seconds=read_history(run_dir).kept_s, validation=validation)
     with jax.set_mesh(make_mesh(resolve(config.mesh, jax.device_count()))):
         scorer = _Scorer(config, run_dir)
         last = config.train.num_steps

@@ -92,16 +92,25 @@ class RunHistory:
     @property
     def lost_s(self) -> float:
         """Seconds of training in lost steps, estimated from the mean time of a step."""
+        return self.stage_s[Stage.TRAIN] * self._lost_share
+
+    @property
+    def kept_s(self) -> float:
+        """Seconds of training in steps that were kept, and of waiting for their batches, estimated like `lost_s`."""
+        return (self.stage_s[Stage.TRAIN] + self.stage_s[Stage.DATA]) * (1 - self._lost_share)
+
+    @property
+    def _lost_share(self) -> float:
         num_made_steps = sum(start.num_made_steps for start in self.starts)
         # If the record has a gap, more steps may be lost than it contains.
-        return self.stage_s[Stage.TRAIN] * min(1.0, self.num_lost_steps / max(1, num_made_steps))
+        return min(1.0, self.num_lost_steps / max(1, num_made_steps))
 
     @property
     def goodput(self) -> float:
         """Seconds in updates that were kept / seconds since the run first started."""
-        kept_s = self.stage_s[Stage.TRAIN] - self.lost_s
+        in_updates_s = self.stage_s[Stage.TRAIN] - self.lost_s
         # The clock's seconds since 1970 are rounded, so a short wall time may be too short.
-        return min(1.0, kept_s / self.wall_s) if self.wall_s else 0.0
+        return min(1.0, in_updates_s / self.wall_s) if self.wall_s else 0.0
 
 
 def read_history(run_dir: Folder) -> RunHistory:
