@@ -99,6 +99,25 @@ def test_another_data_set_begins_from_all_of_its_examples(tmp_path):
     assert config("--data.name", "digits", "--data.holdout", "0.5") == DataConfig("digits", batch_size=16, holdout=0.5)
 
 
+def test_the_seed_of_a_draw_is_left_out_where_nothing_is_drawn(tmp_path):
+    """docs/evaluation.md: `--data.label-noise 0` judges a run by the right labels."""
+    data = DataConfig("synthetic", label_noise=0.4, draw_seed=3, batch_size=16)
+    make_run(tmp_path / "run", Config(data=data), {5: 0.5})
+    few = replace(data, num_examples=64)
+    make_run(tmp_path / "few", Config(data=few), {5: 0.5})
+
+    def config(run, *flags):
+        return config_of_run(tmp_path / run, flags, "eval", "", ()).data
+
+    assert config("run", "--data.label-noise", "0") == replace(data, label_noise=0, draw_seed=0)
+    # The examples of the run, without its noise.
+    assert config("few", "--data.label-noise", "0") == replace(few, label_noise=0)
+    with pytest.raises(ConfigError, match=r"data\.draw_seed is 4, but has an effect only with"):
+        config("run", "--data.label-noise", "0", "--data.draw-seed", "4")
+    with pytest.raises(ConfigError, match=r"data\.label_noise is 2"):
+        config("run", "--data.label-noise", "2")
+
+
 def test_an_evaluation_says_which_options_have_no_effect(capsys):
     data = DataConfig("digits", batch_size=16, eval_batch_size=16, image_size=99)
     with working(Config(data=data), None):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gnp_scale.checks import split_recipe
-from gnp_scale.config import Config, ConfigError
+from gnp_scale.config import Config, ConfigError, DataConfig
 from gnp_scale.run.store import Folder, run_folder
 
 
@@ -46,7 +46,8 @@ def existing_run(text: str, option: str = "RUN") -> Folder:
 def config_of_run(run_dir: Folder, flags: Sequence[str], command: str, usage: str, options: Sequence[str]) -> Config:
     """The configuration of a run for the command `command` with `usage` and `options`, with flags of data and mesh.
 
-    If the flags name another data set, all of its examples are chosen, unless other flags choose some.
+    If the flags name another data set, all of its examples are chosen, unless other flags choose some. If they leave
+    nothing to draw, the seed of the run's draw is left out.
 
     Raises: ConfigError: a flag belongs to another section.
     """
@@ -57,7 +58,12 @@ def config_of_run(run_dir: Folder, flags: Sequence[str], command: str, usage: st
         if flag.startswith("--") and not flag.startswith(("--data.", "--mesh.", "--help")):
             raise ConfigError(f"{command} has no option {flag}: only those of data and mesh; the run decides the rest")
     stored, usage = stored_config(run_dir), f"gnp-scale {command} RUN {usage}"
-    config = recipe.override(stored, flags, usage, options)
-    if config.data.name == stored.data.name:
-        return config
-    return recipe.override(replace(stored, data=stored.data.with_all_examples()), flags, usage, options)
+
+    def override(data: DataConfig) -> Config:
+        return recipe.override(replace(stored, data=data), flags, usage, options)
+
+    try:
+        config = override(stored.data)
+    except ConfigError:
+        config = override(replace(stored.data, draw_seed=DataConfig.draw_seed))
+    return config if config.data.name == stored.data.name else override(stored.data.with_all_examples())
