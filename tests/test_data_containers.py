@@ -203,6 +203,28 @@ def test_folders_named_by_numbers_are_in_their_order(folder: Path):
     assert values(contents, "train") == [(0, "0"), (2, "2"), (10, "10")]
 
 
+def test_hidden_files_and_folders_hold_no_images(folder: Path):
+    """macOS puts `._1.png` beside 1.png, with other bytes, and Jupyter puts copies into `.ipynb_checkpoints`."""
+    write_folder(folder)
+    for name in ("train/zero/._0.png", "train/one/.ipynb_checkpoints/1-checkpoint.png", "val/two/sub/.x/8.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(99))
+    (folder / "val" / "two" / "sub" / "8.png").write_bytes(png(8))
+    contents = write_index(folder)
+    assert sorted(values(contents, "train")) == expected(range(NUM_TRAIN))
+    assert sorted(values(contents, "validation")) == sorted([*expected(range(NUM_TRAIN, NUM_IMAGES)), (8, "two")])
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_a_hidden_file_is_no_container(form: str, folder: Path):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    WRITERS[form](folder)
+    for path in [*folder.rglob("*.tar"), *folder.rglob("*.parquet")]:
+        (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    assert sorted(values(opened(folder), "train")) == expected(range(NUM_TRAIN))
+
+
 def test_folders_named_by_other_digits_are_in_the_order_of_their_names(folder: Path):
     for label, name in enumerate(("²", "³")):
         (folder / name).mkdir()

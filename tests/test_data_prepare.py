@@ -23,6 +23,7 @@ from gnp_scale.cli import main
 from gnp_scale.config import ConfigError, DataConfig
 from gnp_scale.data import prepare as module
 from gnp_scale.data.containers.open_folder import open_folder, write_index
+from gnp_scale.data.containers.record import Record
 from gnp_scale.data.label_files import LabelFile
 from gnp_scale.data.manifest import JOURNAL_FILE, Manifest
 from gnp_scale.data.prepare import prepare
@@ -175,7 +176,7 @@ def test_members_of_tar_files_belong_to_nobody_and_are_named_by_content(source: 
     names = {
         "a.b.jpg": ("jpg", jpeg(photograph(8, 8))),
         "a.c.jpg": ("png", png(0)),
-        ".w.jpg": ("webp", encoded("WEBP")),
+        "w.jpg": ("webp", encoded("WEBP")),
         "ILSVRC2012_val_00000293.JPEG": ("bmp", encoded("BMP")),
         "é\n.jpg": ("jpg", jpeg(photograph(8, 8))),
     }
@@ -190,13 +191,21 @@ def test_members_of_tar_files_belong_to_nobody_and_are_named_by_content(source: 
         (0, 0, 0, "", 0o644)
     }
     kinds = {member.name.rpartition("/")[2] for member in members if not member.name.endswith(".cls")}
-    assert kinds == {"a.jpg", "a.png", "image.webp", "ILSVRC2012_val_00000293.bmp", "é_.jpg"}
+    assert kinds == {"a.jpg", "a.png", "w.webp", "ILSVRC2012_val_00000293.bmp", "é_.jpg"}
     split = open_folder(str(tmp_path / "out")).splits["train"]
     records = split.read(range(len(split)))
     assert sorted(record.data for record in records) == sorted(data for _, data in names.values())
     # Label files still find an image by its name.
     labels = LabelFile(Path("real.json"), {"ILSVRC2012_val_00000293": [7]}, None, 1)
     assert [labels.labels(record.name)[0] for record in records if "ILSVRC" in record.name] == [7]
+
+
+def test_a_member_of_a_tar_file_has_a_name_even_if_its_image_has_none(tmp_path: Path):
+    writer = SHARD_FORMS["webdataset"].open(tmp_path / "x.tar")
+    writer.write(0, Record(png(0), 1, "one/.png"))
+    writer.close()
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert tar.getnames() == ["00000000/image.png", "00000000/image.cls"]
 
 
 def test_the_commands_print_one_line_and_tell_by_the_exit_code(source: Path, tmp_path: Path, capsys):

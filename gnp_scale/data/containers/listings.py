@@ -99,7 +99,7 @@ def webdataset(folder: Path) -> Listing | None:
     Each has its split from the manifest of `gnp-scale data prepare`. Without one, the last word of its name that is a
     split's is its split, as in imagenet1k-train-0000.tar; without such a word it is `train`.
     """
-    shards = sorted(path.name for path in folder.glob("*.tar"))
+    shards = sorted(path.name for path in folder.glob("[!.]*.tar"))
     if not shards:
         return None
     prepared = Manifest.read(folder).splits if (folder / MANIFEST_FILE).exists() else {}
@@ -204,7 +204,9 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Hidden files and folders are of other programs, such as `._1.png` and `.ipynb_checkpoints`."""
+    found = (path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts))
 
 
 FORMS: Mapping[str, Callable[[Path], Listing | None]] = {

@@ -73,7 +73,7 @@ def open_parquet(folder: Path) -> Contents | None:
         ConfigError: PyArrow is not installed, or there is no column of images, or none of labels that are numbers.
         DamagedFileError: a file cannot be read.
     """
-    paths = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    paths = sorted(folder.glob("[!.]*.parquet")) or sorted(folder.glob("data/[!.]*.parquet"))
     if not paths:
         return None
     image, label, class_names = _columns(paths)
