@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -16,6 +16,7 @@ from run_folders import make_run
 
 from gnp_scale.config import CheckpointConfig, Config, ConfigError, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from gnp_scale.data.augment import normalise
+from gnp_scale.data.dataset import UNREADABLE, Rows, Split
 from gnp_scale.evaluation.existing import evaluate_run
 from gnp_scale.loop import train
 from gnp_scale.sharpness import examples, line, report
@@ -87,6 +88,41 @@ def test_batch_statistics_are_those_of_the_parameters_at_each_step(set_mesh):
         got = found[number]["stages"]["0"]["norm"]
         np.testing.assert_allclose(got["mean"], np.mean(means, axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(got["variance"], np.mean(variances, axis=0), rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class Broken(Split):
+    """Two consecutive images of seven, also the last one, cannot be used."""
+
+    def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
+        rows, bad_B = super().read(chosen_B, draw_BxD), broken(chosen_B)
+        rows["image"][bad_B], rows["label"][bad_B] = 0, UNREADABLE
+        return rows
+
+
+def broken(number: np.ndarray) -> np.ndarray:
+    return number % 7 < 2
+
+
+def test_an_image_that_cannot_be_used_is_not_in_the_statistics(set_mesh):
+    """Nor is a black one. The next example takes its place, as in the training pass of which they are."""
+    set_mesh(2)
+    task = Task.of(CNN)
+    state = task.init_state()
+    split = task.dataset.train
+    assert isinstance(split, Split)
+    image, label = split.image[:1401], split.label[:1401]
+    number = np.arange(len(label))
+    assert broken(number[-1])
+    while broken(number).any():
+        number = np.where(broken(number), (number + 1) % len(label), number)
+
+    def found(train: Split):
+        changed = replace(task, dataset=replace(task.dataset, train=train))
+        ends, stats = (state.params, state.params), state.batch_stats
+        return next(line._statistics(changed, ends, stats, Settings(num_examples=100), contextlib.nullcontext))
+
+    jax.tree.map(np.testing.assert_array_equal, found(Broken(image, label)), found(Split(image[number], label)))
 
 
 def test_frozen_statistics_are_not_computed_anew(set_mesh):

@@ -1,14 +1,19 @@
-"""Batch statistics of parameters that no run has trained, computed anew as in a training pass."""
+"""Batch statistics of parameters that no run has trained, computed anew as in a training pass.
+
+B examples, D draws.
+"""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gnp_scale.config import check
 from gnp_scale.data.augment import normalise
+from gnp_scale.data.dataset import UNREADABLE, Examples, Rows
 from gnp_scale.mesh import AXES, current_axis_size
 from gnp_scale.models import registry
 from gnp_scale.models.batch_norm import BatchNorm
@@ -24,12 +29,37 @@ type StatisticsOf = Callable[[Params, Any], Any]
 """`statistics_of(params, data)`: the batch statistics of `params`; with the data that come with the function."""
 
 
+@dataclass(frozen=True)
+class _Usable:
+    """The examples of a split, where the next one takes the place of one that cannot be used, as in training."""
+
+    split: Examples
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self.split.image_shape
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def read(self, chosen_B: np.ndarray, draw_BxD: np.ndarray | None) -> Rows:
+        """As that of the split."""
+        rows = self.split.read(chosen_B, draw_BxD)
+        bad_B = rows["label"] == UNREADABLE
+        if np.any(bad_B):
+            others = self.read((chosen_B[bad_B] + 1) % len(self), None if draw_BxD is None else draw_BxD[bad_B])
+            for name, row_B in rows.items():
+                row_B[bad_B] = others[name]
+        return rows
+
+
 def prepare(task: Task, batch_stats: Any, settings: Settings, during: During) -> tuple[StatisticsOf, Any]:
     """A function to be compiled, and its data: means, over whole batches of training examples, of the statistics of a
     training pass (arXiv 1803.05407).
 
-    Each batch is one group. Padding would count in the statistics, so there is none. Frozen statistics are those of
-    `batch_stats`; a network without batch normalisation has the same for all parameters.
+    Each batch is one group. Padding and black images would count in the statistics, so there are none. Frozen
+    statistics are those of `batch_stats`; a network without batch normalisation has the same for all parameters.
     """
     if not jax.tree.leaves(batch_stats):
         return lambda params, data: data, batch_stats
@@ -38,7 +68,8 @@ def prepare(task: Task, batch_stats: Any, settings: Settings, during: During) ->
     size = min(task.config.data.eval_batch_size, num_examples) // num_shards * num_shards
     check(size > 0, f"{num_examples} examples are measured on {num_shards} devices: give at least one for each")
     num_examples = num_examples // size * size
-    parts = examples.read(task, batch_stats, num_examples, size, settings.seed, during).parts
+    usable = replace(task, dataset=replace(task.dataset, train=_Usable(task.dataset.train)))
+    parts = examples.read(usable, batch_stats, num_examples, size, settings.seed, during).parts
     return _make(task, size), (batch_stats, parts)
 
 
