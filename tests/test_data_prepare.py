@@ -247,8 +247,9 @@ def test_an_unfinished_folder_is_no_data_set(to: str, source: Path, tmp_path: Pa
         patch.setattr(module, "_finish", lambda *_: None)
         prepare(source, tmp_path / "out", 300, 1, to)
     assert (tmp_path / "out" / JOURNAL_FILE).exists()
-    with pytest.raises(ConfigError, match="out is not finished: run the same gnp-scale data prepare again"):
-        open_folder(str(tmp_path / "out"))
+    for read in (lambda folder: open_folder(str(folder)), write_index):
+        with pytest.raises(ConfigError, match="out is not finished: run the same gnp-scale data prepare again"):
+            read(tmp_path / "out")
     # A kill may leave a file that was to replace another.
     (tmp_path / "out" / f"classes.txt.0123{NEW_SUFFIX}").touch()
     prepare(source, tmp_path / "out", 300, 1, to)

@@ -104,8 +104,9 @@ def write_index(folder: Path) -> Contents:
     """Makes the index of the images in `folder`, and stores it there.
 
     Raises:
-        ConfigError: there are no images, one cannot be read, or the index cannot be stored.
+        ConfigError: there are no images, one cannot be read, the folder is not finished, or the index cannot be stored.
     """
+    _check_whole(folder, (folder / JOURNAL_FILE).exists())
     with reading(folder):
         return store_index(folder, *_listed(folder))
 
