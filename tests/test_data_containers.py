@@ -181,6 +181,19 @@ def test_a_damaged_index_is_named(folder: Path):
         opened(folder)
 
 
+@pytest.mark.parametrize(
+    "header", [b"", b"{", b"[]", b"{}", b'{"splits": []}', b'{"splits": {"train": 3}}', b'{"splits": {}, "form": "a"}']
+)
+def test_an_index_of_another_form_is_named(header: bytes, folder: Path):
+    write_index(write_folder(folder))
+    with np.load(folder / INDEX_FILE) as stored:
+        arrays = dict(stored) | {"header": np.frombuffer(header, np.uint8)}
+    with (folder / INDEX_FILE).open("wb") as file:
+        np.savez(file, **arrays)
+    with pytest.raises(DamagedFileError, match=f"{INDEX_FILE} is not a whole index .*: remove it"):
+        opened(folder)
+
+
 def test_an_index_cannot_contain_code(folder: Path):
     write_folder(folder)
 
@@ -374,6 +387,17 @@ def test_labels_that_are_words_are_refused(has_names: bool, folder: Path):
     pq.write_table(table.replace_schema_metadata(stored), folder / "train.parquet")
     with pytest.raises(
         ConfigError, match=r"^\S*train\.parquet has labels of the type string in the column label: give whole numbers"
+    ):
+        opened(folder)
+
+
+@pytest.mark.parametrize("description", [b"{", b"[]", b'{"info": 3}', b'{"info": {"features": [1]}}'])
+def test_features_of_another_form_are_one_line(description: bytes, folder: Path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"image": [png(0)], "label": [0]})
+    pq.write_table(table.replace_schema_metadata({b"huggingface": description}), folder / "train.parquet")
+    with pytest.raises(
+        DamagedFileError, match=r"train\.parquet is not a whole Parquet file: it has features of another"
     ):
         opened(folder)
 

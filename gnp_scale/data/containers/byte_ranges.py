@@ -29,6 +29,8 @@ from gnp_scale.run.store_requests import StoreError, may_pass, not_now
 
 VERSION = 1
 _KEYS = ("file", "offset", "num_bytes", "label", "name", "crc")
+_DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile)
+"""Errors of an index that is cut, or has another form."""
 _CHUNK = 64
 """Records whose checksums one call computes."""
 
@@ -215,13 +217,14 @@ def load(path: Folder, folder: Folder) -> Contents:
                 name: ByteRanges(folder, files, {key: stored[f"{name}/{key}"] for key in _KEYS})
                 for name, files in header["splits"].items()
             }
+            contents = Contents(header["form"], tuple(header["class_names"]), splits)
     except StoreError:
         raise
-    except (OSError, ValueError, KeyError, zlib.error, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DamagedFileError(f"{path} is not a whole index ({error}): remove it") from error
     for split in splits.values():
         check_inside(path, split.files or _odd_names(split.arrays["name"]))
-    return Contents(header["form"], tuple(header["class_names"]), splits)
+    return contents
 
 
 def _odd_names(name_N: np.ndarray) -> list[str]:

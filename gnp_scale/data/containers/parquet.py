@@ -98,13 +98,16 @@ def _opened(path: Path) -> Any:
 
 def _columns(paths: Sequence[Path]) -> tuple[str, str, tuple[str, ...]]:
     """Columns of the image and the label, and the names of the classes, from what Hugging Face writes into the file."""
-    stored = json.loads((_opened(paths[0]).schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    features = stored.get("info", {}).get("features", {})
-    image = next((name for name, feature in features.items() if feature.get("_type") == "Image"), "image")
-    label = next((name for name, feature in features.items() if feature.get("_type") == "ClassLabel"), "label")
+    stored = (_opened(paths[0]).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(stored).get("info", {}).get("features", {})
+        image = next((name for name, feature in features.items() if feature.get("_type") == "Image"), "image")
+        label = next((name for name, feature in features.items() if feature.get("_type") == "ClassLabel"), "label")
+        names = features.get(label, {}).get("names")
+    except (ValueError, AttributeError) as error:
+        raise DamagedFileError(f"{paths[0]} is not a whole Parquet file: it has features of another form") from error
     for path in paths:
         _check_columns(path, image, label)
-    names = features.get(label, {}).get("names")
     if names is None:
         highest = max(int(_column(path, label).max(initial=0)) for path in paths)
         names = [str(number) for number in range(highest + 1)]
