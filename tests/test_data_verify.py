@@ -1,11 +1,14 @@
 """`gnp-scale data verify` finds whatever has changed."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
 from image_sets import NUM_IMAGES, png, train_shards, write_folder, write_parquet
 
 from gnp_scale.data.containers.open_folder import INDEX_FILE, open_folder, write_index
+from gnp_scale.data.formats import DamagedFileError
 from gnp_scale.data.manifest import MANIFEST_FILE
 from gnp_scale.data.prepare import prepare
 from gnp_scale.data.shard_forms import SHARD_FORMS
@@ -105,6 +108,19 @@ def test_verify_names_a_missing_index_which_is_the_same_when_made_again(source: 
     write_index(out)
     assert verify(out, 2, decodes=False)[1] == []
     assert (out / INDEX_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"shards": []}', '{"splits": []}'])
+def test_a_manifest_of_another_program_is_told(manifest: str, tmp_path: Path):
+    """Whether it is damaged, and has other splits than the names of files, cannot be known."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name, content in (("a.png", b"image"), ("a.cls", b"0")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (tmp_path / MANIFEST_FILE).write_text(manifest)
+    with pytest.raises(DamagedFileError, match=r"manifest\.json is not one of gnp-scale data prepare \(.*\): restore"):
+        write_index(tmp_path)
 
 
 def test_an_index_that_is_made_again_has_the_splits_of_the_manifest(tmp_path: Path):

@@ -60,8 +60,11 @@ class Manifest:
             return cls(stored["source"], tuple(stored["class_names"]), splits, encoding, stored.get("digests", {}))
         except (FileNotFoundError, StoreError):
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedFileError(f"{folder / MANIFEST_FILE} cannot be read: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedFileError(
+                f"{folder / MANIFEST_FILE} is not one of gnp-scale data prepare ({error}): restore it, or rename it if "
+                "it is of another program"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Writes the manifest; after a kill it is absent or whole."""
