@@ -28,7 +28,7 @@ MISTAKES = {
     "missing data set": (("--data.name", "cifar10"), "gnp-scale data download cifar10"),
     "batch not divisible": (("--data.batch-size", "30"), "divisible by the 8 devices"),
     "impossible mesh": (("--mesh.fsdp", "4", "--mesh.tensor", "2"), "does not fit 7 devices"),
-    "part of no whole examples": (("--gnp.ascent-fraction", "0.3"), "for 10 parts"),
+    "part of no whole examples": (("--gnp.ascent-fraction", "0.3"), "1/10 of the 128 examples"),
     "flag before its value": (("--train.num-steps",), "--train.num-steps"),
     "heads over tensor": (("--mesh.fsdp", "1", "--mesh.tensor", "8"), "attention heads"),
 }

@@ -10,8 +10,9 @@ import pytest
 from run_folders import make_run
 from slurm_cluster import INSTALL, SlurmCluster, missing_programs
 
+from gnp_scale import recipe
 from gnp_scale.checkpoint import fingerprint
-from gnp_scale.config import Config
+from gnp_scale.sweeps.grid import name_of, with_values
 
 ROOT = Path(__file__).parent.parent
 TRAIN = "launch/slurm/train.sbatch"
@@ -107,12 +108,15 @@ echo "$SLURM_ARRAY_TASK_ID ${!#}" >>FOLDER/starts
 until [[ -e FOLDER/go ]]; do sleep 0.1; done
 if [[ "$*" == *"--train.seed 1"* && ! -e FOLDER/mended ]]; then exit 77; fi
 mkdir -p "${!#}"
-cp FOLDER/run/* "${!#}"
+cp FOLDER/finished/"$(basename "${!#}")"/* "${!#}"
 """
 
 
 def test_a_sweep_is_an_array_job_and_a_further_one_for_what_is_not_finished(cluster, tmp_path):
-    make_run(tmp_path / "run", Config(), {})
+    points = [{"gnp.r": r, "train.seed": seed} for r in (0.1, 0.2) for seed in (0, 1)]
+    names = [name_of(values) for values in points]
+    for name, values in zip(names, points, strict=True):
+        make_run(tmp_path / "finished" / name, with_values(recipe.load(RECIPE[0]), values), {})
     stub = SWEEP_STUB.replace("FOLDER", str(tmp_path))
     env = cluster.env | {"PATH": f"{_program(tmp_path, 'gnp-scale', stub)}:{os.environ['PATH']}"}
     folder, grid = tmp_path / "a sweep", ("--grid", "gnp.r=0.1,0.2", "--grid", "train.seed=0,1")
@@ -132,7 +136,6 @@ def test_a_sweep_is_an_array_job_and_a_further_one_for_what_is_not_finished(clus
     assert re.search(r"[1-4] tasks of job \d+ of this sweep are in the queue", again.stderr)
     (tmp_path / "go").touch()
     wait(first)
-    names = [f"gnp.r={r},train.seed={seed}" for r in (0.1, 0.2) for seed in (0, 1)]
     expected = [f"{number} {folder / name}" for number, name in enumerate(names, 1)]
     starts = tmp_path / "starts"
     assert sorted(starts.read_text().splitlines()) == expected
