@@ -196,11 +196,11 @@ def _second_pass(passes: Passes, inputs: Inputs, clean: _Clean, direction: Tree)
     c1, c2 = blend_weights(gnp.blend, alpha, dots)
     # If a schedule is at 0, u is bitwise g1, for any g2.
     u = LinearCombination(where_on(c1, 1.0), g1, where_on(c2, 0.0), g2)
-    zeros, kept, displacement = jax.tree.map(jnp.zeros_like, g1), None, None
+    if_on, kept, displacement = partial(jax.tree.map, lambda x: where_on(x, 0.0)), None, None
     if gnp.direction == "reused":
-        kept = jax.tree.map(where_on, weighted_sum(1.0, g2, -ratio(dots.a_b, dots.a_a), g1), zeros)
+        kept = if_on(weighted_sum(1.0, g2, -ratio(dots.a_b, dots.a_a), g1))
     if gnp.blend == "decoupled":
-        displacement = jax.tree.map(where_on, weighted_sum(alpha, g2, -alpha, g1), zeros)
+        displacement = if_on(weighted_sum(alpha, g2, -alpha, g1))
     telemetry = {"loss_perturbed": upcast(loss_perturbed), **geometry(gnp, dots, length, u)}
     telemetry |= used_radius(gnp, length, alpha)
     return Penalized(clean.loss, clean.aux, u, telemetry, kept, displacement)

@@ -63,7 +63,7 @@ def _first(parts: jax.Array) -> jax.Array:
 
 
 def exact(fraction: float) -> Fraction:
-    """The fraction of small terms that `fraction` stands for: 1/3 for 0.333."""
+    """The fraction of small terms that `fraction` stands for: 1/3 for 0.33333."""
     return Fraction(fraction).limit_denominator(1000)
 
 
